@@ -1,1 +1,14 @@
-//! Placeholder crate root, replaced by the first commit of the crate.
+//! The operations that models are made of, for every device, each with a scalar twin.
+//!
+//! [`ops::Backend`] is the whole list. [`reference`] is the plain truth of each op, never optimised;
+//! the other backends are judged against it, op by op and format by format. This crate knows rows and number
+//! formats; it knows no layers and no files.
+
+pub mod buffer;
+pub mod check;
+pub mod host;
+pub mod ops;
+pub mod reference;
+
+pub use buffer::{Block, Buffer, DeviceMemory, HostWeight, Tensor, View, Weight};
+pub use ops::Backend;

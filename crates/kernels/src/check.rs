@@ -1,0 +1,218 @@
+//! Shape checks that every backend makes before it trusts its arguments.
+
+use files::{Error, Result};
+
+use crate::buffer::{Tensor, Weight};
+use crate::ops::{
+    AttentionSpec, DeltaInput, DeltaSpec, ExpertBatch, KvCache, RopeSpec, RouteBuffers, RouteSpec, Segment,
+    SharedOutput,
+};
+
+fn fail<T>(op: &str, what: String) -> Result<T> {
+    Err(Error::invalid(format!("{op}: {what}")))
+}
+
+fn want(op: &str, name: &str, t: &Tensor, rows: usize, cols: usize) -> Result<()> {
+    if (t.rows(), t.cols()) == (rows, cols) {
+        return Ok(());
+    }
+    fail(op, format!("{name} is [{}, {}], expected [{rows}, {cols}]", t.rows(), t.cols()))
+}
+
+fn want_vector(op: &str, name: &str, t: &Tensor, len: usize) -> Result<()> {
+    if t.len() == len { Ok(()) } else { fail(op, format!("{name} has {} values, expected {len}", t.len())) }
+}
+
+fn want_segment(op: &str, segment: &Segment, rows: usize) -> Result<()> {
+    if segment.rows.start <= segment.rows.end && segment.rows.end <= rows {
+        return Ok(());
+    }
+    fail(op, format!("segment {:?} leaves {rows} rows", segment.rows))
+}
+
+/// Checks [`crate::Backend::embed`].
+pub fn embed(table: &Weight, ids: &[u32], out: &Tensor) -> Result<()> {
+    if let Some(id) = ids.iter().find(|&&id| id as usize >= table.rows()) {
+        return fail("embed", format!("token {id} is outside a vocabulary of {}", table.rows()));
+    }
+    want("embed", "out", out, ids.len(), table.cols())
+}
+
+/// Checks [`crate::Backend::rms_norm`].
+pub fn rms_norm(x: &Tensor, weight: &Tensor, out: &Tensor) -> Result<()> {
+    want_vector("rms_norm", "weight", weight, x.cols())?;
+    want("rms_norm", "out", out, x.rows(), x.cols())
+}
+
+/// Checks [`crate::Backend::linear`].
+pub fn linear(x: &Tensor, w: &Weight, bias: Option<&Tensor>, out: &Tensor) -> Result<()> {
+    want("linear", "x", x, x.rows(), w.cols())?;
+    if let Some(bias) = bias {
+        want_vector("linear", "bias", bias, w.rows())?;
+    }
+    want("linear", "out", out, x.rows(), w.rows())
+}
+
+/// Checks [`crate::Backend::add`].
+pub fn add(x: &Tensor, y: &Tensor) -> Result<()> {
+    want("add", "y", y, x.rows(), x.cols())
+}
+
+/// Checks [`crate::Backend::gather_rows`].
+pub fn gather_rows(x: &Tensor, rows: &[u32], out: &Tensor) -> Result<()> {
+    if let Some(row) = rows.iter().find(|&&row| row as usize >= x.rows()) {
+        return fail("gather_rows", format!("row {row} of {}", x.rows()));
+    }
+    want("gather_rows", "out", out, rows.len(), x.cols())
+}
+
+/// Checks [`crate::Backend::norm_rope`].
+pub fn norm_rope(
+    x: &Tensor,
+    segment: &Segment,
+    spec: &RopeSpec,
+    frequencies: &Tensor,
+    norm: Option<(&Tensor, f32)>,
+) -> Result<()> {
+    want_segment("norm_rope", segment, x.rows())?;
+    want("norm_rope", "x", x, x.rows(), spec.heads * spec.head_stride)?;
+    if spec.head_dim > spec.head_stride || spec.rotary_dim > spec.head_dim || spec.rotary_dim % 2 != 0 {
+        return fail("norm_rope", format!("{spec:?} does not describe a head"));
+    }
+    want_vector("norm_rope", "frequencies", frequencies, spec.rotary_dim / 2)?;
+    if let Some((weight, _)) = norm {
+        want_vector("norm_rope", "norm", weight, spec.head_dim)?;
+    }
+    Ok(())
+}
+
+/// Checks [`crate::Backend::kv_append`].
+pub fn kv_append(k: &Tensor, v: &Tensor, segment: &Segment, cache: &KvCache) -> Result<()> {
+    want_segment("kv_append", segment, k.rows())?;
+    want("kv_append", "k", k, k.rows(), cache.kv_heads * cache.head_dim)?;
+    want("kv_append", "v", v, k.rows(), cache.kv_heads * cache.head_dim)?;
+    if segment.position + segment.rows.len() > cache.capacity {
+        let end = segment.position + segment.rows.len();
+        return fail("kv_append", format!("position {end} is past the cache's {}", cache.capacity));
+    }
+    Ok(())
+}
+
+/// Checks [`crate::Backend::attention`].
+pub fn attention(
+    q: &Tensor,
+    segment: &Segment,
+    cache: &KvCache,
+    spec: &AttentionSpec,
+    out: &Tensor,
+) -> Result<()> {
+    want_segment("attention", segment, q.rows())?;
+    if spec.head_dim != cache.head_dim || !spec.heads.is_multiple_of(cache.kv_heads) {
+        return fail("attention", format!("{spec:?} does not fit {} heads of the cache", cache.kv_heads));
+    }
+    let stride = spec.head_dim * (1 + usize::from(spec.gated));
+    want("attention", "q", q, q.rows(), spec.heads * stride)?;
+    if segment.position + segment.rows.len() > cache.capacity {
+        return fail("attention", format!("{segment:?} is past the cache's {} positions", cache.capacity));
+    }
+    want("attention", "out", out, q.rows(), spec.heads * spec.head_dim)
+}
+
+/// Checks [`crate::Backend::short_conv`].
+pub fn short_conv(
+    x: &Tensor,
+    weight: &Tensor,
+    segment: &Segment,
+    state: &Tensor,
+    out: &Tensor,
+) -> Result<()> {
+    want_segment("short_conv", segment, x.rows())?;
+    let kernel = weight.cols();
+    if kernel == 0 {
+        return fail("short_conv", "the kernel is empty".into());
+    }
+    want("short_conv", "weight", weight, x.cols(), kernel)?;
+    want("short_conv", "state", state, kernel - 1, x.cols())?;
+    want("short_conv", "out", out, x.rows(), x.cols())
+}
+
+/// Checks [`crate::Backend::delta_rule`].
+pub fn delta_rule(input: &DeltaInput<'_>, spec: &DeltaSpec, state: &Tensor, out: &Tensor) -> Result<()> {
+    let op = "delta_rule";
+    let rows = input.qkv.rows();
+    want_segment(op, input.segment, rows)?;
+    if spec.key_heads == 0 || !spec.value_heads.is_multiple_of(spec.key_heads) {
+        return fail(op, format!("{spec:?}: value heads must be a multiple of key heads"));
+    }
+    want(op, "qkv", input.qkv, rows, spec.channels())?;
+    want(op, "a", input.a, rows, spec.value_heads)?;
+    want(op, "b", input.b, rows, spec.value_heads)?;
+    want_vector(op, "decay", input.decay, spec.value_heads)?;
+    want_vector(op, "dt_bias", input.dt_bias, spec.value_heads)?;
+    want(op, "state", state, spec.value_heads, spec.key_head_dim * spec.value_head_dim)?;
+    want(op, "out", out, rows, spec.value_heads * spec.value_head_dim)
+}
+
+/// Checks [`crate::Backend::gated_norm`].
+pub fn gated_norm(x: &Tensor, z: &Tensor, weight: &Tensor) -> Result<()> {
+    if weight.is_empty() || !x.cols().is_multiple_of(weight.len()) {
+        return fail("gated_norm", format!("{} columns are not heads of {}", x.cols(), weight.len()));
+    }
+    want("gated_norm", "z", z, x.rows(), x.cols())
+}
+
+/// Checks [`crate::Backend::mlp`].
+pub fn mlp(x: &Tensor, weights: &crate::ops::MlpWeights, out: &Tensor) -> Result<()> {
+    want("mlp", "x", x, x.rows(), weights.gate.cols())?;
+    want("mlp", "out", out, x.rows(), weights.gate.cols())
+}
+
+/// Checks [`crate::Backend::route`].
+pub fn route(x: &Tensor, router: &Weight, spec: &RouteSpec, out: &RouteBuffers) -> Result<()> {
+    want("route", "x", x, x.rows(), router.cols())?;
+    if spec.top_k == 0 || spec.top_k > router.rows() {
+        return fail("route", format!("top_k {} of {} experts", spec.top_k, router.rows()));
+    }
+    want("route", "weights", &out.weights, x.rows(), spec.top_k)?;
+    if out.ids.bytes() < x.rows() * spec.top_k * 4 {
+        return fail("route", format!("{} bytes do not hold the ids", out.ids.bytes()));
+    }
+    Ok(())
+}
+
+/// Checks [`crate::Backend::expert_mlp`].
+pub fn expert_mlp(x: &Tensor, experts: &[ExpertBatch<'_>], parts: &Tensor) -> Result<()> {
+    let op = "expert_mlp";
+    let Some(first) = experts.first() else { return Ok(()) };
+    let shape = (first.weights.gate.rows(), first.weights.gate.cols());
+    for expert in experts {
+        if (expert.weights.gate.rows(), expert.weights.gate.cols()) != shape {
+            return fail(op, "experts of different shapes in one call".into());
+        }
+        if let Some(r) =
+            expert.rows.iter().find(|r| r.row as usize >= x.rows() || r.part as usize >= parts.rows())
+        {
+            return fail(op, format!("{r:?} leaves {} rows or {} parts", x.rows(), parts.rows()));
+        }
+    }
+    want(op, "x", x, x.rows(), shape.1)?;
+    want(op, "parts", parts, parts.rows(), shape.1)
+}
+
+/// Checks [`crate::Backend::combine`].
+pub fn combine(
+    parts: &Tensor,
+    routes: &RouteBuffers,
+    spec: &RouteSpec,
+    shared: Option<SharedOutput<'_>>,
+    out: &Tensor,
+) -> Result<()> {
+    let op = "combine";
+    want(op, "weights", &routes.weights, out.rows(), spec.top_k)?;
+    want(op, "parts", parts, out.rows() * spec.top_k, out.cols())?;
+    if let Some(shared) = shared {
+        want(op, "shared output", shared.output, out.rows(), out.cols())?;
+        want(op, "shared gate", shared.gate, out.rows(), 1)?;
+    }
+    Ok(())
+}

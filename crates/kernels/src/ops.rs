@@ -1,0 +1,384 @@
+//! THE list: what a device must be able to do to run the models. Coarse, object-safe, and nothing else.
+//!
+//! An op may *enqueue*: when it returns, its result need not exist yet, but every later op on the same backend
+//! sees it. Only [`Backend::read_routes`] and [`Backend::read`] wait. Shapes are `[rows, cols]`, row-major f32;
+//! `rows` are the tokens of a step. An op checks its shapes and answers a mismatch with
+//! [`files::ErrorKind::InvalidRequest`]; other errors are [`files::ErrorKind::Device`], or
+//! [`files::ErrorKind::Corrupt`] where weights make the numbers not finite.
+
+use std::ops::Range;
+
+use files::{Error, Result};
+
+use crate::buffer::{Block, Buffer, Tensor, Weight};
+
+/// What a backend is.
+#[derive(Clone, Debug)]
+pub struct DeviceInfo {
+    /// For people: device and instruction set or driver.
+    pub name: String,
+    /// How activations are held and multiplied.
+    pub precision: Precision,
+    /// The largest buffer that [`Backend::alloc`] gives, so the largest slab of expert slots.
+    pub buffer_bytes_max: usize,
+    /// Whether the host may write device memory that kernels read without a copy. When false,
+    /// [`Backend::publish`] copies.
+    pub unified_memory: bool,
+    /// Threads that compute; 0 for a GPU.
+    pub threads: usize,
+}
+
+/// How activations are held and multiplied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Precision {
+    /// f32 throughout; the mode in which goldens are checked.
+    Exact,
+    /// What is fastest within the documented bounds: integer dots, half-precision KV cache.
+    Fast,
+}
+
+/// How the KV cache stores its values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KvFormat {
+    /// IEEE single, for [`Precision::Exact`].
+    F32,
+    /// IEEE half.
+    F16,
+}
+
+impl KvFormat {
+    /// Bytes of one value.
+    pub fn bytes(self) -> usize {
+        match self {
+            KvFormat::F32 => 4,
+            KvFormat::F16 => 2,
+        }
+    }
+}
+
+/// Consecutive tokens of one sequence within a step: rows `rows` hold positions `position ..`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Segment {
+    /// Rows of the step's tensors.
+    pub rows: Range<usize>,
+    /// Position of the first of them in its sequence.
+    pub position: usize,
+}
+
+/// Where the heads lie in a row, and how positions rotate them.
+#[derive(Clone, Debug)]
+pub struct RopeSpec {
+    /// Heads in a row.
+    pub heads: usize,
+    /// Values of a head that are normed and rotated.
+    pub head_dim: usize,
+    /// Values from the start of one head to the start of the next; `>= head_dim`.
+    pub head_stride: usize,
+    /// The first `rotary_dim` values of a head rotate; even.
+    pub rotary_dim: usize,
+    /// Pairs are adjacent (`2i, 2i+1`) instead of halves (`i, i + rotary_dim/2`).
+    pub interleaved: bool,
+    /// Factor on cos and sin (1 except for yarn).
+    pub amplitude: f32,
+}
+
+/// Keys and values of one sequence in one layer: `[kv_heads, capacity, head_dim]` each.
+#[derive(Debug)]
+pub struct KvCache {
+    /// Keys, rotated.
+    pub keys: Block,
+    /// Values.
+    pub values: Block,
+    /// Heads that keys and values have.
+    pub kv_heads: usize,
+    /// Values of a head.
+    pub head_dim: usize,
+    /// Positions that fit.
+    pub capacity: usize,
+    /// Number format of both.
+    pub format: KvFormat,
+}
+
+impl KvCache {
+    /// Bytes of keys and values together for one cache of this shape.
+    pub fn bytes(kv_heads: usize, head_dim: usize, capacity: usize, format: KvFormat) -> usize {
+        2 * kv_heads * head_dim * capacity * format.bytes()
+    }
+}
+
+/// The shape of an attention op.
+#[derive(Clone, Debug)]
+pub struct AttentionSpec {
+    /// Query heads; a multiple of the cache's KV heads.
+    pub heads: usize,
+    /// Values of a head.
+    pub head_dim: usize,
+    /// Each head of the query row is followed by as many gate values; the output is multiplied by their sigmoid.
+    pub gated: bool,
+    /// Factor on the scores, usually `head_dim^-1/2`.
+    pub scale: f32,
+}
+
+/// The shape of a gated delta rule op.
+#[derive(Clone, Debug)]
+pub struct DeltaSpec {
+    /// Heads of queries and keys.
+    pub key_heads: usize,
+    /// Heads of values; a multiple of `key_heads`.
+    pub value_heads: usize,
+    /// Values of a query or key head.
+    pub key_head_dim: usize,
+    /// Values of a value head.
+    pub value_head_dim: usize,
+    /// Value head `h` uses key head `h % key_heads` (GGUF order) instead of `h / (value_heads / key_heads)`.
+    pub tiled: bool,
+}
+
+impl DeltaSpec {
+    /// The key head of a value head.
+    pub fn key_head(&self, value_head: usize) -> usize {
+        if self.tiled {
+            value_head % self.key_heads
+        } else {
+            value_head / (self.value_heads / self.key_heads)
+        }
+    }
+
+    /// Channels of the convolution: queries, keys, values.
+    pub fn channels(&self) -> usize {
+        2 * self.key_heads * self.key_head_dim + self.value_heads * self.value_head_dim
+    }
+}
+
+/// How a router turns logits into experts and weights.
+#[derive(Clone, Debug)]
+pub struct RouteSpec {
+    /// Experts per token.
+    pub top_k: usize,
+    /// Divide the chosen experts' softmax weights by their sum.
+    pub normalise: bool,
+}
+
+/// The router's answer on the device: `[rows, top_k]` expert ids (u32) and weights.
+#[derive(Debug)]
+pub struct RouteBuffers {
+    /// Expert ids, u32, by falling weight.
+    pub ids: Block,
+    /// What multiplies each expert's output, `[rows, top_k]`.
+    pub weights: Tensor,
+}
+
+/// The router's answer on the host, `[rows, top_k]` each, by falling weight.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Routes {
+    /// Experts per token.
+    pub top_k: usize,
+    /// Expert ids.
+    pub ids: Vec<u32>,
+    /// What multiplies each expert's output.
+    pub weights: Vec<f32>,
+}
+
+/// The three matrices of a gated MLP: `down(silu(gate(x)) * up(x))`.
+#[derive(Clone, Debug)]
+pub struct MlpWeights {
+    /// `[intermediate, hidden]`
+    pub gate: Weight,
+    /// `[intermediate, hidden]`
+    pub up: Weight,
+    /// `[hidden, intermediate]`
+    pub down: Weight,
+}
+
+impl MlpWeights {
+    /// Three matrices that fit each other.
+    ///
+    /// # Errors
+    /// [`files::ErrorKind::Corrupt`] when they do not.
+    pub fn new(gate: Weight, up: Weight, down: Weight) -> Result<Self> {
+        let (i, h) = (gate.rows(), gate.cols());
+        if (up.rows(), up.cols()) != (i, h) || (down.rows(), down.cols()) != (h, i) {
+            return Err(Error::corrupt(format!(
+                "gate [{i}, {h}], up [{}, {}] and down [{}, {}] do not make an MLP",
+                up.rows(),
+                up.cols(),
+                down.rows(),
+                down.cols()
+            )));
+        }
+        Ok(Self { gate, up, down })
+    }
+}
+
+/// One row that an expert works on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RoutedRow {
+    /// Row of the input.
+    pub row: u32,
+    /// Row of `parts` that takes the result: `row * top_k + choice`.
+    pub part: u32,
+}
+
+/// One expert and the rows routed to it.
+#[derive(Clone, Copy, Debug)]
+pub struct ExpertBatch<'a> {
+    /// The expert.
+    pub weights: &'a MlpWeights,
+    /// Its rows.
+    pub rows: &'a [RoutedRow],
+}
+
+/// The shared expert's contribution to [`Backend::combine`].
+#[derive(Clone, Copy, Debug)]
+pub struct SharedOutput<'a> {
+    /// `[rows, hidden]`
+    pub output: &'a Tensor,
+    /// `[rows, 1]`, before the sigmoid.
+    pub gate: &'a Tensor,
+}
+
+/// A device that runs the models' operations.
+pub trait Backend: Send + Sync {
+    /// What this device is.
+    fn info(&self) -> &DeviceInfo;
+
+    // --- memory ---------------------------------------------------------------------------------------------
+
+    /// Zeroed device memory, visible to the host and page-aligned there, for weights that the store reads.
+    fn alloc_shared(&self, bytes: usize) -> Result<Buffer>;
+
+    /// Makes bytes that the host wrote into `range` of shared memory visible to the ops enqueued from now on.
+    fn publish(&self, buffer: &Buffer, range: Range<usize>) -> Result<()>;
+
+    /// Zeroed device memory for activations and states.
+    fn alloc(&self, bytes: usize) -> Result<Block>;
+
+    /// Copies `data` to `block`, from byte `offset`.
+    fn write(&self, block: &mut Block, offset: usize, data: &[u8]) -> Result<()>;
+
+    /// Copies from `block`, from byte `offset`, to `out`. Waits for all ops before it.
+    fn read(&self, block: &Block, offset: usize, out: &mut [u8]) -> Result<()>;
+
+    // --- dense ops ------------------------------------------------------------------------------------------
+
+    /// `out[r] = table[ids[r]]`; table `[vocab, hidden]`, out `[rows, hidden]`.
+    fn embed(&self, table: &Weight, ids: &[u32], out: &mut Tensor) -> Result<()>;
+
+    /// `out[r] = x[r] / sqrt(mean(x[r]^2) + eps) * weight`; weight `[1, cols]`.
+    fn rms_norm(&self, x: &Tensor, weight: &Tensor, eps: f32, out: &mut Tensor) -> Result<()>;
+
+    /// `out[r, n] = sum_k x[r, k] * w[n, k] + bias[n]`; x `[rows, k]`, out `[rows, n]`, bias `[1, n]`.
+    fn linear(&self, x: &Tensor, w: &Weight, bias: Option<&Tensor>, out: &mut Tensor) -> Result<()>;
+
+    /// `x += y`, same shape.
+    fn add(&self, x: &mut Tensor, y: &Tensor) -> Result<()>;
+
+    /// `out[i] = x[rows[i]]`.
+    fn gather_rows(&self, x: &Tensor, rows: &[u32], out: &mut Tensor) -> Result<()>;
+
+    // --- attention ------------------------------------------------------------------------------------------
+
+    /// Norms (over `head_dim`, if `norm` = weight `[1, head_dim]` and eps) and rotates the heads of the segment's
+    /// rows in place: the pair `(a, b)` number `i` at position `p` becomes
+    /// `(a cos t - b sin t, b cos t + a sin t)` with `t = p * frequencies[i]`; frequencies `[1, rotary_dim / 2]`.
+    fn norm_rope(
+        &self,
+        x: &mut Tensor,
+        segment: &Segment,
+        spec: &RopeSpec,
+        frequencies: &Tensor,
+        norm: Option<(&Tensor, f32)>,
+    ) -> Result<()>;
+
+    /// Stores the segment's rows of `k` and `v`, `[rows, kv_heads * head_dim]`, at their positions.
+    fn kv_append(&self, k: &Tensor, v: &Tensor, segment: &Segment, cache: &mut KvCache) -> Result<()>;
+
+    /// Causal attention of the segment's rows over the cache, which already holds them: for position p and head h,
+    /// `softmax_j<=p(scale * q . keys[j]) . values[j]`, times `sigmoid(gate)` if gated.
+    /// q `[rows, heads * head_dim * (1 + gated)]`, out `[rows, heads * head_dim]`.
+    fn attention(
+        &self,
+        q: &Tensor,
+        segment: &Segment,
+        cache: &KvCache,
+        spec: &AttentionSpec,
+        out: &mut Tensor,
+    ) -> Result<()>;
+
+    // --- gated delta rule -----------------------------------------------------------------------------------
+
+    /// Causal depthwise convolution and SiLU over the segment's rows; `weight` `[channels, kernel]`, `state`
+    /// `[kernel - 1, channels]` holds the inputs before the segment, oldest first, and is advanced.
+    fn short_conv(
+        &self,
+        x: &Tensor,
+        weight: &Tensor,
+        segment: &Segment,
+        state: &mut Tensor,
+        out: &mut Tensor,
+    ) -> Result<()>;
+
+    /// The gated delta rule (Yang et al. 2024) over the segment's rows, one token after the other, per value head
+    /// with state `S [key_head_dim, value_head_dim]`:
+    /// `S *= exp(g)`, `S += k (beta (v - S^T k))^T`, `out = S^T q`, where `beta = sigmoid(b)`,
+    /// `g = decay * softplus(a + dt_bias)`, and q, k are divided by their norm, q also by `sqrt(key_head_dim)`.
+    /// qkv `[rows, channels]` (queries, keys, values), a and b `[rows, value_heads]`, decay (negative) and dt_bias
+    /// `[1, value_heads]`, state `[value_heads, key_head_dim * value_head_dim]`,
+    /// out `[rows, value_heads * value_head_dim]`.
+    fn delta_rule(
+        &self,
+        input: &DeltaInput<'_>,
+        spec: &DeltaSpec,
+        state: &mut Tensor,
+        out: &mut Tensor,
+    ) -> Result<()>;
+
+    /// `x[r, h] = rms_norm(x[r, h]) * weight * silu(z[r, h])` per head of `weight`'s length, in place.
+    fn gated_norm(&self, x: &mut Tensor, z: &Tensor, weight: &Tensor, eps: f32) -> Result<()>;
+
+    // --- mixture of experts ---------------------------------------------------------------------------------
+
+    /// A gated MLP over all rows.
+    fn mlp(&self, x: &Tensor, weights: &MlpWeights, out: &mut Tensor) -> Result<()>;
+
+    /// Router: logits `x . router^T` with f32 activations always, softmax over all experts, the `top_k` largest
+    /// (the lower id first on a tie).
+    fn route(&self, x: &Tensor, router: &Weight, spec: &RouteSpec, out: &mut RouteBuffers) -> Result<()>;
+
+    /// The first `rows` rows of the router's answer. Waits for all ops before it.
+    ///
+    /// # Errors
+    /// [`files::ErrorKind::Corrupt`] when a weight is not finite: broken weights must not pick experts.
+    fn read_routes(&self, routes: &RouteBuffers, rows: usize, spec: &RouteSpec) -> Result<Routes>;
+
+    /// `parts[p] = mlp(x[row])` for every expert and each of its rows. All experts of a call share one shape.
+    fn expert_mlp(&self, x: &Tensor, experts: &[ExpertBatch<'_>], parts: &mut Tensor) -> Result<()>;
+
+    /// `out[r] = sum_c weights[r, c] * parts[r * top_k + c] + sigmoid(shared.gate[r]) * shared.output[r]`, summed
+    /// in the order of c: the order in which experts arrived never shows.
+    fn combine(
+        &self,
+        parts: &Tensor,
+        routes: &RouteBuffers,
+        spec: &RouteSpec,
+        shared: Option<SharedOutput<'_>>,
+        out: &mut Tensor,
+    ) -> Result<()>;
+}
+
+/// The inputs of [`Backend::delta_rule`].
+#[derive(Clone, Debug)]
+pub struct DeltaInput<'a> {
+    /// The tokens.
+    pub segment: &'a Segment,
+    /// `[rows, channels]`
+    pub qkv: &'a Tensor,
+    /// `[rows, value_heads]`
+    pub a: &'a Tensor,
+    /// `[rows, value_heads]`
+    pub b: &'a Tensor,
+    /// `[1, value_heads]`: `-exp(A_log)`
+    pub decay: &'a Tensor,
+    /// `[1, value_heads]`
+    pub dt_bias: &'a Tensor,
+}

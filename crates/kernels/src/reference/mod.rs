@@ -1,0 +1,210 @@
+//! The plain scalar truth of every op, in f32 and in the order of the formulas. Never optimised.
+
+mod attention;
+mod combine;
+mod conv;
+mod delta;
+mod embed;
+mod linear;
+mod mlp;
+mod norm;
+mod rope;
+mod route;
+
+pub use attention::{attention, kv_append};
+pub use combine::combine;
+pub use conv::short_conv;
+pub use delta::delta_rule;
+pub use embed::{embed, gather_rows};
+pub use linear::linear;
+pub use mlp::{expert_mlp, mlp};
+pub use norm::{gated_norm, rms_norm};
+pub use rope::norm_rope;
+pub use route::{read_routes, route};
+
+use std::ops::Range;
+
+use files::Result;
+
+use crate::buffer::{Block, Buffer, Tensor, Weight};
+use crate::ops::{
+    AttentionSpec, Backend, DeltaInput, DeltaSpec, DeviceInfo, ExpertBatch, KvCache, MlpWeights, Precision,
+    RopeSpec, RouteBuffers, RouteSpec, Routes, Segment, SharedOutput,
+};
+use crate::{check, host};
+
+/// `1 / (1 + e^-x)`
+pub(crate) fn sigmoid(x: f32) -> f32 {
+    1.0 / (1.0 + (-x).exp())
+}
+
+/// `x * sigmoid(x)`
+pub(crate) fn silu(x: f32) -> f32 {
+    x / (1.0 + (-x).exp())
+}
+
+/// The backend made of the reference functions: one thread, host memory.
+#[derive(Debug)]
+pub struct Reference {
+    info: DeviceInfo,
+}
+
+impl Default for Reference {
+    fn default() -> Self {
+        let info = DeviceInfo {
+            name: "scalar reference".into(),
+            precision: Precision::Exact,
+            buffer_bytes_max: usize::MAX,
+            unified_memory: true,
+            threads: 1,
+        };
+        Self { info }
+    }
+}
+
+impl Backend for Reference {
+    fn info(&self) -> &DeviceInfo {
+        &self.info
+    }
+
+    fn alloc_shared(&self, bytes: usize) -> Result<Buffer> {
+        host::alloc_shared(bytes)
+    }
+
+    fn publish(&self, _buffer: &Buffer, _range: Range<usize>) -> Result<()> {
+        Ok(())
+    }
+
+    fn alloc(&self, bytes: usize) -> Result<Block> {
+        host::alloc(bytes)
+    }
+
+    fn write(&self, block: &mut Block, offset: usize, data: &[u8]) -> Result<()> {
+        host::write(block, offset, data)
+    }
+
+    fn read(&self, block: &Block, offset: usize, out: &mut [u8]) -> Result<()> {
+        host::read(block, offset, out)
+    }
+
+    fn embed(&self, table: &Weight, ids: &[u32], out: &mut Tensor) -> Result<()> {
+        check::embed(table, ids, out)?;
+        embed(&table.host()?, ids, out.host_mut()?)
+    }
+
+    fn rms_norm(&self, x: &Tensor, weight: &Tensor, eps: f32, out: &mut Tensor) -> Result<()> {
+        check::rms_norm(x, weight, out)?;
+        rms_norm(x.host()?, weight.host()?, eps, out.host_mut()?);
+        Ok(())
+    }
+
+    fn linear(&self, x: &Tensor, w: &Weight, bias: Option<&Tensor>, out: &mut Tensor) -> Result<()> {
+        check::linear(x, w, bias, out)?;
+        let bias = bias.map(Tensor::host).transpose()?;
+        linear(x.host()?, &w.host()?, bias, out.host_mut()?)
+    }
+
+    fn add(&self, x: &mut Tensor, y: &Tensor) -> Result<()> {
+        check::add(x, y)?;
+        x.host_mut()?.iter_mut().zip(y.host()?).for_each(|(x, y)| *x += y);
+        Ok(())
+    }
+
+    fn gather_rows(&self, x: &Tensor, rows: &[u32], out: &mut Tensor) -> Result<()> {
+        check::gather_rows(x, rows, out)?;
+        gather_rows(x.host()?, x.cols(), rows, out.host_mut()?);
+        Ok(())
+    }
+
+    fn norm_rope(
+        &self,
+        x: &mut Tensor,
+        segment: &Segment,
+        spec: &RopeSpec,
+        frequencies: &Tensor,
+        norm: Option<(&Tensor, f32)>,
+    ) -> Result<()> {
+        check::norm_rope(x, segment, spec, frequencies, norm)?;
+        let norm = norm.map(|(w, eps)| Ok::<_, files::Error>((w.host()?, eps))).transpose()?;
+        norm_rope(x.host_mut()?, segment, spec, frequencies.host()?, norm);
+        Ok(())
+    }
+
+    fn kv_append(&self, k: &Tensor, v: &Tensor, segment: &Segment, cache: &mut KvCache) -> Result<()> {
+        check::kv_append(k, v, segment, cache)?;
+        kv_append(k.host()?, v.host()?, segment, cache)
+    }
+
+    fn attention(
+        &self,
+        q: &Tensor,
+        segment: &Segment,
+        cache: &KvCache,
+        spec: &AttentionSpec,
+        out: &mut Tensor,
+    ) -> Result<()> {
+        check::attention(q, segment, cache, spec, out)?;
+        attention(q.host()?, segment, cache, spec, out.host_mut()?)
+    }
+
+    fn short_conv(
+        &self,
+        x: &Tensor,
+        weight: &Tensor,
+        segment: &Segment,
+        state: &mut Tensor,
+        out: &mut Tensor,
+    ) -> Result<()> {
+        check::short_conv(x, weight, segment, state, out)?;
+        short_conv(x.host()?, weight.host()?, weight.cols(), segment, state.host_mut()?, out.host_mut()?);
+        Ok(())
+    }
+
+    fn delta_rule(
+        &self,
+        input: &DeltaInput<'_>,
+        spec: &DeltaSpec,
+        state: &mut Tensor,
+        out: &mut Tensor,
+    ) -> Result<()> {
+        check::delta_rule(input, spec, state, out)?;
+        delta_rule(input, spec, state.host_mut()?, out.host_mut()?)
+    }
+
+    fn gated_norm(&self, x: &mut Tensor, z: &Tensor, weight: &Tensor, eps: f32) -> Result<()> {
+        check::gated_norm(x, z, weight)?;
+        gated_norm(x.host_mut()?, z.host()?, weight.host()?, eps);
+        Ok(())
+    }
+
+    fn mlp(&self, x: &Tensor, weights: &MlpWeights, out: &mut Tensor) -> Result<()> {
+        check::mlp(x, weights, out)?;
+        mlp(x.host()?, weights, out.host_mut()?)
+    }
+
+    fn route(&self, x: &Tensor, router: &Weight, spec: &RouteSpec, out: &mut RouteBuffers) -> Result<()> {
+        check::route(x, router, spec, out)?;
+        route(x.host()?, &router.host()?, spec, out)
+    }
+
+    fn read_routes(&self, routes: &RouteBuffers, rows: usize, spec: &RouteSpec) -> Result<Routes> {
+        read_routes(self, routes, rows, spec)
+    }
+
+    fn expert_mlp(&self, x: &Tensor, experts: &[ExpertBatch<'_>], parts: &mut Tensor) -> Result<()> {
+        check::expert_mlp(x, experts, parts)?;
+        expert_mlp(x.host()?, experts, parts.host_mut()?)
+    }
+
+    fn combine(
+        &self,
+        parts: &Tensor,
+        routes: &RouteBuffers,
+        spec: &RouteSpec,
+        shared: Option<SharedOutput<'_>>,
+        out: &mut Tensor,
+    ) -> Result<()> {
+        check::combine(parts, routes, spec, shared, out)?;
+        combine(parts, routes, spec, shared, out)
+    }
+}

@@ -1,0 +1,31 @@
+//! Root mean square norms (Zhang & Sennrich 2019).
+
+use super::silu;
+
+/// `out = x / sqrt(mean(x^2) + eps) * weight` for each row of `weight`'s length.
+pub fn rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
+    let cols = weight.len();
+    for (x, out) in x.chunks_exact(cols).zip(out.chunks_exact_mut(cols)) {
+        let scale = inverse_rms(x, eps);
+        for ((out, x), w) in out.iter_mut().zip(x).zip(weight) {
+            *out = x * scale * w;
+        }
+    }
+}
+
+/// `x = x / sqrt(mean(x^2) + eps) * weight * silu(z)` for each head of `weight`'s length.
+pub fn gated_norm(x: &mut [f32], z: &[f32], weight: &[f32], eps: f32) {
+    let cols = weight.len();
+    for (x, z) in x.chunks_exact_mut(cols).zip(z.chunks_exact(cols)) {
+        let scale = inverse_rms(x, eps);
+        for ((x, z), w) in x.iter_mut().zip(z).zip(weight) {
+            *x = *x * scale * w * silu(*z);
+        }
+    }
+}
+
+/// `1 / sqrt(mean(x^2) + eps)`
+pub(crate) fn inverse_rms(x: &[f32], eps: f32) -> f32 {
+    let sum: f32 = x.iter().map(|v| v * v).sum();
+    1.0 / (sum / x.len() as f32 + eps).sqrt()
+}
