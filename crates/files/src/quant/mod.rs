@@ -288,7 +288,8 @@ pub fn encode(format: Format, values: &[f32]) -> Result<Vec<Vec<u8>>> {
             affine: Vec::new())]
     };
     let slices: Vec<&[u8]> = parts.iter().map(Vec::as_slice).collect();
-    check(format, &slices).map_err(|e| Error::invalid("values too large to encode").with_source(e))?;
+    check(format, &slices)
+        .map_err(|e| Error::invalid(format!("{format}: values too large to encode")).with_source(e))?;
     Ok(parts)
 }
 
