@@ -135,7 +135,8 @@ impl View {
     /// A view of `range` of `buffer`.
     ///
     /// # Safety
-    /// Nobody writes the range while this view or a clone of it is alive.
+    /// From the first access through this view or a clone of it, until the last of them is gone, nobody writes the
+    /// range. It may still be filled before.
     ///
     /// # Errors
     /// [`files::ErrorKind::InvalidRequest`] when the range leaves the buffer.
@@ -182,7 +183,7 @@ impl View {
     pub fn host(&self) -> Result<&[u8]> {
         let pointer = self.buffer.host().ok_or_else(not_mapped)?;
         // SAFETY: construction checked the range against the allocation, which the Arc keeps alive, and
-        // promised that nobody writes it.
+        // promised that nobody writes it any more.
         Ok(unsafe { std::slice::from_raw_parts(pointer.as_ptr().add(self.offset), self.bytes) })
     }
 }

@@ -76,7 +76,10 @@ pub fn norm_rope(
 ) -> Result<()> {
     want_segment("norm_rope", segment, x.rows())?;
     want("norm_rope", "x", x, x.rows(), spec.heads * spec.head_stride)?;
-    if spec.head_dim > spec.head_stride || spec.rotary_dim > spec.head_dim || spec.rotary_dim % 2 != 0 {
+    if spec.head_dim > spec.head_stride
+        || spec.rotary_dim > spec.head_dim
+        || !spec.rotary_dim.is_multiple_of(2)
+    {
         return fail("norm_rope", format!("{spec:?} does not describe a head"));
     }
     want_vector("norm_rope", "frequencies", frequencies, spec.rotary_dim / 2)?;

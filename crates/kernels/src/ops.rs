@@ -250,6 +250,12 @@ pub trait Backend: Send + Sync {
     /// Makes bytes that the host wrote into `range` of shared memory visible to the ops enqueued from now on.
     fn publish(&self, buffer: &Buffer, range: Range<usize>) -> Result<()>;
 
+    /// Drops `held` (a lease on expert slots, say) once every op enqueued so far has finished with the memory it
+    /// reads. A backend whose ops finish before they return, or that copied on [`Backend::publish`], drops it now.
+    fn release(&self, held: Box<dyn std::any::Any + Send>) {
+        drop(held);
+    }
+
     /// Zeroed device memory for activations and states.
     fn alloc(&self, bytes: usize) -> Result<Block>;
 
