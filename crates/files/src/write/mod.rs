@@ -1,0 +1,1 @@
+//! Minimal streaming writers of model files (filled in next).
