@@ -1,0 +1,115 @@
+//! Reading byte ranges into memory: one trait, several engines.
+//!
+//! A read owns its destination ([`Window`]) and comes back exactly once as a [`Completion`] that returns it, also
+//! when it failed or was cancelled. Nothing is ever written into a window after its completion was sent.
+//! Sources: `open(2)` on `O_DIRECT` (offset, length and memory aligned to the logical block size).
+
+mod exact;
+mod inbox;
+mod job;
+mod pread;
+mod sim;
+
+use std::sync::mpsc::Sender;
+use std::time::Instant;
+
+use files::Result;
+
+pub use inbox::Inbox;
+pub use pread::{PreadDisk, PreadOptions};
+pub use sim::{Fault, FaultKind, SimDisk, SimOptions};
+
+use crate::key::Range;
+use crate::slab::Window;
+
+/// A read's name within one engine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Ticket(pub u64);
+
+/// Which reads go first. Demand reads pass all speculative ones that have not started.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Priority {
+    /// Somebody waits for it.
+    Demand,
+    /// A guess.
+    Speculative,
+}
+
+/// Puts the bytes of `range` at byte `at` of the window. `at` and `range.offset` must be equal modulo
+/// [`crate::PAGE_BYTES`], and the page-aligned superset must lie inside the window and overlap no other fill:
+/// its rim is overwritten with the neighbouring bytes of the file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fill {
+    /// What to read.
+    pub range: Range,
+    /// Where its first byte goes, counted from the start of the window.
+    pub at: usize,
+}
+
+/// One read of several ranges into one window.
+#[derive(Debug)]
+pub struct ReadRequest {
+    /// From [`Disk::ticket`] of the same engine.
+    pub ticket: Ticket,
+    /// Its class in the queue.
+    pub priority: Priority,
+    /// The memory to fill; returned by the completion.
+    pub window: Window,
+    /// What goes where.
+    pub fills: Vec<Fill>,
+    /// Where the completion goes.
+    pub reply: Sender<Completion>,
+}
+
+/// The end of a read.
+#[derive(Debug)]
+pub struct Completion {
+    /// The read.
+    pub ticket: Ticket,
+    /// Its memory. After an error its content is undefined (but initialised).
+    pub window: Window,
+    /// Bytes read from files, or the first error: `Corrupt` for a file that ends too early, `Io`, `Cancelled`, or
+    /// `InvalidRequest` for fills that do not fit the window.
+    pub result: Result<u64>,
+    /// When the first of its bytes were asked for.
+    pub started: Instant,
+    /// When it ended.
+    pub finished: Instant,
+}
+
+/// A set of open files that can be read from in the background. Completions come in any order.
+pub trait Disk: Send + Sync {
+    /// What this engine is, for reports: `pread, 8 workers, direct`.
+    fn describe(&self) -> String;
+
+    /// How many files it has; they are numbered from 0.
+    fn files(&self) -> u32;
+
+    /// Name of a file for messages. Any number is allowed.
+    fn file_name(&self, file: u32) -> String;
+
+    /// Length of a file when it was opened, in bytes; `None` for a number that is not a file.
+    fn file_bytes(&self, file: u32) -> Option<u64>;
+
+    /// A name for a new read, different from all earlier ones.
+    fn ticket(&self) -> Ticket;
+
+    /// Queues reads, in this order within their priority. Never blocks on the drive. Every mistake in a request
+    /// is reported by its completion.
+    fn submit(&self, requests: Vec<ReadRequest>);
+
+    /// Gives up a read as far as it has not started. Its completion still arrives: `Cancelled`, or its normal
+    /// end if all of it had started. Unknown tickets are ignored.
+    fn cancel(&self, ticket: Ticket);
+
+    /// Turns a speculative read into a demand read. Unknown tickets are ignored.
+    fn promote(&self, ticket: Ticket);
+
+    /// Lets an engine without threads of its own work on the caller's thread: when `blocking`, at least one
+    /// read ahead. Returns whether it did something, so that looking for completions again is worthwhile;
+    /// `false` means that completions come from elsewhere. Called by [`Inbox`].
+    fn progress(&self, blocking: bool) -> bool {
+        let _ = blocking;
+        false
+    }
+}

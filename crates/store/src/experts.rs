@@ -1,0 +1,402 @@
+//! The expert store: what is wanted now is pinned or read, and handed out as it arrives.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::Instant;
+
+use files::{Error, Result};
+
+use crate::disk::{Completion, Disk, Fill, Inbox, Priority, ReadRequest, Ticket};
+use crate::key::{ExpertId, ExpertKey, ExpertLayout, LayerId};
+use crate::mask::ExpertMask;
+use crate::policy::{Lfu, Policy};
+use crate::slab::SlabMemory;
+use crate::slots::{Filled, Held, Lease, SlotPool};
+use crate::stats::{LayerStats, ReadStats};
+
+/// Choices of an [`ExpertStore`].
+pub struct StoreOptions {
+    /// Bytes of one slot, from [`crate::slot_bytes`] over all layouts.
+    pub slot_bytes: usize,
+    /// Who gives up its slot; `None` is [`Lfu`] for the number of slots.
+    pub policy: Option<Box<dyn Policy>>,
+}
+
+/// Experts in a pool of slots, one pool over all layers, filled from disk.
+///
+/// [`want`](Self::want) names the experts of one layer that are needed; [`next`](Self::next) hands each of them out
+/// exactly once, those in memory first, then in order of arrival. Reads go on while the caller computes. When a want
+/// has more misses than the pool has free slots, the rest start as leases are dropped, so any number of slots from
+/// one up works, as long as the caller drops leases before it asks for more.
+///
+/// One session uses it at a time; leases may be dropped on any thread. It changes when bytes arrive, never which.
+pub struct ExpertStore {
+    disk: Arc<dyn Disk>,
+    layouts: Vec<Vec<ExpertLayout>>,
+    pool: SlotPool,
+    policy: Box<dyn Policy>,
+    inbox: Inbox,
+    want: Want,
+    /// Reads that a hint started and no want has asked for, and whether they are still on their way.
+    hinted: HashMap<ExpertKey, Option<Ticket>>,
+    stats: ReadStats,
+    busy_until: Option<Instant>,
+}
+
+/// The current want.
+#[derive(Default)]
+struct Want {
+    layer: LayerId,
+    /// Here, not handed out, pinned.
+    ready: VecDeque<(ExpertKey, Arc<Filled>)>,
+    /// Misses without a slot, in file order.
+    queued: VecDeque<ExpertKey>,
+    /// On their way.
+    reading: HashMap<ExpertKey, Ticket>,
+    failed: Option<Error>,
+}
+
+impl ExpertStore {
+    /// A store over `layouts[layer][expert]` (a layer without experts is empty) with the slots that fit `slabs`.
+    ///
+    /// # Errors
+    /// `Corrupt` for a layout that is not inside its file; `InvalidRequest` for one that does not fit a slot, more
+    /// than 65,536 layers or experts, or a slot size that is not a multiple of the page size; `Memory` when the
+    /// slabs hold no slot.
+    pub fn new(
+        disk: Arc<dyn Disk>,
+        layouts: Vec<Vec<ExpertLayout>>,
+        slabs: Vec<SlabMemory>,
+        options: StoreOptions,
+    ) -> Result<Self> {
+        check(disk.as_ref(), &layouts, options.slot_bytes)?;
+        let mut windows = Vec::new();
+        for (i, slab) in slabs.into_iter().enumerate() {
+            windows.extend(slab.cut(i, options.slot_bytes)?);
+        }
+        if windows.is_empty() {
+            return Err(Error::memory(format!(
+                "no expert slot of {} bytes fits its slabs",
+                options.slot_bytes
+            )));
+        }
+        let policy = options.policy.unwrap_or_else(|| Box::new(Lfu::new(windows.len())));
+        let stats = ReadStats { layers: vec![LayerStats::default(); layouts.len()], ..ReadStats::default() };
+        Ok(Self {
+            disk,
+            layouts,
+            pool: SlotPool::new(windows),
+            policy,
+            inbox: Inbox::default(),
+            want: Want::default(),
+            hinted: HashMap::new(),
+            stats,
+            busy_until: None,
+        })
+    }
+
+    /// How many experts fit.
+    pub fn slots(&self) -> usize {
+        self.pool.len()
+    }
+
+    /// What was counted so far.
+    pub fn stats(&self) -> &ReadStats {
+        &self.stats
+    }
+
+    /// Starts counting anew; what is cached stays.
+    pub fn reset_stats(&mut self) {
+        let layers = vec![LayerStats::default(); self.layouts.len()];
+        self.stats = ReadStats { layers, ..ReadStats::default() };
+    }
+
+    /// Asks for experts of one layer: pins those in memory and starts reading the others, in file order and before
+    /// all hints. Replaces the want before it, exhausted or not.
+    ///
+    /// # Errors
+    /// `InvalidRequest` for a layer or expert that does not exist; the earlier want is then gone too.
+    pub fn want(&mut self, layer: LayerId, experts: &ExpertMask) -> Result<()> {
+        let before = std::mem::take(&mut self.want);
+        if let Some(bad) = experts.iter().find(|&expert| self.layout(ExpertKey { layer, expert }).is_none()) {
+            self.release(before, |_| false);
+            let key = ExpertKey { layer, expert: bad };
+            return Err(Error::invalid(format!("{key} does not exist")));
+        }
+        self.release(before, |key| key.layer == layer && experts.contains(key.expert));
+        self.want.layer = layer;
+        self.collect();
+        let mut misses = Vec::new();
+        for expert in experts.iter() {
+            let key = ExpertKey { layer, expert };
+            self.policy.touch(key);
+            let hinted = self.hinted.remove(&key);
+            let held = self.pool.find(key);
+            let stats = &mut self.stats.layers[layer.0 as usize];
+            stats.hints_used += u64::from(hinted.is_some());
+            match held {
+                Some(Held::Ready(filled)) => {
+                    stats.hits += 1;
+                    self.want.ready.push_back((key, filled));
+                }
+                Some(Held::Reading(ticket)) => {
+                    stats.misses += 1;
+                    self.disk.promote(ticket);
+                    self.want.reading.insert(key, ticket);
+                }
+                None => {
+                    stats.misses += 1;
+                    misses.push(key);
+                }
+            }
+        }
+        misses.sort_by_key(|&key| self.layout(key).and_then(|l| l.parts.first()).copied());
+        self.want.queued = misses.into();
+        self.start_queued();
+        Ok(())
+    }
+
+    /// Says what will probably be wanted soon. Starts reads behind all demand reads, in at most a quarter of the
+    /// slots, and only while nothing wanted waits for a slot; the rest of the hint is dropped. Never fails:
+    /// unknown experts are ignored, and a read that fails is tried again when it is wanted.
+    pub fn hint(&mut self, layer: LayerId, experts: &ExpertMask) {
+        self.collect();
+        self.start_queued();
+        for expert in experts.iter() {
+            let key = ExpertKey { layer, expert };
+            let known = self.layout(key).is_some() && self.pool.find(key).is_none();
+            if !known || !self.want.queued.is_empty() {
+                continue;
+            }
+            let on_their_way = self.hinted.values().flatten().count();
+            let room = on_their_way < self.pool.len() / 4;
+            let spare = |k: ExpertKey| !(k.layer == layer && experts.contains(k.expert));
+            if !room || !self.make_room(spare) {
+                return;
+            }
+            if let Some((ticket, request)) = self.request(key, Priority::Speculative) {
+                self.hinted.insert(key, Some(ticket));
+                self.stats.layers[layer.0 as usize].hinted += 1;
+                self.disk.submit(vec![request]);
+            }
+        }
+    }
+
+    /// The next wanted expert, waiting for the drive if none is here; `None` when all have been handed out.
+    ///
+    /// # Errors
+    /// The error of a read, naming file, layer and expert: the want is then over, and wanting the expert again
+    /// reads it again. `Memory` when every slot is held by leases and more experts are wanted: the want stands,
+    /// drop leases and call again.
+    #[allow(clippy::should_implement_trait)] // an iterator could not say that the want is over and go on
+    pub fn next(&mut self) -> Result<Option<Lease>> {
+        self.collect();
+        loop {
+            if let Some(error) = self.want.failed.take() {
+                self.cancel();
+                return Err(error);
+            }
+            self.start_queued();
+            if let Some((key, filled)) = self.want.ready.pop_front() {
+                return Ok(Some(self.lease(key, filled)));
+            }
+            if self.want.queued.is_empty() && self.want.reading.is_empty() {
+                return Ok(None);
+            }
+            let before = Instant::now();
+            let Some(completion) = self.inbox.wait(self.disk.as_ref()) else {
+                return Err(self.starved());
+            };
+            self.stats.layers[self.want.layer.0 as usize].wait += before.elapsed();
+            self.finish(completion);
+            self.collect();
+        }
+    }
+
+    /// Up to `max` wanted experts that are here now, at least one if any is left, which may mean waiting. Empty
+    /// when all have been handed out, or `max` is 0.
+    ///
+    /// # Errors
+    /// As [`next`](Self::next).
+    pub fn next_batch(&mut self, max: usize) -> Result<Vec<Lease>> {
+        let mut batch = Vec::new();
+        while batch.len() < max && (batch.is_empty() || !self.want.ready.is_empty()) {
+            match self.next() {
+                Ok(Some(lease)) => batch.push(lease),
+                Ok(None) => break,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(batch)
+    }
+
+    /// Takes in what has arrived and starts what now has room, without waiting. Worth calling after dropping
+    /// leases when the next call of [`next`](Self::next) is far away.
+    pub fn poll(&mut self) {
+        self.collect();
+        self.start_queued();
+    }
+
+    /// Ends the current want: what was not handed out is unpinned, and its reads are given up.
+    pub fn cancel(&mut self) {
+        let want = std::mem::take(&mut self.want);
+        self.release(want, |_| false);
+    }
+
+    fn layout(&self, key: ExpertKey) -> Option<&ExpertLayout> {
+        self.layouts.get(key.layer.0 as usize)?.get(key.expert.0 as usize)
+    }
+
+    /// Drops a want's pins, and gives up its reads but those to `keep`.
+    fn release(&mut self, want: Want, keep: impl Fn(ExpertKey) -> bool) {
+        for (key, ticket) in want.reading {
+            if !keep(key) {
+                self.abandon(ticket);
+            }
+        }
+    }
+
+    fn abandon(&mut self, ticket: Ticket) {
+        self.pool.abandon(ticket);
+        self.disk.cancel(ticket);
+    }
+
+    /// Takes in all completions that are here.
+    fn collect(&mut self) {
+        while let Some(completion) = self.inbox.poll(self.disk.as_ref()) {
+            self.finish(completion);
+        }
+    }
+
+    fn finish(&mut self, completion: Completion) {
+        let Completion { ticket, window, result, started, finished } = completion;
+        let from = self.busy_until.map_or(started, |until| until.max(started));
+        self.stats.busy += finished.saturating_duration_since(from);
+        self.busy_until = Some(self.busy_until.map_or(finished, |until| until.max(finished)));
+        let Some((key, given_up)) = self.pool.finish(ticket, window, result.is_ok()) else { return };
+        if let Ok(bytes) = result {
+            self.stats.layers[key.layer.0 as usize].read_bytes += bytes;
+        }
+        if given_up {
+            return;
+        }
+        if let Some(Held::Ready(filled)) = self.pool.find(key) {
+            self.policy.insert(key);
+            if self.want.reading.remove(&key).is_some() {
+                self.want.ready.push_back((key, filled));
+            } else if let Some(on_its_way) = self.hinted.get_mut(&key) {
+                *on_its_way = None;
+            }
+        } else {
+            self.hinted.remove(&key);
+            if self.want.reading.remove(&key).is_some()
+                && let Err(error) = result
+            {
+                self.want.failed.get_or_insert(error.context(key));
+            }
+        }
+    }
+
+    /// Starts as many misses as get a slot. If hints that are still on their way hold the missing slots, they
+    /// are given up; their slots come free when their completions arrive.
+    fn start_queued(&mut self) {
+        let mut requests = Vec::new();
+        while let Some(&key) = self.want.queued.front() {
+            if !self.make_room(|_| true) {
+                break;
+            }
+            let Some((ticket, request)) = self.request(key, Priority::Demand) else { break };
+            self.want.queued.pop_front();
+            self.want.reading.insert(key, ticket);
+            requests.push(request);
+        }
+        if !requests.is_empty() {
+            self.disk.submit(requests);
+        }
+        if !self.want.queued.is_empty() {
+            let on_their_way: Vec<_> = self.hinted.iter().filter_map(|(k, t)| Some((*k, (*t)?))).collect();
+            for (key, ticket) in on_their_way {
+                self.hinted.remove(&key);
+                self.abandon(ticket);
+            }
+        }
+    }
+
+    /// Makes sure that a slot is empty, at the cost of one cached expert that is `spare` and unpinned.
+    fn make_room(&mut self, spare: impl Fn(ExpertKey) -> bool) -> bool {
+        if self.pool.has_empty() {
+            return true;
+        }
+        let pool = &self.pool;
+        let Some(victim) = self.policy.evict(&|key| pool.evictable(key) && spare(key)) else { return false };
+        self.hinted.remove(&victim);
+        self.stats.evictions += 1;
+        self.pool.evict(victim)
+    }
+
+    /// A read of `key` into an empty slot.
+    fn request(&mut self, key: ExpertKey, priority: Priority) -> Option<(Ticket, ReadRequest)> {
+        let layout = self.layouts.get(key.layer.0 as usize)?.get(key.expert.0 as usize)?;
+        let (offsets, _) = layout.place().ok()?;
+        let fills = layout.parts.iter().zip(offsets).map(|(&range, at)| Fill { range, at }).collect();
+        let ticket = self.disk.ticket();
+        let window = self.pool.start(key, ticket)?;
+        Some((ticket, ReadRequest { ticket, priority, window, fills, reply: self.inbox.expect() }))
+    }
+
+    fn lease(&self, key: ExpertKey, filled: Arc<Filled>) -> Lease {
+        let layout = self.layout(key);
+        let parts = layout.map_or(&[][..], |l| &l.parts);
+        let offsets = layout.and_then(|l| l.place().ok()).unwrap_or_default().0;
+        Lease::new(key, filled, offsets.into_iter().zip(parts.iter().map(|p| p.bytes as usize)))
+    }
+
+    fn starved(&self) -> Error {
+        Error::memory(format!(
+            "layer {}: {} more experts are wanted, but all {} expert slots are held by leases; drop some first",
+            self.want.layer.0,
+            self.want.queued.len(),
+            self.pool.len()
+        ))
+    }
+}
+
+impl Drop for ExpertStore {
+    /// Gives up what has not started. Reads under way own their memory and end by themselves.
+    fn drop(&mut self) {
+        self.cancel();
+        for (_, ticket) in std::mem::take(&mut self.hinted) {
+            ticket.into_iter().for_each(|t| self.abandon(t));
+        }
+    }
+}
+
+fn check(disk: &dyn Disk, layouts: &[Vec<ExpertLayout>], slot_bytes: usize) -> Result<()> {
+    let most = layouts.iter().map(Vec::len).fold(layouts.len(), usize::max);
+    if most > 1 << 16 {
+        return Err(Error::invalid(format!("{most} layers or experts exceed 65536")));
+    }
+    for (layer, experts) in layouts.iter().enumerate() {
+        for (expert, layout) in experts.iter().enumerate() {
+            let key = ExpertKey { layer: LayerId(layer as u16), expert: ExpertId(expert as u16) };
+            let (_, bytes) = layout.place().map_err(|e| e.context(key))?;
+            if bytes > slot_bytes {
+                return Err(Error::invalid(format!("{key} needs {bytes} bytes, a slot has {slot_bytes}")));
+            }
+            for part in &layout.parts {
+                let file_bytes = disk
+                    .file_bytes(part.file)
+                    .ok_or_else(|| Error::invalid(format!("{key}: there is no file {}", part.file)))?;
+                if part.end().is_none_or(|end| end > file_bytes) {
+                    return Err(Error::corrupt(format!(
+                        "{}: {key} needs {} bytes at offset {}, the file has {file_bytes}",
+                        disk.file_name(part.file),
+                        part.bytes,
+                        part.offset
+                    )));
+                }
+            }
+        }
+    }
+    Ok(())
+}

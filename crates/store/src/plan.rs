@@ -1,0 +1,251 @@
+//! The memory plan: how a budget is divided, and the floor below which it is refused.
+//!
+//! The plan is a pure function of sizes. The budget is a hard ceiling: everything the process holds is in it.
+
+mod machine;
+
+use std::fmt;
+
+use files::{Error, Result};
+
+pub use machine::{MachineMemory, machine_memory, machine_memory_at, rss_peak_bytes};
+
+/// What must fit, all in bytes or counts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PlanInput {
+    /// The ceiling; `None` takes what the machine can spare, [`default_budget_bytes`].
+    pub budget_bytes: Option<u64>,
+    /// Memory of the machine now, only used without a budget.
+    pub available_bytes: u64,
+    /// Weights that every token needs.
+    pub resident_bytes: u64,
+    /// KV cache and recurrent state at the full context.
+    pub state_bytes: u64,
+    /// Activations and other working memory of a step.
+    pub scratch_bytes: u64,
+    /// Code, tokenizer, tables, stacks, loading buffers.
+    pub overhead_bytes: u64,
+    /// One expert slot.
+    pub slot_bytes: u64,
+    /// Experts of the whole model; 0 for a dense model. More slots than that are useless.
+    pub total_experts: u64,
+    /// Fewest slots that are worth running with, at least 1 when there are experts.
+    pub min_slots: u64,
+}
+
+/// How the memory is divided. Displays as a table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Plan {
+    /// The ceiling.
+    pub budget_bytes: u64,
+    /// As in [`PlanInput`].
+    pub resident_bytes: u64,
+    /// As in [`PlanInput`].
+    pub state_bytes: u64,
+    /// As in [`PlanInput`].
+    pub scratch_bytes: u64,
+    /// As in [`PlanInput`].
+    pub overhead_bytes: u64,
+    /// One expert slot.
+    pub slot_bytes: u64,
+    /// Expert slots.
+    pub slots: u64,
+    /// All slots together.
+    pub slot_pool_bytes: u64,
+    /// Experts of the whole model.
+    pub total_experts: u64,
+    /// The sum of the parts, at most the budget.
+    pub total_bytes: u64,
+}
+
+/// What a process may take of `available_bytes` when nobody said: all but an eighth, which is left (64 MiB to
+/// 4 GiB) to other programs and to the page cache.
+pub fn default_budget_bytes(available_bytes: u64) -> u64 {
+    available_bytes.saturating_sub((available_bytes / 8).clamp(64 << 20, 4 << 30))
+}
+
+/// Divides the budget: fixed parts first, as many expert slots as the rest allows.
+///
+/// # Errors
+/// [`files::ErrorKind::Memory`] when the budget is below the floor (the fixed parts and `min_slots`); the message
+/// says the floor, its parts, and what would help.
+pub fn plan(input: &PlanInput) -> Result<Plan> {
+    let PlanInput { resident_bytes, state_bytes, scratch_bytes, overhead_bytes, slot_bytes, .. } = *input;
+    let budget_bytes = input.budget_bytes.unwrap_or_else(|| default_budget_bytes(input.available_bytes));
+    let min_slots = input.min_slots.max(1).min(input.total_experts);
+    let fixed = [resident_bytes, state_bytes, scratch_bytes, overhead_bytes]
+        .iter()
+        .try_fold(0u64, |sum, bytes| sum.checked_add(*bytes));
+    let floor = fixed.and_then(|f| f.checked_add(min_slots.checked_mul(slot_bytes)?));
+    let (Some(fixed), Some(floor)) = (fixed, floor) else {
+        return Err(Error::memory("the memory plan exceeds 64-bit sizes"));
+    };
+    if floor > budget_bytes {
+        return Err(below_floor(input, budget_bytes, min_slots, floor));
+    }
+    let slots = (budget_bytes - fixed).checked_div(slot_bytes).unwrap_or(0).min(input.total_experts);
+    let slot_pool_bytes = slots * slot_bytes;
+    Ok(Plan {
+        budget_bytes,
+        resident_bytes,
+        state_bytes,
+        scratch_bytes,
+        overhead_bytes,
+        slot_bytes,
+        slots,
+        slot_pool_bytes,
+        total_experts: input.total_experts,
+        total_bytes: fixed + slot_pool_bytes,
+    })
+}
+
+fn below_floor(input: &PlanInput, budget_bytes: u64, min_slots: u64, floor: u64) -> Error {
+    let source = if input.budget_bytes.is_some() { "budget" } else { "memory this machine can spare" };
+    let experts = match min_slots {
+        0 => String::new(),
+        n => format!(", {n} expert slots {}", Bytes(n * input.slot_bytes)),
+    };
+    let state_helps = input.state_bytes > input.scratch_bytes && input.state_bytes > input.resident_bytes / 4;
+    let shorter = if state_helps { ", or a shorter context" } else { "" };
+    Error::memory(format!(
+        "the {source} of {} is below the floor of {}: resident weights {}, state {}, scratch {}, overhead {}{experts}; \
+         give at least {}{shorter}",
+        Bytes(budget_bytes),
+        Bytes(floor),
+        Bytes(input.resident_bytes),
+        Bytes(input.state_bytes),
+        Bytes(input.scratch_bytes),
+        Bytes(input.overhead_bytes),
+        MebibytesUp(floor),
+    ))
+}
+
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let rows = [
+            ("resident weights", self.resident_bytes),
+            ("state", self.state_bytes),
+            ("scratch", self.scratch_bytes),
+            ("overhead", self.overhead_bytes),
+        ];
+        for (name, bytes) in rows {
+            writeln!(f, "{name:<17}{:>11}", Bytes(bytes).to_string())?;
+        }
+        if self.total_experts > 0 {
+            let share = 100.0 * self.slots as f64 / self.total_experts as f64;
+            let pool = Bytes(self.slot_pool_bytes).to_string();
+            writeln!(
+                f,
+                "{:<17}{pool:>11}   {} slots of {}, {share:.0} % of {} experts",
+                "expert slots",
+                self.slots,
+                Bytes(self.slot_bytes),
+                self.total_experts
+            )?;
+        }
+        let (total, budget) = (Bytes(self.total_bytes).to_string(), Bytes(self.budget_bytes));
+        write!(f, "{:<17}{total:>11}   of {budget}", "total")
+    }
+}
+
+/// A size for people, in binary units.
+struct Bytes(u64);
+
+impl fmt::Display for Bytes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let units = ["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
+        let unit = (self.0.max(1).ilog2() / 10) as usize;
+        let value = self.0 as f64 / (1u64 << (10 * unit)) as f64;
+        if unit == 0 { write!(f, "{} B", self.0) } else { write!(f, "{value:.2} {}", units[unit]) }
+    }
+}
+
+/// A size in the notation of the command line, never less than it is.
+struct MebibytesUp(u64);
+
+impl fmt::Display for MebibytesUp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}MiB", self.0.div_ceil(1 << 20))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn input(budget_bytes: u64) -> PlanInput {
+        PlanInput {
+            budget_bytes: Some(budget_bytes),
+            available_bytes: 0,
+            resident_bytes: 5 << 30,
+            state_bytes: 1 << 30,
+            scratch_bytes: 300 << 20,
+            overhead_bytes: 200 << 20,
+            slot_bytes: 7 << 20,
+            total_experts: 60 * 512,
+            min_slots: 16,
+        }
+    }
+
+    #[test]
+    fn the_floor_is_exact_and_the_message_says_what_to_give() {
+        let floor = (6 << 30) + (500 << 20) + 16 * (7 << 20);
+        assert_eq!(plan(&input(floor)).unwrap().slots, 16);
+        let error = plan(&input(floor - 1)).unwrap_err();
+        assert_eq!(error.kind(), files::ErrorKind::Memory);
+        for said in
+            ["floor of 6.60 GiB", "resident weights 5.00 GiB", "16 expert slots 112.00 MiB", "6756MiB"]
+        {
+            assert!(error.message().contains(said), "{said:?} is not in: {error}");
+        }
+        assert!(plan(&input(6756 << 20)).is_ok());
+    }
+
+    #[test]
+    fn without_a_budget_the_machine_is_the_budget_less_headroom() {
+        let machine = PlanInput { budget_bytes: None, available_bytes: 24 << 30, ..input(0) };
+        assert_eq!(plan(&machine).unwrap().budget_bytes, 21 << 30);
+        assert_eq!(default_budget_bytes(100 << 30), 96 << 30);
+        assert_eq!(default_budget_bytes(10 << 20), 0);
+        let error = plan(&PlanInput { available_bytes: 2 << 30, ..machine }).unwrap_err();
+        assert!(error.message().contains("this machine can spare"), "{error}");
+    }
+
+    #[test]
+    fn dense_models_need_no_slots() {
+        let dense = PlanInput { total_experts: 0, slot_bytes: 0, ..input(7 << 30) };
+        let plan = plan(&dense).unwrap();
+        assert_eq!((plan.slots, plan.slot_pool_bytes), (0, 0));
+        assert!(!plan.to_string().contains("expert slots"));
+    }
+
+    #[test]
+    fn the_table_shows_every_part() {
+        let table = plan(&input(12 << 30)).unwrap().to_string();
+        let want = "resident weights    5.00 GiB\nstate               1.00 GiB\nscratch           300.00 MiB\n\
+                    overhead          200.00 MiB\nexpert slots        5.51 GiB   806 slots of 7.00 MiB, 3 % of 30720 experts\n\
+                    total              12.00 GiB   of 12.00 GiB";
+        assert_eq!(table, want);
+    }
+
+    proptest! {
+        #[test]
+        fn never_above_the_budget_and_never_a_useless_slot(
+            budget: u64, resident: u64, state in 0u64..1 << 40, slot: u64, experts in 0u64..1 << 17, min in 0u64..64
+        ) {
+            let input = PlanInput {
+                budget_bytes: Some(budget), available_bytes: 0, resident_bytes: resident, state_bytes: state,
+                scratch_bytes: 1 << 20, overhead_bytes: 1 << 20, slot_bytes: slot, total_experts: experts,
+                min_slots: min,
+            };
+            if let Ok(plan) = plan(&input) {
+                prop_assert!(plan.total_bytes <= budget && plan.slots <= experts);
+                prop_assert!(plan.slots >= min.max(1).min(experts) || slot == 0);
+                let another = plan.total_bytes.checked_add(slot).is_none_or(|b| b > budget);
+                prop_assert!(slot == 0 || plan.slots == experts || another);
+            }
+        }
+    }
+}

@@ -1,0 +1,257 @@
+//! What the machine has: memory, limits of control groups, and this process's own peak.
+//!
+//! Sources: `proc(5)` (`meminfo`, `self/status`, `self/cgroup`, `self/mountinfo`), the kernel's documentation of
+//! control groups v1 (memory.rst) and v2 (cgroup-v2.rst).
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use files::{Error, Result};
+
+/// Memory as a program of this process's control group finds it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MachineMemory {
+    /// Installed memory, or the tightest control group limit if that is less.
+    pub total_bytes: u64,
+    /// What could be taken now without swapping: free memory and reclaimable caches, within all limits.
+    pub available_bytes: u64,
+    /// The tightest control group limit, if there is one.
+    pub limit_bytes: Option<u64>,
+}
+
+/// Reads the machine's memory.
+///
+/// # Errors
+/// `Io` or `NotFound` when the system does not tell; `Unsupported` on systems this build cannot ask.
+pub fn machine_memory() -> Result<MachineMemory> {
+    #[cfg(target_os = "macos")]
+    return apple::machine_memory();
+    #[cfg(not(target_os = "macos"))]
+    machine_memory_at(Path::new("/"))
+}
+
+/// Reads a Linux machine's memory below `root`, which is `/` but for tests.
+///
+/// # Errors
+/// As [`machine_memory`].
+pub fn machine_memory_at(root: &Path) -> Result<MachineMemory> {
+    let path = root.join("proc/meminfo");
+    let meminfo = fs::read_to_string(&path).map_err(|e| Error::io(path.display(), e))?;
+    let field = |name| {
+        kib_field(&meminfo, name).ok_or_else(|| Error::corrupt(format!("{}: no {name}", path.display())))
+    };
+    let mut memory = MachineMemory {
+        total_bytes: field("MemTotal:")?,
+        available_bytes: field("MemAvailable:")?,
+        limit_bytes: None,
+    };
+    for group in groups(root) {
+        let Some(limit) = group.limit_bytes.filter(|limit| *limit < memory.total_bytes) else { continue };
+        let free = limit.saturating_sub(group.used_bytes.saturating_sub(group.reclaimable_bytes));
+        memory.available_bytes = memory.available_bytes.min(free);
+        memory.limit_bytes = Some(memory.limit_bytes.map_or(limit, |l| l.min(limit)));
+    }
+    memory.total_bytes = memory.limit_bytes.unwrap_or(memory.total_bytes);
+    Ok(memory)
+}
+
+/// Most memory this process has had resident at once, in bytes; `None` where the system does not tell.
+pub fn rss_peak_bytes() -> Option<u64> {
+    #[cfg(target_os = "macos")]
+    return apple::rss_peak_bytes();
+    #[cfg(not(target_os = "macos"))]
+    kib_field(&fs::read_to_string("/proc/self/status").ok()?, "VmHWM:")
+}
+
+/// `name   123 kB` as bytes.
+fn kib_field(text: &str, name: &str) -> Option<u64> {
+    let rest = text.lines().find_map(|line| line.strip_prefix(name))?;
+    rest.split_whitespace().next()?.parse::<u64>().ok()?.checked_mul(1024)
+}
+
+/// One control group that limits us.
+struct Group {
+    limit_bytes: Option<u64>,
+    used_bytes: u64,
+    reclaimable_bytes: u64,
+}
+
+/// Our control groups with a memory controller, the innermost first, up to the root of each hierarchy.
+fn groups(root: &Path) -> Vec<Group> {
+    let text = fs::read_to_string(root.join("proc/self/cgroup")).unwrap_or_default();
+    let mut found = Vec::new();
+    for line in text.lines() {
+        let mut fields = line.splitn(3, ':').skip(1);
+        let (Some(controllers), Some(path)) = (fields.next(), fields.next()) else { continue };
+        let v2 = controllers.is_empty();
+        let v1 = controllers.split(',').any(|c| c == "memory");
+        let mount = match (v2, v1) {
+            (true, _) => root.join("sys/fs/cgroup"),
+            (_, true) => root.join("sys/fs/cgroup/memory"),
+            _ => continue,
+        };
+        for dir in ancestors(&mount, path) {
+            let group = if v2 { group_v2(&dir) } else { group_v1(&dir) };
+            found.extend(group);
+        }
+    }
+    found
+}
+
+/// `mount/a/b`, `mount/a`, `mount`. In a container the path may name directories outside of what is mounted here:
+/// they do not exist, and the mount itself is then the innermost group.
+fn ancestors(mount: &Path, path: &str) -> Vec<PathBuf> {
+    let mut dirs = vec![mount.to_path_buf()];
+    let names = path.split('/').filter(|n| !n.is_empty() && *n != "..");
+    for name in names {
+        let next = dirs[dirs.len() - 1].join(name);
+        dirs.push(next);
+    }
+    dirs.reverse();
+    dirs
+}
+
+fn number(path: PathBuf) -> Option<u64> {
+    fs::read_to_string(path).ok()?.trim().parse().ok()
+}
+
+fn stat(dir: &Path, name: &str) -> u64 {
+    let text = fs::read_to_string(dir.join("memory.stat")).unwrap_or_default();
+    let line = text.lines().find_map(|l| l.strip_prefix(name)?.strip_prefix(' '));
+    line.and_then(|n| n.trim().parse().ok()).unwrap_or(0)
+}
+
+fn group_v2(dir: &Path) -> Option<Group> {
+    // "max" is not a number: no limit. `memory.high` throttles like a limit, so it counts as one.
+    let hard = number(dir.join("memory.max"));
+    let soft = number(dir.join("memory.high"));
+    let limit_bytes = match (hard, soft) {
+        (Some(a), Some(b)) => Some(a.min(b)),
+        (a, b) => a.or(b),
+    };
+    let used_bytes = number(dir.join("memory.current"))?;
+    Some(Group { limit_bytes, used_bytes, reclaimable_bytes: stat(dir, "inactive_file") })
+}
+
+fn group_v1(dir: &Path) -> Option<Group> {
+    let limit_bytes = number(dir.join("memory.limit_in_bytes"));
+    let used_bytes = number(dir.join("memory.usage_in_bytes"))?;
+    Some(Group { limit_bytes, used_bytes, reclaimable_bytes: stat(dir, "total_inactive_file") })
+}
+
+#[cfg(target_os = "macos")]
+mod apple {
+    use files::{Error, Result};
+
+    use super::MachineMemory;
+
+    /// `sysctl hw.memsize`, and the free, inactive, purgeable and speculative pages of `vm_stat`: both are stable
+    /// text interfaces, where the calls behind them would need bindings of their own.
+    pub(super) fn machine_memory() -> Result<MachineMemory> {
+        let total_bytes = run("/usr/sbin/sysctl", &["-n", "hw.memsize"])?.trim().parse().map_err(|e| {
+            Error::corrupt("sysctl hw.memsize is not a number").with_source::<std::num::ParseIntError>(e)
+        })?;
+        let text = run("/usr/bin/vm_stat", &[])?;
+        let page_bytes = rustix::param::page_size() as u64;
+        let pages: u64 =
+            ["free", "inactive", "speculative", "purgeable"].iter().map(|n| pages(&text, n)).sum();
+        let available_bytes = pages.saturating_mul(page_bytes).min(total_bytes);
+        Ok(MachineMemory { total_bytes, available_bytes, limit_bytes: None })
+    }
+
+    fn pages(text: &str, name: &str) -> u64 {
+        let prefix = format!("Pages {name}:");
+        let line = text.lines().find_map(|l| l.strip_prefix(prefix.as_str()));
+        line.and_then(|n| n.trim().trim_end_matches('.').parse().ok()).unwrap_or(0)
+    }
+
+    fn run(program: &str, args: &[&str]) -> Result<String> {
+        let output = std::process::Command::new(program).args(args).output();
+        let output = output.map_err(|e| Error::io(program, e))?;
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    /// The current size: the peak is behind an interface without safe bindings here.
+    pub(super) fn rss_peak_bytes() -> Option<u64> {
+        let pid = std::process::id().to_string();
+        let kib: u64 = run("/bin/ps", &["-o", "rss=", "-p", &pid]).ok()?.trim().parse().ok()?;
+        kib.checked_mul(1024)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GIB: u64 = 1 << 30;
+
+    fn machine(files: &[(&str, &str)]) -> MachineMemory {
+        let root = tempfile::tempdir().unwrap();
+        let meminfo = "MemTotal:       33554432 kB\nMemFree: 1 kB\nMemAvailable:   25165824 kB\n";
+        for (path, content) in [("proc/meminfo", meminfo)].iter().chain(files) {
+            let path = root.path().join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, content).unwrap();
+        }
+        machine_memory_at(root.path()).unwrap()
+    }
+
+    #[test]
+    fn without_groups_the_machine_counts() {
+        let want = MachineMemory { total_bytes: 32 * GIB, available_bytes: 24 * GIB, limit_bytes: None };
+        assert_eq!(machine(&[]), want);
+    }
+
+    #[test]
+    fn a_v2_ancestor_limits_and_its_file_cache_is_reclaimable() {
+        let memory = machine(&[
+            ("proc/self/cgroup", "0::/a/b\n"),
+            ("sys/fs/cgroup/a/b/memory.max", "max\n"),
+            ("sys/fs/cgroup/a/b/memory.current", "5\n"),
+            ("sys/fs/cgroup/a/memory.max", "8589934592\n"),
+            ("sys/fs/cgroup/a/memory.current", "6442450944\n"),
+            ("sys/fs/cgroup/a/memory.stat", "anon 1\ninactive_file 2147483648\nfile 3\n"),
+        ]);
+        let want =
+            MachineMemory { total_bytes: 8 * GIB, available_bytes: 4 * GIB, limit_bytes: Some(8 * GIB) };
+        assert_eq!(memory, want);
+    }
+
+    #[test]
+    fn a_v1_limit_is_found_also_where_the_path_is_not_mounted() {
+        let memory = machine(&[
+            ("proc/self/cgroup", "11:cpu:/x\n7:memory:/docker/abc\n"),
+            ("sys/fs/cgroup/memory/memory.limit_in_bytes", "6442450944\n"),
+            ("sys/fs/cgroup/memory/memory.usage_in_bytes", "1073741824\n"),
+        ]);
+        let want =
+            MachineMemory { total_bytes: 6 * GIB, available_bytes: 5 * GIB, limit_bytes: Some(6 * GIB) };
+        assert_eq!(memory, want);
+    }
+
+    #[test]
+    fn the_v1_number_for_no_limit_is_none() {
+        let memory = machine(&[
+            ("proc/self/cgroup", "7:memory:/\n"),
+            ("sys/fs/cgroup/memory/memory.limit_in_bytes", "9223372036854771712\n"),
+            ("sys/fs/cgroup/memory/memory.usage_in_bytes", "1073741824\n"),
+        ]);
+        assert_eq!((memory.limit_bytes, memory.available_bytes), (None, 24 * GIB));
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn this_machine_answers_and_the_peak_grows_with_what_is_touched() {
+        let memory = machine_memory().unwrap();
+        assert!(memory.available_bytes > 0 && memory.available_bytes <= memory.total_bytes);
+        let mut slab = crate::SlabMemory::anonymous(64 << 20).unwrap();
+        slab.as_mut_slice().fill(1);
+        assert!(rss_peak_bytes().unwrap() >= 64 << 20);
+    }
+
+    #[test]
+    fn a_missing_meminfo_is_named() {
+        let error = machine_memory_at(Path::new("/nonexistent")).unwrap_err();
+        assert!(error.message().contains("meminfo"), "{error}");
+    }
+}

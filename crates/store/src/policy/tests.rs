@@ -1,0 +1,112 @@
+use super::*;
+
+fn key(expert: u16) -> ExpertKey {
+    ExpertKey { layer: LayerId(0), expert: ExpertId(expert) }
+}
+
+fn wants(ids: &[u16]) -> Vec<TraceWant> {
+    ids.iter().map(|&e| TraceWant { layer: LayerId(0), experts: vec![ExpertId(e)] }).collect()
+}
+
+#[test]
+fn lru_gives_up_the_oldest_that_may_go() {
+    let mut lru = Lru::new();
+    (0..3).for_each(|e| lru.insert(key(e)));
+    lru.touch(key(0));
+    assert_eq!(lru.evict(&|k| k != key(1)), Some(key(2)));
+    assert_eq!(lru.evict(&|_| true), Some(key(1)));
+    lru.forget(key(0));
+    assert_eq!(lru.evict(&|_| true), None);
+}
+
+#[test]
+fn lfu_keeps_the_frequent_through_a_scan_and_forgets_old_fame() {
+    let mut lfu = Lfu::with_half_life(8.0);
+    for _ in 0..5 {
+        lfu.touch(key(0));
+    }
+    lfu.insert(key(0));
+    for e in 1..4 {
+        lfu.touch(key(e));
+        lfu.insert(key(e));
+    }
+    assert_eq!(lfu.evict(&|_| true), Some(key(1)));
+    // 40 wants later, five half-lives, the old favourite has lost to one that is wanted now and then.
+    for _ in 0..20 {
+        lfu.touch(key(2));
+        lfu.touch(key(3));
+    }
+    assert_eq!(lfu.evict(&|_| true), Some(key(0)));
+}
+
+#[test]
+fn lfu_knows_those_that_come_back() {
+    let mut lfu = Lfu::with_half_life(100.0);
+    for _ in 0..3 {
+        lfu.touch(key(0));
+    }
+    lfu.insert(key(0));
+    assert_eq!(lfu.evict(&|_| true), Some(key(0)));
+    lfu.touch(key(1));
+    lfu.touch(key(2));
+    (0..3).for_each(|e| lfu.insert(key(e)));
+    assert_eq!(lfu.evict(&|_| true), Some(key(1)));
+    lfu.insert(key(9)); // a hint that nobody has wanted yet goes first
+    assert_eq!(lfu.evict(&|_| true), Some(key(9)));
+}
+
+#[test]
+fn replays_of_known_traces() {
+    let cycle = wants(&[0, 1, 2, 0, 1, 2, 0, 1, 2]);
+    assert_eq!(replay(&cycle, &mut Lru::new(), 2), Replay { wanted: 9, hits: 0 });
+    assert_eq!(replay(&cycle, &mut Lru::new(), 3), Replay { wanted: 9, hits: 6 });
+    assert_eq!(replay(&cycle, &mut Lfu::new(3), 3), Replay { wanted: 9, hits: 6 });
+    assert_eq!(replay(&cycle, &mut Lru::new(), 0), Replay { wanted: 9, hits: 0 });
+    // One want larger than the pool still ends, and what is left of it serves the next one.
+    let wide = TraceWant { layer: LayerId(0), experts: (0..5).map(ExpertId).collect() };
+    assert_eq!(replay(&[wide.clone(), wide], &mut Lru::new(), 2), Replay { wanted: 10, hits: 2 });
+}
+
+/// Routing with a skew (few experts take most of the load), whose favourites drift.
+fn skewed(layers: u16, experts: u16, top_k: usize, tokens: usize, skew: f64) -> Vec<TraceWant> {
+    let mut random = 7u64;
+    let mut below_one = move || {
+        random = random.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        (random >> 11) as f64 / (1u64 << 53) as f64
+    };
+    let weights: Vec<f64> = (0..experts).map(|e| (f64::from(e) + 1.0).powf(-skew)).collect();
+    let sum: f64 = weights.iter().sum();
+    let mut trace = Vec::new();
+    for token in 0..tokens {
+        let drift = (token / 200) as u16 * 3;
+        for layer in 0..layers {
+            let mut chosen = Vec::new();
+            while chosen.len() < top_k {
+                let mut rest = below_one() * sum;
+                let rank = weights
+                    .iter()
+                    .position(|w| {
+                        rest -= w;
+                        rest < 0.0
+                    })
+                    .unwrap_or(0) as u16;
+                let expert = ExpertId((rank * 7 + layer * 13 + drift) % experts);
+                if !chosen.contains(&expert) {
+                    chosen.push(expert);
+                }
+            }
+            trace.push(TraceWant { layer: LayerId(layer), experts: chosen });
+        }
+    }
+    trace
+}
+
+#[test]
+fn aged_lfu_beats_lru_on_skewed_routing_with_a_small_pool() {
+    let trace = skewed(6, 32, 4, 1000, 1.0);
+    for (slots, gain) in [(20, 0.05), (48, 0.05), (96, 0.02)] {
+        let lru = replay(&trace, &mut Lru::new(), slots).hit_rate();
+        let lfu = replay(&trace, &mut Lfu::new(slots), slots).hit_rate();
+        assert!(lfu > lru + gain, "{slots} slots: lfu {lfu:.3}, lru {lru:.3}");
+    }
+}

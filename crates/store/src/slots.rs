@@ -1,0 +1,204 @@
+//! The slots of the expert pool and the leases on them.
+//!
+//! A slot is empty, being read into (its window is with the disk), or ready; a ready slot is pinned while anybody
+//! but the pool holds its [`Filled`]. A failed or cancelled read empties its slot again.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use crate::disk::Ticket;
+use crate::key::{ExpertId, ExpertKey};
+use crate::slab::Window;
+
+/// Index of a slot in the pool.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct SlotId(u32);
+
+/// The memory of a ready slot. Whoever holds a clone of the pool's `Arc` pins the content.
+#[derive(Debug)]
+pub(crate) struct Filled {
+    window: Window,
+}
+
+enum State {
+    Empty(Window),
+    /// The disk has the window. `kept` is false when nobody wants the bytes any more.
+    Reading {
+        ticket: Ticket,
+        key: ExpertKey,
+        kept: bool,
+    },
+    Ready(Arc<Filled>),
+    /// Between two states, inside one method.
+    Moving,
+}
+
+/// What the pool knows about an expert.
+pub(crate) enum Held {
+    /// Its bytes are in memory; the value pins them.
+    Ready(Arc<Filled>),
+    /// They are being read.
+    Reading(Ticket),
+}
+
+/// All slots, and which expert is where.
+pub(crate) struct SlotPool {
+    states: Vec<State>,
+    empty: Vec<SlotId>,
+    by_key: HashMap<ExpertKey, SlotId>,
+    by_ticket: HashMap<Ticket, SlotId>,
+}
+
+impl SlotPool {
+    /// A pool of these windows, all empty.
+    pub(crate) fn new(windows: Vec<Window>) -> Self {
+        Self {
+            // The last one goes first: reversed, so that slots fill in ascending order.
+            empty: (0..windows.len() as u32).rev().map(SlotId).collect(),
+            states: windows.into_iter().map(State::Empty).collect(),
+            by_key: HashMap::new(),
+            by_ticket: HashMap::new(),
+        }
+    }
+
+    /// How many slots there are.
+    pub(crate) fn len(&self) -> usize {
+        self.states.len()
+    }
+
+    /// Whether a read can start at once.
+    pub(crate) fn has_empty(&self) -> bool {
+        !self.empty.is_empty()
+    }
+
+    /// Whether and how `key` is held.
+    pub(crate) fn find(&self, key: ExpertKey) -> Option<Held> {
+        match &self.states[self.by_key.get(&key)?.0 as usize] {
+            State::Ready(filled) => Some(Held::Ready(filled.clone())),
+            State::Reading { ticket, .. } => Some(Held::Reading(*ticket)),
+            State::Empty(_) | State::Moving => None,
+        }
+    }
+
+    /// Gives an empty slot to `key`: its window goes into read `ticket`. `None` when no slot is empty.
+    pub(crate) fn start(&mut self, key: ExpertKey, ticket: Ticket) -> Option<Window> {
+        let slot = self.empty.pop()?;
+        let state = &mut self.states[slot.0 as usize];
+        match std::mem::replace(state, State::Moving) {
+            State::Empty(window) => {
+                *state = State::Reading { ticket, key, kept: true };
+                self.by_key.insert(key, slot);
+                self.by_ticket.insert(ticket, slot);
+                Some(window)
+            }
+            other => {
+                *state = other;
+                None
+            }
+        }
+    }
+
+    /// Gives up the bytes of a running read: its slot becomes empty when it ends, whatever its result.
+    pub(crate) fn abandon(&mut self, ticket: Ticket) {
+        let Some(slot) = self.by_ticket.get(&ticket) else { return };
+        if let State::Reading { key, kept, .. } = &mut self.states[slot.0 as usize]
+            && *kept
+        {
+            *kept = false;
+            self.by_key.remove(key);
+        }
+    }
+
+    /// The end of a read: the slot becomes ready if its bytes are `good` and were not given up, else empty.
+    /// Returns the expert, and whether it was given up.
+    pub(crate) fn finish(&mut self, ticket: Ticket, window: Window, good: bool) -> Option<(ExpertKey, bool)> {
+        let slot = self.by_ticket.remove(&ticket)?;
+        let state = &mut self.states[slot.0 as usize];
+        let State::Reading { key, kept, .. } = *state else { return None };
+        if kept && good {
+            *state = State::Ready(Arc::new(Filled { window }));
+        } else {
+            *state = State::Empty(window);
+            self.empty.push(slot);
+            if kept {
+                self.by_key.remove(&key);
+            }
+        }
+        Some((key, !kept))
+    }
+
+    /// Whether `key` is ready and nobody pins it. Only the pool hands out pins, so a yes stays true.
+    pub(crate) fn evictable(&self, key: ExpertKey) -> bool {
+        let state = self.by_key.get(&key).map(|slot| &self.states[slot.0 as usize]);
+        matches!(state, Some(State::Ready(filled)) if Arc::strong_count(filled) == 1)
+    }
+
+    /// Empties the slot of an evictable expert; false if it is not evictable.
+    pub(crate) fn evict(&mut self, key: ExpertKey) -> bool {
+        let Some(&slot) = self.by_key.get(&key) else { return false };
+        let state = &mut self.states[slot.0 as usize];
+        match std::mem::replace(state, State::Moving) {
+            // `try_unwrap` orders the last holder's reads of the bytes before whatever is written to them next.
+            State::Ready(filled) => match Arc::try_unwrap(filled) {
+                Ok(filled) => {
+                    *state = State::Empty(filled.window);
+                    self.empty.push(slot);
+                    self.by_key.remove(&key);
+                    true
+                }
+                Err(filled) => {
+                    *state = State::Ready(filled);
+                    false
+                }
+            },
+            other => {
+                *state = other;
+                false
+            }
+        }
+    }
+}
+
+/// The bytes of one part of a leased expert.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LeasePart {
+    /// First byte, within the slab; at the alignment that it has in the file.
+    pub offset: usize,
+    /// Length.
+    pub bytes: usize,
+}
+
+/// The right to read one expert's bytes. Dropping it, on any thread, lets the store reuse the slot.
+#[derive(Debug)]
+pub struct Lease {
+    /// The expert.
+    pub expert: ExpertId,
+    /// The expert with its layer.
+    pub key: ExpertKey,
+    /// Index of the slab that holds it, among those the store was given.
+    pub slab: usize,
+    /// Its parts, in the order of its [`crate::ExpertLayout`].
+    pub parts: Vec<LeasePart>,
+    filled: Arc<Filled>,
+}
+
+impl Lease {
+    /// `parts` are offsets within the slot, and bytes.
+    pub(crate) fn new(
+        key: ExpertKey,
+        filled: Arc<Filled>,
+        parts: impl Iterator<Item = (usize, usize)>,
+    ) -> Self {
+        let (slab, base) = (filled.window.slab(), filled.window.offset());
+        let parts = parts.map(|(at, bytes)| LeasePart { offset: base + at, bytes }).collect();
+        Self { expert: key.expert, key, slab, parts, filled }
+    }
+
+    /// The bytes of one part; empty for a part that does not exist.
+    pub fn bytes(&self, part: usize) -> &[u8] {
+        let window = &self.filled.window;
+        let Some(part) = self.parts.get(part) else { return &[] };
+        let start = part.offset.wrapping_sub(window.offset());
+        window.as_slice().get(start..start.wrapping_add(part.bytes)).unwrap_or_default()
+    }
+}

@@ -1,0 +1,52 @@
+//! What the store counted, for `bench` and the statistics of a session.
+
+use std::time::Duration;
+
+/// Counts of one layer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LayerStats {
+    /// Wanted experts that were in memory.
+    pub hits: u64,
+    /// Wanted experts that had to be read, those that a hint was already reading included.
+    pub misses: u64,
+    /// Bytes read from files, alignment included, for wants and hints.
+    pub read_bytes: u64,
+    /// Reads that hints started.
+    pub hinted: u64,
+    /// Hinted reads that were then wanted while they were in memory or on their way.
+    pub hints_used: u64,
+    /// Time during which `next` had nothing to hand out.
+    pub wait: Duration,
+}
+
+/// Counts since the store was made or the statistics were reset.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ReadStats {
+    /// One entry a layer.
+    pub layers: Vec<LayerStats>,
+    /// Time during which at least one read was under way: `total().read_bytes / busy` is the rate of the drive.
+    pub busy: Duration,
+    /// Experts that gave their slot to another one.
+    pub evictions: u64,
+}
+
+impl ReadStats {
+    /// The sum over all layers.
+    pub fn total(&self) -> LayerStats {
+        self.layers.iter().fold(LayerStats::default(), |a, b| LayerStats {
+            hits: a.hits + b.hits,
+            misses: a.misses + b.misses,
+            read_bytes: a.read_bytes + b.read_bytes,
+            hinted: a.hinted + b.hinted,
+            hints_used: a.hints_used + b.hints_used,
+            wait: a.wait + b.wait,
+        })
+    }
+
+    /// Hits among all wanted experts, 0 to 1; 1 when none was wanted.
+    pub fn hit_rate(&self) -> f64 {
+        let total = self.total();
+        let wanted = total.hits + total.misses;
+        if wanted == 0 { 1.0 } else { total.hits as f64 / wanted as f64 }
+    }
+}
