@@ -1,5 +1,7 @@
 //! Development tasks: the style laws, test data, comparisons with peers.
 #![forbid(unsafe_code)]
 
+pub mod compare;
 pub mod fetch;
+pub mod goldens;
 pub mod tidy;

