@@ -126,7 +126,7 @@ impl ExpertStore {
         self.release(before, |key| key.layer == layer && experts.contains(key.expert));
         self.want.layer = layer;
         self.collect();
-        let mut misses = Vec::new();
+        let (mut misses, mut promoted) = (Vec::new(), Vec::new());
         for expert in experts.iter() {
             let key = ExpertKey { layer, expert };
             self.policy.touch(key);
@@ -141,7 +141,7 @@ impl ExpertStore {
                 }
                 Some(Held::Reading(ticket)) => {
                     stats.misses += 1;
-                    self.disk.promote(ticket);
+                    promoted.push(ticket);
                     self.want.reading.insert(key, ticket);
                 }
                 None => {
@@ -150,6 +150,7 @@ impl ExpertStore {
                 }
             }
         }
+        self.disk.promote(&promoted);
         misses.sort_by_key(|&key| self.layout(key).and_then(|l| l.parts.first()).copied());
         self.want.queued = misses.into();
         self.start_queued();
@@ -249,16 +250,13 @@ impl ExpertStore {
 
     /// Drops a want's pins, and gives up its reads but those to `keep`.
     fn release(&mut self, want: Want, keep: impl Fn(ExpertKey) -> bool) {
-        for (key, ticket) in want.reading {
-            if !keep(key) {
-                self.abandon(ticket);
-            }
-        }
+        let given_up = want.reading.into_iter().filter(|(key, _)| !keep(*key)).map(|(_, ticket)| ticket);
+        self.abandon(&given_up.collect::<Vec<_>>());
     }
 
-    fn abandon(&mut self, ticket: Ticket) {
-        self.pool.abandon(ticket);
-        self.disk.cancel(ticket);
+    fn abandon(&mut self, tickets: &[Ticket]) {
+        tickets.iter().for_each(|t| self.pool.abandon(*t));
+        self.disk.cancel(tickets);
     }
 
     /// Takes in all completions that are here.
@@ -314,11 +312,9 @@ impl ExpertStore {
             self.disk.submit(requests);
         }
         if !self.want.queued.is_empty() {
-            let on_their_way: Vec<_> = self.hinted.iter().filter_map(|(k, t)| Some((*k, (*t)?))).collect();
-            for (key, ticket) in on_their_way {
-                self.hinted.remove(&key);
-                self.abandon(ticket);
-            }
+            let on_their_way: Vec<_> =
+                self.hinted.extract_if(|_, t| t.is_some()).filter_map(|h| h.1).collect();
+            self.abandon(&on_their_way);
         }
     }
 
@@ -365,9 +361,8 @@ impl Drop for ExpertStore {
     /// Gives up what has not started. Reads under way own their memory and end by themselves.
     fn drop(&mut self) {
         self.cancel();
-        for (_, ticket) in std::mem::take(&mut self.hinted) {
-            ticket.into_iter().for_each(|t| self.abandon(t));
-        }
+        let hinted: Vec<_> = self.hinted.drain().filter_map(|h| h.1).collect();
+        self.abandon(&hinted);
     }
 }
 

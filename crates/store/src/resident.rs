@@ -84,7 +84,7 @@ pub fn load(
             _ => {}
         }
         if failed.is_some() {
-            waiting.drain().for_each(|(ticket, _)| disk.cancel(ticket));
+            disk.cancel(&waiting.drain().map(|(ticket, _)| ticket).collect::<Vec<_>>());
         }
         free.push(completion.window);
     }

@@ -142,9 +142,9 @@ fn cancelled_reads_complete_once_and_demand_passes_speculation() {
         tickets.push(request.ticket);
         disk.submit(vec![request]);
     }
-    disk.promote(tickets[3]);
-    disk.cancel(tickets[0]);
-    disk.cancel(tickets[0]);
+    disk.promote(&tickets[3..4]);
+    disk.cancel(&tickets[..1]);
+    disk.cancel(&tickets[..1]);
     let order: Vec<_> = std::iter::from_fn(|| inbox.wait(&disk)).collect();
     assert_eq!(order.len(), 6);
     assert_eq!(order[0].ticket, tickets[0]);

@@ -310,3 +310,33 @@ fn bad_wants_and_bad_layouts_are_refused() {
     layouts[1][0].parts[0].file = 99;
     assert_eq!(open(&layouts, slot, slot).kind(), ErrorKind::InvalidRequest);
 }
+
+#[test]
+fn leases_dropped_by_another_thread_while_the_store_goes_on() {
+    let model = model(10);
+    let (_dir, disk) = model.pread(false);
+    let mut store = model.store(disk, 5);
+    let (send, receive) = std::sync::mpsc::channel::<Lease>();
+    std::thread::scope(|s| {
+        let model = &model;
+        s.spawn(move || receive.into_iter().for_each(|lease| model.check(&lease)));
+        for round in 0..60u16 {
+            store.want(LayerId(round % LAYERS as u16), &mask(0..EXPERTS as u16)).unwrap();
+            let mut came = 0;
+            loop {
+                match store.next() {
+                    Ok(Some(lease)) => {
+                        came += 1;
+                        send.send(lease).unwrap();
+                    }
+                    Ok(None) => break,
+                    // The other thread still holds every slot: the want stands.
+                    Err(error) if error.kind() == ErrorKind::Memory => std::thread::yield_now(),
+                    Err(error) => panic!("{error}"),
+                }
+            }
+            assert_eq!(came, EXPERTS);
+        }
+        drop(send);
+    });
+}

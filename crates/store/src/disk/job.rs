@@ -1,5 +1,6 @@
 //! A request on its way: cut into pieces that workers read in any order, completed when the last piece is gone.
 
+use std::collections::{HashSet, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
@@ -164,8 +165,8 @@ impl Drop for Job {
 /// Two queues of pieces, demand before speculative, first come first served within each.
 #[derive(Default)]
 pub(super) struct PieceQueue {
-    demand: std::collections::VecDeque<Piece>,
-    speculative: std::collections::VecDeque<Piece>,
+    demand: VecDeque<Piece>,
+    speculative: VecDeque<Piece>,
 }
 
 impl PieceQueue {
@@ -186,30 +187,34 @@ impl PieceQueue {
         class.remove(index)
     }
 
-    /// Takes out all pieces of a read; dropping them may complete it.
-    pub(super) fn remove(&mut self, ticket: Ticket) -> Vec<Piece> {
-        let mut removed = Vec::new();
-        for class in [&mut self.demand, &mut self.speculative] {
-            if class.iter().any(|p| p.ticket() == ticket) {
-                let (out, keep): (Vec<_>, Vec<_>) = class.drain(..).partition(|p| p.ticket() == ticket);
-                *class = keep.into();
-                removed.extend(out);
-            }
-        }
+    /// Takes out all pieces of these reads; dropping them may complete the reads.
+    pub(super) fn remove(&mut self, tickets: &[Ticket]) -> Vec<Piece> {
+        let mut removed = take(&mut self.demand, tickets);
+        removed.extend(take(&mut self.speculative, tickets));
         removed
     }
 
-    /// Moves a read's pieces to the demand queue.
-    pub(super) fn promote(&mut self, ticket: Ticket) {
-        let (out, keep): (Vec<_>, Vec<_>) = self.speculative.drain(..).partition(|p| p.ticket() == ticket);
-        self.speculative = keep.into();
-        self.demand.extend(out);
+    /// Moves the pieces of these reads to the demand queue.
+    pub(super) fn promote(&mut self, tickets: &[Ticket]) {
+        let promoted = take(&mut self.speculative, tickets);
+        self.demand.extend(promoted);
     }
 
-    fn class(&mut self, priority: Priority) -> &mut std::collections::VecDeque<Piece> {
+    fn class(&mut self, priority: Priority) -> &mut VecDeque<Piece> {
         match priority {
             Priority::Demand => &mut self.demand,
             Priority::Speculative => &mut self.speculative,
         }
     }
+}
+
+/// Takes the pieces of `tickets` out of a queue, both in order.
+fn take(queue: &mut VecDeque<Piece>, tickets: &[Ticket]) -> Vec<Piece> {
+    if tickets.is_empty() || queue.is_empty() {
+        return Vec::new();
+    }
+    let named: HashSet<Ticket> = tickets.iter().copied().collect();
+    let (taken, kept): (Vec<_>, Vec<_>) = queue.drain(..).partition(|p| named.contains(&p.ticket()));
+    *queue = kept.into();
+    taken
 }

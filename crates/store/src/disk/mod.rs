@@ -98,12 +98,12 @@ pub trait Disk: Send + Sync {
     /// is reported by its completion.
     fn submit(&self, requests: Vec<ReadRequest>);
 
-    /// Gives up a read as far as it has not started. Its completion still arrives: `Cancelled`, or its normal
-    /// end if all of it had started. Unknown tickets are ignored.
-    fn cancel(&self, ticket: Ticket);
+    /// Gives up reads as far as they have not started. Their completions still arrive: `Cancelled`, or the normal
+    /// end of a read that had started as a whole. Unknown tickets are ignored.
+    fn cancel(&self, tickets: &[Ticket]);
 
-    /// Turns a speculative read into a demand read. Unknown tickets are ignored.
-    fn promote(&self, ticket: Ticket);
+    /// Turns speculative reads into demand reads. Unknown tickets are ignored.
+    fn promote(&self, tickets: &[Ticket]);
 
     /// Lets an engine without threads of its own work on the caller's thread: when `blocking`, at least one
     /// read ahead. Returns whether it did something, so that looking for completions again is worthwhile;

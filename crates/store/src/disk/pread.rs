@@ -114,14 +114,14 @@ impl Disk for PreadDisk {
         self.shared.wake.notify_all();
     }
 
-    fn cancel(&self, ticket: Ticket) {
+    fn cancel(&self, tickets: &[Ticket]) {
         // Dropping the pieces sends the completion: outside of the lock.
-        let removed = self.shared.lock().pieces.remove(ticket);
+        let removed = self.shared.lock().pieces.remove(tickets);
         drop(removed);
     }
 
-    fn promote(&self, ticket: Ticket) {
-        self.shared.lock().pieces.promote(ticket);
+    fn promote(&self, tickets: &[Ticket]) {
+        self.shared.lock().pieces.promote(tickets);
     }
 }
 

@@ -210,13 +210,13 @@ impl Disk for SimDisk {
         }
     }
 
-    fn cancel(&self, ticket: Ticket) {
-        let removed = self.lock().queue.remove(ticket);
+    fn cancel(&self, tickets: &[Ticket]) {
+        let removed = self.lock().queue.remove(tickets);
         drop(removed);
     }
 
-    fn promote(&self, ticket: Ticket) {
-        self.lock().queue.promote(ticket);
+    fn promote(&self, tickets: &[Ticket]) {
+        self.lock().queue.promote(tickets);
     }
 
     fn progress(&self, blocking: bool) -> bool {

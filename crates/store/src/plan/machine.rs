@@ -22,7 +22,7 @@ pub struct MachineMemory {
 /// Reads the machine's memory.
 ///
 /// # Errors
-/// `Io` or `NotFound` when the system does not tell; `Unsupported` on systems this build cannot ask.
+/// `Io` or `NotFound` when the system does not tell: a memory budget must then be given.
 pub fn machine_memory() -> Result<MachineMemory> {
     #[cfg(target_os = "macos")]
     return apple::machine_memory();
@@ -141,41 +141,56 @@ fn group_v1(dir: &Path) -> Option<Group> {
 
 #[cfg(target_os = "macos")]
 mod apple {
+    use std::mem::{MaybeUninit, size_of};
+
     use files::{Error, Result};
 
     use super::MachineMemory;
 
-    /// `sysctl hw.memsize`, and the free, inactive, purgeable and speculative pages of `vm_stat`: both are stable
-    /// text interfaces, where the calls behind them would need bindings of their own.
+    /// `sysctl hw.memsize` and the free, inactive and purgeable pages of `host_statistics64`.
     pub(super) fn machine_memory() -> Result<MachineMemory> {
-        let total_bytes = run("/usr/sbin/sysctl", &["-n", "hw.memsize"])?.trim().parse().map_err(|e| {
-            Error::corrupt("sysctl hw.memsize is not a number").with_source::<std::num::ParseIntError>(e)
-        })?;
-        let text = run("/usr/bin/vm_stat", &[])?;
-        let page_bytes = rustix::param::page_size() as u64;
-        let pages: u64 =
-            ["free", "inactive", "speculative", "purgeable"].iter().map(|n| pages(&text, n)).sum();
-        let available_bytes = pages.saturating_mul(page_bytes).min(total_bytes);
+        let failed = |what| Error::io(what, std::io::Error::last_os_error());
+        let (mut total_bytes, mut size) = (0u64, size_of::<u64>());
+        // SAFETY: the name is a C string, the buffer holds the 8 bytes that this value has and `size` says so.
+        let status = unsafe {
+            let to = (&raw mut total_bytes).cast();
+            libc::sysctlbyname(c"hw.memsize".as_ptr(), to, &raw mut size, std::ptr::null_mut(), 0)
+        };
+        if status != 0 {
+            return Err(failed("sysctl hw.memsize"));
+        }
+        let mut statistics = MaybeUninit::<libc::vm_statistics64>::zeroed();
+        let mut count = libc::HOST_VM_INFO64_COUNT;
+        // SAFETY: the buffer is a `vm_statistics64`, and `count` is its length in the units of the call.
+        let status = unsafe {
+            #[allow(deprecated)] // the replacement is a crate of its own for this one call
+            let host = libc::mach_host_self();
+            libc::host_statistics64(
+                host,
+                libc::HOST_VM_INFO64,
+                statistics.as_mut_ptr().cast(),
+                &raw mut count,
+            )
+        };
+        if status != libc::KERN_SUCCESS {
+            return Err(failed("host_statistics64"));
+        }
+        // SAFETY: all-zero is a valid value of this struct of integers, and the call has filled it.
+        let statistics = unsafe { statistics.assume_init() };
+        let pages = [statistics.free_count, statistics.inactive_count, statistics.purgeable_count];
+        let pages: u64 = pages.iter().map(|n| u64::from(*n)).sum();
+        let available_bytes = (pages * rustix::param::page_size() as u64).min(total_bytes);
         Ok(MachineMemory { total_bytes, available_bytes, limit_bytes: None })
     }
 
-    fn pages(text: &str, name: &str) -> u64 {
-        let prefix = format!("Pages {name}:");
-        let line = text.lines().find_map(|l| l.strip_prefix(prefix.as_str()));
-        line.and_then(|n| n.trim().trim_end_matches('.').parse().ok()).unwrap_or(0)
-    }
-
-    fn run(program: &str, args: &[&str]) -> Result<String> {
-        let output = std::process::Command::new(program).args(args).output();
-        let output = output.map_err(|e| Error::io(program, e))?;
-        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
-    }
-
-    /// The current size: the peak is behind an interface without safe bindings here.
+    /// `ru_maxrss` of `getrusage(2)`, in bytes on this system.
     pub(super) fn rss_peak_bytes() -> Option<u64> {
-        let pid = std::process::id().to_string();
-        let kib: u64 = run("/bin/ps", &["-o", "rss=", "-p", &pid]).ok()?.trim().parse().ok()?;
-        kib.checked_mul(1024)
+        let mut usage = MaybeUninit::<libc::rusage>::zeroed();
+        // SAFETY: the call fills a `rusage`, which is what the buffer is.
+        let status = unsafe { libc::getrusage(libc::RUSAGE_SELF, usage.as_mut_ptr()) };
+        // SAFETY: all-zero is a valid value of this struct of integers.
+        let usage = unsafe { usage.assume_init() };
+        (status == 0).then_some(usage.ru_maxrss as u64)
     }
 }
 
