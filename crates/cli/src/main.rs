@@ -1,2 +1,5 @@
 //! The `tidemill` command.
+#[cfg(test)]
+mod bundled;
+
 fn main() {}
