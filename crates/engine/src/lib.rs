@@ -1,1 +1,17 @@
-//! Placeholder crate root, replaced by the first commit of the crate.
+//! Numbers to text: the models, their sessions, tokenizers and chat. The only crate that knows architectures.
+
+mod bridge;
+mod device;
+mod layers;
+mod model;
+mod models;
+mod scratch;
+mod session;
+mod state;
+mod step;
+
+pub use device::Device;
+pub use files::{Error, ErrorKind, Result};
+pub use model::{CacheKind, LoadProgress, Model, OpenOptions};
+pub use models::ARCHITECTURES;
+pub use session::{FeedProgress, RouteRecord, Session};

@@ -1,0 +1,188 @@
+//! Hands the kernels' memory to the store as slabs, and the store's bytes to the kernels as weights.
+//! The only unsafe file of this crate.
+//!
+//! The promises made here rest on two facts. A buffer given to the store is never touched by an op except through
+//! views made in this file. Views of an expert are reachable only through the [`LeasedExpert`] that holds its
+//! lease, and views of resident weights only through a model, which exists only after loading has ended.
+
+use std::ops::{ControlFlow, Range};
+use std::sync::Arc;
+
+use files::{Error, Format, Result, Span};
+use kernels::ops::MlpWeights;
+use kernels::{Backend, Buffer, View, Weight};
+use store::disk::Disk;
+use store::resident::{self, Placement};
+use store::{ExpertId, Lease, SlabMemory};
+
+/// Buffers of resident weights are this large unless one tensor needs more, in bytes. Untouched pages cost nothing.
+const ARENA_BUFFER_BYTES: usize = 256 << 20;
+
+/// Every part of a resident weight starts at a multiple of this, in bytes: a cache line, and what GPUs bind at.
+const PART_ALIGN_BYTES: usize = 256;
+
+fn slab_memory(buffer: &Buffer) -> Result<SlabMemory> {
+    let pointer = buffer
+        .host()
+        .ok_or_else(|| Error::new(files::ErrorKind::Device, "the store cannot reach this device's memory"))?;
+    // SAFETY: the allocation is zeroed, lives as long as the handle kept here, and by the module's rule nobody
+    // but the store writes it, and readers come through leases or after loading.
+    unsafe { SlabMemory::from_raw(pointer, buffer.bytes(), Arc::new(buffer.clone())) }
+}
+
+/// The memory of the expert slots, as the kernels see it.
+pub(crate) struct Slabs {
+    buffers: Vec<Buffer>,
+}
+
+impl Slabs {
+    /// Allocates `slots` slots of `slot_bytes` in as few buffers as the device allows, and the same memory for the
+    /// store to fill.
+    pub(crate) fn allocate(
+        backend: &dyn Backend,
+        slots: usize,
+        slot_bytes: usize,
+    ) -> Result<(Self, Vec<SlabMemory>)> {
+        let most = backend.info().buffer_bytes_max / slot_bytes;
+        if most == 0 {
+            let limit = backend.info().buffer_bytes_max;
+            return Err(Error::memory(format!(
+                "an expert slot of {slot_bytes} bytes exceeds the device's buffer limit of {limit}"
+            )));
+        }
+        let mut buffers = Vec::new();
+        let mut left = slots;
+        while left > 0 {
+            let here = left.min(most);
+            buffers.push(backend.alloc_shared(here * slot_bytes)?);
+            left -= here;
+        }
+        let memory = buffers.iter().map(slab_memory).collect::<Result<_>>()?;
+        Ok((Self { buffers }, memory))
+    }
+}
+
+/// Format and shape of one matrix.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct MatrixShape {
+    pub(crate) format: Format,
+    pub(crate) rows: usize,
+    pub(crate) cols: usize,
+}
+
+/// Formats and shapes of a layer's experts; a lease's parts are those of gate, up, down, in this order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct ExpertShape {
+    pub(crate) gate: MatrixShape,
+    pub(crate) up: MatrixShape,
+    pub(crate) down: MatrixShape,
+}
+
+/// An expert in memory, for as long as this value lives.
+pub(crate) struct LeasedExpert {
+    weights: MlpWeights,
+    lease: Lease,
+}
+
+impl LeasedExpert {
+    /// The weights of a lease, published to the device.
+    pub(crate) fn new(
+        backend: &dyn Backend,
+        slabs: &Slabs,
+        shape: &ExpertShape,
+        lease: Lease,
+    ) -> Result<Self> {
+        let buffer = &slabs.buffers[lease.slab];
+        let mut views = Vec::with_capacity(lease.parts.len());
+        for part in &lease.parts {
+            let range = part.offset..part.offset + part.bytes;
+            backend.publish(buffer, range.clone())?;
+            // SAFETY: the lease pins the slot, so the store writes nothing there until it is dropped; the views
+            // are private to this value, which drops them first.
+            views.push(unsafe { View::new(buffer, range)? });
+        }
+        let mut views = views.into_iter();
+        let mut matrix = |m: &MatrixShape| {
+            let parts = views.by_ref().take(m.format.parts()).collect();
+            Weight::new(m.format, m.rows, m.cols, parts)
+        };
+        let weights = MlpWeights::new(matrix(&shape.gate)?, matrix(&shape.up)?, matrix(&shape.down)?);
+        let weights = weights.map_err(|e| e.context(lease.key))?;
+        Ok(Self { weights, lease })
+    }
+
+    /// The matrices. Do not keep clones: their bytes are this expert's only while `self` lives.
+    pub(crate) fn weights(&self) -> &MlpWeights {
+        &self.weights
+    }
+
+    /// Which expert of its layer.
+    pub(crate) fn expert(&self) -> ExpertId {
+        self.lease.expert
+    }
+}
+
+/// The resident weights: anonymous memory that is handed out first and filled in one go.
+pub(crate) struct Arena {
+    backend: Arc<dyn Backend>,
+    buffers: Vec<(Buffer, usize)>,
+    placements: Vec<Placement>,
+}
+
+impl Arena {
+    /// An empty arena.
+    pub(crate) fn new(backend: Arc<dyn Backend>) -> Self {
+        Self { backend, buffers: Vec::new(), placements: Vec::new() }
+    }
+
+    /// A weight over `spans`. Its bytes are there after [`Self::load`].
+    pub(crate) fn weight(&mut self, shape: MatrixShape, spans: &[Span]) -> Result<Weight> {
+        let mut views = Vec::with_capacity(spans.len());
+        for span in spans {
+            let bytes = usize::try_from(span.bytes).map_err(|_| Error::memory("a tensor exceeds memory"))?;
+            let (slab, range) = self.reserve(bytes)?;
+            let range_in_file = store::Range { file: span.file.0, offset: span.offset, bytes: span.bytes };
+            self.placements.push(Placement { range: range_in_file, slab, offset: range.start });
+            // SAFETY: the range is this weight's alone; `load` fills it before the model exists, and nothing
+            // writes it after.
+            views.push(unsafe { View::new(&self.buffers[slab].0, range)? });
+        }
+        Weight::new(shape.format, shape.rows, shape.cols, views)
+    }
+
+    fn reserve(&mut self, bytes: usize) -> Result<(usize, Range<usize>)> {
+        let limit = self.backend.info().buffer_bytes_max;
+        if bytes > limit {
+            return Err(Error::memory(format!("a tensor of {bytes} bytes exceeds the device's limit of {limit}")));
+        }
+        let last = self.buffers.last().map(|(buffer, used)| used.next_multiple_of(PART_ALIGN_BYTES) + bytes <= buffer.bytes());
+        if last != Some(true) {
+            let size = bytes.max(ARENA_BUFFER_BYTES.min(limit)).next_multiple_of(4096).min(limit.max(bytes));
+            self.buffers.push((self.backend.alloc_shared(size)?, 0));
+        }
+        let slab = self.buffers.len() - 1;
+        let used = &mut self.buffers[slab].1;
+        let start = used.next_multiple_of(PART_ALIGN_BYTES);
+        *used = start + bytes;
+        Ok((slab, start..start + bytes))
+    }
+
+    /// Bytes that are in use once loaded.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.buffers.iter().map(|(_, used)| used.next_multiple_of(4096) as u64).sum()
+    }
+
+    /// Reads everything from `disk`; `progress(bytes_done, bytes_total)` may break off.
+    pub(crate) fn load(
+        self,
+        disk: &Arc<dyn Disk>,
+        progress: &mut dyn FnMut(u64, u64) -> ControlFlow<()>,
+    ) -> Result<()> {
+        let mut slabs = self.buffers.iter().map(|(b, _)| slab_memory(b)).collect::<Result<Vec<_>>>()?;
+        resident::load(disk, &mut slabs, &self.placements, progress)?;
+        for (buffer, used) in &self.buffers {
+            self.backend.publish(buffer, 0..*used)?;
+        }
+        Ok(())
+    }
+}

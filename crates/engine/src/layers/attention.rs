@@ -1,0 +1,71 @@
+//! Softmax attention with grouped queries, optional q/k norm, partial rotary embedding and output gate.
+
+use files::{Error, Result};
+use kernels::Tensor;
+use kernels::ops::{AttentionSpec, RopeSpec};
+
+use super::Rope;
+use crate::scratch::Activation;
+use crate::state::LayerState;
+use crate::step::{Linear, Norm, Step};
+
+/// The weights of one attention layer.
+pub(crate) struct Attention {
+    /// `[heads * head_dim * (1 + gated), hidden]`; with a gate, each head's query is followed by its gate.
+    pub(crate) q: Linear,
+    /// `[kv_heads * head_dim, hidden]`
+    pub(crate) k: Linear,
+    /// `[kv_heads * head_dim, hidden]`
+    pub(crate) v: Linear,
+    /// `[hidden, heads * head_dim]`
+    pub(crate) out: Linear,
+    /// `[1, head_dim]`
+    pub(crate) q_norm: Option<Norm>,
+    /// `[1, head_dim]`
+    pub(crate) k_norm: Option<Norm>,
+    /// Heads of the keys and values.
+    pub(crate) kv_heads: usize,
+    /// Heads, gate, scale.
+    pub(crate) spec: AttentionSpec,
+    /// Shared by all layers.
+    pub(crate) rope: std::sync::Arc<Rope>,
+}
+
+impl Attention {
+    /// See [`super::Mixer::run`].
+    pub(crate) fn run(&self, s: &mut Step<'_>, layer: usize, h: &Tensor) -> Result<Activation> {
+        let dim = self.spec.head_dim;
+        let mut q = s.linear(h, &self.q)?;
+        let mut k = s.linear(h, &self.k)?;
+        let v = s.linear(h, &self.v)?;
+        let q_rope = self.rope_spec(self.spec.heads, dim * (1 + usize::from(self.spec.gated)));
+        let k_rope = self.rope_spec(self.kv_heads, dim);
+        let (q_norm, k_norm) = (norm_argument(&self.q_norm), norm_argument(&self.k_norm));
+        let mut mixed = s.tensor(h.rows(), self.spec.heads * dim)?;
+        s.each_sequence(layer, |backend, segment, state| {
+            let LayerState::Kv(cache) = state else {
+                return Err(Error::invalid(format!("layer {layer} has no KV cache")));
+            };
+            backend.norm_rope(&mut q, segment, &q_rope, &self.rope.frequencies, q_norm)?;
+            backend.norm_rope(&mut k, segment, &k_rope, &self.rope.frequencies, k_norm)?;
+            backend.kv_append(&k, &v, segment, cache)?;
+            backend.attention(&q, segment, cache, &self.spec, &mut mixed)
+        })?;
+        s.linear(&mixed, &self.out)
+    }
+
+    fn rope_spec(&self, heads: usize, head_stride: usize) -> RopeSpec {
+        RopeSpec {
+            heads,
+            head_dim: self.spec.head_dim,
+            head_stride,
+            rotary_dim: self.rope.rotary_dim,
+            interleaved: self.rope.interleaved,
+            amplitude: self.rope.amplitude,
+        }
+    }
+}
+
+fn norm_argument(norm: &Option<Norm>) -> Option<(&Tensor, f32)> {
+    norm.as_ref().map(|n| (&n.weight, n.eps))
+}

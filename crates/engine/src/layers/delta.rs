@@ -1,0 +1,56 @@
+//! The gated delta net mixer: projections, short convolution, delta rule, gated norm.
+
+use files::{Error, Result};
+use kernels::Tensor;
+use kernels::ops::{DeltaInput, DeltaSpec};
+
+use crate::scratch::Activation;
+use crate::state::LayerState;
+use crate::step::{Linear, Norm, Step};
+
+/// The weights of one gated delta net layer.
+pub(crate) struct Delta {
+    /// `[channels, hidden]`: queries, keys, values.
+    pub(crate) qkv: Linear,
+    /// `[value_heads * value_head_dim, hidden]`: the output gate.
+    pub(crate) z: Linear,
+    /// `[value_heads, hidden]`
+    pub(crate) a: Linear,
+    /// `[value_heads, hidden]`
+    pub(crate) b: Linear,
+    /// `[channels, kernel]`
+    pub(crate) conv: Tensor,
+    /// `[1, value_heads]`: `-exp(A_log)`
+    pub(crate) decay: Tensor,
+    /// `[1, value_heads]`
+    pub(crate) dt_bias: Tensor,
+    /// `[1, value_head_dim]`
+    pub(crate) norm: Norm,
+    /// `[hidden, value_heads * value_head_dim]`
+    pub(crate) out: Linear,
+    /// Heads and their sizes.
+    pub(crate) spec: DeltaSpec,
+}
+
+impl Delta {
+    /// See [`super::Mixer::run`].
+    pub(crate) fn run(&self, s: &mut Step<'_>, layer: usize, h: &Tensor) -> Result<Activation> {
+        let qkv = s.linear(h, &self.qkv)?;
+        let a = s.linear(h, &self.a)?;
+        let b = s.linear(h, &self.b)?;
+        let z = s.linear(h, &self.z)?;
+        let mut convolved = s.tensor(h.rows(), self.spec.channels())?;
+        let mut mixed = s.tensor(h.rows(), self.spec.value_heads * self.spec.value_head_dim)?;
+        s.each_sequence(layer, |backend, segment, state| {
+            let LayerState::Delta(state) = state else {
+                return Err(Error::invalid(format!("layer {layer} has no recurrent state")));
+            };
+            backend.short_conv(&qkv, &self.conv, segment, &mut state.conv, &mut convolved)?;
+            let (qkv, decay, dt_bias) = (&*convolved, &self.decay, &self.dt_bias);
+            let input = DeltaInput { segment, qkv, a: &a, b: &b, decay, dt_bias };
+            backend.delta_rule(&input, &self.spec, &mut state.delta, &mut mixed)
+        })?;
+        s.backend.gated_norm(&mut mixed, &z, &self.norm.weight, self.norm.eps)?;
+        s.linear(&mixed, &self.out)
+    }
+}

@@ -1,0 +1,55 @@
+//! The reusable middle of the models: mixers and MLPs, each with its weights and one `run`.
+
+mod attention;
+mod delta;
+mod mlp;
+mod moe;
+mod rope;
+
+pub(crate) use attention::Attention;
+pub(crate) use delta::Delta;
+pub(crate) use mlp::Mlp;
+pub(crate) use moe::{Moe, SharedExpert};
+pub(crate) use rope::{Rope, frequencies};
+
+use files::Result;
+use kernels::Tensor;
+
+use crate::scratch::Activation;
+use crate::step::Step;
+
+/// What mixes tokens of a sequence.
+pub(crate) enum Mixer {
+    /// Softmax attention over a KV cache.
+    Attention(Attention),
+    /// Gated delta rule over a recurrent state.
+    Delta(Delta),
+}
+
+impl Mixer {
+    /// `[rows, hidden]` to `[rows, hidden]`; advances the sequences' state of layer `layer`.
+    pub(crate) fn run(&self, s: &mut Step<'_>, layer: usize, h: &Tensor) -> Result<Activation> {
+        match self {
+            Mixer::Attention(attention) => attention.run(s, layer, h),
+            Mixer::Delta(delta) => delta.run(s, layer, h),
+        }
+    }
+}
+
+/// What works on each token alone.
+pub(crate) enum FeedForward {
+    /// A resident gated MLP.
+    Dense(Mlp),
+    /// Routed experts from the store.
+    Moe(Moe),
+}
+
+impl FeedForward {
+    /// `[rows, hidden]` to `[rows, hidden]`.
+    pub(crate) fn run(&self, s: &mut Step<'_>, layer: usize, h: &Tensor) -> Result<Activation> {
+        match self {
+            FeedForward::Dense(mlp) => mlp.run(s, h),
+            FeedForward::Moe(moe) => moe.run(s, layer, h),
+        }
+    }
+}

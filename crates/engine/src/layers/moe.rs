@@ -1,0 +1,131 @@
+//! Routed experts: the only place where disk meets math.
+
+use files::{Error, Result};
+use kernels::ops::{ExpertBatch, RouteSpec, RoutedRow, Routes, SharedOutput};
+use kernels::{Tensor, Weight};
+use store::{ExpertId, ExpertMask, LayerId};
+
+use super::Mlp;
+use crate::bridge::{ExpertShape, LeasedExpert};
+use crate::scratch::Activation;
+use crate::step::{Experts, Linear, Step};
+
+/// The weights of one mixture-of-experts layer that are always needed, and the shape of those on disk.
+pub(crate) struct Moe {
+    /// `[experts, hidden]`
+    pub(crate) router: Weight,
+    /// Top-k and normalisation.
+    pub(crate) spec: RouteSpec,
+    /// Formats and sizes of one expert.
+    pub(crate) expert: ExpertShape,
+    /// The expert that every token uses.
+    pub(crate) shared: Option<SharedExpert>,
+}
+
+/// The expert that every token uses, and the gate on it.
+pub(crate) struct SharedExpert {
+    /// The MLP.
+    pub(crate) mlp: Mlp,
+    /// `[1, hidden]`, before a sigmoid.
+    pub(crate) gate: Linear,
+}
+
+impl Moe {
+    /// See [`super::FeedForward::run`].
+    pub(crate) fn run(&self, s: &mut Step<'_>, layer: usize, h: &Tensor) -> Result<Activation> {
+        let id = LayerId(layer as u16);
+        let mut chosen = s.route_buffers(self.spec.top_k)?;
+        s.backend.route(h, &self.router, &self.spec, &mut chosen)?;
+        let routes = s.backend.read_routes(&chosen, h.rows(), &self.spec);
+        let routes = routes.map_err(|e| e.context(format!("layer {layer}")))?;
+        let by_expert = RowsByExpert::new(&routes, self.router.rows())?;
+        if let Some(Experts { store, .. }) = &mut s.experts {
+            store.want(id, &by_expert.mask())?; // reads start now
+        }
+        let shared = self.shared.as_ref().map(|e| e.run(s, h)).transpose()?; // work that hides the reads
+        let mut parts = s.tensor(h.rows() * self.spec.top_k, h.cols())?;
+        self.run_experts(s, id, h, &by_expert, &mut parts)?;
+        let shared = shared.as_ref().map(|(output, gate)| SharedOutput { output, gate });
+        let mut out = s.tensor(h.rows(), h.cols())?;
+        s.backend.combine(&parts, &chosen, &self.spec, shared, &mut out)?;
+        if let Some(trace) = &mut s.routes {
+            trace.push((id, routes));
+        }
+        Ok(out)
+    }
+
+    /// Multiplies experts as they arrive; each writes rows of `parts` that are its own.
+    fn run_experts(
+        &self,
+        s: &mut Step<'_>,
+        layer: LayerId,
+        h: &Tensor,
+        by_expert: &RowsByExpert,
+        parts: &mut Tensor,
+    ) -> Result<()> {
+        let backend = s.backend;
+        let Some(Experts { store, slabs }) = &mut s.experts else {
+            return Err(Error::invalid(format!("layer {} routes to experts, but there is no store", layer.0)));
+        };
+        loop {
+            let leases = store.next_batch(usize::MAX)?;
+            if leases.is_empty() {
+                return Ok(());
+            }
+            let bind = |lease| LeasedExpert::new(backend, slabs, &self.expert, lease);
+            let experts = leases.into_iter().map(bind).collect::<Result<Vec<_>>>()?;
+            let batches: Vec<_> = experts
+                .iter()
+                .map(|e| ExpertBatch { weights: e.weights(), rows: by_expert.rows(e.expert()) })
+                .collect();
+            backend.expert_mlp(h, &batches, parts)?;
+            backend.release(Box::new(experts));
+        }
+    }
+}
+
+impl SharedExpert {
+    /// The output `[rows, hidden]` and its gate `[rows, 1]`.
+    fn run(&self, s: &Step<'_>, h: &Tensor) -> Result<(Activation, Activation)> {
+        Ok((self.mlp.run(s, h)?, s.linear(h, &self.gate)?))
+    }
+}
+
+/// The routes, grouped by expert: which rows each expert works on, and where its results go.
+struct RowsByExpert {
+    /// Rows of all experts, in the order of the experts; within one in the order of the rows.
+    rows: Vec<RoutedRow>,
+    /// Expert `e` has `rows[starts[e]..starts[e + 1]]`.
+    starts: Vec<u32>,
+}
+
+impl RowsByExpert {
+    fn new(routes: &Routes, experts: usize) -> Result<Self> {
+        let mut starts = vec![0u32; experts + 1];
+        for &id in &routes.ids {
+            let count = starts.get_mut(id as usize + 1);
+            *count.ok_or_else(|| Error::corrupt(format!("the router chose expert {id} of {experts}")))? += 1;
+        }
+        for e in 0..experts {
+            starts[e + 1] += starts[e];
+        }
+        let mut next = starts.clone();
+        let mut rows = vec![RoutedRow { row: 0, part: 0 }; routes.ids.len()];
+        for (part, &id) in routes.ids.iter().enumerate() {
+            let at = &mut next[id as usize];
+            rows[*at as usize] = RoutedRow { row: (part / routes.top_k) as u32, part: part as u32 };
+            *at += 1;
+        }
+        Ok(Self { rows, starts })
+    }
+
+    fn rows(&self, expert: ExpertId) -> &[RoutedRow] {
+        let e = expert.0 as usize;
+        &self.rows[self.starts[e] as usize..self.starts[e + 1] as usize]
+    }
+
+    fn mask(&self) -> ExpertMask {
+        let used = self.starts.windows(2).enumerate().filter(|(_, w)| w[0] < w[1]);
+        used.map(|(e, _)| ExpertId(e as u16)).collect()
+    }
+}

@@ -1,0 +1,343 @@
+//! From a path to a model that can run: meta, names, plan, memory, weights.
+
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use files::{Error, Meta, Result, TensorIndex};
+use kernels::Backend;
+use store::disk::{Disk, PreadDisk, PreadOptions};
+use store::plan::{Plan, PlanInput, machine_memory, plan};
+use store::{ExpertLayout, ExpertStore, StoreOptions};
+
+use crate::bridge::Slabs;
+use crate::device::{Device, open_device};
+use crate::models::{self, Bound, Decoder};
+use crate::scratch::Scratch;
+use crate::state::{LayerShape, SequenceState};
+
+/// Logits are made for at most this many rows at a time.
+pub(crate) const LOGIT_ROWS: usize = 32;
+
+/// Snapshots that a session keeps to go back to.
+pub(crate) const CHECKPOINTS: usize = 3;
+
+/// Context where none is asked for, in tokens; the model's own if that is shorter.
+const DEFAULT_CONTEXT: usize = 8192;
+
+/// Rows of a prompt chunk where memory allows; halved until the plan fits.
+const CHUNK_TOKENS: usize = 512;
+const CHUNK_TOKENS_MIN: usize = 16;
+
+/// Code, stacks, tables and loading buffers, in bytes; measured on the bundled model, and rounded up.
+const OVERHEAD_BYTES: u64 = 64 << 20;
+
+/// Bytes that a tokenizer takes for each byte of its file, measured on a vocabulary of 248,320.
+const TOKENIZER_BYTES_PER_FILE_BYTE: u64 = 12;
+
+/// Who keeps experts in memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum CacheKind {
+    /// Slots of our own, filled past the page cache.
+    #[default]
+    Slots,
+    /// The operating system's page cache; slots only for the experts in use.
+    Os,
+}
+
+/// How to open a model.
+#[derive(Clone, Default)]
+pub struct OpenOptions {
+    /// Where to compute.
+    pub device: Device,
+    /// f32 activations throughout: the mode in which goldens are checked.
+    pub exact: bool,
+    /// The ceiling for everything; `None` takes what the machine can spare.
+    pub memory_bytes: Option<u64>,
+    /// Who keeps experts in memory.
+    pub cache: CacheKind,
+    /// Threads that compute; `None` is one for each core.
+    pub threads: Option<usize>,
+    /// Positions of a sequence; `None` is the model's own context, at most 8192.
+    pub context: Option<usize>,
+    /// Fewer or more experts than the model's own top-k. Changes the answers.
+    pub experts_per_token: Option<usize>,
+    /// Tokens of a prompt chunk; `None` lets the plan decide.
+    pub chunk_tokens: Option<usize>,
+    /// Most expert slots; `None` as many as the budget holds.
+    pub slots_max: Option<usize>,
+    /// A backend to use instead of opening `device`.
+    pub backend: Option<Arc<dyn Backend>>,
+    /// A disk engine over the model's files, in their order, instead of opening them.
+    pub disk: Option<Arc<dyn Disk>>,
+}
+
+/// Called while a model loads with bytes done and bytes in all; may break off.
+pub type LoadProgress<'a> = &'a mut dyn FnMut(u64, u64) -> ControlFlow<()>;
+
+/// A model, ready to run. Sessions share it.
+pub struct Model {
+    pub(crate) meta: Meta,
+    pub(crate) decoder: Decoder,
+    pub(crate) backend: Arc<dyn Backend>,
+    pub(crate) scratch: Arc<Scratch>,
+    states: Vec<LayerShape>,
+    experts: Option<(Mutex<ExpertStore>, Slabs)>,
+    plan: Plan,
+    context: usize,
+    chunk_tokens: usize,
+    fingerprint: u64,
+    disk: Arc<dyn Disk>,
+    path: PathBuf,
+}
+
+impl Model {
+    /// Opens the model at `path` and loads its resident weights; experts stay on disk.
+    ///
+    /// # Errors
+    /// Names what is wrong: the file, tensor or field (`Corrupt`, `NotFound`, `Unsupported`), the floor of the
+    /// memory plan (`Memory`), the drive (`Io`), or that `progress` broke off (`Cancelled`).
+    pub fn open(path: &Path, options: &OpenOptions, progress: LoadProgress<'_>) -> Result<Arc<Self>> {
+        let (index, meta) = TensorIndex::open(path)?;
+        meta.check()?;
+        check_experts_per_token(&meta, options.experts_per_token)?;
+        let backend = match &options.backend {
+            Some(backend) => backend.clone(),
+            None => open_device(options)?,
+        };
+        let Bound { decoder, states, experts, arena } =
+            models::bind(&index, &meta, &backend, options.experts_per_token)?;
+        let context = context(&meta, options.context)?;
+        let sizes = Sizes::new(&decoder, &states, &experts, arena.bytes(), tokenizer_bytes(&meta), context)?;
+        let (plan, chunk_tokens) = sizes.plan(options, &meta)?;
+        let disk = open_disk(&index, options)?;
+        let fingerprint = fingerprint(&meta, &index, &backend, decoder.top_k());
+        arena.load(&disk, progress)?;
+        let experts = open_store(&backend, &disk, experts, &plan)?;
+        let scratch = Scratch::new(backend.clone(), plan.scratch_bytes as usize);
+        let path = path.to_path_buf();
+        Ok(Arc::new(Self {
+            meta,
+            decoder,
+            backend,
+            scratch,
+            states,
+            experts,
+            plan,
+            context,
+            chunk_tokens,
+            fingerprint,
+            disk,
+            path,
+        }))
+    }
+
+    /// What the file says about the model.
+    pub fn meta(&self) -> &Meta {
+        &self.meta
+    }
+
+    /// Where the model was opened.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// How memory is divided.
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// Positions that a sequence may have.
+    pub fn context(&self) -> usize {
+        self.context
+    }
+
+    /// Tokens of a prompt chunk.
+    pub fn chunk_tokens(&self) -> usize {
+        self.chunk_tokens
+    }
+
+    /// Experts that one token uses; 0 for a dense model.
+    pub fn top_k(&self) -> usize {
+        self.decoder.top_k()
+    }
+
+    /// The device and the disk engine, for people.
+    pub fn describe(&self) -> String {
+        format!("{}; {}", self.backend.info().name, self.disk.describe())
+    }
+
+    /// Counts of the expert store since the last reset; `None` for a dense model.
+    pub fn read_stats(&self) -> Option<store::ReadStats> {
+        self.lock_store().map(|store| store.stats().clone())
+    }
+
+    /// Starts counting anew.
+    pub fn reset_read_stats(&self) {
+        if let Some(mut store) = self.lock_store() {
+            store.reset_stats();
+        }
+    }
+
+    /// An empty state of one sequence.
+    pub(crate) fn new_state(&self) -> Result<SequenceState> {
+        SequenceState::new(self.backend.clone(), &self.states, self.context)
+    }
+
+    /// What a saved state must match.
+    pub(crate) fn fingerprint(&self) -> u64 {
+        self.fingerprint
+    }
+
+    /// The expert store, for the one step that runs.
+    pub(crate) fn lock_store(&self) -> Option<MutexGuard<'_, ExpertStore>> {
+        let (store, _) = self.experts.as_ref()?;
+        Some(store.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// The memory of the expert slots.
+    pub(crate) fn slabs(&self) -> Option<&Slabs> {
+        self.experts.as_ref().map(|(_, slabs)| slabs)
+    }
+}
+
+fn check_experts_per_token(meta: &Meta, asked: Option<usize>) -> Result<()> {
+    let Some(k) = asked else { return Ok(()) };
+    match &meta.moe {
+        None => Err(Error::invalid(format!("{} has no routed experts to choose {k} of", meta.arch))),
+        Some(moe) if k == 0 || k > moe.experts => {
+            Err(Error::invalid(format!("{k} experts per token: the model has {} a layer", moe.experts)))
+        }
+        Some(_) => Ok(()),
+    }
+}
+
+fn context(meta: &Meta, asked: Option<usize>) -> Result<usize> {
+    match asked {
+        Some(0) => Err(Error::invalid("a context of 0 tokens holds nothing")),
+        Some(n) if n > meta.context => {
+            Err(Error::invalid(format!("a context of {n} tokens exceeds the model's {}", meta.context)))
+        }
+        Some(n) => Ok(n),
+        None => Ok(meta.context.min(DEFAULT_CONTEXT)),
+    }
+}
+
+fn tokenizer_bytes(meta: &Meta) -> u64 {
+    use files::TokenizerSource::{Gguf, Json, Missing};
+    let file_bytes = match &meta.tokenizer {
+        Json(path) => std::fs::metadata(path).map_or(0, |m| m.len()),
+        Gguf(vocab) => vocab.tokens.iter().map(|t| t.len() as u64 + 16).sum(),
+        Missing => 0,
+    };
+    file_bytes * TOKENIZER_BYTES_PER_FILE_BYTE
+}
+
+/// What the plan is made from.
+struct Sizes<'a> {
+    decoder: &'a Decoder,
+    context: usize,
+    slot_bytes: u64,
+    total_experts: u64,
+    resident_bytes: u64,
+    state_bytes: u64,
+    overhead_bytes: u64,
+}
+
+impl<'a> Sizes<'a> {
+    fn new(
+        decoder: &'a Decoder,
+        states: &[LayerShape],
+        experts: &[Vec<ExpertLayout>],
+        resident_bytes: u64,
+        tokenizer_bytes: u64,
+        context: usize,
+    ) -> Result<Self> {
+        let total_experts: usize = experts.iter().map(Vec::len).sum();
+        let slot_bytes = if total_experts == 0 { 0 } else { store::slot_bytes(experts.iter().flatten())? };
+        let recurrent: u64 = states.iter().map(LayerShape::recurrent_bytes).sum();
+        let state: u64 = states.iter().map(|s| s.bytes(context)).sum();
+        Ok(Self {
+            decoder,
+            context,
+            slot_bytes: slot_bytes as u64,
+            total_experts: total_experts as u64,
+            resident_bytes,
+            state_bytes: state + CHECKPOINTS as u64 * recurrent,
+            overhead_bytes: OVERHEAD_BYTES + tokenizer_bytes,
+        })
+    }
+
+    /// The plan and the chunk size: the largest chunk that leaves room for the fewest slots.
+    fn plan(&self, options: &OpenOptions, meta: &Meta) -> Result<(Plan, usize)> {
+        let most = options.chunk_tokens.unwrap_or(CHUNK_TOKENS).clamp(1, self.context);
+        let least = options.chunk_tokens.unwrap_or(CHUNK_TOKENS_MIN).clamp(1, self.context);
+        let mut chunk = most;
+        loop {
+            match self.plan_chunk(options, meta, chunk) {
+                Err(_) if chunk > least => chunk = (chunk / 2).max(least),
+                Ok(plan) => return Ok((plan, chunk)),
+                Err(e) => return Err(e),
+            }
+        }
+    }
+
+    fn plan_chunk(&self, options: &OpenOptions, meta: &Meta, chunk: usize) -> Result<Plan> {
+        let available_bytes = match options.memory_bytes {
+            Some(_) => 0,
+            None => machine_memory()?.available_bytes,
+        };
+        let in_use = self.decoder.top_k() as u64;
+        let slots_max = match options.cache {
+            CacheKind::Slots => options.slots_max.map_or(self.total_experts, |n| n as u64),
+            CacheKind::Os => 2 * in_use,
+        };
+        plan(&PlanInput {
+            budget_bytes: options.memory_bytes,
+            available_bytes,
+            resident_bytes: self.resident_bytes,
+            state_bytes: self.state_bytes,
+            scratch_bytes: self.decoder.scratch_bytes(chunk, LOGIT_ROWS.min(chunk)),
+            overhead_bytes: self.overhead_bytes,
+            slot_bytes: self.slot_bytes,
+            total_experts: self.total_experts.min(slots_max),
+            min_slots: in_use.min(slots_max),
+        })
+        .map_err(|e| e.context(meta.name.as_deref().unwrap_or(&meta.arch)))
+    }
+}
+
+fn open_disk(index: &TensorIndex, options: &OpenOptions) -> Result<Arc<dyn Disk>> {
+    if let Some(disk) = &options.disk {
+        return Ok(disk.clone());
+    }
+    let direct = options.cache == CacheKind::Slots;
+    Ok(Arc::new(PreadDisk::open(index.files(), &PreadOptions { direct, ..PreadOptions::default() })?))
+}
+
+fn open_store(
+    backend: &Arc<dyn Backend>,
+    disk: &Arc<dyn Disk>,
+    layouts: Vec<Vec<ExpertLayout>>,
+    plan: &Plan,
+) -> Result<Option<(Mutex<ExpertStore>, Slabs)>> {
+    if plan.slots == 0 {
+        return Ok(None);
+    }
+    let slot_bytes = plan.slot_bytes as usize;
+    let (slabs, memory) = Slabs::allocate(backend.as_ref(), plan.slots as usize, slot_bytes)?;
+    let options = StoreOptions { slot_bytes, policy: None };
+    let store = ExpertStore::new(disk.clone(), layouts, memory, options)?;
+    Ok(Some((Mutex::new(store), slabs)))
+}
+
+/// A number that differs for models whose states must not be mixed up: FNV-1a over what shapes them.
+fn fingerprint(meta: &Meta, index: &TensorIndex, backend: &Arc<dyn Backend>, top_k: usize) -> u64 {
+    let mut text = format!("{} {:?} {top_k} {}", meta.arch, backend.info().precision, meta.layers);
+    for tensor in index.iter() {
+        text += &format!(" {} {:?} {}", tensor.name, tensor.shape, tensor.format);
+    }
+    text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    })
+}

@@ -1,0 +1,110 @@
+//! The residual decoder that these architectures share: norm, mixer, norm, feed-forward, layer after layer.
+
+use files::Result;
+use kernels::Weight;
+use kernels::ops::{KvFormat, Precision};
+
+use crate::layers::{FeedForward, Mixer};
+use crate::scratch::Activation;
+use crate::state::LayerShape;
+use crate::step::{Linear, Norm, Step};
+
+/// One layer.
+pub(crate) struct Block {
+    pub(crate) mixer_norm: Norm,
+    pub(crate) mixer: Mixer,
+    pub(crate) mlp_norm: Norm,
+    pub(crate) mlp: FeedForward,
+}
+
+/// A whole model.
+pub(crate) struct Decoder {
+    /// `[vocab, hidden]`
+    pub(crate) embedding: Weight,
+    pub(crate) layers: Vec<Block>,
+    pub(crate) norm: Norm,
+    /// `[vocab, hidden]`
+    pub(crate) head: Linear,
+}
+
+impl Decoder {
+    /// Runs the step's tokens through all layers: `[rows, hidden]` before the final norm.
+    pub(crate) fn forward(&self, s: &mut Step<'_>) -> Result<Activation> {
+        let mut x = s.embed(&self.embedding)?;
+        for (l, layer) in self.layers.iter().enumerate() {
+            let h = s.rms_norm(&x, &layer.mixer_norm)?;
+            let mixed = layer.mixer.run(s, l, &h)?;
+            s.add(&mut x, &mixed)?;
+            drop((h, mixed)); // their memory serves the other half of the layer
+            let h = s.rms_norm(&x, &layer.mlp_norm)?;
+            let y = layer.mlp.run(s, l, &h)?;
+            s.add(&mut x, &y)?;
+            s.layer_done(l + 1)?;
+        }
+        Ok(x)
+    }
+
+    /// The logits `[rows, vocab]` of some rows of what [`Self::forward`] returned.
+    pub(crate) fn logits(&self, s: &Step<'_>, x: &Activation, rows: &[u32]) -> Result<Activation> {
+        let mut chosen = s.tensor(rows.len(), x.cols())?;
+        s.backend.gather_rows(x, rows, &mut chosen)?;
+        let normed = s.rms_norm(&chosen, &self.norm)?;
+        s.linear(&normed, &self.head)
+    }
+
+    /// What each layer remembers.
+    pub(crate) fn state_shapes(&self, precision: Precision) -> Vec<LayerShape> {
+        let format = match precision {
+            Precision::Exact => KvFormat::F32,
+            Precision::Fast => KvFormat::F16,
+        };
+        let shape = |block: &Block| match &block.mixer {
+            Mixer::Attention(a) => LayerShape::Kv { kv_heads: a.kv_heads, head_dim: a.spec.head_dim, format },
+            Mixer::Delta(d) => LayerShape::Delta {
+                conv_rows: d.conv.cols() - 1,
+                channels: d.spec.channels(),
+                value_heads: d.spec.value_heads,
+                head_state: d.spec.key_head_dim * d.spec.value_head_dim,
+            },
+        };
+        self.layers.iter().map(shape).collect()
+    }
+
+    /// Bytes of the activations that live at once in a step of `rows` rows with logits for `logit_rows` of them:
+    /// every tensor that a layer makes, counted as if none were freed before the layer's end.
+    pub(crate) fn scratch_bytes(&self, rows: usize, logit_rows: usize) -> u64 {
+        let hidden = self.embedding.cols();
+        let widest = self.layers.iter().map(|l| mixer_width(&l.mixer).max(feed_forward_width(&l.mlp, hidden)));
+        let layer = 4 * hidden + widest.max().unwrap_or(0);
+        let head = 2 * hidden + self.head.weight.rows();
+        // A tensor is rounded up to a page; a layer makes fewer than 16.
+        (4 * (rows * layer + logit_rows * head) + 32 * 4096) as u64
+    }
+
+    /// Most experts that one token uses; 0 for a dense model.
+    pub(crate) fn top_k(&self) -> usize {
+        let top_k = |l: &Block| if let FeedForward::Moe(moe) = &l.mlp { moe.spec.top_k } else { 0 };
+        self.layers.iter().map(top_k).max().unwrap_or(0)
+    }
+}
+
+fn mixer_width(mixer: &Mixer) -> usize {
+    match mixer {
+        Mixer::Attention(a) => {
+            let outputs = [&a.q, &a.k, &a.v, &a.out].iter().map(|l| l.weight.rows()).sum::<usize>();
+            outputs + a.out.weight.cols()
+        }
+        Mixer::Delta(d) => {
+            let outputs = [&d.qkv, &d.a, &d.b, &d.z, &d.out].iter().map(|l| l.weight.rows()).sum::<usize>();
+            outputs + d.spec.channels() + d.out.weight.cols()
+        }
+    }
+}
+
+fn feed_forward_width(mlp: &FeedForward, hidden: usize) -> usize {
+    match mlp {
+        FeedForward::Dense(_) => hidden,
+        // parts, combined, shared output and gate, the router's answer
+        FeedForward::Moe(moe) => (moe.spec.top_k + 2) * hidden + 2 * moe.spec.top_k + 1,
+    }
+}

@@ -1,0 +1,61 @@
+//! The model architectures: which tensors they have under which names, and how a step runs through them.
+//! One architecture, one file.
+
+mod bind;
+mod decoder;
+mod llama;
+mod qwen3_5_moe;
+mod qwen3_moe;
+
+use std::sync::Arc;
+
+use files::{Error, Meta, Result, TensorIndex};
+use kernels::Backend;
+use store::ExpertLayout;
+
+pub(crate) use bind::Binder;
+pub(crate) use decoder::Decoder;
+
+use crate::bridge::Arena;
+use crate::state::LayerShape;
+
+/// A model bound to its tensors: weights that [`Arena::load`] has yet to fill, and where the experts are.
+pub(crate) struct Bound {
+    /// The layers.
+    pub(crate) decoder: Decoder,
+    /// What a sequence remembers, layer by layer.
+    pub(crate) states: Vec<LayerShape>,
+    /// Where the experts are, `[layer][expert]`; empty for dense layers.
+    pub(crate) experts: Vec<Vec<ExpertLayout>>,
+    /// The resident weights to load.
+    pub(crate) arena: Arena,
+}
+
+/// The architectures that [`bind()`] knows.
+pub const ARCHITECTURES: [&str; 6] = ["qwen3_5_moe", "qwen3_5", "qwen3_moe", "qwen3", "qwen2", "llama"];
+
+/// Binds the tensors of `index` by the names and shapes that the architecture of `meta` has.
+///
+/// # Errors
+/// `Unsupported` for another architecture; `NotFound` or `Corrupt` naming the first tensor that is missing, has
+/// another shape, or is left over.
+pub(crate) fn bind(
+    index: &TensorIndex,
+    meta: &Meta,
+    backend: &Arc<dyn Backend>,
+    experts_per_token: Option<usize>,
+) -> Result<Bound> {
+    let mut binder = Binder::new(index, meta, backend.clone())?;
+    let decoder = match meta.arch.as_str() {
+        "qwen3_5_moe" | "qwen3_5" => qwen3_5_moe::bind(&mut binder, meta, experts_per_token)?,
+        "qwen3_moe" | "qwen3" => qwen3_moe::bind(&mut binder, meta, experts_per_token)?,
+        "llama" | "qwen2" => llama::bind(&mut binder, meta)?,
+        other => {
+            let known = ARCHITECTURES.join(", ");
+            return Err(Error::unsupported(format!("architecture {other} is not supported; these are: {known}")));
+        }
+    };
+    let states = decoder.state_shapes(backend.info().precision);
+    let (experts, arena) = binder.finish()?;
+    Ok(Bound { decoder, states, experts, arena })
+}

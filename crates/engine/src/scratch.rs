@@ -1,0 +1,125 @@
+//! Activations that live for a few ops: device blocks used again and again, within the planned bytes.
+
+use std::ops::{Deref, DerefMut};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use files::{Error, Result};
+use kernels::ops::RouteBuffers;
+use kernels::{Backend, Block, Tensor};
+
+/// A pool of device blocks that never holds more than its limit.
+pub(crate) struct Scratch {
+    backend: Arc<dyn Backend>,
+    limit_bytes: usize,
+    state: Mutex<Free>,
+}
+
+#[derive(Default)]
+struct Free {
+    blocks: Vec<Block>,
+    allocated_bytes: usize,
+}
+
+impl Scratch {
+    /// An empty pool over `backend` that may allocate `limit_bytes`.
+    pub(crate) fn new(backend: Arc<dyn Backend>, limit_bytes: usize) -> Arc<Self> {
+        Arc::new(Self { backend, limit_bytes, state: Mutex::default() })
+    }
+
+    /// An activation `[rows, cols]` with undefined values.
+    pub(crate) fn tensor(self: &Arc<Self>, rows: usize, cols: usize) -> Result<Activation> {
+        let block = self.take(rows * cols * 4)?;
+        Ok(Activation { tensor: Some(Tensor::new(block, rows, cols)?), scratch: self.clone() })
+    }
+
+    /// Room for a router's answer.
+    pub(crate) fn routes(self: &Arc<Self>, rows: usize, top_k: usize) -> Result<RouteActivation> {
+        let ids = self.take(rows * top_k * 4)?;
+        let weights = Tensor::new(self.take(rows * top_k * 4)?, rows, top_k)?;
+        Ok(RouteActivation { buffers: Some(RouteBuffers { ids, weights }), scratch: self.clone() })
+    }
+
+    fn take(&self, bytes: usize) -> Result<Block> {
+        let bytes = bytes.max(1).next_multiple_of(4096);
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let fits = state.blocks.iter().enumerate().filter(|(_, b)| b.bytes() >= bytes);
+        if let Some((i, _)) = fits.min_by_key(|(_, b)| b.bytes()) {
+            return Ok(state.blocks.swap_remove(i));
+        }
+        if state.allocated_bytes + bytes > self.limit_bytes {
+            let idle: usize = state.blocks.iter().map(Block::bytes).sum();
+            state.blocks.clear();
+            state.allocated_bytes -= idle;
+        }
+        if state.allocated_bytes + bytes > self.limit_bytes {
+            return Err(Error::memory(format!(
+                "scratch of {} bytes is exhausted: {} in use, {bytes} more wanted",
+                self.limit_bytes, state.allocated_bytes
+            )));
+        }
+        let block = self.backend.alloc(bytes)?;
+        state.allocated_bytes += bytes;
+        Ok(block)
+    }
+
+    fn give_back(&self, block: Block) {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).blocks.push(block);
+    }
+}
+
+/// A tensor that returns its memory to the pool.
+pub(crate) struct Activation {
+    tensor: Option<Tensor>,
+    scratch: Arc<Scratch>,
+}
+
+impl Deref for Activation {
+    type Target = Tensor;
+
+    fn deref(&self) -> &Tensor {
+        self.tensor.as_ref().expect("only drop takes the tensor")
+    }
+}
+
+impl DerefMut for Activation {
+    fn deref_mut(&mut self) -> &mut Tensor {
+        self.tensor.as_mut().expect("only drop takes the tensor")
+    }
+}
+
+impl Drop for Activation {
+    fn drop(&mut self) {
+        if let Some(tensor) = self.tensor.take() {
+            self.scratch.give_back(tensor.into_block());
+        }
+    }
+}
+
+/// A router's answer that returns its memory to the pool.
+pub(crate) struct RouteActivation {
+    buffers: Option<RouteBuffers>,
+    scratch: Arc<Scratch>,
+}
+
+impl Deref for RouteActivation {
+    type Target = RouteBuffers;
+
+    fn deref(&self) -> &RouteBuffers {
+        self.buffers.as_ref().expect("only drop takes the buffers")
+    }
+}
+
+impl DerefMut for RouteActivation {
+    fn deref_mut(&mut self) -> &mut RouteBuffers {
+        self.buffers.as_mut().expect("only drop takes the buffers")
+    }
+}
+
+impl Drop for RouteActivation {
+    fn drop(&mut self) {
+        if let Some(buffers) = self.buffers.take() {
+            self.scratch.give_back(buffers.ids);
+            self.scratch.give_back(buffers.weights.into_block());
+        }
+    }
+}

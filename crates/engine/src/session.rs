@@ -1,0 +1,368 @@
+//! One sequence: feeds tokens in chunks, goes back to prefixes, and survives failed steps.
+
+use std::ops::{ControlFlow, Range};
+use std::path::Path;
+use std::sync::Arc;
+
+use files::{Error, Result};
+use kernels::ops::{Routes, Segment};
+use store::LayerId;
+
+use crate::model::{CHECKPOINTS, LOGIT_ROWS, Model};
+use crate::scratch::Activation;
+use crate::state::{self, SequenceState, Snapshot};
+use crate::step::{Experts, SequenceRows, Step};
+
+/// Called while tokens are fed with how many of them are done, a fraction within the running chunk, and how many
+/// there are; may break off.
+pub type FeedProgress<'a> = &'a mut dyn FnMut(f64, usize) -> ControlFlow<()>;
+
+/// Takes the logits of one position, `[vocab]`.
+type LogitSink<'a> = &'a mut dyn FnMut(usize, &[f32]) -> Result<()>;
+
+/// What the routers of one step chose.
+#[derive(Clone, Debug)]
+pub struct RouteRecord {
+    /// The layer.
+    pub layer: LayerId,
+    /// Position of the step's first token.
+    pub position: usize,
+    /// Its choices, one row a token.
+    pub routes: Routes,
+}
+
+/// A sequence of tokens and what the model remembers of it.
+///
+/// The tokens are the truth and the state follows them: when a step fails half way, the state goes back to the last
+/// snapshot and the next call computes the rest again, so no error costs more than time.
+pub struct Session {
+    model: Arc<Model>,
+    state: SequenceState,
+    tokens: Vec<u32>,
+    /// By falling age; the newest is overwritten while a prompt is fed.
+    checkpoints: Vec<Snapshot>,
+    logits: Vec<f32>,
+    /// Position after the token whose logits are held.
+    logits_at: usize,
+    routes: Option<Vec<RouteRecord>>,
+}
+
+impl Session {
+    /// An empty sequence.
+    ///
+    /// # Errors
+    /// `Memory` when its state cannot be allocated.
+    pub fn new(model: &Arc<Model>) -> Result<Self> {
+        Ok(Self {
+            state: model.new_state()?,
+            model: model.clone(),
+            tokens: Vec::new(),
+            checkpoints: Vec::new(),
+            logits: Vec::new(),
+            logits_at: 0,
+            routes: None,
+        })
+    }
+
+    /// The model.
+    pub fn model(&self) -> &Arc<Model> {
+        &self.model
+    }
+
+    /// The tokens so far.
+    pub fn tokens(&self) -> &[u32] {
+        &self.tokens
+    }
+
+    /// The logits after the last token, `[vocab]`; empty before the first.
+    pub fn logits(&self) -> &[f32] {
+        if self.logits_at == self.tokens.len() { &self.logits } else { &[] }
+    }
+
+    /// From now on keeps what the routers choose, for [`Self::take_routes`].
+    pub fn record_routes(&mut self) {
+        self.routes = Some(Vec::new());
+    }
+
+    /// What was recorded since the last call.
+    pub fn take_routes(&mut self) -> Vec<RouteRecord> {
+        self.routes.as_mut().map(std::mem::take).unwrap_or_default()
+    }
+
+    /// Forgets all tokens.
+    ///
+    /// # Errors
+    /// `Device` when the device fails.
+    pub fn reset(&mut self) -> Result<()> {
+        self.tokens.clear();
+        self.checkpoints.clear();
+        self.state.reset()
+    }
+
+    /// Makes `prompt` the sequence, and computes only what differs from the tokens so far. Returns how many tokens
+    /// were reused.
+    ///
+    /// # Errors
+    /// As [`Self::append`].
+    pub fn set_prompt(&mut self, prompt: &[u32], progress: FeedProgress<'_>) -> Result<usize> {
+        check_tokens(prompt, self.model.meta.vocab_size)?;
+        self.check_context(prompt.len())?;
+        let same = self.tokens.iter().zip(prompt).take_while(|(a, b)| a == b).count();
+        if same == prompt.len() && same == self.tokens.len() && !self.logits().is_empty() {
+            return Ok(same);
+        }
+        // At least one token is computed, since the logits are wanted.
+        let kept = same.min(prompt.len().saturating_sub(1));
+        self.rewind(kept)?;
+        let reused = self.state.position();
+        self.tokens.truncate(kept);
+        self.append(&prompt[kept..], progress)?;
+        Ok(reused)
+    }
+
+    /// Feeds `tokens` after those so far; then [`Self::logits`] has the last one's.
+    ///
+    /// # Errors
+    /// `InvalidRequest` for a token outside the vocabulary, `ContextFull` when they do not fit, `Cancelled` when
+    /// `progress` broke off, and what the drive or device reports. The sequence is then as before the call.
+    pub fn append(&mut self, tokens: &[u32], progress: FeedProgress<'_>) -> Result<()> {
+        check_tokens(tokens, self.model.meta.vocab_size)?;
+        let before = self.tokens.len();
+        self.check_context(before + tokens.len())?;
+        self.tokens.extend_from_slice(tokens);
+        let mut last = Vec::new();
+        let end = self.tokens.len();
+        let fed = self.feed(end - 1..end, progress, &mut |_, logits| {
+            last = logits.to_vec();
+            Ok(())
+        });
+        if let Err(e) = fed {
+            self.tokens.truncate(before);
+            return Err(e);
+        }
+        self.logits = last;
+        self.logits_at = end;
+        if tokens.len() > 1 {
+            self.keep_checkpoint()?;
+        }
+        Ok(())
+    }
+
+    /// Feeds `tokens` after those so far and hands the logits of each of their positions, `[vocab]`, to `each`.
+    ///
+    /// # Errors
+    /// As [`Self::append`], and whatever `each` answers.
+    pub fn score(
+        &mut self,
+        tokens: &[u32],
+        progress: FeedProgress<'_>,
+        each: &mut dyn FnMut(usize, &[f32]) -> Result<()>,
+    ) -> Result<()> {
+        check_tokens(tokens, self.model.meta.vocab_size)?;
+        let before = self.tokens.len();
+        self.check_context(before + tokens.len())?;
+        self.tokens.extend_from_slice(tokens);
+        let fed = self.feed(before..self.tokens.len(), progress, each);
+        if fed.is_err() {
+            self.tokens.truncate(before);
+        }
+        fed
+    }
+
+    /// Goes back to the first `len` tokens.
+    ///
+    /// # Errors
+    /// `InvalidRequest` when there are fewer.
+    pub fn truncate(&mut self, len: usize) -> Result<()> {
+        if len > self.tokens.len() {
+            return Err(Error::invalid(format!("cannot keep {len} of {} tokens", self.tokens.len())));
+        }
+        self.tokens.truncate(len);
+        self.rewind(len)
+    }
+
+    /// Writes tokens and state to a file, for [`Self::load`].
+    ///
+    /// # Errors
+    /// `Io` naming the file; an older file at `path` is untouched then.
+    pub fn save(&mut self, path: &Path) -> Result<()> {
+        self.feed(0..0, &mut |_, _| ControlFlow::Continue(()), &mut |_, _| Ok(()))?; // after a failed step
+        state::save(&self.state, &self.tokens, self.model.fingerprint(), path)
+    }
+
+    /// Replaces the sequence by a saved one.
+    ///
+    /// # Errors
+    /// `NotFound`, `Io`, `Corrupt`, or `InvalidRequest` for one of another model. The sequence is empty then.
+    pub fn load(&mut self, path: &Path) -> Result<()> {
+        self.reset()?;
+        self.tokens = state::load(&mut self.state, self.model.fingerprint(), path)?;
+        self.logits.clear();
+        self.keep_checkpoint()
+    }
+
+    /// Brings the state to the tokens, chunk by chunk; the logits of positions in `wanted` go to `sink`.
+    fn feed(&mut self, wanted: Range<usize>, progress: FeedProgress<'_>, sink: LogitSink<'_>) -> Result<()> {
+        let model = self.model.clone();
+        let (start, total) = (self.state.position(), self.tokens.len());
+        // Logits may be wanted of tokens that the state already holds: none of them are computed twice here.
+        if wanted.start < start && !wanted.is_empty() {
+            self.rewind(wanted.start)?;
+        }
+        while self.state.position() < total {
+            let from = self.state.position();
+            let to = total.min(from + model.chunk_tokens());
+            if to - from > 1 && self.state.is_recurrent() {
+                self.roll_checkpoint()?;
+            }
+            let layers = model.meta.layers as f64;
+            let mut between = |done: usize| {
+                let rows = (to - from) as f64 * done as f64 / layers;
+                progress((from - start.min(from)) as f64 + rows, total - start.min(from))
+            };
+            let run = self.step(&model, from..to, &wanted, &mut between, sink);
+            if let Err(e) = run {
+                self.rewind_after_failure(from)?;
+                return Err(e);
+            }
+        }
+        Ok(())
+    }
+
+    fn step(
+        &mut self,
+        model: &Model,
+        range: Range<usize>,
+        wanted: &Range<usize>,
+        between_layers: &mut dyn FnMut(usize) -> ControlFlow<()>,
+        sink: LogitSink<'_>,
+    ) -> Result<()> {
+        let rows = range.len();
+        self.state.check_room(rows)?;
+        let mut store = model.lock_store();
+        let experts = store.as_deref_mut().zip(model.slabs()).map(|(store, slabs)| Experts { store, slabs });
+        let mut recorded = Vec::new();
+        let segment = Segment { rows: 0..rows, position: range.start };
+        let mut step = Step {
+            tokens: &self.tokens[range.clone()],
+            sequences: vec![SequenceRows { segment, state: &mut self.state }],
+            backend: model.backend.as_ref(),
+            experts,
+            scratch: &model.scratch,
+            routes: self.routes.is_some().then_some(&mut recorded),
+            between_layers,
+        };
+        let x = model.decoder.forward(&mut step)?;
+        let first = wanted.start.max(range.start) - range.start;
+        let last = wanted.end.min(range.end).saturating_sub(range.start);
+        emit_logits(model, &step, &x, first..last.max(first), range.start, sink)?;
+        drop(step);
+        self.state.advance(rows);
+        if let Some(routes) = &mut self.routes {
+            let position = range.start;
+            routes.extend(recorded.into_iter().map(|(layer, routes)| RouteRecord { layer, position, routes }));
+        }
+        Ok(())
+    }
+
+    /// Goes back to at most `position` tokens: exactly there if no layer is recurrent, else to the last snapshot
+    /// before; the next feed computes what is between.
+    fn rewind(&mut self, position: usize) -> Result<()> {
+        if position >= self.state.position() {
+            return Ok(());
+        }
+        self.checkpoints.retain(|c| c.position() <= position);
+        if !self.state.is_recurrent() {
+            return self.state.truncate(position);
+        }
+        match self.checkpoints.last() {
+            Some(snapshot) => self.state.restore(snapshot),
+            None => self.state.reset(),
+        }
+    }
+
+    /// A step that started at `from` broke off: recurrent layers before the break have moved on.
+    fn rewind_after_failure(&mut self, from: usize) -> Result<()> {
+        if !self.state.is_recurrent() {
+            return self.state.truncate(from);
+        }
+        match self.checkpoints.iter().rfind(|c| c.position() <= from) {
+            Some(snapshot) => self.state.restore(&snapshot.clone()),
+            None => self.state.reset(),
+        }
+    }
+
+    /// Keeps the state here, in place of the snapshot of the chunk before.
+    fn roll_checkpoint(&mut self) -> Result<()> {
+        let snapshot = self.state.snapshot()?;
+        if self.checkpoints.len() == CHECKPOINTS {
+            self.checkpoints.pop();
+        }
+        self.checkpoints.push(snapshot);
+        Ok(())
+    }
+
+    /// Keeps the state here: the end of a prompt is where the next one is likely to differ.
+    fn keep_checkpoint(&mut self) -> Result<()> {
+        if !self.state.is_recurrent() {
+            return Ok(());
+        }
+        if self.checkpoints.len() == CHECKPOINTS {
+            self.checkpoints.remove(0);
+        }
+        self.checkpoints.push(self.state.snapshot()?);
+        Ok(())
+    }
+
+    fn check_context(&self, len: usize) -> Result<()> {
+        if len <= self.state.capacity() {
+            return Ok(());
+        }
+        let capacity = self.state.capacity();
+        Err(Error::new(
+            files::ErrorKind::ContextFull,
+            format!(
+                "{len} tokens exceed the context of {capacity}; shorten the prompt, start over, or raise --ctx \
+                 (the model allows {})",
+                self.model.meta.context
+            ),
+        ))
+    }
+}
+
+fn emit_logits(
+    model: &Model,
+    step: &Step<'_>,
+    x: &Activation,
+    rows: Range<usize>,
+    position: usize,
+    sink: LogitSink<'_>,
+) -> Result<()> {
+    let vocab = model.meta.vocab_size;
+    let mut host = Vec::new();
+    for start in rows.clone().step_by(LOGIT_ROWS) {
+        let tile: Vec<u32> = (start..rows.end.min(start + LOGIT_ROWS)).map(|r| r as u32).collect();
+        let logits = model.decoder.logits(step, x, &tile)?;
+        host.resize(logits.len(), 0f32);
+        model.backend.read(logits.block(), 0, bytemuck::cast_slice_mut(&mut host))?;
+        for (row, values) in tile.iter().zip(host.chunks_exact(vocab)) {
+            let at = position + *row as usize;
+            if let Some(id) = values.iter().position(|v| !v.is_finite()) {
+                return Err(Error::corrupt(format!(
+                    "the logit of token {id} at position {at} is {}: weights are damaged, \
+                     `tidemill inspect --check` finds where",
+                    values[id]
+                )));
+            }
+            sink(at, values)?;
+        }
+    }
+    Ok(())
+}
+
+fn check_tokens(tokens: &[u32], vocab: usize) -> Result<()> {
+    match tokens.iter().find(|&&id| id as usize >= vocab) {
+        Some(id) => Err(Error::invalid(format!("token {id} is outside the model's vocabulary of {vocab}"))),
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,162 @@
+//! A sequence's state as a file: written aside and renamed, so that a full disk or a crash loses nothing.
+//!
+//! Layout, little-endian: magic `TMSTATE1`, model fingerprint u64, token count u64, token ids u32 each, then per
+//! layer: for KV caches keys then values, head by head, the held positions only; for recurrent layers the
+//! convolution's inputs, then the delta matrices. Last the FNV-1a hash u64 of everything before it.
+
+use std::fs::{self, File};
+use std::io::{BufReader, BufWriter, Read, Write};
+use std::path::Path;
+
+use files::{Error, Result};
+use kernels::Block;
+
+use super::{LayerState, SequenceState};
+
+const MAGIC: &[u8; 8] = b"TMSTATE1";
+
+/// FNV-1a, 64 bits: finds damage, not malice.
+struct Hash(u64);
+
+impl Hash {
+    fn new() -> Self {
+        Self(0xcbf2_9ce4_8422_2325)
+    }
+
+    fn update(&mut self, bytes: &[u8]) {
+        for &byte in bytes {
+            self.0 = (self.0 ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+        }
+    }
+}
+
+/// Writes `state`, which holds `tokens`, to `path`.
+///
+/// # Errors
+/// `Io` naming the file; what was at `path` before is untouched then.
+pub(crate) fn save(state: &SequenceState, tokens: &[u32], fingerprint: u64, path: &Path) -> Result<()> {
+    let aside = path.with_extension("partial");
+    let written = write_file(state, tokens, fingerprint, &aside)
+        .and_then(|()| fs::rename(&aside, path).map_err(|e| Error::io(path.display(), e)));
+    if written.is_err() {
+        let _ = fs::remove_file(&aside); // the first error is the one to tell
+    }
+    written
+}
+
+fn write_file(state: &SequenceState, tokens: &[u32], fingerprint: u64, path: &Path) -> Result<()> {
+    let io = |e| Error::io(format!("writing {}", path.display()), e);
+    let mut out = BufWriter::new(File::create(path).map_err(io)?);
+    let mut hash = Hash::new();
+    let mut put = |bytes: &[u8]| {
+        hash.update(bytes);
+        out.write_all(bytes).map_err(io)
+    };
+    put(MAGIC)?;
+    put(&fingerprint.to_le_bytes())?;
+    put(&(tokens.len() as u64).to_le_bytes())?;
+    for token in tokens {
+        put(&token.to_le_bytes())?;
+    }
+    for layer in &state.layers {
+        for (block, ranges) in pieces(layer, tokens.len()) {
+            for (offset, bytes) in ranges {
+                let mut data = vec![0; bytes];
+                state.backend.read(block, offset, &mut data)?;
+                put(&data)?;
+            }
+        }
+    }
+    let sum = hash.0.to_le_bytes();
+    out.write_all(&sum).map_err(io)?;
+    let file = out.into_inner().map_err(|e| io(e.into_error()))?;
+    file.sync_all().map_err(io)
+}
+
+/// Fills `state` from `path` and returns the tokens it holds.
+///
+/// # Errors
+/// `Corrupt` or `InvalidRequest` for a file that is damaged, of another model, or too long; `state` is empty then.
+pub(crate) fn load(state: &mut SequenceState, fingerprint: u64, path: &Path) -> Result<Vec<u32>> {
+    let loaded = read_file(state, fingerprint, path);
+    match &loaded {
+        Ok(tokens) => state.position = tokens.len(),
+        Err(_) => state.reset()?,
+    }
+    loaded
+}
+
+fn read_file(state: &mut SequenceState, fingerprint: u64, path: &Path) -> Result<Vec<u32>> {
+    let name = path.display();
+    let mut input = BufReader::new(File::open(path).map_err(|e| Error::io(format!("opening {name}"), e))?);
+    let mut hash = Hash::new();
+    let mut get = |bytes: &mut [u8]| {
+        input.read_exact(bytes).map_err(|e| Error::corrupt(format!("{name} is cut off")).with_source(e))?;
+        hash.update(bytes);
+        Ok::<_, Error>(())
+    };
+    let mut word = [0; 8];
+    get(&mut word)?;
+    if &word != MAGIC {
+        return Err(Error::corrupt(format!("{name} is not a saved state")));
+    }
+    get(&mut word)?;
+    if u64::from_le_bytes(word) != fingerprint {
+        return Err(Error::invalid(format!("{name} was saved with another model or precision")));
+    }
+    get(&mut word)?;
+    let count = u64::from_le_bytes(word);
+    if count > state.capacity as u64 {
+        let capacity = state.capacity;
+        return Err(Error::invalid(format!("{name} holds {count} tokens, the context is {capacity}")));
+    }
+    let mut tokens = vec![0u32; count as usize];
+    get(bytemuck::cast_slice_mut(&mut tokens))?;
+    let backend = state.backend.clone();
+    for layer in &mut state.layers {
+        for (block, ranges) in pieces_mut(layer, tokens.len()) {
+            for (offset, bytes) in ranges {
+                let mut data = vec![0; bytes];
+                get(&mut data)?;
+                backend.write(block, offset, &data)?;
+            }
+        }
+    }
+    let expected = hash.0;
+    input.read_exact(&mut word).map_err(|e| Error::corrupt(format!("{name} is cut off")).with_source(e))?;
+    if u64::from_le_bytes(word) != expected {
+        return Err(Error::corrupt(format!("{name} is damaged: its checksum does not match")));
+    }
+    Ok(tokens)
+}
+
+type Ranges = Vec<(usize, usize)>;
+
+fn kv_ranges(kv_heads: usize, head_bytes: usize, capacity: usize, positions: usize) -> Ranges {
+    (0..kv_heads).map(|h| (h * capacity * head_bytes, positions * head_bytes)).collect()
+}
+
+fn pieces(layer: &LayerState, positions: usize) -> [(&Block, Ranges); 2] {
+    match layer {
+        LayerState::Kv(kv) => {
+            let ranges = kv_ranges(kv.kv_heads, kv.head_dim * kv.format.bytes(), kv.capacity, positions);
+            [(&kv.keys, ranges.clone()), (&kv.values, ranges)]
+        }
+        LayerState::Delta(s) => {
+            [(s.conv.block(), vec![(0, s.conv.len() * 4)]), (s.delta.block(), vec![(0, s.delta.len() * 4)])]
+        }
+    }
+}
+
+fn pieces_mut(layer: &mut LayerState, positions: usize) -> [(&mut Block, Ranges); 2] {
+    match layer {
+        LayerState::Kv(kv) => {
+            let ranges = kv_ranges(kv.kv_heads, kv.head_dim * kv.format.bytes(), kv.capacity, positions);
+            [(&mut kv.keys, ranges.clone()), (&mut kv.values, ranges)]
+        }
+        LayerState::Delta(s) => {
+            let (conv, delta) = (vec![(0, s.conv.len() * 4)], vec![(0, s.delta.len() * 4)]);
+            [(s.conv.block_mut(), conv), (s.delta.block_mut(), delta)]
+        }
+    }
+}

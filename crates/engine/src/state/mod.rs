@@ -1,0 +1,194 @@
+//! What a sequence remembers: KV caches and recurrent states, with snapshots to go back to.
+
+mod disk;
+
+use std::sync::Arc;
+
+use files::{Error, ErrorKind, Result};
+use kernels::ops::{KvCache, KvFormat};
+use kernels::{Backend, Tensor};
+
+pub(crate) use disk::{load, save};
+
+/// The shape of one layer's state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum LayerShape {
+    /// Keys and values of every position.
+    Kv { kv_heads: usize, head_dim: usize, format: KvFormat },
+    /// Of fixed size: the last inputs of the convolution, and the delta rule's matrices.
+    Delta { conv_rows: usize, channels: usize, value_heads: usize, head_state: usize },
+}
+
+impl LayerShape {
+    /// Bytes at a context of `capacity` positions.
+    pub(crate) fn bytes(&self, capacity: usize) -> u64 {
+        match *self {
+            LayerShape::Kv { kv_heads, head_dim, format } => {
+                KvCache::bytes(kv_heads, head_dim, capacity, format) as u64
+            }
+            LayerShape::Delta { .. } => self.recurrent_bytes(),
+        }
+    }
+
+    /// Bytes that a snapshot copies.
+    pub(crate) fn recurrent_bytes(&self) -> u64 {
+        match *self {
+            LayerShape::Kv { .. } => 0,
+            LayerShape::Delta { conv_rows, channels, value_heads, head_state } => {
+                4 * (conv_rows * channels + value_heads * head_state) as u64
+            }
+        }
+    }
+}
+
+/// A recurrent layer's state.
+#[derive(Debug)]
+pub(crate) struct DeltaState {
+    /// `[kernel - 1, channels]`
+    pub(crate) conv: Tensor,
+    /// `[value_heads, key_head_dim * value_head_dim]`
+    pub(crate) delta: Tensor,
+}
+
+/// One layer's state.
+#[derive(Debug)]
+pub(crate) enum LayerState {
+    /// Of an attention layer.
+    Kv(KvCache),
+    /// Of a gated delta rule layer.
+    Delta(DeltaState),
+}
+
+/// All layers' states of one sequence, and how many tokens they hold.
+pub(crate) struct SequenceState {
+    backend: Arc<dyn Backend>,
+    layers: Vec<LayerState>,
+    position: usize,
+    capacity: usize,
+}
+
+/// What is needed to go back to a position: KV caches only forget, recurrent states must be put back.
+#[derive(Clone, Debug)]
+pub(crate) struct Snapshot {
+    position: usize,
+    recurrent: Vec<u8>,
+}
+
+impl Snapshot {
+    /// Tokens that the snapshot holds.
+    pub(crate) fn position(&self) -> usize {
+        self.position
+    }
+}
+
+impl SequenceState {
+    /// An empty state for up to `capacity` tokens.
+    pub(crate) fn new(backend: Arc<dyn Backend>, shapes: &[LayerShape], capacity: usize) -> Result<Self> {
+        let tensor = |rows: usize, cols: usize| Tensor::new(backend.alloc((rows * cols * 4).max(4))?, rows, cols);
+        let layer = |shape: &LayerShape| match *shape {
+            LayerShape::Kv { kv_heads, head_dim, format } => {
+                let bytes = KvCache::bytes(kv_heads, head_dim, capacity, format) / 2;
+                let (keys, values) = (backend.alloc(bytes)?, backend.alloc(bytes)?);
+                Ok(LayerState::Kv(KvCache { keys, values, kv_heads, head_dim, capacity, format }))
+            }
+            LayerShape::Delta { conv_rows, channels, value_heads, head_state } => {
+                let (conv, delta) = (tensor(conv_rows, channels)?, tensor(value_heads, head_state)?);
+                Ok(LayerState::Delta(DeltaState { conv, delta }))
+            }
+        };
+        let layers = shapes.iter().map(layer).collect::<Result<_>>()?;
+        Ok(Self { backend, layers, position: 0, capacity })
+    }
+
+    /// Tokens it holds.
+    pub(crate) fn position(&self) -> usize {
+        self.position
+    }
+
+    /// Tokens that fit.
+    pub(crate) fn capacity(&self) -> usize {
+        self.capacity
+    }
+
+    /// The state of layer `layer`.
+    pub(crate) fn layer_mut(&mut self, layer: usize) -> Result<&mut LayerState> {
+        self.layers.get_mut(layer).ok_or_else(|| Error::invalid(format!("there is no state of layer {layer}")))
+    }
+
+    /// Counts `tokens` tokens that a step has appended to every layer.
+    pub(crate) fn advance(&mut self, tokens: usize) {
+        self.position += tokens;
+    }
+
+    /// Whether going back needs a snapshot: some layer cannot simply forget.
+    pub(crate) fn is_recurrent(&self) -> bool {
+        self.layers.iter().any(|l| matches!(l, LayerState::Delta(_)))
+    }
+
+    /// A copy of what cannot be forgotten.
+    pub(crate) fn snapshot(&self) -> Result<Snapshot> {
+        let mut recurrent = Vec::new();
+        for layer in &self.layers {
+            if let LayerState::Delta(state) = layer {
+                for tensor in [&state.conv, &state.delta] {
+                    let start = recurrent.len();
+                    recurrent.resize(start + tensor.len() * 4, 0);
+                    self.backend.read(tensor.block(), 0, &mut recurrent[start..])?;
+                }
+            }
+        }
+        Ok(Snapshot { position: self.position, recurrent })
+    }
+
+    /// Goes back to a snapshot of this sequence.
+    pub(crate) fn restore(&mut self, snapshot: &Snapshot) -> Result<()> {
+        let mut rest = snapshot.recurrent.as_slice();
+        for layer in &mut self.layers {
+            if let LayerState::Delta(state) = layer {
+                for tensor in [&mut state.conv, &mut state.delta] {
+                    let bytes = tensor.len() * 4;
+                    let Some((here, after)) = rest.split_at_checked(bytes) else {
+                        return Err(Error::corrupt("a snapshot is shorter than the model's state"));
+                    };
+                    self.backend.write(tensor.block_mut(), 0, here)?;
+                    rest = after;
+                }
+            }
+        }
+        self.position = snapshot.position;
+        Ok(())
+    }
+
+    /// Forgets everything.
+    pub(crate) fn reset(&mut self) -> Result<()> {
+        let bytes = self.layers.iter().map(|l| match l {
+            LayerState::Kv(_) => 0,
+            LayerState::Delta(s) => 4 * (s.conv.len() + s.delta.len()),
+        });
+        let recurrent = vec![0; bytes.sum()];
+        self.restore(&Snapshot { position: 0, recurrent })
+    }
+
+    /// Forgets the tokens from `position` on, if no layer is recurrent.
+    pub(crate) fn truncate(&mut self, position: usize) -> Result<()> {
+        if position > self.position || self.is_recurrent() && position != self.position {
+            return Err(Error::invalid(format!("cannot go from position {} to {position}", self.position)));
+        }
+        self.position = position;
+        Ok(())
+    }
+
+    /// A clear error when `tokens` more do not fit.
+    pub(crate) fn check_room(&self, tokens: usize) -> Result<()> {
+        if self.position + tokens <= self.capacity {
+            return Ok(());
+        }
+        Err(Error::new(
+            ErrorKind::ContextFull,
+            format!(
+                "{} tokens and {tokens} more exceed the context of {}; start over, shorten the prompt, or raise --ctx",
+                self.position, self.capacity
+            ),
+        ))
+    }
+}

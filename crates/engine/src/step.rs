@@ -1,0 +1,128 @@
+//! One step of the model: rows of tokens, of one or several sequences. The one path for prefill and decode.
+
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+use files::{Error, ErrorKind, Result};
+use kernels::ops::{Routes, Segment};
+use kernels::{Backend, Tensor, Weight};
+use store::{ExpertStore, LayerId};
+
+use crate::bridge::Slabs;
+use crate::scratch::{Activation, RouteActivation, Scratch};
+use crate::state::{LayerState, SequenceState};
+
+/// Tokens of one sequence within a step.
+pub(crate) struct SequenceRows<'a> {
+    /// Which rows, and at which position they start.
+    pub(crate) segment: Segment,
+    /// What the sequence remembers; the step advances it.
+    pub(crate) state: &'a mut SequenceState,
+}
+
+/// Where an expert's bytes become weights: the streaming store and the memory it fills.
+pub(crate) struct Experts<'a> {
+    /// Reads experts into slots.
+    pub(crate) store: &'a mut ExpertStore,
+    /// The slots as the kernels see them.
+    pub(crate) slabs: &'a Slabs,
+}
+
+/// What a step may use and must advance. The model's `forward` calls its helpers in a straight line.
+pub(crate) struct Step<'a> {
+    /// Token ids, one a row.
+    pub(crate) tokens: &'a [u32],
+    /// The sequences, in the order of their rows.
+    pub(crate) sequences: Vec<SequenceRows<'a>>,
+    /// The device.
+    pub(crate) backend: &'a dyn Backend,
+    /// Experts on disk; `None` for dense models.
+    pub(crate) experts: Option<Experts<'a>>,
+    /// Memory of activations.
+    pub(crate) scratch: &'a Arc<Scratch>,
+    /// Takes what the routers chose, layer by layer, if somebody asked for it.
+    pub(crate) routes: Option<&'a mut Vec<(LayerId, Routes)>>,
+    /// Called between layers with the number done; may break off.
+    pub(crate) between_layers: &'a mut dyn FnMut(usize) -> ControlFlow<()>,
+}
+
+impl Step<'_> {
+    /// Tokens of the step.
+    pub(crate) fn rows(&self) -> usize {
+        self.tokens.len()
+    }
+
+    /// An activation `[rows, cols]`.
+    pub(crate) fn tensor(&self, rows: usize, cols: usize) -> Result<Activation> {
+        self.scratch.tensor(rows, cols)
+    }
+
+    /// Room for a router's answer.
+    pub(crate) fn route_buffers(&self, top_k: usize) -> Result<RouteActivation> {
+        self.scratch.routes(self.rows(), top_k)
+    }
+
+    /// The embedding of the step's tokens, `[rows, hidden]`.
+    pub(crate) fn embed(&self, table: &Weight) -> Result<Activation> {
+        let mut out = self.tensor(self.rows(), table.cols())?;
+        self.backend.embed(table, self.tokens, &mut out)?;
+        Ok(out)
+    }
+
+    /// `x` normed, `[rows, cols]`.
+    pub(crate) fn rms_norm(&self, x: &Tensor, norm: &Norm) -> Result<Activation> {
+        let mut out = self.tensor(x.rows(), x.cols())?;
+        self.backend.rms_norm(x, &norm.weight, norm.eps, &mut out)?;
+        Ok(out)
+    }
+
+    /// `x . w^T + bias`, `[rows, w.rows]`.
+    pub(crate) fn linear(&self, x: &Tensor, w: &Linear) -> Result<Activation> {
+        let mut out = self.tensor(x.rows(), w.weight.rows())?;
+        self.backend.linear(x, &w.weight, w.bias.as_ref(), &mut out)?;
+        Ok(out)
+    }
+
+    /// `x += y`
+    pub(crate) fn add(&self, x: &mut Tensor, y: &Tensor) -> Result<()> {
+        self.backend.add(x, y)
+    }
+
+    /// Runs `op` for each sequence with what it remembers of layer `layer`.
+    pub(crate) fn each_sequence(
+        &mut self,
+        layer: usize,
+        mut op: impl FnMut(&dyn Backend, &Segment, &mut LayerState) -> Result<()>,
+    ) -> Result<()> {
+        for sequence in &mut self.sequences {
+            op(self.backend, &sequence.segment, sequence.state.layer_mut(layer)?)?;
+        }
+        Ok(())
+    }
+
+    /// Reports that `done` layers are done.
+    pub(crate) fn layer_done(&mut self, done: usize) -> Result<()> {
+        match (self.between_layers)(done) {
+            ControlFlow::Continue(()) => Ok(()),
+            ControlFlow::Break(()) => Err(Error::new(ErrorKind::Cancelled, "the step was interrupted")),
+        }
+    }
+}
+
+/// A norm's weight, `[1, cols]`, as it is multiplied (any `1 +` already added), and its epsilon.
+#[derive(Debug)]
+pub(crate) struct Norm {
+    /// `[1, cols]`
+    pub(crate) weight: Tensor,
+    /// What keeps the division finite.
+    pub(crate) eps: f32,
+}
+
+/// A matrix and its bias.
+#[derive(Debug)]
+pub(crate) struct Linear {
+    /// `[outputs, inputs]`
+    pub(crate) weight: Weight,
+    /// `[1, outputs]`
+    pub(crate) bias: Option<Tensor>,
+}
