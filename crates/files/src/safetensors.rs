@@ -52,7 +52,7 @@ pub struct Entry {
 }
 
 /// Bits of one value of a dtype.
-fn dtype_bits(dtype: &str) -> Option<usize> {
+pub(crate) fn dtype_bits(dtype: &str) -> Option<usize> {
     Some(match dtype {
         "F4" => 4,
         "F6_E2M3" | "F6_E3M2" => 6,
@@ -64,7 +64,9 @@ fn dtype_bits(dtype: &str) -> Option<usize> {
     })
 }
 
+/// Unknown members are refused: skipping them would follow JSON to any depth.
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 struct RawEntry {
     dtype: String,
     shape: Vec<u64>,
