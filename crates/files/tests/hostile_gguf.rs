@@ -212,6 +212,11 @@ fn absurd_metadata_is_an_issue_that_names_the_key() {
     expect(with("general.architecture", Value::string(*b"\xff\xff")), Corrupt, &["general.architecture"]);
     with("llama.attention.head_count_kv", Value::i32s(&[2, 2])).unwrap();
     with("llama.expert_count", Value::U32(0)).unwrap();
+    let mut yarn = llama_keys();
+    yarn.push(("llama.rope.scaling.type".into(), Value::string("yarn")));
+    yarn.push(("llama.rope.scaling.factor".into(), Value::F32(4.0)));
+    let (_, meta) = open_gguf(&gguf_file(&yarn, &[])).unwrap();
+    expect(meta.check(), Corrupt, &["original context"]);
 
     let mut keys = llama_keys();
     keys.retain(|(k, _)| k != "llama.context_length");

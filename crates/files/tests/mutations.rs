@@ -123,7 +123,8 @@ fn open_and_use(file: &[u8], open: impl Fn(&[u8]) -> Result<(TensorIndex, Meta)>
     let (index, meta) = match opened {
         Ok(opened) => opened,
         Err(error) => {
-            let named = ["m.gguf", "model.safetensors", "config.json"].iter().any(|f| error.message().contains(f));
+            let named =
+                ["m.gguf", "model.safetensors", "config.json"].iter().any(|f| error.message().contains(f));
             prop_assert!(named, "no file is named: {error}");
             prop_assert!(error.message().len() < 2000 && !error.message().contains('\n'), "{error}");
             return Ok(());

@@ -1,6 +1,6 @@
 //! What must hold before a model is built from its metadata.
 
-use super::{DeltaMeta, MAX_SIZE, Meta, MoeMeta};
+use super::{DeltaMeta, MAX_SIZE, Meta, MoeMeta, RopeScaling};
 use crate::{Error, Result};
 
 impl Meta {
@@ -56,7 +56,13 @@ impl Meta {
             let (dim, head_dim) = (rope.rotary_dim, self.head_dim);
             return Err(Error::corrupt(format!("{dim} rotated values in a head of {head_dim}")));
         }
-        Ok(())
+        match rope.scaling {
+            RopeScaling::Yarn { original_context: context, .. }
+            | RopeScaling::Llama3 { original_context: context, .. } => {
+                at_least_one("rope scaling's original context", context)
+            }
+            _ => Ok(()),
+        }
     }
 
     fn check_tokens(&self) -> Result<()> {
