@@ -153,9 +153,14 @@ impl Arena {
     fn reserve(&mut self, bytes: usize) -> Result<(usize, Range<usize>)> {
         let limit = self.backend.info().buffer_bytes_max;
         if bytes > limit {
-            return Err(Error::memory(format!("a tensor of {bytes} bytes exceeds the device's limit of {limit}")));
+            return Err(Error::memory(format!(
+                "a tensor of {bytes} bytes exceeds the device's limit of {limit}"
+            )));
         }
-        let last = self.buffers.last().map(|(buffer, used)| used.next_multiple_of(PART_ALIGN_BYTES) + bytes <= buffer.bytes());
+        let last = self
+            .buffers
+            .last()
+            .map(|(buffer, used)| used.next_multiple_of(PART_ALIGN_BYTES) + bytes <= buffer.bytes());
         if last != Some(true) {
             let size = bytes.max(ARENA_BUFFER_BYTES.min(limit)).next_multiple_of(4096).min(limit.max(bytes));
             self.buffers.push((self.backend.alloc_shared(size)?, 0));

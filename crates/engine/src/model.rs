@@ -337,7 +337,6 @@ fn fingerprint(meta: &Meta, index: &TensorIndex, backend: &Arc<dyn Backend>, top
     for tensor in index.iter() {
         text += &format!(" {} {:?} {}", tensor.name, tensor.shape, tensor.format);
     }
-    text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-    })
+    text.bytes()
+        .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }

@@ -260,7 +260,11 @@ impl Session {
         self.state.advance(rows);
         if let Some(routes) = &mut self.routes {
             let position = range.start;
-            routes.extend(recorded.into_iter().map(|(layer, routes)| RouteRecord { layer, position, routes }));
+            routes.extend(recorded.into_iter().map(|(layer, routes)| RouteRecord {
+                layer,
+                position,
+                routes,
+            }));
         }
         Ok(())
     }

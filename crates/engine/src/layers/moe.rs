@@ -65,7 +65,10 @@ impl Moe {
     ) -> Result<()> {
         let backend = s.backend;
         let Some(Experts { store, slabs }) = &mut s.experts else {
-            return Err(Error::invalid(format!("layer {} routes to experts, but there is no store", layer.0)));
+            return Err(Error::invalid(format!(
+                "layer {} routes to experts, but there is no store",
+                layer.0
+            )));
         };
         loop {
             let leases = store.next_batch(usize::MAX)?;

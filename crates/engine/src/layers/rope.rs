@@ -35,7 +35,8 @@ pub(crate) fn frequencies(meta: &RopeMeta, factors: Option<&[f32]>) -> Result<Ve
         }
         RopeScaling::Factors { tensor } => {
             let factors = factors.filter(|f| f.len() == dim / 2);
-            let factors = factors.ok_or_else(|| Error::corrupt(format!("{tensor} has not {} values", dim / 2)))?;
+            let factors =
+                factors.ok_or_else(|| Error::corrupt(format!("{tensor} has not {} values", dim / 2)))?;
             plain.zip(factors).map(|(f, factor)| f / f64::from(*factor)).collect()
         }
         other => return Err(Error::unsupported(format!("rope scaling {other:?} is not supported"))),

@@ -79,7 +79,13 @@ impl<'a> Binder<'a> {
     }
 
     /// A resident matrix of a layer; `name` without `.weight`.
-    pub(crate) fn weight(&mut self, layer: usize, name: Name<'_>, rows: usize, cols: usize) -> Result<Weight> {
+    pub(crate) fn weight(
+        &mut self,
+        layer: usize,
+        name: Name<'_>,
+        rows: usize,
+        cols: usize,
+    ) -> Result<Weight> {
         let name = format!("{}.weight", self.layer_name(layer, name));
         self.named_weight(&name, rows, cols)
     }
@@ -99,12 +105,24 @@ impl<'a> Binder<'a> {
     }
 
     /// A matrix without bias.
-    pub(crate) fn linear(&mut self, layer: usize, name: Name<'_>, rows: usize, cols: usize) -> Result<Linear> {
+    pub(crate) fn linear(
+        &mut self,
+        layer: usize,
+        name: Name<'_>,
+        rows: usize,
+        cols: usize,
+    ) -> Result<Linear> {
         Ok(Linear { weight: self.weight(layer, name, rows, cols)?, bias: None })
     }
 
     /// A matrix with the bias beside it, if there is one.
-    pub(crate) fn biased(&mut self, layer: usize, name: Name<'_>, rows: usize, cols: usize) -> Result<Linear> {
+    pub(crate) fn biased(
+        &mut self,
+        layer: usize,
+        name: Name<'_>,
+        rows: usize,
+        cols: usize,
+    ) -> Result<Linear> {
         let weight = self.weight(layer, name, rows, cols)?;
         let (hf, gguf) = (format!("{}.bias", name.0), format!("{}.bias", name.1));
         let bias = (&*hf, &*gguf);
@@ -189,7 +207,13 @@ impl<'a> Binder<'a> {
     }
 
     /// The routed experts of a layer, in whichever layout the file has; records where they are.
-    pub(crate) fn experts(&mut self, layer: usize, count: usize, i: usize, hidden: usize) -> Result<ExpertShape> {
+    pub(crate) fn experts(
+        &mut self,
+        layer: usize,
+        count: usize,
+        i: usize,
+        hidden: usize,
+    ) -> Result<ExpertShape> {
         let found = self.find_experts(layer, count, i, hidden)?;
         let shape = |m: &files::Tensor| MatrixShape { format: m.format, rows: m.rows(), cols: m.cols() };
         let [gate, up, down] = &found[0];
@@ -200,7 +224,10 @@ impl<'a> Binder<'a> {
                 expect_matrix(matrix, rows, cols)?;
             }
             if (ExpertShape { gate: shape(gate), up: shape(up), down: shape(down) }) != expected {
-                return Err(Error::unsupported(format!("{}: experts of a layer differ in format", gate.name)));
+                return Err(Error::unsupported(format!(
+                    "{}: experts of a layer differ in format",
+                    gate.name
+                )));
             }
             let spans = gate.spans.iter().chain(&up.spans).chain(&down.spans);
             let range = |s: &files::Span| store::Range { file: s.file.0, offset: s.offset, bytes: s.bytes };
@@ -210,7 +237,13 @@ impl<'a> Binder<'a> {
         Ok(expected)
     }
 
-    fn find_experts(&mut self, layer: usize, count: usize, i: usize, hidden: usize) -> Result<Vec<[files::Tensor; 3]>> {
+    fn find_experts(
+        &mut self,
+        layer: usize,
+        count: usize,
+        i: usize,
+        hidden: usize,
+    ) -> Result<Vec<[files::Tensor; 3]>> {
         if self.has(layer, ("mlp.experts.gate_up_proj", "")) && self.dialect != Dialect::Gguf {
             return self.fused_experts(layer, count, i, hidden);
         }
@@ -229,7 +262,13 @@ impl<'a> Binder<'a> {
     }
 
     /// `gate_up_proj [experts, 2 i, hidden]` and `down_proj [experts, hidden, i]`.
-    fn fused_experts(&mut self, layer: usize, count: usize, i: usize, hidden: usize) -> Result<Vec<[files::Tensor; 3]>> {
+    fn fused_experts(
+        &mut self,
+        layer: usize,
+        count: usize,
+        i: usize,
+        hidden: usize,
+    ) -> Result<Vec<[files::Tensor; 3]>> {
         let both = self.stack(&self.layer_name(layer, ("mlp.experts.gate_up_proj", "")), count)?;
         let down = self.stack(&self.layer_name(layer, ("mlp.experts.down_proj", "")), count)?;
         let expert = |e: usize| {
@@ -257,7 +296,10 @@ impl<'a> Binder<'a> {
     fn stack(&mut self, name: &str, count: usize) -> Result<files::Tensor> {
         let tensor = self.index.require(name)?;
         if tensor.shape.len() != 3 || tensor.shape[0] != count {
-            return Err(Error::corrupt(format!("tensor {name} is {:?}, expected {count} experts", tensor.shape)));
+            return Err(Error::corrupt(format!(
+                "tensor {name} is {:?}, expected {count} experts",
+                tensor.shape
+            )));
         }
         self.used.insert(name.to_string());
         Ok(tensor.clone())
@@ -272,7 +314,10 @@ impl<'a> Binder<'a> {
         let tensor = self.index.require(name)?;
         let count = tensor.rows() * tensor.cols();
         if count != len {
-            return Err(Error::corrupt(format!("tensor {name} is {:?}, expected {len} values", tensor.shape)));
+            return Err(Error::corrupt(format!(
+                "tensor {name} is {:?}, expected {len} values",
+                tensor.shape
+            )));
         }
         let mut parts = Vec::new();
         for span in &tensor.spans {
@@ -306,7 +351,9 @@ impl<'a> Binder<'a> {
         let left = self.index.leftovers(&self.used, &IGNORED_PREFIXES);
         if let Some(first) = left.first() {
             let (count, first) = (left.len(), *first);
-            return Err(Error::unsupported(format!("{count} tensors have no place in this model, as {first}")));
+            return Err(Error::unsupported(format!(
+                "{count} tensors have no place in this model, as {first}"
+            )));
         }
         Ok((self.experts, self.arena))
     }
@@ -326,5 +373,7 @@ fn expect_matrix(tensor: &files::Tensor, rows: usize, cols: usize) -> Result<()>
         return Ok(());
     }
     let (name, shape) = (&tensor.name, &tensor.shape);
-    Err(Error::corrupt(format!("tensor {name} is {shape:?}, the model's configuration says [{rows}, {cols}]")))
+    Err(Error::corrupt(format!(
+        "tensor {name} is {shape:?}, the model's configuration says [{rows}, {cols}]"
+    )))
 }

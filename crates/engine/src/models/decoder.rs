@@ -74,7 +74,8 @@ impl Decoder {
     /// every tensor that a layer makes, counted as if none were freed before the layer's end.
     pub(crate) fn scratch_bytes(&self, rows: usize, logit_rows: usize) -> u64 {
         let hidden = self.embedding.cols();
-        let widest = self.layers.iter().map(|l| mixer_width(&l.mixer).max(feed_forward_width(&l.mlp, hidden)));
+        let widest =
+            self.layers.iter().map(|l| mixer_width(&l.mixer).max(feed_forward_width(&l.mlp, hidden)));
         let layer = 4 * hidden + widest.max().unwrap_or(0);
         let head = 2 * hidden + self.head.weight.rows();
         // A tensor is rounded up to a page; a layer makes fewer than 16.

@@ -52,7 +52,9 @@ pub(crate) fn bind(
         "llama" | "qwen2" => llama::bind(&mut binder, meta)?,
         other => {
             let known = ARCHITECTURES.join(", ");
-            return Err(Error::unsupported(format!("architecture {other} is not supported; these are: {known}")));
+            return Err(Error::unsupported(format!(
+                "architecture {other} is not supported; these are: {known}"
+            )));
         }
     };
     let states = decoder.state_shapes(backend.info().precision);

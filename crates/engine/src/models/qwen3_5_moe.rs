@@ -13,7 +13,8 @@ use crate::layers::{Delta, FeedForward, Mixer, Moe, SharedExpert};
 
 /// Binds all tensors.
 pub(super) fn bind(b: &mut Binder<'_>, meta: &Meta, experts_per_token: Option<usize>) -> Result<Decoder> {
-    let delta = meta.delta.as_ref().ok_or_else(|| Error::corrupt("the configuration has no linear attention"))?;
+    let delta =
+        meta.delta.as_ref().ok_or_else(|| Error::corrupt("the configuration has no linear attention"))?;
     let hidden = meta.hidden_size;
     // Hugging Face stores these norms as `w - 1`; MLX and GGUF converters add the one.
     let plus_one = b.dialect() == Dialect::Hf;

@@ -73,7 +73,6 @@ fn feed_forward(b: &mut Binder<'_>, meta: &Meta, l: usize, top_k: Option<usize>)
 /// A resident MLP.
 pub(super) fn dense(b: &mut Binder<'_>, meta: &Meta, l: usize) -> Result<FeedForward> {
     let i = meta.intermediate_size.ok_or_else(|| Error::corrupt("the configuration has no MLP size"))?;
-    let names =
-        [("mlp.gate_proj", "ffn_gate"), ("mlp.up_proj", "ffn_up"), ("mlp.down_proj", "ffn_down")];
+    let names = [("mlp.gate_proj", "ffn_gate"), ("mlp.up_proj", "ffn_up"), ("mlp.down_proj", "ffn_down")];
     Ok(FeedForward::Dense(b.mlp(l, names, i, meta.hidden_size)?))
 }

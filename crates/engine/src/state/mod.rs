@@ -84,7 +84,8 @@ impl Snapshot {
 impl SequenceState {
     /// An empty state for up to `capacity` tokens.
     pub(crate) fn new(backend: Arc<dyn Backend>, shapes: &[LayerShape], capacity: usize) -> Result<Self> {
-        let tensor = |rows: usize, cols: usize| Tensor::new(backend.alloc((rows * cols * 4).max(4))?, rows, cols);
+        let tensor =
+            |rows: usize, cols: usize| Tensor::new(backend.alloc((rows * cols * 4).max(4))?, rows, cols);
         let layer = |shape: &LayerShape| match *shape {
             LayerShape::Kv { kv_heads, head_dim, format } => {
                 let bytes = KvCache::bytes(kv_heads, head_dim, capacity, format) / 2;
@@ -112,7 +113,9 @@ impl SequenceState {
 
     /// The state of layer `layer`.
     pub(crate) fn layer_mut(&mut self, layer: usize) -> Result<&mut LayerState> {
-        self.layers.get_mut(layer).ok_or_else(|| Error::invalid(format!("there is no state of layer {layer}")))
+        self.layers
+            .get_mut(layer)
+            .ok_or_else(|| Error::invalid(format!("there is no state of layer {layer}")))
     }
 
     /// Counts `tokens` tokens that a step has appended to every layer.
