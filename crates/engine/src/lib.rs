@@ -9,6 +9,7 @@ mod scratch;
 mod session;
 mod state;
 mod step;
+pub mod text;
 
 pub use device::Device;
 pub use files::{Error, ErrorKind, Result};

@@ -1,0 +1,262 @@
+//! Messages, tool calls and tool definitions, in the JSON shapes of the OpenAI chat API.
+
+use files::{Error, Result};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+
+/// Who speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// The operator's instructions.
+    System,
+    /// Instructions of the application; some templates know only `system`.
+    Developer,
+    /// The person.
+    User,
+    /// The model.
+    Assistant,
+    /// The result of a tool call.
+    Tool,
+}
+
+/// The content of a message: one text, or a list of parts such as `{"type": "text", "text": "…"}`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Content {
+    /// Plain text.
+    Text(String),
+    /// Parts, as the request had them.
+    Parts(Vec<Map<String, Value>>),
+}
+
+impl Content {
+    /// All text of the content, parts joined without a separator.
+    pub fn text(&self) -> String {
+        match self {
+            Self::Text(text) => text.clone(),
+            Self::Parts(parts) => parts.iter().filter_map(|p| p.get("text")?.as_str()).collect(),
+        }
+    }
+}
+
+/// One turn of a conversation.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Message {
+    /// Who speaks.
+    pub role: Role,
+    /// What is said; absent in a message that only calls tools.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub content: Option<Content>,
+    /// The model's thoughts before the answer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reasoning_content: Option<String>,
+    /// Calls that the model makes.
+    #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "null_is_empty")]
+    pub tool_calls: Vec<ToolCall>,
+    /// Which call a tool message answers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tool_call_id: Option<String>,
+    /// The speaker's or tool's name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// Other fields of the request, which some templates read.
+    #[serde(flatten)]
+    pub extra: Map<String, Value>,
+}
+
+fn null_is_empty<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Vec<ToolCall>, D::Error> {
+    Ok(Option::<Vec<ToolCall>>::deserialize(deserializer)?.unwrap_or_default())
+}
+
+impl Message {
+    /// A message with text and nothing else.
+    pub fn new(role: Role, content: impl Into<String>) -> Self {
+        Self {
+            role,
+            content: Some(Content::Text(content.into())),
+            reasoning_content: None,
+            tool_calls: Vec::new(),
+            tool_call_id: None,
+            name: None,
+            extra: Map::new(),
+        }
+    }
+
+    /// The shape that templates read: as in the API, but a call's arguments are an object.
+    pub fn template_value(&self) -> Value {
+        let mut map = Map::new();
+        map.insert("role".into(), json!(self.role));
+        if let Some(content) = &self.content {
+            map.insert("content".into(), json!(content));
+        }
+        if let Some(reasoning) = &self.reasoning_content {
+            map.insert("reasoning_content".into(), json!(reasoning));
+        }
+        if !self.tool_calls.is_empty() {
+            let calls: Vec<Value> = self.tool_calls.iter().map(ToolCall::template_value).collect();
+            map.insert("tool_calls".into(), calls.into());
+        }
+        if let Some(id) = &self.tool_call_id {
+            map.insert("tool_call_id".into(), json!(id));
+        }
+        if let Some(name) = &self.name {
+            map.insert("name".into(), json!(name));
+        }
+        for (key, value) in &self.extra {
+            map.entry(key.clone()).or_insert_with(|| value.clone());
+        }
+        Value::Object(map)
+    }
+}
+
+/// A call of a tool.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(from = "WireCall", into = "WireCall")]
+pub struct ToolCall {
+    /// Names the call, so that its result can refer to it. May be empty.
+    pub id: String,
+    /// The tool.
+    pub name: String,
+    /// The arguments, an object; anything else only where the model or the request wrote it so.
+    pub arguments: Value,
+}
+
+impl ToolCall {
+    /// The shape that templates read.
+    pub fn template_value(&self) -> Value {
+        let mut map = Map::new();
+        if !self.id.is_empty() {
+            map.insert("id".into(), json!(self.id));
+        }
+        map.insert("type".into(), json!("function"));
+        map.insert("function".into(), json!({"name": self.name, "arguments": self.arguments}));
+        Value::Object(map)
+    }
+}
+
+/// The API's shape: `{"id", "type": "function", "function": {"name", "arguments": "<JSON text>"}}`.
+#[derive(Clone, Serialize, Deserialize)]
+struct WireCall {
+    #[serde(default)]
+    id: Option<String>,
+    #[serde(rename = "type", default = "function")]
+    kind: String,
+    function: WireFunction,
+}
+
+#[derive(Clone, Serialize, Deserialize)]
+struct WireFunction {
+    name: String,
+    #[serde(default)]
+    arguments: Value,
+}
+
+fn function() -> String {
+    "function".into()
+}
+
+impl From<WireCall> for ToolCall {
+    fn from(wire: WireCall) -> Self {
+        // The API writes arguments as JSON text, templates and many clients as an object.
+        let arguments = match wire.function.arguments {
+            Value::Null => Value::Object(Map::new()),
+            Value::String(text) if text.trim().is_empty() => Value::Object(Map::new()),
+            Value::String(text) => match serde_json::from_str(&text) {
+                Ok(Value::Object(map)) => Value::Object(map),
+                _ => Value::String(text),
+            },
+            other => other,
+        };
+        Self { id: wire.id.unwrap_or_default(), name: wire.function.name, arguments }
+    }
+}
+
+impl From<ToolCall> for WireCall {
+    fn from(call: ToolCall) -> Self {
+        let arguments = match call.arguments {
+            Value::String(text) => text,
+            other => other.to_string(),
+        };
+        let function = WireFunction { name: call.name, arguments: arguments.into() };
+        Self { id: Some(call.id).filter(|id| !id.is_empty()), kind: self::function(), function }
+    }
+}
+
+/// The definition of a tool, kept as the request wrote it: templates print it, key order included.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(try_from = "Value", into = "Value")]
+pub struct ToolSpec {
+    value: Value,
+}
+
+impl ToolSpec {
+    /// Takes `{"type": "function", "function": {"name", "description", "parameters"}}`.
+    pub fn new(value: Value) -> Result<Self> {
+        let function = value.get("function").filter(|f| f.is_object());
+        let function = function.ok_or_else(|| Error::invalid("tools: an entry has no object \"function\""))?;
+        if function.get("name").and_then(Value::as_str).is_none_or(str::is_empty) {
+            return Err(Error::invalid("tools: an entry has no \"function\".\"name\""));
+        }
+        Ok(Self { value })
+    }
+
+    /// The tool's name.
+    pub fn name(&self) -> &str {
+        self.value["function"]["name"].as_str().unwrap_or_default()
+    }
+
+    /// The JSON schema of the argument `key`, if the tool declares one.
+    pub fn parameter(&self, key: &str) -> Option<&Value> {
+        self.value["function"]["parameters"]["properties"].get(key)
+    }
+
+    /// The definition as the request wrote it.
+    pub fn value(&self) -> &Value {
+        &self.value
+    }
+}
+
+impl TryFrom<Value> for ToolSpec {
+    type Error = Error;
+
+    fn try_from(value: Value) -> Result<Self> {
+        Self::new(value)
+    }
+}
+
+impl From<ToolSpec> for Value {
+    fn from(spec: ToolSpec) -> Self {
+        spec.value
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_and_writes_the_api_shapes() {
+        let text = r#"{"role":"assistant","content":null,"tool_calls":[{"id":"c1","type":"function",
+            "function":{"name":"f","arguments":"{\"b\":1,\"a\":\"x\"}"}}],"prefix":true}"#;
+        let message: Message = serde_json::from_str(text).unwrap();
+        assert_eq!(message.content, None);
+        assert_eq!(message.tool_calls[0].arguments, json!({"b": 1, "a": "x"}));
+        assert_eq!(message.extra["prefix"], json!(true));
+        let back = serde_json::to_value(&message).unwrap();
+        assert_eq!(back["tool_calls"][0]["function"]["arguments"], json!(r#"{"b":1,"a":"x"}"#));
+        let template = message.template_value();
+        assert_eq!(template["tool_calls"][0]["function"]["arguments"]["b"], json!(1));
+        assert!(template.get("content").is_none());
+    }
+
+    #[test]
+    fn parts_and_refusals() {
+        let text = r#"{"role":"user","content":[{"type":"text","text":"a"},{"type":"text","text":"b"}]}"#;
+        let message: Message = serde_json::from_str(text).unwrap();
+        assert_eq!(message.content.map(|c| c.text()).as_deref(), Some("ab"));
+        assert!(serde_json::from_str::<Message>(r#"{"role":"robot","content":"x"}"#).is_err());
+        let unnamed = serde_json::from_str::<ToolSpec>(r#"{"type":"function","function":{}}"#);
+        assert!(unnamed.unwrap_err().to_string().contains("name"));
+    }
+}

@@ -1,0 +1,30 @@
+//! Text in, text out: tokenizer, chat template, streaming detokeniser, and the markup of replies.
+//!
+//! Nothing here knows a model. Files are untrusted, and so is every string of a request: a control token
+//! that a user types stays text (see [`prompt`]).
+
+mod bpe;
+pub mod chat;
+pub mod detokenize;
+mod pre;
+pub mod prompt;
+mod pyjson;
+pub mod reply;
+mod special;
+mod spm;
+pub mod stop;
+mod strftime;
+pub mod template;
+pub mod tokenizer;
+mod tool_markup;
+mod vocab;
+
+pub use chat::{Content, Message, Role, ToolCall, ToolSpec};
+pub use detokenize::Detokenizer;
+pub use prompt::{ChatPrompt, ChatRequest};
+pub use reply::{ReplyEvent, ReplyOptions, ReplyParser};
+pub use stop::StopStrings;
+pub use strftime::CivilTime;
+pub use template::Template;
+pub use tokenizer::{Specials, Tokenizer};
+pub use vocab::TokenKind;

@@ -1,0 +1,185 @@
+//! From a conversation to the tokens of a prompt, with the control tokens of the template and of nobody else.
+//!
+//! A user who types `<|im_end|>` must not end a turn. Templates paste the user's strings into one text, so
+//! before rendering, each place in a user's string where a control token could begin gets a stand-in for its
+//! first character, from Unicode's private use area; control tokens are then looked for in the rendered text,
+//! and only the text between them gets its own characters back.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use files::{Error, Result};
+use serde_json::{Map, Value, json};
+
+use super::chat::{Message, Role, ToolSpec};
+use super::strftime::CivilTime;
+use super::template::Template;
+use super::tokenizer::Tokenizer;
+
+/// What a prompt is made of.
+#[derive(Clone, Debug, Default)]
+pub struct ChatRequest {
+    /// The conversation, oldest first.
+    pub messages: Vec<Message>,
+    /// The tools that the model may call.
+    pub tools: Vec<ToolSpec>,
+    /// Whether the prompt ends where the model's answer begins. An answer needs this.
+    pub add_generation_prompt: bool,
+    /// Whether the model should think first; `None` leaves the choice to the template.
+    pub enable_thinking: Option<bool>,
+    /// Further variables for the template; they do not override the ones above.
+    pub extra: Map<String, Value>,
+    /// What `strftime_now` shows.
+    pub now: Option<CivilTime>,
+}
+
+/// A rendered conversation.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ChatPrompt {
+    /// The text, as the template wrote it.
+    pub text: String,
+    /// Its tokens.
+    pub tokens: Vec<u32>,
+    /// Whether the prompt leaves the model inside a `<think>` block.
+    pub opens_thinking: bool,
+}
+
+impl ChatRequest {
+    /// The variables that a template sees, without the tokenizer's.
+    fn context(&self) -> Map<String, Value> {
+        let mut context = self.extra.clone();
+        let messages: Vec<Value> = self.messages.iter().map(Message::template_value).collect();
+        let tools: Vec<Value> = self.tools.iter().map(|t| t.value().clone()).collect();
+        context.insert("messages".into(), messages.into());
+        // Hugging Face passes `None` where there are none, and templates tell the two apart.
+        context.insert("tools".into(), if tools.is_empty() { Value::Null } else { tools.into() });
+        context.insert("documents".into(), Value::Null);
+        context.insert("add_generation_prompt".into(), json!(self.add_generation_prompt));
+        if let Some(thinking) = self.enable_thinking {
+            context.insert("enable_thinking".into(), json!(thinking));
+        }
+        context
+    }
+}
+
+impl ChatPrompt {
+    /// Renders `request` with `template` and encodes it with `tokenizer`.
+    pub fn new(template: &Template, tokenizer: &Tokenizer, request: &ChatRequest) -> Result<Self> {
+        let mut context = request.context();
+        let mut guard = Guard::new(tokenizer, &context)?;
+        for (key, value) in &mut context {
+            if key == "messages" {
+                guard.messages(value);
+            } else {
+                guard.strings(value);
+            }
+        }
+        for (key, text) in [("bos_token", tokenizer.bos_text()), ("eos_token", tokenizer.eos_text())] {
+            if let Some(text) = text {
+                context.insert(key.into(), text.into());
+            }
+        }
+        let rendered = template.render(&Value::Object(context), request.now)?;
+        let tokens = tokenizer.encode_pieces(&rendered, |piece| guard.restore(piece))?;
+        let text = guard.restore(&rendered);
+        let opens_thinking = request.add_generation_prompt && text.trim_end().ends_with("<think>");
+        Ok(Self { text, tokens, opens_thinking })
+    }
+}
+
+/// Puts stand-ins into strings and takes them out again.
+struct Guard<'a> {
+    /// Control tokens, except the markup of replies.
+    control: Vec<&'a str>,
+    /// The markup of replies, where the tokenizer calls it control: a model's own turns may hold it.
+    markup: Vec<&'a str>,
+    stand_ins: BTreeMap<char, char>,
+    originals: BTreeMap<char, char>,
+}
+
+impl<'a> Guard<'a> {
+    /// Picks stand-ins that occur nowhere in `context`.
+    fn new(tokenizer: &'a Tokenizer, context: &Map<String, Value>) -> Result<Self> {
+        let (markup, control): (Vec<&str>, Vec<&str>) =
+            tokenizer.control_texts().partition(|t| super::reply::MARKUP.contains(t));
+        let mut taken = BTreeSet::new();
+        context.values().for_each(|value| private_characters(value, &mut taken));
+        let mut free = (0x10_0000..=0x10_FFFD).filter_map(char::from_u32).filter(|c| !taken.contains(c));
+        let (mut stand_ins, mut originals) = (BTreeMap::new(), BTreeMap::new());
+        let first_chars: BTreeSet<char> =
+            control.iter().chain(&markup).filter_map(|t| t.chars().next()).collect();
+        for first in first_chars {
+            let stand_in = free
+                .next()
+                .ok_or_else(|| Error::invalid("messages: they use up Unicode's private characters"))?;
+            stand_ins.insert(first, stand_in);
+            originals.insert(stand_in, first);
+        }
+        Ok(Self { control, markup, stand_ins, originals })
+    }
+
+    /// Guards the conversation. A model's own turns keep the reply markup, which templates look for in them.
+    fn messages(&mut self, messages: &mut Value) {
+        let assistant = json!(Role::Assistant);
+        for message in messages.as_array_mut().into_iter().flatten() {
+            let own = message["role"] == assistant;
+            for (key, value) in message.as_object_mut().into_iter().flatten() {
+                if own && (key == "content" || key == "reasoning_content") {
+                    let markup = std::mem::take(&mut self.markup);
+                    self.strings(value);
+                    self.markup = markup;
+                } else {
+                    self.strings(value);
+                }
+            }
+        }
+    }
+
+    fn strings(&self, value: &mut Value) {
+        match value {
+            Value::String(text) => *text = self.guard(text),
+            Value::Array(list) => list.iter_mut().for_each(|v| self.strings(v)),
+            Value::Object(map) => {
+                let entries = std::mem::take(map).into_iter();
+                *map = entries
+                    .map(|(key, mut v)| {
+                        self.strings(&mut v);
+                        (self.guard(&key), v)
+                    })
+                    .collect();
+            }
+            _ => {}
+        }
+    }
+
+    /// Replaces the first character of every control token in `text`, and of every beginning of one at its
+    /// end, which the next string might complete.
+    fn guard(&self, text: &str) -> String {
+        let mut out = String::with_capacity(text.len());
+        for (at, c) in text.char_indices() {
+            let rest = &text[at..];
+            let token = |t: &&&str| rest.starts_with(**t) || t.starts_with(rest);
+            let stand_in = self.stand_ins.get(&c).filter(|_| {
+                self.control.iter().find(token).is_some() || self.markup.iter().find(token).is_some()
+            });
+            out.push(stand_in.copied().unwrap_or(c));
+        }
+        out
+    }
+
+    fn restore(&self, text: &str) -> String {
+        text.chars().map(|c| self.originals.get(&c).copied().unwrap_or(c)).collect()
+    }
+}
+
+fn private_characters(value: &Value, taken: &mut BTreeSet<char>) {
+    let mut scan = |text: &str| taken.extend(text.chars().filter(|c| *c >= '\u{100000}'));
+    match value {
+        Value::String(text) => scan(text),
+        Value::Array(list) => list.iter().for_each(|v| private_characters(v, taken)),
+        Value::Object(map) => {
+            map.keys().for_each(|key| scan(key));
+            map.values().for_each(|v| private_characters(v, taken));
+        }
+        _ => {}
+    }
+}
