@@ -23,7 +23,7 @@ pub(crate) fn from_vocab(vocab: &GgufVocab) -> Result<tokenizers::Tokenizer> {
     let mut pieces = BpeVocab::default();
     let mut user_defined = Vec::new();
     for (id, token) in vocab.tokens.iter().enumerate() {
-                let text = String::from_utf8_lossy(token);
+        let text = String::from_utf8_lossy(token);
         match kind(vocab, id) {
             TokenKind::Control => continue,
             TokenKind::UserDefined => {

@@ -194,7 +194,8 @@ impl ToolSpec {
     /// Takes `{"type": "function", "function": {"name", "description", "parameters"}}`.
     pub fn new(value: Value) -> Result<Self> {
         let function = value.get("function").filter(|f| f.is_object());
-        let function = function.ok_or_else(|| Error::invalid("tools: an entry has no object \"function\""))?;
+        let function =
+            function.ok_or_else(|| Error::invalid("tools: an entry has no object \"function\""))?;
         if function.get("name").and_then(Value::as_str).is_none_or(str::is_empty) {
             return Err(Error::invalid("tools: an entry has no \"function\".\"name\""));
         }

@@ -87,9 +87,7 @@ pub(crate) fn by_name(name: &str) -> Option<Pre> {
             r"[一-龥ࠀ-一가-퟿]+",
             r"\p{N}+",
         ]),
-        "deepseek-coder" => {
-            plain(&[r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", r"[一-龥ࠀ-一가-퟿]+", r"\p{N}"])
-        }
+        "deepseek-coder" => plain(&[r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", r"[一-龥ࠀ-一가-퟿]+", r"\p{N}"]),
         "deepseek-v3" | "hunyuan-dense" | "joyai-llm" => {
             plain(&[r"\p{N}{1,3}", r"[一-龥぀-ゟ゠-ヿ]+", DEEPSEEK3])
         }

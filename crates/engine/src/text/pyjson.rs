@@ -140,7 +140,8 @@ mod tests {
             dumps(&v, &plain),
             "{\"b\": [1, 2.0, 1e+16, 1.5e-07, 1e+22, -0.0, 123456789.125], \"a\": \"<é\\u0001\\\"\u{7f}😀>\", \"c\": {}}"
         );
-        let ascii = Style { ensure_ascii: true, indent: Some("  ".into()), separators: None, sort_keys: true };
+        let ascii =
+            Style { ensure_ascii: true, indent: Some("  ".into()), separators: None, sort_keys: true };
         assert_eq!(
             dumps(&json!({"b": [true, null], "a": "é😀\u{7f}"}), &ascii),
             "{\n  \"a\": \"\\u00e9\\ud83d\\ude00\\u007f\",\n  \"b\": [\n    true,\n    null\n  ]\n}"

@@ -113,9 +113,7 @@ impl ReplyParser {
             State::Text { fresh: true } if self.calls > 0 => {
                 emit(&mut events, ReplyEvent::Text, rest.trim_end())
             }
-            State::Text { fresh: true } => {
-                emit(&mut events, ReplyEvent::Text, rest.trim_start_matches('\n'))
-            }
+            State::Text { fresh: true } => emit(&mut events, ReplyEvent::Text, rest.trim_start_matches('\n')),
             _ => emit(&mut events, ReplyEvent::Text, &rest),
         }
         events

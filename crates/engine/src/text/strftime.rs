@@ -20,8 +20,18 @@ pub struct CivilTime {
 }
 
 const MONTHS: [&str; 12] = [
-    "January", "February", "March", "April", "May", "June", "July", "August", "September", "October",
-    "November", "December",
+    "January",
+    "February",
+    "March",
+    "April",
+    "May",
+    "June",
+    "July",
+    "August",
+    "September",
+    "October",
+    "November",
+    "December",
 ];
 const DAYS: [&str; 7] = ["Sunday", "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday"];
 
@@ -32,8 +42,7 @@ impl CivilTime {
         let (days, rest) = (seconds.div_euclid(86_400), seconds.rem_euclid(86_400));
         let shifted = days + 719_468;
         let (era, day_of_era) = (shifted.div_euclid(146_097), shifted.rem_euclid(146_097));
-        let year_of_era =
-            (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+        let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
         let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
         let march_month = (5 * day_of_year + 2) / 153;
         let month = if march_month < 10 { march_month + 3 } else { march_month - 9 };
@@ -125,9 +134,10 @@ mod tests {
     fn formats_as_c_does() {
         // `date -u -d @1772454896 '+…'` gives the same.
         let t = CivilTime::from_unix(1_772_454_896);
-        assert_eq!(t.format("%Y-%m-%d %H:%M:%S %A %d %b %j %I%p %-d").as_deref(), Some(
-            "2026-03-02 12:34:56 Monday 02 Mar 061 12PM 2"
-        ));
+        assert_eq!(
+            t.format("%Y-%m-%d %H:%M:%S %A %d %b %j %I%p %-d").as_deref(),
+            Some("2026-03-02 12:34:56 Monday 02 Mar 061 12PM 2")
+        );
         let leap = CivilTime::from_unix(951_782_400);
         assert_eq!(leap.format("%F %a %j").as_deref(), Some("2000-02-29 Tue 060"));
         assert_eq!(leap.format("%Q"), None);

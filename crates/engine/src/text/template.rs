@@ -5,7 +5,7 @@
 
 use files::{Error, ErrorKind, Result};
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{Kwargs, Rest, Serde, Value, from_args};
+use minijinja::value::{Kwargs, Rest, Serde, Value};
 use minijinja::{AutoEscape, Environment, ErrorKind as JinjaKind, UndefinedBehavior};
 
 use super::pyjson::{Style, dumps};
@@ -103,12 +103,11 @@ fn strftime(format: &str, now: Option<CivilTime>) -> Result<String, minijinja::E
 }
 
 /// `tojson(x, ensure_ascii=False, indent=None, separators=None, sort_keys=False)`.
-fn tojson(value: &Value, rest: Rest<Value>) -> Result<Value, minijinja::Error> {
+fn tojson(value: &Value, positional: Rest<Value>, kwargs: Kwargs) -> Result<Value, minijinja::Error> {
     let fail = |message: String| minijinja::Error::new(JinjaKind::InvalidOperation, message);
     if value.is_undefined() {
         return Err(fail("tojson: an undefined value is not JSON".into()));
     }
-    let (positional, kwargs): (Rest<Value>, Kwargs) = from_args(&rest)?;
     let argument = |index: usize, name: &str| -> Result<Option<Value>, minijinja::Error> {
         let named: Option<Value> = kwargs.get(name)?;
         Ok(named.or_else(|| positional.get(index).cloned()).filter(|v| !v.is_none() && !v.is_undefined()))
@@ -218,6 +217,8 @@ mod tests {
         assert_eq!(e.kind(), ErrorKind::InvalidRequest);
         let endless = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}";
         assert!(render(endless, json!({})).unwrap_err().message().contains("fuel"));
-        assert!(Template::of_model(None, "toy").err().unwrap().message().contains("toy has no chat template"));
+        assert!(
+            Template::of_model(None, "toy").err().unwrap().message().contains("toy has no chat template")
+        );
     }
 }

@@ -23,7 +23,10 @@ pub enum Specials {
 
 enum Core {
     /// The `tokenizers` crate; `rest` serves text that does not begin the input, where that matters.
-    Library { first: Box<tokenizers::Tokenizer>, rest: Option<Box<tokenizers::Tokenizer>> },
+    Library {
+        first: Box<tokenizers::Tokenizer>,
+        rest: Option<Box<tokenizers::Tokenizer>>,
+    },
     SentencePiece(Spm),
 }
 
@@ -347,7 +350,8 @@ impl Tokenizer {
 fn document_prefix(tokenizer: &tokenizers::Tokenizer) -> Result<Vec<u32>> {
     let encode = |special: bool| {
         let encoding = tokenizer.encode_fast("a", special);
-        let encoding = encoding.map_err(|e| Error::corrupt("tokenizer.json: post_processor").with_source(e))?;
+        let encoding =
+            encoding.map_err(|e| Error::corrupt("tokenizer.json: post_processor").with_source(e))?;
         Ok(encoding.get_ids().to_vec())
     };
     let (plain, full): (Vec<u32>, Vec<u32>) = (encode(false)?, encode(true)?);

@@ -236,8 +236,17 @@ mod tests {
     #[test]
     fn malformed_calls() {
         for body in [
-            "", "hello", "{\"name\": 1}", "{\"arguments\": {}}", "{\"name\": \"f\", \"arguments\": [1]}", "{oops}", "{\"name\": \"f\"",
-            "<function=>\n</function>", "<function=f", "<function=f>\nloose", "<function=f>\n</function> x",
+            "",
+            "hello",
+            "{\"name\": 1}",
+            "{\"arguments\": {}}",
+            "{\"name\": \"f\", \"arguments\": [1]}",
+            "{oops}",
+            "{\"name\": \"f\"",
+            "<function=>\n</function>",
+            "<function=f",
+            "<function=f>\nloose",
+            "<function=f>\n</function> x",
         ] {
             assert!(matches!(parse(body, &[]), Err(Defect::Malformed(_))), "{body}");
         }

@@ -45,7 +45,13 @@ pub(crate) fn check(vocab: &GgufVocab) -> Result<()> {
             return Err(Error::corrupt(message));
         }
     }
-    for (key, id) in [("bos", vocab.bos), ("eos", vocab.eos), ("eot", vocab.eot), ("unknown", vocab.unk), ("padding", vocab.pad)] {
+    for (key, id) in [
+        ("bos", vocab.bos),
+        ("eos", vocab.eos),
+        ("eot", vocab.eot),
+        ("unknown", vocab.unk),
+        ("padding", vocab.pad),
+    ] {
         if let Some(id) = id.filter(|id| *id as usize >= n) {
             let message =
                 format!("tokenizer.ggml.{key}_token_id: {id} is outside the vocabulary of {n} tokens");
