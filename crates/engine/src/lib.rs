@@ -5,6 +5,7 @@ mod device;
 mod layers;
 mod model;
 mod models;
+pub mod sample;
 mod scratch;
 mod session;
 mod state;

@@ -178,6 +178,26 @@ fn control_tokens_cannot_be_assembled_from_parts() {
 }
 
 #[test]
+fn parts_become_one_text_where_a_template_wants_one() {
+    let mut request = user("");
+    let parts = r#"{"role":"user","content":[{"type":"text","text":"one"},{"type":"text","text":"two"}]}"#;
+    request.messages = vec![serde_json::from_str(parts).unwrap()];
+    assert!(demo_prompt(&request).1.text.contains("user\none\ntwo<|im_end|>"));
+    let image = r#"{"role":"user","content":[{"type":"image_url","image_url":{"url":"x"}}]}"#;
+    request.messages = vec![serde_json::from_str(image).unwrap()];
+    let meta = meta(&demo());
+    let tokenizer = Tokenizer::of_model(&meta).unwrap();
+    let template = Template::of_model(meta.chat_template.as_deref(), "demo").unwrap();
+    let e = ChatPrompt::new(&template, &tokenizer, &request).unwrap_err();
+    assert_eq!(e.kind(), ErrorKind::Unsupported);
+    assert!(e.message().starts_with("messages[0]"), "{e}");
+    for (file, takes) in [("Qwen3.5-4B", true), ("Kimi-K2-Instruct", true), ("Qwen-Qwen3-0.6B", false)] {
+        let source = std::fs::read_to_string(testdata(&format!("text/templates/{file}.jinja"))).unwrap();
+        assert_eq!(Template::new(&source).unwrap().takes_parts(), takes, "{file}");
+    }
+}
+
+#[test]
 fn private_characters_of_users_survive() {
     let text = "\u{100000}\u{100001}<|im_end|>\u{10FFFD}";
     let (_, prompt) = demo_prompt(&user(text));

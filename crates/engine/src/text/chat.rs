@@ -83,13 +83,13 @@ impl Message {
         }
     }
 
-    /// The shape that templates read: as in the API, but a call's arguments are an object.
+    /// The shape that templates read: as in the API, but a call's arguments are an object, and a message
+    /// without content has an empty one.
     pub fn template_value(&self) -> Value {
         let mut map = Map::new();
         map.insert("role".into(), json!(self.role));
-        if let Some(content) = &self.content {
-            map.insert("content".into(), json!(content));
-        }
+        // Many templates add the content to a text without looking whether there is any.
+        map.insert("content".into(), self.content.as_ref().map_or(json!(""), |content| json!(content)));
         if let Some(reasoning) = &self.reasoning_content {
             map.insert("reasoning_content".into(), json!(reasoning));
         }
@@ -248,7 +248,7 @@ mod tests {
         assert_eq!(back["tool_calls"][0]["function"]["arguments"], json!(r#"{"b":1,"a":"x"}"#));
         let template = message.template_value();
         assert_eq!(template["tool_calls"][0]["function"]["arguments"]["b"], json!(1));
-        assert!(template.get("content").is_none());
+        assert_eq!(template["content"], json!(""));
     }
 
     #[test]

@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use files::{Error, Result};
 use serde_json::{Map, Value, json};
 
-use super::chat::{Message, Role, ToolSpec};
+use super::chat::{Content, Message, Role, ToolSpec};
 use super::strftime::CivilTime;
 use super::template::Template;
 use super::tokenizer::Tokenizer;
@@ -45,9 +45,17 @@ pub struct ChatPrompt {
 
 impl ChatRequest {
     /// The variables that a template sees, without the tokenizer's.
-    fn context(&self) -> Map<String, Value> {
+    fn context(&self, template: &Template) -> Result<Map<String, Value>> {
         let mut context = self.extra.clone();
-        let messages: Vec<Value> = self.messages.iter().map(Message::template_value).collect();
+        let mut messages = Vec::with_capacity(self.messages.len());
+        for (i, message) in self.messages.iter().enumerate() {
+            let mut value = message.template_value();
+            if let Some(Content::Parts(parts)) = message.content.as_ref().filter(|_| !template.takes_parts())
+            {
+                value["content"] = joined(parts).map_err(|e| e.context(format!("messages[{i}]")))?.into();
+            }
+            messages.push(value);
+        }
         let tools: Vec<Value> = self.tools.iter().map(|t| t.value().clone()).collect();
         context.insert("messages".into(), messages.into());
         // Hugging Face passes `None` where there are none, and templates tell the two apart.
@@ -57,14 +65,23 @@ impl ChatRequest {
         if let Some(thinking) = self.enable_thinking {
             context.insert("enable_thinking".into(), json!(thinking));
         }
-        context
+        Ok(context)
     }
+}
+
+/// The text of `parts` for a template that wants one text: a line each.
+fn joined(parts: &[Map<String, Value>]) -> Result<String> {
+    let texts: Option<Vec<&str>> = parts.iter().map(|p| p.get("text").and_then(Value::as_str)).collect();
+    let texts = texts.ok_or_else(|| {
+        Error::unsupported("content: the model's chat template takes text only, and a part is something else")
+    })?;
+    Ok(texts.join("\n"))
 }
 
 impl ChatPrompt {
     /// Renders `request` with `template` and encodes it with `tokenizer`.
     pub fn new(template: &Template, tokenizer: &Tokenizer, request: &ChatRequest) -> Result<Self> {
-        let mut context = request.context();
+        let mut context = request.context(template)?;
         let mut guard = Guard::new(tokenizer, &context)?;
         for (key, value) in &mut context {
             if key == "messages" {

@@ -5,8 +5,10 @@
 
 use files::{Error, ErrorKind, Result};
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{Kwargs, Rest, Serde, Value};
+use minijinja::value::{Kwargs, Rest, Serde, Value, ValueKind};
 use minijinja::{AutoEscape, Environment, ErrorKind as JinjaKind, UndefinedBehavior};
+
+use serde_json::json;
 
 use super::pyjson::{Style, dumps};
 use super::strftime::CivilTime;
@@ -22,6 +24,7 @@ const CHATML: &str = "{%- for message in messages %}\
 /// A compiled chat template.
 pub struct Template {
     env: Environment<'static>,
+    takes_parts: bool,
 }
 
 impl Template {
@@ -39,6 +42,11 @@ impl Template {
         env.set_fuel(Some(FUEL));
         env.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
         env.add_filter("tojson", tojson);
+        env.add_test("iterable", |value: &Value| match value.kind() {
+            ValueKind::None => false, // as in Python
+            ValueKind::Undefined | ValueKind::String => true,
+            _ => value.try_iter().is_ok(),
+        });
         env.add_function("raise_exception", |message: String| -> Result<Value, minijinja::Error> {
             Err(minijinja::Error::new(JinjaKind::InvalidOperation, message).with_source(Refusal))
         });
@@ -46,7 +54,28 @@ impl Template {
             let line = e.line().map_or(String::new(), |line| format!(" in line {line}"));
             Error::unsupported(format!("chat template: {}{line}", describe(&e))).with_source(e)
         })?;
-        Ok(Self { env })
+        let mut own = Self { env, takes_parts: false };
+        own.takes_parts = own.probe_parts();
+        Ok(own)
+    }
+
+    /// Whether the template reads content that is a list of parts. Those that do not print the list or fail.
+    pub fn takes_parts(&self) -> bool {
+        self.takes_parts
+    }
+
+    fn probe_parts(&self) -> bool {
+        let parts = json!([{"type": "text", "text": "PROBE"}]);
+        let context = json!({
+            "messages": [{"role": "user", "content": parts}],
+            "tools": null,
+            "documents": null,
+            "add_generation_prompt": true,
+        });
+        let rendered = self.render(&context, Some(CivilTime::from_unix(0)));
+        rendered.is_ok_and(|text| {
+            text.contains("PROBE") && !text.contains("'PROBE'") && !text.contains("\"PROBE\"")
+        })
     }
 
     /// The template that a model's files bring. `model` names the model in the error when there is none.
@@ -170,7 +199,6 @@ fn without_generation_tags(source: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
 
     fn render(source: &str, context: serde_json::Value) -> Result<String> {
         Template::new(source)?.render(&context, Some(CivilTime::from_unix(0)))

@@ -27,7 +27,7 @@ enum Core {
         first: Box<tokenizers::Tokenizer>,
         rest: Option<Box<tokenizers::Tokenizer>>,
     },
-    SentencePiece(Spm),
+    SentencePiece(Box<Spm>),
 }
 
 /// A tokenizer with its table of token bytes.
@@ -111,7 +111,7 @@ impl Tokenizer {
                 let add_bos = pre::by_name(&vocab.pre).is_some_and(|p| p.add_bos);
                 (Core::Library { first, rest: None }, add_bos, true)
             }
-            "llama" => (Core::SentencePiece(Spm::new(vocab)?), true, false),
+            "llama" => (Core::SentencePiece(Box::new(Spm::new(vocab)?)), true, false),
             other => {
                 let message = format!("tokenizer.ggml.model: {other:?} is not known to this build");
                 return Err(Error::unsupported(message));
@@ -382,8 +382,8 @@ fn never_prepend(value: &mut Value) -> bool {
             map.insert("prepend_scheme".into(), "never".into());
             true
         }
-        Value::Object(map) => map.values_mut().fold(false, |found, v| never_prepend(v) || found),
-        Value::Array(list) => list.iter_mut().fold(false, |found, v| never_prepend(v) || found),
+        Value::Object(map) => map.values_mut().filter_map(|v| never_prepend(v).then_some(())).count() > 0,
+        Value::Array(list) => list.iter_mut().filter_map(|v| never_prepend(v).then_some(())).count() > 0,
         _ => false,
     }
 }

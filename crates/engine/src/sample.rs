@@ -1,0 +1,313 @@
+//! From logits to a token.
+//!
+//! The order of the steps is that of Hugging Face `generate`: bias, penalties, temperature, top-k, top-p, min-p.
+//! Temperature comes before the cuts because the values that model cards recommend were tuned that way (other
+//! engines cut first, which for temperatures other than 1 keeps a different set of tokens).
+//! A grammar, or anything else that forbids tokens, sets their logits to negative infinity before.
+
+use std::cmp::Ordering;
+use std::collections::BTreeMap;
+use std::hash::{BuildHasher, Hasher, RandomState};
+
+use files::{Error, Result};
+
+/// How tokens are chosen. The default is the model's own distribution: temperature 1, nothing cut.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SampleParams {
+    /// Divides the logits; 0 always takes the best token. At least 0.
+    pub temperature: f32,
+    /// Keep the `top_k` best tokens; 0 keeps all.
+    pub top_k: usize,
+    /// Keep the fewest best tokens that hold this share of the probability; above 0, up to 1 (all).
+    pub top_p: f32,
+    /// Keep tokens at least this fraction as likely as the best one; 0 (all) up to 1.
+    pub min_p: f32,
+    /// Divides positive and multiplies negative logits of tokens seen before (Keskar et al., 2019); 1 is off.
+    pub repetition_penalty: f32,
+    /// Subtracted once from the logit of a token seen before.
+    pub presence_penalty: f32,
+    /// Subtracted from the logit of a token for each time it was seen.
+    pub frequency_penalty: f32,
+    /// How many of the last tokens count as seen; `None` is the whole history.
+    pub penalty_window: Option<usize>,
+    /// Added to the logits of these tokens.
+    pub logit_bias: Vec<(u32, f32)>,
+    /// Makes the choices repeatable; `None` takes a random seed.
+    pub seed: Option<u64>,
+}
+
+impl Default for SampleParams {
+    fn default() -> Self {
+        Self {
+            temperature: 1.0,
+            top_k: 0,
+            top_p: 1.0,
+            min_p: 0.0,
+            repetition_penalty: 1.0,
+            presence_penalty: 0.0,
+            frequency_penalty: 0.0,
+            penalty_window: None,
+            logit_bias: Vec::new(),
+            seed: None,
+        }
+    }
+}
+
+impl SampleParams {
+    /// Always the best token.
+    pub fn greedy() -> Self {
+        Self { temperature: 0.0, ..Self::default() }
+    }
+
+    /// Refuses values out of range, naming the field.
+    pub fn check(&self) -> Result<()> {
+        let finite = |x: f32| x.is_finite();
+        let fields = [
+            ("temperature", self.temperature, finite(self.temperature) && self.temperature >= 0.0),
+            ("top_p", self.top_p, self.top_p > 0.0 && self.top_p <= 1.0),
+            ("min_p", self.min_p, (0.0..=1.0).contains(&self.min_p)),
+            (
+                "repetition_penalty",
+                self.repetition_penalty,
+                finite(self.repetition_penalty) && self.repetition_penalty > 0.0,
+            ),
+            ("presence_penalty", self.presence_penalty, finite(self.presence_penalty)),
+            ("frequency_penalty", self.frequency_penalty, finite(self.frequency_penalty)),
+        ];
+        for (name, value, ok) in fields {
+            if !ok {
+                return Err(Error::invalid(format!("{name}: {value} is out of range")));
+            }
+        }
+        match self.logit_bias.iter().find(|(_, bias)| !bias.is_finite()) {
+            Some((id, bias)) => Err(Error::invalid(format!("logit_bias: {bias} for token {id}"))),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Chooses tokens one after the other.
+pub struct Sampler {
+    params: SampleParams,
+    seed: u64,
+    random: Xoshiro,
+    candidates: Vec<Candidate>,
+}
+
+#[derive(Clone, Copy)]
+struct Candidate {
+    id: u32,
+    logit: f32,
+    /// Likelihood relative to the best token.
+    weight: f64,
+}
+
+impl Candidate {
+    /// Best first; the lower id among equals, so that the order never depends on the sort.
+    fn order(&self, other: &Self) -> Ordering {
+        other.logit.total_cmp(&self.logit).then(self.id.cmp(&other.id))
+    }
+}
+
+impl Sampler {
+    /// A sampler at the beginning of its random sequence. `InvalidRequest` for parameters out of range.
+    pub fn new(params: &SampleParams) -> Result<Self> {
+        params.check()?;
+        // The standard library's hash keys are the one source of randomness without a dependency or a global.
+        let seed = params.seed.unwrap_or_else(|| RandomState::new().build_hasher().finish());
+        Ok(Self { params: params.clone(), seed, random: Xoshiro::new(seed), candidates: Vec::new() })
+    }
+
+    /// The seed in use, with which the same choices come again.
+    pub fn seed(&self) -> u64 {
+        self.seed
+    }
+
+    /// Chooses the next token. `logits`, `[vocab]`, are changed by bias and penalties; `history` is everything
+    /// before, prompt included.
+    ///
+    /// # Errors
+    /// `Corrupt` for logits that are NaN or positive infinity, or all forbidden; `InvalidRequest` for a bias on
+    /// a token outside the vocabulary.
+    pub fn sample(&mut self, logits: &mut [f32], history: &[u32]) -> Result<u32> {
+        self.add_bias(logits)?;
+        self.penalise(logits, history);
+        let best = argmax(logits)?;
+        if self.params.temperature == 0.0 || self.params.top_k == 1 {
+            return Ok(best as u32);
+        }
+        self.keep_likely(logits, logits[best]);
+        Ok(self.draw().unwrap_or(best as u32))
+    }
+
+    fn add_bias(&self, logits: &mut [f32]) -> Result<()> {
+        for (id, bias) in &self.params.logit_bias {
+            let logit = logits.get_mut(*id as usize).ok_or_else(|| {
+                Error::invalid(format!("logit_bias: token {id} is outside the model's vocabulary"))
+            })?;
+            *logit += bias;
+        }
+        Ok(())
+    }
+
+    fn penalise(&self, logits: &mut [f32], history: &[u32]) {
+        let p = &self.params;
+        if p.repetition_penalty == 1.0 && p.presence_penalty == 0.0 && p.frequency_penalty == 0.0 {
+            return;
+        }
+        let from = p.penalty_window.map_or(0, |window| history.len().saturating_sub(window));
+        let mut counts: BTreeMap<u32, u32> = BTreeMap::new();
+        for id in &history[from..] {
+            *counts.entry(*id).or_default() += 1;
+        }
+        for (id, count) in counts {
+            let Some(logit) = logits.get_mut(id as usize) else { continue };
+            *logit = if *logit > 0.0 { *logit / p.repetition_penalty } else { *logit * p.repetition_penalty };
+            *logit -= p.presence_penalty + p.frequency_penalty * count as f32;
+        }
+    }
+
+    /// Fills `candidates` with what temperature, top-k, top-p and min-p leave.
+    fn keep_likely(&mut self, logits: &[f32], best: f32) {
+        let p = &self.params;
+        let temperature = f64::from(p.temperature);
+        let weight = |logit: f32| ((f64::from(logit) - f64::from(best)) / temperature).exp();
+        let list = &mut self.candidates;
+        list.clear();
+        let allowed = (0u32..).zip(logits).filter(|(_, logit)| **logit > f32::NEG_INFINITY);
+        list.extend(allowed.map(|(id, &logit)| Candidate { id, logit, weight: weight(logit) }));
+        if p.top_k > 0 && p.top_k < list.len() {
+            best_first(list, p.top_k);
+            list.truncate(p.top_k);
+        }
+        if p.top_p < 1.0 {
+            let enough = f64::from(p.top_p) * list.iter().map(|c| c.weight).sum::<f64>();
+            keep_share(list, enough);
+        }
+        if p.min_p > 0.0 {
+            let least = f64::from(p.min_p);
+            list.retain(|c| c.weight >= least);
+        }
+    }
+
+    fn draw(&mut self) -> Option<u32> {
+        let total: f64 = self.candidates.iter().map(|c| c.weight).sum();
+        let mut rest = self.random.unit() * total;
+        for candidate in &self.candidates {
+            rest -= candidate.weight;
+            if rest < 0.0 {
+                return Some(candidate.id);
+            }
+        }
+        // Rounding can leave a crumb after the last one.
+        self.candidates.iter().rev().find(|c| c.weight > 0.0).map(|c| c.id)
+    }
+}
+
+/// The best token, the lowest id among equals.
+fn argmax(logits: &[f32]) -> Result<usize> {
+    let mut best: Option<usize> = None;
+    for (id, logit) in logits.iter().enumerate() {
+        if logit.is_nan() || *logit == f32::INFINITY {
+            return Err(Error::corrupt(format!("the logit of token {id} is {logit}")));
+        }
+        if *logit > best.map_or(f32::NEG_INFINITY, |b| logits[b]) {
+            best = Some(id);
+        }
+    }
+    best.ok_or_else(|| Error::corrupt("every token is forbidden: all logits are negative infinity"))
+}
+
+/// Sorts the `n` best to the front.
+fn best_first(list: &mut [Candidate], n: usize) {
+    if n < list.len() {
+        list.select_nth_unstable_by(n, Candidate::order);
+    }
+    let n = n.min(list.len());
+    list[..n].sort_unstable_by(Candidate::order);
+}
+
+/// Keeps the fewest best candidates that weigh `enough` together. Sorting a whole vocabulary for a handful of
+/// tokens would cost more than a small model's layer, so only as much is sorted as is needed.
+fn keep_share(list: &mut Vec<Candidate>, enough: f64) {
+    let mut sorted = 64;
+    loop {
+        best_first(list, sorted);
+        let mut sum = 0.0;
+        let crossing = list.iter().take(sorted).position(|c| {
+            sum += c.weight;
+            sum >= enough
+        });
+        match crossing {
+            Some(last) => return list.truncate(last + 1),
+            None if sorted >= list.len() => return,
+            None => sorted *= 8,
+        }
+    }
+}
+
+/// The log-probabilities of a position.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Logprobs {
+    /// Of the chosen token.
+    pub chosen: f32,
+    /// The best tokens with theirs, best first.
+    pub top: Vec<(u32, f32)>,
+}
+
+/// Natural log-softmax of `logits`, `[vocab]`, at `chosen` and at the `n` best tokens. Give it the model's own
+/// logits: a [`Sampler`] changes them.
+pub fn logprobs(logits: &[f32], chosen: u32, n: usize) -> Result<Logprobs> {
+    let best = logits[argmax(logits)?];
+    let sum: f64 = logits.iter().map(|l| (f64::from(*l) - f64::from(best)).exp()).sum();
+    let normaliser = f64::from(best) + sum.ln();
+    let logprob = |logit: f32| (f64::from(logit) - normaliser) as f32;
+    let chosen = logits
+        .get(chosen as usize)
+        .ok_or_else(|| Error::invalid(format!("logprobs: token {chosen} is outside the vocabulary")))?;
+    let mut list: Vec<Candidate> =
+        (0u32..).zip(logits).map(|(id, &logit)| Candidate { id, logit, weight: 0.0 }).collect();
+    best_first(&mut list, n);
+    let top = list.iter().take(n).map(|c| (c.id, logprob(c.logit))).collect();
+    Ok(Logprobs { chosen: logprob(*chosen), top })
+}
+
+/// xoshiro256++ 1.0, seeded by splitmix64 (Blackman & Vigna, 2019): the same numbers on every platform.
+struct Xoshiro {
+    state: [u64; 4],
+}
+
+impl Xoshiro {
+    fn new(seed: u64) -> Self {
+        let mut x = seed;
+        let state = std::array::from_fn(|_| {
+            x = x.wrapping_add(0x9E37_79B9_7F4A_7C15);
+            let z = (x ^ (x >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+            let z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+            z ^ (z >> 31)
+        });
+        Self { state }
+    }
+
+    fn next(&mut self) -> u64 {
+        let s = &mut self.state;
+        let out = s[0].wrapping_add(s[3]).rotate_left(23).wrapping_add(s[0]);
+        let shifted = s[1] << 17;
+        s[2] ^= s[0];
+        s[3] ^= s[1];
+        s[1] ^= s[2];
+        s[0] ^= s[3];
+        s[2] ^= shifted;
+        s[3] = s[3].rotate_left(45);
+        out
+    }
+
+    /// Uniform in [0, 1), 53 bits.
+    fn unit(&mut self) -> f64 {
+        (self.next() >> 11) as f64 * (1.0 / (1u64 << 53) as f64)
+    }
+}
+
+#[cfg(test)]
+#[path = "sample_tests.rs"]
+mod tests;
