@@ -2,6 +2,7 @@
 
 mod bridge;
 mod device;
+pub mod generate;
 mod layers;
 mod model;
 mod models;
