@@ -6,10 +6,12 @@
 //! the group are not quantised. On the checkpoints of `testdata/goldens` the result is mlx-lm's, bit for bit.
 
 use std::fs;
+use std::io::{BufWriter, Write};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use files::quant::encode;
+use files::write::{SafetensorsTensor, SafetensorsWriter};
 use files::{Error, Format, Result, ScaleType, Tensor, TensorIndex};
 use serde_json::{Map, Value, json};
 
@@ -87,7 +89,7 @@ pub fn write(from: &Path, to: &Path, bits: u8) -> Result<()> {
         let path = to.join(name);
         fs::write(&path, content).map_err(|e| Error::io(path.display(), e))
     };
-    put("model.safetensors", &safetensors(&twin))?;
+    write_safetensors(&to.join("model.safetensors"), &twin)?;
     let path = from.join("config.json");
     let bad = |e| Error::corrupt(format!("{}: {e}", path.display())).with_source(e);
     let text = fs::read(&path).map_err(|e| Error::io(path.display(), e))?;
@@ -210,24 +212,15 @@ fn twin_config(config: Value, twin: &[Stored], bits: u8) -> Value {
     outer.into()
 }
 
-/// The bytes of a safetensors file: the header's length, the header, the tensors in order.
-fn safetensors(tensors: &[Stored]) -> Vec<u8> {
-    let mut header = Map::new();
-    header.insert("__metadata__".into(), json!({ "format": "mlx" }));
-    let mut end = 0;
+fn write_safetensors(path: &Path, tensors: &[Stored]) -> Result<()> {
+    let file = fs::File::create(path).map_err(|e| Error::io(path.display(), e))?;
+    let directory: Vec<SafetensorsTensor> = tensors
+        .iter()
+        .map(|tensor| SafetensorsTensor::new(&tensor.name, &tensor.shape, tensor.dtype))
+        .collect();
+    let mut writer = SafetensorsWriter::new(BufWriter::new(file), &[("format", "mlx")], &directory)?;
     for tensor in tensors {
-        let begin = end;
-        end += tensor.data.len();
-        let entry = json!({ "dtype": tensor.dtype, "shape": tensor.shape, "data_offsets": [begin, end] });
-        header.insert(tensor.name.clone(), entry);
+        writer.write(&tensor.data)?;
     }
-    let mut header = Value::from(header).to_string().into_bytes();
-    // Data starts at a multiple of 8, as the format asks; spaces are what it pads with.
-    header.resize(header.len().next_multiple_of(8), b' ');
-    let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
-    bytes.extend_from_slice(&header);
-    for tensor in tensors {
-        bytes.extend_from_slice(&tensor.data);
-    }
-    bytes
+    writer.finish()?.flush().map_err(|e| Error::io(path.display(), e))
 }
