@@ -38,7 +38,8 @@ fn ask(session: &mut Session, question: &str) -> (String, FinishReason) {
 fn smollm2_chats_sensibly() {
     let path = common::root().join("target/testdata/SmolLM2-135M-Instruct.Q4_1.gguf");
     if !path.is_file() {
-        let why = format!("SKIP smollm2_chats_sensibly: {} is missing (cargo xtask fetch smollm2)", path.display());
+        let why =
+            format!("SKIP smollm2_chats_sensibly: {} is missing (cargo xtask fetch smollm2)", path.display());
         assert!(std::env::var("CI").is_err(), "{why}");
         println!("{why}");
         return;

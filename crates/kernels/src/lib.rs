@@ -1,6 +1,6 @@
 //! The operations that models are made of, for every device, each with a scalar twin.
 //!
-//! [`ops::Backend`] is the whole list. [`reference`] is the plain truth of each op, never optimised;
+//! [`ops::Backend`] is the whole list. [`mod@reference`] is the plain truth of each op, never optimised;
 //! the other backends are judged against it, op by op and format by format. This crate knows rows and number
 //! formats; it knows no layers and no files.
 

@@ -41,7 +41,7 @@ pub(crate) enum FeedForward {
     /// A resident gated MLP.
     Dense(Mlp),
     /// Routed experts from the store.
-    Moe(Moe),
+    Moe(Box<Moe>),
 }
 
 impl FeedForward {

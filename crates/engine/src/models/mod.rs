@@ -31,7 +31,7 @@ pub(crate) struct Bound {
     pub(crate) arena: Arena,
 }
 
-/// The architectures that [`bind()`] knows.
+/// The architectures that `bind` knows.
 pub const ARCHITECTURES: [&str; 6] = ["qwen3_5_moe", "qwen3_5", "qwen3_moe", "qwen3", "qwen2", "llama"];
 
 /// Binds the tensors of `index` by the names and shapes that the architecture of `meta` has.

@@ -87,10 +87,10 @@ fn feed_forward(b: &mut Binder<'_>, meta: &Meta, l: usize, top_k: Option<usize>)
             })
         }
     };
-    Ok(FeedForward::Moe(Moe {
+    Ok(FeedForward::Moe(Box::new(Moe {
         router: b.weight(l, ("mlp.gate", "ffn_gate_inp"), moe.experts, hidden)?,
         spec: RouteSpec { top_k: top_k.unwrap_or(moe.top_k), normalise: true },
         expert: b.experts(l, moe.experts, moe.intermediate_size, hidden)?,
         shared,
-    }))
+    })))
 }

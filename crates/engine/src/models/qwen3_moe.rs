@@ -62,12 +62,12 @@ fn feed_forward(b: &mut Binder<'_>, meta: &Meta, l: usize, top_k: Option<usize>)
     let Some(moe) = meta.moe.as_ref().filter(|moe| moe.sparse_layers.get(l) == Some(&true)) else {
         return dense(b, meta, l);
     };
-    Ok(FeedForward::Moe(Moe {
+    Ok(FeedForward::Moe(Box::new(Moe {
         router: b.weight(l, ("mlp.gate", "ffn_gate_inp"), moe.experts, meta.hidden_size)?,
         spec: RouteSpec { top_k: top_k.unwrap_or(moe.top_k), normalise: moe.normalise_top_k },
         expert: b.experts(l, moe.experts, moe.intermediate_size, meta.hidden_size)?,
         shared: None,
-    }))
+    })))
 }
 
 /// A resident MLP.
