@@ -280,6 +280,9 @@ impl Weight {
     /// # Errors
     /// [`files::ErrorKind::Corrupt`] when number or sizes of the parts do not match format and shape.
     pub fn new(format: Format, rows: usize, cols: usize, parts: Vec<View>) -> Result<Self> {
+        if rows == 0 || cols == 0 {
+            return Err(Error::corrupt(format!("a weight [{rows}, {cols}] is empty")));
+        }
         if parts.len() != format.parts() {
             return Err(Error::corrupt(format!(
                 "{format} has {} parts, not {}",

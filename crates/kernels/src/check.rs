@@ -40,6 +40,9 @@ pub fn embed(table: &Weight, ids: &[u32], out: &Tensor) -> Result<()> {
 
 /// Checks [`crate::Backend::rms_norm`].
 pub fn rms_norm(x: &Tensor, weight: &Tensor, out: &Tensor) -> Result<()> {
+    if weight.is_empty() {
+        return fail("rms_norm", "the rows are empty".into());
+    }
     want_vector("rms_norm", "weight", weight, x.cols())?;
     want("rms_norm", "out", out, x.rows(), x.cols())
 }
@@ -76,7 +79,8 @@ pub fn norm_rope(
 ) -> Result<()> {
     want_segment("norm_rope", segment, x.rows())?;
     want("norm_rope", "x", x, x.rows(), spec.heads * spec.head_stride)?;
-    if spec.head_dim > spec.head_stride
+    if spec.head_dim == 0
+        || spec.head_dim > spec.head_stride
         || spec.rotary_dim > spec.head_dim
         || !spec.rotary_dim.is_multiple_of(2)
     {
@@ -110,7 +114,11 @@ pub fn attention(
     out: &Tensor,
 ) -> Result<()> {
     want_segment("attention", segment, q.rows())?;
-    if spec.head_dim != cache.head_dim || !spec.heads.is_multiple_of(cache.kv_heads) {
+    if cache.kv_heads == 0
+        || spec.head_dim == 0
+        || spec.head_dim != cache.head_dim
+        || !spec.heads.is_multiple_of(cache.kv_heads)
+    {
         return fail("attention", format!("{spec:?} does not fit {} heads of the cache", cache.kv_heads));
     }
     let stride = spec.head_dim * (1 + usize::from(spec.gated));
@@ -188,6 +196,8 @@ pub fn expert_mlp(x: &Tensor, experts: &[ExpertBatch<'_>], parts: &Tensor) -> Re
     let op = "expert_mlp";
     let Some(first) = experts.first() else { return Ok(()) };
     let shape = (first.weights.gate.rows(), first.weights.gate.cols());
+    // Parts are written by several threads at once: one part twice would be a race.
+    let mut taken = vec![false; parts.rows()];
     for expert in experts {
         if (expert.weights.gate.rows(), expert.weights.gate.cols()) != shape {
             return fail(op, "experts of different shapes in one call".into());
@@ -196,6 +206,9 @@ pub fn expert_mlp(x: &Tensor, experts: &[ExpertBatch<'_>], parts: &Tensor) -> Re
             expert.rows.iter().find(|r| r.row as usize >= x.rows() || r.part as usize >= parts.rows())
         {
             return fail(op, format!("{r:?} leaves {} rows or {} parts", x.rows(), parts.rows()));
+        }
+        if let Some(r) = expert.rows.iter().find(|r| std::mem::replace(&mut taken[r.part as usize], true)) {
+            return fail(op, format!("part {} is written twice", r.part));
         }
     }
     want(op, "x", x, x.rows(), shape.1)?;

@@ -6,6 +6,7 @@
 
 pub mod buffer;
 pub mod check;
+pub mod cpu;
 pub mod host;
 pub mod ops;
 pub mod reference;

@@ -15,6 +15,7 @@ pub use attention::{attention, kv_append};
 pub use combine::combine;
 pub use conv::short_conv;
 pub use delta::delta_rule;
+pub(crate) use delta::{L2_EPS, softplus};
 pub use embed::{embed, gather_rows};
 pub use linear::linear;
 pub use mlp::{expert_mlp, mlp};

@@ -32,9 +32,9 @@ pub fn route(x: &[f32], router: &HostWeight<'_>, spec: &RouteSpec, out: &mut Rou
 /// The `top_k` largest of a softmax over `logits`, by falling value, the lower id first on a tie.
 pub(crate) fn choose(logits: &[f32], spec: &RouteSpec, ids: &mut [u32], weights: &mut [f32]) {
     let mut order: Vec<u32> = (0..logits.len() as u32).collect();
-    // A NaN sorts somewhere; `read_routes` reports it.
     order.sort_by(|a, b| logits[*b as usize].total_cmp(&logits[*a as usize]).then(a.cmp(b)));
-    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    // A NaN, wherever it sorts, makes all weights NaN.
+    let max = logits.iter().fold(f32::NEG_INFINITY, |max, &l| if l > max || l.is_nan() { l } else { max });
     let mut sum: f32 = logits.iter().map(|l| (l - max).exp()).sum();
     if spec.normalise {
         sum = order[..ids.len()].iter().map(|&e| (logits[e as usize] - max).exp()).sum();

@@ -1,0 +1,349 @@
+//! The CPU backend.
+//!
+//! Results do not depend on the number of threads nor on how rows are batched: an item of the pool computes whole
+//! outputs, and each output's float sum runs in one fixed order whatever else is computed beside it.
+//! [`Precision::Exact`] multiplies decoded weights with f32 activations.
+
+mod isa;
+mod math;
+mod matmul;
+mod pool;
+mod portable;
+mod scratch;
+mod shared;
+
+use std::ops::Range;
+
+use files::Result;
+
+pub use isa::Isa;
+
+use crate::buffer::{Block, Buffer, Tensor, Weight};
+use crate::ops::{
+    AttentionSpec, Backend, DeltaInput, DeltaSpec, DeviceInfo, ExpertBatch, KvCache, MlpWeights, Precision,
+    RopeSpec, RouteBuffers, RouteSpec, Routes, Segment, SharedOutput,
+};
+use crate::{check, host, reference};
+use pool::Pool;
+use scratch::Scratch;
+use shared::Parts;
+
+/// Values below which an element-wise op is not worth a fork-join.
+const FORK_VALUES: usize = 1 << 15;
+/// Rows of a query tile that share the reading of the cache.
+const QUERY_ROWS: usize = 8;
+/// Values of router logits that are held at a time.
+const LOGITS: usize = 1 << 20;
+
+/// What a [`Cpu`] is made for.
+#[derive(Clone, Debug)]
+pub struct CpuOptions {
+    /// Threads that compute; `None` for as many as this process may use.
+    pub threads: Option<usize>,
+    /// How activations are held and multiplied.
+    pub precision: Precision,
+}
+
+/// The CPU as a backend. Ops have finished when they return.
+#[derive(Debug)]
+pub struct Cpu {
+    info: DeviceInfo,
+    isa: Isa,
+    pool: Pool,
+    scratch: Scratch,
+}
+
+impl Cpu {
+    /// The most that ops hold beside their arguments, whatever the number of rows: inner activations of MLPs and
+    /// logits of routers. Part of the memory plan.
+    pub const SCRATCH_BYTES_MAX: usize = 32 << 20;
+
+    /// The CPU with the best instructions it has.
+    ///
+    /// # Errors
+    /// [`files::ErrorKind::InvalidRequest`] for no threads or absurdly many; [`files::ErrorKind::Device`] when the
+    /// system starts no more threads.
+    pub fn new(options: CpuOptions) -> Result<Self> {
+        Self::with_isa(options, Isa::detect())
+    }
+
+    /// The CPU with one of [`Isa::available`]: for tests and comparisons.
+    ///
+    /// # Errors
+    /// As [`Cpu::new`]; [`files::ErrorKind::InvalidRequest`] for instructions that this machine lacks.
+    pub fn with_isa(options: CpuOptions, isa: Isa) -> Result<Self> {
+        if !Isa::available().contains(&isa) {
+            return Err(files::Error::invalid(format!("this machine has no {}", isa.name())));
+        }
+        let threads =
+            options.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
+        if !(1..=1024).contains(&threads) {
+            return Err(files::Error::invalid(format!("{threads} threads: expected 1 to 1024")));
+        }
+        let info = DeviceInfo {
+            name: format!("CPU ({})", isa.name()),
+            precision: options.precision,
+            buffer_bytes_max: usize::MAX,
+            unified_memory: true,
+            threads,
+        };
+        Ok(Self { info, isa, pool: Pool::new(threads)?, scratch: Scratch::default() })
+    }
+
+    /// Calls `f` with ranges of `rows` that together cover all of them: one range for little work.
+    fn split(&self, rows: usize, cols: usize, f: impl Fn(Range<usize>) + Sync) -> Result<()> {
+        let ranges = (rows * cols).div_ceil(FORK_VALUES).clamp(1, rows.max(1));
+        let size = rows.div_ceil(ranges).max(1);
+        self.pool.run(rows.div_ceil(size), |i| {
+            f(i * size..rows.min((i + 1) * size));
+            Ok(())
+        })
+    }
+}
+
+impl Backend for Cpu {
+    fn info(&self) -> &DeviceInfo {
+        &self.info
+    }
+
+    fn alloc_shared(&self, bytes: usize) -> Result<Buffer> {
+        host::alloc_shared(bytes)
+    }
+
+    fn publish(&self, _buffer: &Buffer, _range: Range<usize>) -> Result<()> {
+        Ok(())
+    }
+
+    fn alloc(&self, bytes: usize) -> Result<Block> {
+        host::alloc(bytes)
+    }
+
+    fn write(&self, block: &mut Block, offset: usize, data: &[u8]) -> Result<()> {
+        host::write(block, offset, data)
+    }
+
+    fn read(&self, block: &Block, offset: usize, out: &mut [u8]) -> Result<()> {
+        host::read(block, offset, out)
+    }
+
+    fn embed(&self, table: &Weight, ids: &[u32], out: &mut Tensor) -> Result<()> {
+        check::embed(table, ids, out)?;
+        reference::embed(&table.host()?, ids, out.host_mut()?)
+    }
+
+    fn rms_norm(&self, x: &Tensor, weight: &Tensor, eps: f32, out: &mut Tensor) -> Result<()> {
+        check::rms_norm(x, weight, out)?;
+        let (rows, cols) = (x.rows(), x.cols());
+        let (x, weight, out) = (x.host()?, weight.host()?, Parts::new(out.host_mut()?));
+        self.split(rows, cols, |r| {
+            // SAFETY: each range of rows is visited once.
+            let out = unsafe { out.part(r.start * cols, r.len() * cols) };
+            portable::rms_norm(self.isa, &x[r.start * cols..r.end * cols], weight, eps, out);
+        })
+    }
+
+    fn linear(&self, x: &Tensor, w: &Weight, bias: Option<&Tensor>, out: &mut Tensor) -> Result<()> {
+        check::linear(x, w, bias, out)?;
+        let bias = bias.map(Tensor::host).transpose()?;
+        self.product(x.host()?, &w.host()?, bias, out.host_mut()?)
+    }
+
+    fn add(&self, x: &mut Tensor, y: &Tensor) -> Result<()> {
+        check::add(x, y)?;
+        let (rows, cols) = (x.rows(), x.cols());
+        let (x, y) = (Parts::new(x.host_mut()?), y.host()?);
+        self.split(rows, cols, |r| {
+            // SAFETY: each range of rows is visited once.
+            let x = unsafe { x.part(r.start * cols, r.len() * cols) };
+            portable::add(self.isa, x, &y[r.start * cols..r.end * cols]);
+        })
+    }
+
+    fn gather_rows(&self, x: &Tensor, rows: &[u32], out: &mut Tensor) -> Result<()> {
+        check::gather_rows(x, rows, out)?;
+        reference::gather_rows(x.host()?, x.cols(), rows, out.host_mut()?);
+        Ok(())
+    }
+
+    fn norm_rope(
+        &self,
+        x: &mut Tensor,
+        segment: &Segment,
+        spec: &RopeSpec,
+        frequencies: &Tensor,
+        norm: Option<(&Tensor, f32)>,
+    ) -> Result<()> {
+        check::norm_rope(x, segment, spec, frequencies, norm)?;
+        let norm = norm.map(|(w, eps)| Ok::<_, files::Error>((w.host()?, eps))).transpose()?;
+        let (cols, frequencies) = (x.cols(), frequencies.host()?);
+        let x = Parts::new(x.host_mut()?);
+        self.split(segment.rows.len(), cols, |r| {
+            for i in r {
+                // SAFETY: each row is visited once.
+                let row = unsafe { x.part((segment.rows.start + i) * cols, cols) };
+                portable::norm_rope(self.isa, row, segment.position + i, spec, frequencies, norm);
+            }
+        })
+    }
+
+    fn kv_append(&self, k: &Tensor, v: &Tensor, segment: &Segment, cache: &mut KvCache) -> Result<()> {
+        check::kv_append(k, v, segment, cache)?;
+        portable::kv_append(k.host()?, v.host()?, segment, cache)
+    }
+
+    fn attention(
+        &self,
+        q: &Tensor,
+        segment: &Segment,
+        cache: &KvCache,
+        spec: &AttentionSpec,
+        out: &mut Tensor,
+    ) -> Result<()> {
+        check::attention(q, segment, cache, spec, out)?;
+        let work = portable::Attention { q: q.host()?, spec, cache, out: Parts::new(out.host_mut()?) };
+        let (rows, heads) = (segment.rows.clone(), cache.kv_heads);
+        let tiles = rows.len().div_ceil(QUERY_ROWS);
+        self.pool.run(tiles * heads, |item| {
+            // Late rows see the most positions: they come first, so that no thread ends with one of them.
+            let from = rows.start + (tiles - 1 - item / heads) * QUERY_ROWS;
+            let tile = from..rows.end.min(from + QUERY_ROWS);
+            let position = segment.position + from - rows.start;
+            // SAFETY: each item has its own rows or heads.
+            unsafe { portable::attention(self.isa, work, tile, position, item % heads) }
+        })
+    }
+
+    fn short_conv(
+        &self,
+        x: &Tensor,
+        weight: &Tensor,
+        segment: &Segment,
+        state: &mut Tensor,
+        out: &mut Tensor,
+    ) -> Result<()> {
+        check::short_conv(x, weight, segment, state, out)?;
+        let channels = x.cols();
+        let rows = segment.rows.start * channels..segment.rows.end * channels;
+        let conv = portable::Conv {
+            x: &x.host()?[rows.clone()],
+            weight: weight.host()?,
+            kernel: weight.cols(),
+            channels,
+            state: Parts::new(state.host_mut()?),
+            out: Parts::new(&mut out.host_mut()?[rows]),
+        };
+        self.split(channels.div_ceil(64), 64 * weight.cols() * segment.rows.len(), |c| {
+            let end = channels.min(c.end * 64);
+            // SAFETY: each range of channels is visited once.
+            unsafe { portable::short_conv(self.isa, conv, c.start * 64, end - c.start * 64) };
+        })
+    }
+
+    fn delta_rule(
+        &self,
+        input: &DeltaInput<'_>,
+        spec: &DeltaSpec,
+        state: &mut Tensor,
+        out: &mut Tensor,
+    ) -> Result<()> {
+        check::delta_rule(input, spec, state, out)?;
+        let rows = input.segment.rows.clone();
+        let (channels, heads, dv) = (spec.channels(), spec.value_heads, spec.value_head_dim);
+        let delta = portable::Delta {
+            spec,
+            qkv: &input.qkv.host()?[rows.start * channels..rows.end * channels],
+            a: &input.a.host()?[rows.start * heads..rows.end * heads],
+            b: &input.b.host()?[rows.start * heads..rows.end * heads],
+            decay: input.decay.host()?,
+            dt_bias: input.dt_bias.host()?,
+            state: Parts::new(state.host_mut()?),
+            out: Parts::new(&mut out.host_mut()?[rows.start * heads * dv..rows.end * heads * dv]),
+        };
+        let strips = dv.div_ceil(portable::STRIP);
+        self.split(heads * strips, spec.key_head_dim * portable::STRIP * rows.len(), |items| {
+            for item in items {
+                // SAFETY: each strip of columns of each head is visited once.
+                unsafe {
+                    portable::delta_rule(self.isa, delta, item / strips, item % strips * portable::STRIP);
+                }
+            }
+        })
+    }
+
+    fn gated_norm(&self, x: &mut Tensor, z: &Tensor, weight: &Tensor, eps: f32) -> Result<()> {
+        check::gated_norm(x, z, weight)?;
+        let (rows, cols) = (x.rows(), x.cols());
+        let (x, z, weight) = (Parts::new(x.host_mut()?), z.host()?, weight.host()?);
+        self.split(rows, 4 * cols, |r| {
+            // SAFETY: each range of rows is visited once.
+            let x = unsafe { x.part(r.start * cols, r.len() * cols) };
+            portable::gated_norm(self.isa, x, &z[r.start * cols..r.end * cols], weight, eps);
+        })
+    }
+
+    fn mlp(&self, x: &Tensor, weights: &MlpWeights, out: &mut Tensor) -> Result<()> {
+        check::mlp(x, weights, out)?;
+        self.dense_mlp(x.host()?, weights, out.host_mut()?)
+    }
+
+    fn route(&self, x: &Tensor, router: &Weight, spec: &RouteSpec, out: &mut RouteBuffers) -> Result<()> {
+        check::route(x, router, spec, out)?;
+        let (router, cols, k) = (router.host()?, x.cols(), spec.top_k);
+        let (ids, weights) = (out.ids.host_mut::<u32>()?, out.weights.host_mut()?);
+        let rows_at_once = (LOGITS / router.rows).max(1);
+        for (i, x) in x.host()?.chunks(rows_at_once * cols).enumerate() {
+            let rows = x.len() / cols;
+            let range = i * rows_at_once * k..(i * rows_at_once + rows) * k;
+            let (ids, weights) = (Parts::new(&mut ids[range.clone()]), Parts::new(&mut weights[range]));
+            self.scratch.with(rows * router.rows, |logits| {
+                self.product(x, &router, None, logits)?;
+                let logits = &*logits;
+                self.split(rows, 8 * router.rows, |r| {
+                    for r in r {
+                        // SAFETY: each row is visited once.
+                        let (ids, weights) = unsafe { (ids.part(r * k, k), weights.part(r * k, k)) };
+                        portable::choose(&logits[r * router.rows..][..router.rows], spec, ids, weights);
+                    }
+                })
+            })?;
+        }
+        Ok(())
+    }
+
+    fn read_routes(&self, routes: &RouteBuffers, rows: usize, spec: &RouteSpec) -> Result<Routes> {
+        reference::read_routes(self, routes, rows, spec)
+    }
+
+    fn expert_mlp(&self, x: &Tensor, experts: &[ExpertBatch<'_>], parts: &mut Tensor) -> Result<()> {
+        check::expert_mlp(x, experts, parts)?;
+        self.routed_mlp(x.host()?, experts, parts.host_mut()?)
+    }
+
+    fn combine(
+        &self,
+        parts: &Tensor,
+        routes: &RouteBuffers,
+        spec: &RouteSpec,
+        shared: Option<SharedOutput<'_>>,
+        out: &mut Tensor,
+    ) -> Result<()> {
+        check::combine(parts, routes, spec, shared, out)?;
+        let (rows, cols, k) = (out.rows(), out.cols(), spec.top_k);
+        let (parts, weights) = (parts.host()?, routes.weights.host()?);
+        let shared = match shared {
+            Some(s) => Some((s.gate.host()?, s.output.host()?)),
+            None => None,
+        };
+        let out = Parts::new(out.host_mut()?);
+        self.split(rows, cols * (k + 1), |r| {
+            for r in r {
+                let shared =
+                    shared.map(|(gate, output)| (math::sigmoid(gate[r]), &output[r * cols..][..cols]));
+                // SAFETY: each row is visited once.
+                let out = unsafe { out.part(r * cols, cols) };
+                let parts = &parts[r * k * cols..][..k * cols];
+                portable::combine(self.isa, parts, &weights[r * k..][..k], shared, out);
+            }
+        })
+    }
+}

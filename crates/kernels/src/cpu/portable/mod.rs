@@ -1,0 +1,19 @@
+//! Plain f32 kernels that the compiler vectorises; also the whole of [`crate::ops::Precision::Exact`].
+
+mod attention;
+mod combine;
+mod conv;
+mod delta;
+mod linear;
+mod norm;
+mod rope;
+mod route;
+
+pub(super) use attention::{Attention, attention, kv_append};
+pub(super) use combine::{add, combine};
+pub(super) use conv::{Conv, short_conv};
+pub(super) use delta::{Delta, STRIP, delta_rule};
+pub(super) use linear::{Pick, Rows, gate_up, linear};
+pub(super) use norm::{gated_norm, rms_norm};
+pub(super) use rope::norm_rope;
+pub(super) use route::choose;

@@ -1,0 +1,125 @@
+//! Rotary embedding, KV cache, attention.
+
+use tidemill_kernels::ops::{AttentionSpec, KvCache, KvFormat, RopeSpec, Segment};
+
+use super::*;
+
+pub fn norm_rope(rig: &Rig) {
+    let mut rng = Rng::new(11);
+    for round in 0..24 {
+        let head_dim = 2 * rng.within(1..=64);
+        let spec = RopeSpec {
+            heads: rng.within(1..=6),
+            head_dim,
+            head_stride: head_dim * if rng.flag() { 2 } else { 1 },
+            rotary_dim: 2 * rng.within(0..=head_dim / 2),
+            interleaved: rng.flag(),
+            amplitude: if rng.flag() { 1.0 } else { 1.3 },
+        };
+        let (rows, cols) = (rng.within(1..=20), spec.heads * spec.head_stride);
+        let start = rng.within(0..=rows - 1);
+        let segment = Segment { rows: start..rng.within(start..=rows), position: rng.within(0..=3000) };
+        let x = rng.values(rows * cols, 2.0);
+        let half = spec.rotary_dim / 2;
+        let frequencies: Vec<f32> = (0..half).map(|i| 1e4f32.powf(-(i as f32) / half as f32)).collect();
+        let weight = rng.flag().then(|| rng.values(head_dim, 1.0));
+        let run = |rig: &Rig| {
+            let b = &*rig.backend;
+            let mut x = tensor(b, rows, cols, &x);
+            let weight = weight.as_ref().map(|w| tensor(b, 1, head_dim, w));
+            let norm = weight.as_ref().map(|w| (w, 1e-6));
+            b.norm_rope(&mut x, &segment, &spec, &tensor(b, 1, half, &frequencies), norm).unwrap();
+            values(b, &x)
+        };
+        let (got, want) = (run(rig), run(&Rig::reference()));
+        // Devices reduce large angles less carefully than the C library.
+        let bound = if rig.batch_invariant { 4e-6 } else { 1e-3 };
+        close(rig, &format!("round {round} {spec:?}"), &got, &want, |i| bound * (want[i].abs() + 3.0));
+    }
+}
+
+struct Case {
+    spec: AttentionSpec,
+    kv_heads: usize,
+    capacity: usize,
+    format: KvFormat,
+    history: usize,
+    rows: usize,
+    q: Vec<f32>,
+    k: Vec<f32>,
+    v: Vec<f32>,
+}
+
+impl Case {
+    fn random(rng: &mut Rng, format: KvFormat, history: usize, rows: usize) -> Self {
+        let (kv_heads, group, head_dim) = (rng.within(1..=3), rng.within(1..=4), 4 * rng.within(1..=32));
+        let spec = AttentionSpec {
+            heads: kv_heads * group,
+            head_dim,
+            gated: rng.flag(),
+            scale: 1.0 / (head_dim as f32).sqrt(),
+        };
+        let total = history + rows;
+        let q = rng.values(total * spec.heads * head_dim * (1 + usize::from(spec.gated)), 2.0);
+        let (k, v) =
+            (rng.values(total * kv_heads * head_dim, 2.0), rng.values(total * kv_heads * head_dim, 1.0));
+        Self { spec, kv_heads, capacity: total + rng.within(0..=9), format, history, rows, q, k, v }
+    }
+
+    /// Appends and attends in steps of the given sizes; returns the outputs of the rows after the history.
+    fn run(&self, rig: &Rig, steps: &[usize]) -> Vec<f32> {
+        let b = &*rig.backend;
+        let dim = self.spec.head_dim;
+        let bytes = self.kv_heads * self.capacity * dim * self.format.bytes();
+        let mut cache = KvCache {
+            keys: b.alloc(bytes).unwrap(),
+            values: b.alloc(bytes).unwrap(),
+            kv_heads: self.kv_heads,
+            head_dim: dim,
+            capacity: self.capacity,
+            format: self.format,
+        };
+        let total = self.history + self.rows;
+        let (q_cols, kv_cols) = (self.q.len() / total, self.kv_heads * dim);
+        let (mut position, mut got) = (0, Vec::new());
+        for &n in [self.history].iter().chain(steps) {
+            // A row before and one after that belong to somebody else.
+            let cut = |v: &[f32], cols: usize| {
+                let mut padded = vec![9.0; (n + 2) * cols];
+                padded[cols..(n + 1) * cols].copy_from_slice(&v[position * cols..][..n * cols]);
+                tensor(b, n + 2, cols, &padded)
+            };
+            let segment = Segment { rows: 1..1 + n, position };
+            let mut out = output(b, n + 2, self.spec.heads * dim);
+            b.kv_append(&cut(&self.k, kv_cols), &cut(&self.v, kv_cols), &segment, &mut cache).unwrap();
+            b.attention(&cut(&self.q, q_cols), &segment, &cache, &self.spec, &mut out).unwrap();
+            let values = values(b, &out);
+            let cols = self.spec.heads * dim;
+            let (before, after) = (&values[..cols], &values[(n + 1) * cols..]);
+            assert!(before.iter().chain(after).all(|v| *v == -777.25), "{}: a foreign row changed", rig.name);
+            got.extend_from_slice(&values[cols..(n + 1) * cols]);
+            position += n;
+        }
+        got
+    }
+}
+
+pub fn attention(rig: &Rig) {
+    let mut rng = Rng::new(12);
+    for format in [KvFormat::F32, KvFormat::F16] {
+        for history in [0, 1, 63, 64, 190] {
+            for rows in [1, rng.within(2..=40)] {
+                let case = Case::random(&mut rng, format, history, rows);
+                let what = format!("{:?} {format:?} {history} + {rows}", case.spec);
+                let got = case.run(rig, &[rows]);
+                let want = case.run(&Rig::reference(), &[rows]);
+                close(rig, &what, &got, &want, |i| 2e-5 * (want[i].abs() + 1.0));
+                if rig.batch_invariant && rows > 1 {
+                    let cut = rng.within(1..=rows - 1);
+                    same(rig, &what, &case.run(rig, &[cut, rows - cut]), &got);
+                    same(rig, &what, &case.run(rig, &vec![1; rows]), &got);
+                }
+            }
+        }
+    }
+}

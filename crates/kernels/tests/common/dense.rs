@@ -1,0 +1,120 @@
+//! Products, norms and plumbing.
+
+use files::Format;
+use tidemill_kernels::Tensor;
+
+use super::*;
+
+pub fn embed(rig: &Rig) {
+    let mut rng = Rng::new(1);
+    for format in Format::all() {
+        let (vocab, cols) = (rng.within(2..=40), 256 * rng.within(1..=2));
+        let table = Encoded::random(format, vocab, cols, &mut rng);
+        let ids: Vec<u32> = (0..rng.within(1..=20)).map(|_| rng.within(0..=vocab - 1) as u32).collect();
+        let b = &*rig.backend;
+        let mut out = output(b, ids.len(), cols);
+        b.embed(&table.weight(rig), &ids, &mut out).unwrap();
+        let want: Vec<f32> = ids.iter().flat_map(|&id| table.row(id as usize)).collect();
+        // A device may fuse the product and the sum of a decode.
+        let bound = |i: usize| if rig.batch_invariant { 0.0 } else { 1e-6 * want[i].abs() + 1e-7 };
+        close(rig, &format!("{format}"), &values(b, &out), &want, bound);
+    }
+}
+
+fn product(rig: &Rig, x: &[f32], w: &Encoded, bias: Option<&[f32]>) -> Vec<f32> {
+    let b = &*rig.backend;
+    let rows = x.len() / w.cols;
+    let mut out = output(b, rows, w.rows);
+    let bias = bias.map(|v| tensor(b, 1, v.len(), v));
+    b.linear(&tensor(b, rows, w.cols, x), &w.weight(rig), bias.as_ref(), &mut out).unwrap();
+    values(b, &out)
+}
+
+pub fn linear(rig: &Rig) {
+    let mut rng = Rng::new(2);
+    for format in Format::all() {
+        for rows in [1, rng.within(2..=9), rng.within(10..=70)] {
+            let (cols, outputs) = (256 * rng.within(1..=3), rng.within(1..=90));
+            let w = Encoded::random(format, outputs, cols, &mut rng);
+            let x = rng.values(rows * cols, 1.0);
+            let bias = rng.flag().then(|| rng.values(outputs, 1.0));
+            let what = format!("{format} [{rows}, {cols}] -> {outputs}");
+            let got = product(rig, &x, &w, bias.as_deref());
+            let want = product(&Rig::reference(), &x, &w, bias.as_deref());
+            let decoded: Vec<Vec<f32>> = (0..outputs).map(|n| w.row(n)).collect();
+            close(rig, &what, &got, &want, |i| {
+                let x = &x[i / outputs * cols..][..cols];
+                product_bound(rig, x, &decoded[i % outputs]) + 1e-6 * want[i].abs()
+            });
+            if rig.batch_invariant {
+                let cut = rng.within(0..=rows - 1) * cols;
+                let mut apart = product(rig, &x[cut..], &w, bias.as_deref());
+                if cut > 0 {
+                    apart = [product(rig, &x[..cut], &w, bias.as_deref()), apart].concat();
+                }
+                same(rig, &what, &apart, &got);
+            }
+        }
+    }
+}
+
+pub fn rms_norm(rig: &Rig) {
+    let mut rng = Rng::new(3);
+    for _ in 0..12 {
+        let (rows, cols) = (rng.within(1..=70), rng.within(1..=700));
+        let (x, w) = (rng.values(rows * cols, 3.0), rng.values(cols, 1.0));
+        let run = |rig: &Rig| {
+            let b = &*rig.backend;
+            let mut out = output(b, rows, cols);
+            b.rms_norm(&tensor(b, rows, cols, &x), &tensor(b, 1, cols, &w), 1e-6, &mut out).unwrap();
+            values(b, &out)
+        };
+        let want = run(&Rig::reference());
+        close(rig, "rms_norm", &run(rig), &want, |i| 4e-6 * want[i].abs() + 1e-30);
+    }
+}
+
+pub fn add(rig: &Rig) {
+    let mut rng = Rng::new(4);
+    for _ in 0..8 {
+        let (rows, cols) = (rng.within(1..=70), rng.within(1..=700));
+        let (x, y) = (rng.values(rows * cols, 1.0), rng.values(rows * cols, 1.0));
+        let b = &*rig.backend;
+        let mut got = tensor(b, rows, cols, &x);
+        b.add(&mut got, &tensor(b, rows, cols, &y)).unwrap();
+        let want: Vec<f32> = x.iter().zip(&y).map(|(x, y)| x + y).collect();
+        same(rig, "add", &values(b, &got), &want);
+    }
+}
+
+pub fn gather_rows(rig: &Rig) {
+    let mut rng = Rng::new(5);
+    for _ in 0..8 {
+        let (rows, cols) = (rng.within(1..=50), rng.within(1..=300));
+        let x = rng.values(rows * cols, 1.0);
+        let pick: Vec<u32> = (0..rng.within(1..=60)).map(|_| rng.within(0..=rows - 1) as u32).collect();
+        let b = &*rig.backend;
+        let mut out = output(b, pick.len(), cols);
+        b.gather_rows(&tensor(b, rows, cols, &x), &pick, &mut out).unwrap();
+        let want: Vec<f32> = pick.iter().flat_map(|&r| x[r as usize * cols..][..cols].to_vec()).collect();
+        same(rig, "gather_rows", &values(b, &out), &want);
+    }
+}
+
+pub fn gated_norm(rig: &Rig) {
+    let mut rng = Rng::new(6);
+    for _ in 0..12 {
+        let (rows, heads, dim) = (rng.within(1..=40), rng.within(1..=8), rng.within(1..=130));
+        let n = rows * heads * dim;
+        let (x, z, w) = (rng.values(n, 2.0), rng.values(n, 3.0), rng.values(dim, 1.0));
+        let run = |rig: &Rig| {
+            let b = &*rig.backend;
+            let upload = |v: &[f32]| -> Tensor { tensor(b, rows, heads * dim, v) };
+            let mut x = upload(&x);
+            b.gated_norm(&mut x, &upload(&z), &tensor(b, 1, dim, &w), 1e-5).unwrap();
+            values(b, &x)
+        };
+        let want = run(&Rig::reference());
+        close(rig, "gated_norm", &run(rig), &want, |i| 6e-6 * want[i].abs() + 1e-30);
+    }
+}

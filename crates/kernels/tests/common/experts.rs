@@ -1,0 +1,148 @@
+//! MLPs, the router, the experts and their sum.
+
+use files::Format;
+use tidemill_kernels::ops::{ExpertBatch, MlpWeights, RouteSpec, RoutedRow, SharedOutput};
+
+use super::*;
+
+/// Three matrices, encoded. The formats of a real model's gate and up may differ from down's.
+struct Mlp([Encoded; 3]);
+
+impl Mlp {
+    fn random(format: Format, down: Format, hidden: usize, inner: usize, rng: &mut Rng) -> Self {
+        let mut matrix = |f, r, c| Encoded::random(f, r, c, rng);
+        Self([matrix(format, inner, hidden), matrix(format, inner, hidden), matrix(down, hidden, inner)])
+    }
+
+    fn weights(&self, rig: &Rig) -> MlpWeights {
+        let [gate, up, down] = self.0.each_ref().map(|w| w.weight(rig));
+        MlpWeights::new(gate, up, down).unwrap()
+    }
+}
+
+pub fn mlp(rig: &Rig) {
+    let mut rng = Rng::new(31);
+    for format in Format::all() {
+        for rows in [1, rng.within(2..=20)] {
+            let mlp = Mlp::random(format, format, 256, 256, &mut rng);
+            let x = rng.values(rows * 256, 1.0);
+            let run = |rig: &Rig, x: &[f32]| {
+                let b = &*rig.backend;
+                let rows = x.len() / 256;
+                let mut out = output(b, rows, 256);
+                b.mlp(&tensor(b, rows, 256, x), &mlp.weights(rig), &mut out).unwrap();
+                values(b, &out)
+            };
+            let (got, want) = (run(rig, &x), run(&Rig::reference(), &x));
+            close_norm(rig, &format!("{format} {rows} rows"), &got, &want, 3e-6, 2e-2);
+            if rig.batch_invariant {
+                let cut = 256 * rng.within(0..=rows - 1);
+                let first = if cut > 0 { run(rig, &x[..cut]) } else { Vec::new() };
+                let apart = [first, run(rig, &x[cut..])].concat();
+                same(rig, &format!("{format} {rows} rows apart"), &apart, &got);
+            }
+        }
+    }
+}
+
+pub fn expert_mlp(rig: &Rig) {
+    let mut rng = Rng::new(32);
+    let formats = Format::all();
+    for (i, &format) in formats.iter().enumerate() {
+        let (rows, k, experts) = (rng.within(1..=8), rng.within(1..=3), rng.within(3..=4));
+        let down = formats[(i + 1) % formats.len()];
+        let mlps: Vec<Mlp> = (0..experts).map(|_| Mlp::random(format, down, 256, 256, &mut rng)).collect();
+        let x = rng.values(rows * 256, 1.0);
+        // Each row picks k different experts.
+        let mut routed: Vec<Vec<RoutedRow>> = vec![Vec::new(); experts];
+        for row in 0..rows {
+            let first = rng.within(0..=experts - 1);
+            for c in 0..k {
+                let part = (row * k + c) as u32;
+                routed[(first + c) % experts].push(RoutedRow { row: row as u32, part });
+            }
+        }
+        let run = |rig: &Rig, together: bool| {
+            let b = &*rig.backend;
+            let weights: Vec<MlpWeights> = mlps.iter().map(|m| m.weights(rig)).collect();
+            let batches: Vec<ExpertBatch<'_>> =
+                weights.iter().zip(&routed).map(|(weights, rows)| ExpertBatch { weights, rows }).collect();
+            let x = tensor(b, rows, 256, &x);
+            let mut parts = output(b, rows * k, 256);
+            if together {
+                b.expert_mlp(&x, &batches, &mut parts).unwrap();
+            } else {
+                // As experts arrive from the drive: one by one, in another order.
+                for batch in batches.iter().rev() {
+                    b.expert_mlp(&x, &[*batch], &mut parts).unwrap();
+                }
+            }
+            values(b, &parts)
+        };
+        let (got, want) = (run(rig, true), run(&Rig::reference(), true));
+        close_norm(rig, &format!("{format} then {down}"), &got, &want, 3e-6, 2e-2);
+        if rig.batch_invariant {
+            same(rig, &format!("{format} one by one"), &run(rig, false), &got);
+        }
+    }
+}
+
+pub fn route(rig: &Rig) {
+    let mut rng = Rng::new(33);
+    for format in Format::all() {
+        let (rows, experts) = (rng.within(1..=30), rng.within(8..=70));
+        let spec = RouteSpec { top_k: rng.within(1..=8), normalise: rng.flag() };
+        let router = Encoded::random(format, experts, 256, &mut rng);
+        let x = rng.values(rows * 256, 1.0);
+        let run = |rig: &Rig| {
+            let b = &*rig.backend;
+            let mut routes = route_buffers(b, rows, spec.top_k);
+            b.route(&tensor(b, rows, 256, &x), &router.weight(rig), &spec, &mut routes).unwrap();
+            b.read_routes(&routes, rows, &spec).unwrap()
+        };
+        let (got, want) = (run(rig), run(&Rig::reference()));
+        let what = format!("{format} {rows} rows {experts} experts {spec:?}");
+        assert_eq!(got.top_k, spec.top_k);
+        // f32 activations in every mode: routers never round. Logits of experts that change places are equal
+        // within rounding, so the weights agree in any case.
+        close(rig, &what, &got.weights, &want.weights, |i| 2e-5 * want.weights[i]);
+        let differ = got.ids.iter().zip(&want.ids).filter(|(g, w)| g != w).count();
+        assert!(differ * 100 <= got.ids.len(), "{}: {what}: {differ} other experts", rig.name);
+    }
+    ties(rig);
+}
+
+/// Equal logits: the lower id comes first.
+fn ties(rig: &Rig) {
+    let b = &*rig.backend;
+    let mut values = vec![0.25; 64 * 32];
+    values[5 * 32..6 * 32].fill(0.5);
+    values[9 * 32..10 * 32].fill(0.5);
+    let router = Encoded::new(Format::F32, 64, 32, &values).weight(rig);
+    let spec = RouteSpec { top_k: 4, normalise: true };
+    let mut routes = route_buffers(b, 1, 4);
+    b.route(&tensor(b, 1, 32, &[1.0; 32]), &router, &spec, &mut routes).unwrap();
+    assert_eq!(b.read_routes(&routes, 1, &spec).unwrap().ids, [5, 9, 0, 1], "{}", rig.name);
+}
+
+pub fn combine(rig: &Rig) {
+    let mut rng = Rng::new(34);
+    for round in 0..12 {
+        let (rows, k, cols) = (rng.within(1..=30), rng.within(1..=8), rng.within(1..=500));
+        let (parts, weights) = (rng.values(rows * k * cols, 1.0), rng.values(rows * k, 0.5));
+        let shared = rng.flag().then(|| (rng.values(rows * cols, 1.0), rng.values(rows, 2.0)));
+        let run = |rig: &Rig| {
+            let b = &*rig.backend;
+            let mut routes = route_buffers(b, rows, k);
+            routes.weights = tensor(b, rows, k, &weights);
+            let shared = shared.as_ref().map(|(o, g)| (tensor(b, rows, cols, o), tensor(b, rows, 1, g)));
+            let shared = shared.as_ref().map(|(output, gate)| SharedOutput { output, gate });
+            let mut out = output(b, rows, cols);
+            let spec = RouteSpec { top_k: k, normalise: true };
+            b.combine(&tensor(b, rows * k, cols, &parts), &routes, &spec, shared, &mut out).unwrap();
+            values(b, &out)
+        };
+        let want = run(&Rig::reference());
+        close(rig, &format!("round {round}"), &run(rig), &want, |i| 2e-6 * (want[i].abs() + 1.0));
+    }
+}
