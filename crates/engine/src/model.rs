@@ -25,8 +25,11 @@ pub(crate) const CHECKPOINTS: usize = 3;
 /// Context where none is asked for, in tokens; the model's own if that is shorter.
 const DEFAULT_CONTEXT: usize = 8192;
 
-/// Rows of a prompt chunk where memory allows; halved until the plan fits.
-const CHUNK_TOKENS: usize = 512;
+/// Rows of a prompt chunk where memory allows: each expert is read once per chunk, so more rows are fewer reads.
+const CHUNK_TOKENS: usize = 2048;
+/// A chunk is halved down to this while its activations take more than an eighth of the budget ...
+const CHUNK_TOKENS_MODEST: usize = 128;
+/// ... and down to this while the plan does not fit at all.
 const CHUNK_TOKENS_MIN: usize = 16;
 
 /// Code, stacks, tables and loading buffers, in bytes; measured on the bundled model, and rounded up.
@@ -272,10 +275,12 @@ impl<'a> Sizes<'a> {
     fn plan(&self, options: &OpenOptions, meta: &Meta) -> Result<(Plan, usize)> {
         let most = options.chunk_tokens.unwrap_or(CHUNK_TOKENS).clamp(1, self.context);
         let least = options.chunk_tokens.unwrap_or(CHUNK_TOKENS_MIN).clamp(1, self.context);
+        let modest = least.max(CHUNK_TOKENS_MODEST);
         let mut chunk = most;
         loop {
             match self.plan_chunk(options, meta, chunk) {
                 Err(_) if chunk > least => chunk = (chunk / 2).max(least),
+                Ok(plan) if plan.scratch_bytes > plan.budget_bytes / 8 && chunk > modest => chunk /= 2,
                 Ok(plan) => return Ok((plan, chunk)),
                 Err(e) => return Err(e),
             }

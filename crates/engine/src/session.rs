@@ -240,7 +240,10 @@ impl Session {
         let rows = range.len();
         self.state.check_room(rows)?;
         let mut store = model.lock_store();
-        let experts = store.as_deref_mut().zip(model.slabs()).map(|(store, slabs)| Experts { store, slabs });
+        let experts = store.as_deref_mut().zip(model.slabs()).map(|(store, slabs)| {
+            let more_follows = range.end < self.tokens.len();
+            Experts { store, slabs, sweep: None, more_follows }
+        });
         let mut recorded = Vec::new();
         let segment = Segment { rows: 0..rows, position: range.start };
         let mut step = Step {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use files::{Error, ErrorKind, Result};
 use kernels::ops::{Routes, Segment};
 use kernels::{Backend, Tensor, Weight};
-use store::{ExpertStore, LayerId};
+use store::{ExpertMask, ExpertStore, LayerId};
 
 use crate::bridge::Slabs;
 use crate::scratch::{Activation, RouteActivation, Scratch};
@@ -26,6 +26,28 @@ pub(crate) struct Experts<'a> {
     pub(crate) store: &'a mut ExpertStore,
     /// The slots as the kernels see them.
     pub(crate) slabs: &'a Slabs,
+    /// Whole layers to read ahead, if this step uses nearly all experts of each layer.
+    pub(crate) sweep: Option<Sweep>,
+    /// Whether another chunk of the same prompt follows, so that reading goes on into its first layer.
+    pub(crate) more_follows: bool,
+}
+
+/// The experts of a whole layer that are read while others compute.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Sweep {
+    /// The layer.
+    pub(crate) layer: LayerId,
+    /// All of its experts.
+    pub(crate) experts: ExpertMask,
+}
+
+impl Experts<'_> {
+    /// Starts as many of the sweep's reads as have room; worth calling whenever slots may have come free.
+    pub(crate) fn read_ahead(&mut self) {
+        if let Some(sweep) = &self.sweep {
+            self.store.hint(sweep.layer, &sweep.experts);
+        }
+    }
 }
 
 /// What a step may use and must advance. The model's `forward` calls its helpers in a straight line.
@@ -98,6 +120,13 @@ impl Step<'_> {
             op(self.backend, &sequence.segment, sequence.state.layer_mut(layer)?)?;
         }
         Ok(())
+    }
+
+    /// Keeps the drive busy while resident weights are at work.
+    pub(crate) fn read_ahead(&mut self) {
+        if let Some(experts) = &mut self.experts {
+            experts.read_ahead();
+        }
     }
 
     /// Reports that `done` layers are done.

@@ -3,11 +3,12 @@
 use files::Result;
 use kernels::Weight;
 use kernels::ops::{KvFormat, Precision};
+use store::{ExpertId, LayerId};
 
 use crate::layers::{FeedForward, Mixer};
 use crate::scratch::Activation;
 use crate::state::LayerShape;
-use crate::step::{Linear, Norm, Step};
+use crate::step::{Linear, Norm, Step, Sweep};
 
 /// One layer.
 pub(crate) struct Block {
@@ -34,6 +35,7 @@ impl Decoder {
         for (l, layer) in self.layers.iter().enumerate() {
             let h = s.rms_norm(&x, &layer.mixer_norm)?;
             let mixed = layer.mixer.run(s, l, &h)?;
+            s.read_ahead();
             s.add(&mut x, &mixed)?;
             drop((h, mixed)); // their memory serves the other half of the layer
             let h = s.rms_norm(&x, &layer.mlp_norm)?;
@@ -50,6 +52,29 @@ impl Decoder {
         s.backend.gather_rows(x, rows, &mut chosen)?;
         let normed = s.rms_norm(&chosen, &self.norm)?;
         s.linear(&normed, &self.head)
+    }
+
+    /// Tells every mixture-of-experts layer which one comes after it, the first after the last.
+    pub(crate) fn link(&mut self) {
+        let moe_layers: Vec<(usize, usize)> = self
+            .layers
+            .iter()
+            .enumerate()
+            .filter_map(|(l, block)| {
+                let FeedForward::Moe(moe) = &block.mlp else { return None };
+                Some((l, moe.router.rows()))
+            })
+            .collect();
+        for (i, &(l, _)) in moe_layers.iter().enumerate() {
+            let (next, experts) = moe_layers[(i + 1) % moe_layers.len()];
+            if let FeedForward::Moe(moe) = &mut self.layers[l].mlp {
+                moe.next = Sweep {
+                    layer: LayerId(next as u16),
+                    experts: (0..experts).map(|e| ExpertId(e as u16)).collect(),
+                };
+                moe.is_last = i + 1 == moe_layers.len();
+            }
+        }
     }
 
     /// What each layer remembers.

@@ -46,7 +46,7 @@ pub(crate) fn bind(
     experts_per_token: Option<usize>,
 ) -> Result<Bound> {
     let mut binder = Binder::new(index, meta, backend.clone())?;
-    let decoder = match meta.arch.as_str() {
+    let mut decoder = match meta.arch.as_str() {
         "qwen3_5_moe" | "qwen3_5" => qwen3_5_moe::bind(&mut binder, meta, experts_per_token)?,
         "qwen3_moe" | "qwen3" => qwen3_moe::bind(&mut binder, meta, experts_per_token)?,
         "llama" | "qwen2" => llama::bind(&mut binder, meta)?,
@@ -57,6 +57,7 @@ pub(crate) fn bind(
             )));
         }
     };
+    decoder.link();
     let states = decoder.state_shapes(backend.info().precision);
     let (experts, arena) = binder.finish()?;
     Ok(Bound { decoder, states, experts, arena })

@@ -10,6 +10,7 @@ use kernels::ops::{DeltaSpec, RouteSpec};
 use super::decoder::{Block, Decoder};
 use super::{Binder, qwen3_moe};
 use crate::layers::{Delta, FeedForward, Mixer, Moe, SharedExpert};
+use crate::step::Sweep;
 
 /// Binds all tensors.
 pub(super) fn bind(b: &mut Binder<'_>, meta: &Meta, experts_per_token: Option<usize>) -> Result<Decoder> {
@@ -92,5 +93,7 @@ fn feed_forward(b: &mut Binder<'_>, meta: &Meta, l: usize, top_k: Option<usize>)
         spec: RouteSpec { top_k: top_k.unwrap_or(moe.top_k), normalise: true },
         expert: b.experts(l, moe.experts, moe.intermediate_size, hidden)?,
         shared,
+        next: Sweep::default(),
+        is_last: false,
     })))
 }

@@ -10,6 +10,7 @@ use kernels::ops::{AttentionSpec, RouteSpec};
 use super::Binder;
 use super::decoder::{Block, Decoder};
 use crate::layers::{Attention, FeedForward, Mixer, Moe, Rope};
+use crate::step::Sweep;
 
 /// Binds all tensors.
 pub(super) fn bind(b: &mut Binder<'_>, meta: &Meta, experts_per_token: Option<usize>) -> Result<Decoder> {
@@ -67,6 +68,8 @@ fn feed_forward(b: &mut Binder<'_>, meta: &Meta, l: usize, top_k: Option<usize>)
         spec: RouteSpec { top_k: top_k.unwrap_or(moe.top_k), normalise: moe.normalise_top_k },
         expert: b.experts(l, moe.experts, moe.intermediate_size, meta.hidden_size)?,
         shared: None,
+        next: Sweep::default(),
+        is_last: false,
     })))
 }
 
