@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use files::{Error, ErrorKind, Result};
 use kernels::Backend;
-use kernels::reference::Reference;
+use kernels::cpu::{Cpu, CpuOptions};
+use kernels::ops::Precision;
 
 use crate::model::OpenOptions;
 
@@ -25,8 +26,11 @@ pub enum Device {
 /// # Errors
 /// `Device` when there is none.
 pub(crate) fn open_device(options: &OpenOptions) -> Result<Arc<dyn Backend>> {
+    let precision = if options.exact { Precision::Exact } else { Precision::Fast };
     match options.device {
-        Device::Auto | Device::Cpu => Ok(Arc::new(Reference::default())),
+        Device::Auto | Device::Cpu => {
+            Ok(Arc::new(Cpu::new(CpuOptions { threads: options.threads, precision })?))
+        }
         Device::Gpu => Err(Error::new(ErrorKind::Device, "no GPU")),
     }
 }
