@@ -8,6 +8,8 @@ use std::sync::Arc;
 
 use common::{Model, Random};
 use files::ErrorKind;
+#[cfg(target_os = "linux")]
+use tidemill_store::disk::UringOptions;
 use tidemill_store::disk::{
     Disk, Fault, FaultKind, Fill, Inbox, PreadDisk, PreadOptions, Priority, ReadRequest, SimDisk, SimOptions,
 };
@@ -24,6 +26,12 @@ fn engines(content: &[u8]) -> (tempfile::TempDir, Vec<Arc<dyn Disk>>) {
     {
         let options = PreadOptions { workers, direct, piece_bytes };
         engines.push(Arc::new(PreadDisk::open(&paths, &options).unwrap()));
+    }
+    #[cfg(target_os = "linux")]
+    for (depth, direct, piece_bytes) in
+        [(1, false, 4096), (32, false, 1 << 20), (64, true, 1), (4, true, 1 << 16)]
+    {
+        engines.extend(common::uring(&paths, &UringOptions { depth, direct, piece_bytes }));
     }
     for (seed, direct) in [(1, true), (2, false)] {
         let options = SimOptions { seed, direct, piece_bytes: 8192, ..SimOptions::default() };

@@ -132,6 +132,13 @@ fn the_same_on_real_files_buffered_and_direct() {
             let mut store = model.store(disk.clone(), slots);
             session(&model, &mut store, &mut Random(seed + slots as u64), 30, slots);
         }
+        #[cfg(target_os = "linux")]
+        if let Some((_dir, disk)) = model.uring(direct) {
+            for slots in [1, 2, 7, 36] {
+                let mut store = model.store(disk.clone(), slots);
+                session(&model, &mut store, &mut Random(seed + slots as u64), 30, slots);
+            }
+        }
     }
 }
 

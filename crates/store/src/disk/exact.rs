@@ -1,6 +1,7 @@
 //! The read loop that all engines share: short reads are continued, interrupted ones repeated, early ends named.
 
 use std::io;
+use std::ops::Range;
 
 use files::{Error, Result};
 
@@ -22,47 +23,76 @@ pub(super) trait Source {
     fn read_at(&self, memory: &mut [u8], offset: u64, direct: bool) -> io::Result<usize>;
 }
 
-/// Reads so that `memory[lead..needed]` holds the file's bytes from `offset + lead` on. `memory` and `offset` are
-/// page-aligned; direct reads fill all of `memory` as far as the file goes, buffered ones just what is needed.
-/// Returns the bytes read.
-pub(super) fn read_exact(
-    file: &dyn Source,
-    memory: &mut [u8],
+/// One exact read on its way: which call comes next, and what its result means. Engines that wait for each call and
+/// engines that are told later both run on it.
+#[derive(Debug)]
+pub(super) struct ExactRead {
     offset: u64,
     lead: usize,
     needed: usize,
-) -> Result<u64> {
-    let mut direct = file.direct();
-    let mut filled = if direct { 0 } else { lead };
-    let mut bytes_read = 0;
-    while filled < needed {
-        let end = if direct { memory.len() } else { needed };
-        match file.read_at(&mut memory[filled..end], offset + filled as u64, direct) {
+    superset: usize,
+    direct: bool,
+    filled: usize,
+    bytes_read: u64,
+}
+
+impl ExactRead {
+    /// A read after which `memory[lead..needed]` holds the file's bytes from `offset + lead` on, where `memory` has
+    /// `superset` bytes. Memory, `offset` and `superset` are page-aligned; direct reads fill all of `memory` as far
+    /// as the file goes, buffered ones just what is needed.
+    pub(super) fn new(direct: bool, offset: u64, lead: usize, needed: usize, superset: usize) -> Self {
+        let filled = if direct { 0 } else { lead };
+        Self { offset, lead, needed, superset, direct, filled, bytes_read: 0 }
+    }
+
+    /// The next call: the part of the memory, the offset in the file, and whether it is direct.
+    pub(super) fn call(&self) -> (Range<usize>, u64, bool) {
+        let end = if self.direct { self.superset } else { self.needed };
+        (self.filled..end, self.offset + self.filled as u64, self.direct)
+    }
+
+    /// Takes in the result of the call; the bytes read in all once nothing is missing.
+    ///
+    /// # Errors
+    /// `Corrupt` when the file ends too early, `Io`.
+    pub(super) fn done(&mut self, file: &dyn Source, result: io::Result<usize>) -> Result<Option<u64>> {
+        let at = self.offset + self.filled as u64;
+        match result {
             Ok(0) => {
                 return Err(Error::corrupt(format!(
-                    "{}: ends at byte {} in a read up to byte {}: truncated while running",
+                    "{}: ends at byte {at} in a read up to byte {}: truncated while running",
                     file.name(),
-                    offset + filled as u64,
-                    offset + needed as u64
+                    self.offset + self.needed as u64
                 )));
             }
             Ok(n) => {
-                filled += n;
-                bytes_read += n as u64;
+                self.filled += n;
+                self.bytes_read += n as u64;
                 // A direct read must start on a page: after a ragged one the rest is read buffered.
-                direct &= filled.is_multiple_of(PAGE_BYTES);
+                self.direct &= self.filled.is_multiple_of(PAGE_BYTES);
             }
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-            Err(e) if direct && e.kind() == io::ErrorKind::InvalidInput => {
+            Err(e) if matches!(e.kind(), io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock) => {}
+            Err(e) if self.direct && e.kind() == io::ErrorKind::InvalidInput => {
                 file.refuse_direct();
-                direct = false;
-                filled = filled.max(lead);
+                self.direct = false;
+                self.filled = self.filled.max(self.lead);
             }
-            Err(e) => {
-                let at = offset + filled as u64;
-                return Err(Error::io(format!("{}: reading at byte {at}", file.name()), e));
+            Err(e) => return Err(Error::io(format!("{}: reading at byte {at}", file.name()), e)),
+        }
+        Ok((self.filled >= self.needed).then_some(self.bytes_read))
+    }
+
+    /// Runs the whole read, waiting for each call. `memory` has `superset` bytes.
+    ///
+    /// # Errors
+    /// As [`Self::done`].
+    pub(super) fn run(mut self, file: &dyn Source, memory: &mut [u8]) -> Result<u64> {
+        loop {
+            let (part, offset, direct) = self.call();
+            let result = file.read_at(&mut memory[part], offset, direct);
+            if let Some(bytes) = self.done(file, result)? {
+                return Ok(bytes);
             }
         }
     }
-    Ok(bytes_read)
 }

@@ -2,7 +2,7 @@
 
 use std::sync::mpsc::{Receiver, Sender, channel};
 
-use super::{Completion, Disk};
+use super::{Completion, Disk, Reply};
 
 /// Where one client of a disk receives its completions. It counts what is outstanding, so that waiting for
 /// nothing returns at once instead of forever.
@@ -22,9 +22,11 @@ impl Default for Inbox {
 
 impl Inbox {
     /// The reply address of one request that will now be submitted.
-    pub fn expect(&mut self) -> Sender<Completion> {
+    pub fn expect(&mut self) -> Reply {
         self.outstanding += 1;
-        self.sender.clone()
+        let sender = self.sender.clone();
+        // A client that has gone away needs no completion; the window ends with the message.
+        Reply::new(move |completion| drop(sender.send(completion)))
     }
 
     /// Reads that were submitted and have not been taken from here.

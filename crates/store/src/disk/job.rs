@@ -1,13 +1,14 @@
 //! A request on its way: cut into pieces that workers read in any order, completed when the last piece is gone.
 
 use std::collections::{HashSet, VecDeque};
+use std::ptr::NonNull;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use files::{Error, ErrorKind, Result};
 
-use super::exact::{Source, read_exact};
-use super::{Completion, Fill, Priority, ReadRequest, Ticket};
+use super::exact::{ExactRead, Source};
+use super::{Completion, Fill, Priority, ReadRequest, Reply, Ticket};
 use crate::slab::{PAGE_BYTES, Window};
 
 /// What all pieces of a request share. Dropping the last reference sends the completion, so a piece that is
@@ -15,10 +16,17 @@ use crate::slab::{PAGE_BYTES, Window};
 pub(super) struct Job {
     ticket: Ticket,
     window: Option<Window>,
-    reply: std::sync::mpsc::Sender<Completion>,
+    /// Address of the window.
+    memory: NonNull<u8>,
+    reply: Option<Reply>,
     pieces: usize,
     state: Mutex<JobState>,
 }
+
+// SAFETY: the address is that of the window, which may itself be sent and shared.
+unsafe impl Send for Job {}
+// SAFETY: as above.
+unsafe impl Sync for Job {}
 
 #[derive(Default)]
 struct JobState {
@@ -54,12 +62,20 @@ pub(super) fn cut(request: ReadRequest, piece_bytes: u64) -> Vec<Piece> {
         }
     }
     let state = Mutex::new(JobState { error: checked.err(), ..JobState::default() });
-    let job = Arc::new(Job { ticket, window: Some(window), reply, pieces: spans.len(), state });
+    let memory = window.as_ptr();
+    let job = Arc::new(Job {
+        ticket,
+        memory,
+        window: Some(window),
+        reply: Some(reply),
+        pieces: spans.len(),
+        state,
+    });
     spans.into_iter().map(|(file, start, end, at)| Piece { job: job.clone(), file, start, end, at }).collect()
 }
 
 /// The contract of [`Fill`], which the raw memory access of [`Piece::read`] relies on.
-fn check(fills: &[Fill], window_bytes: usize) -> Result<()> {
+pub(super) fn check(fills: &[Fill], window_bytes: usize) -> Result<()> {
     let mut supersets = Vec::with_capacity(fills.len());
     for fill in fills {
         let page = PAGE_BYTES as u64;
@@ -101,16 +117,25 @@ impl Piece {
         (self.start, self.end)
     }
 
+    /// Whether it must be read: false if another piece of the same request has failed.
+    pub(super) fn begin(&self) -> bool {
+        let mut state = self.job.state();
+        state.started.get_or_insert_with(Instant::now);
+        state.error.is_none()
+    }
+
     /// Reads it from `file`, or skips it if another piece of the same request has failed.
     pub(super) fn read(self, file: &dyn Source) {
-        {
-            let mut state = self.job.state();
-            state.started.get_or_insert_with(Instant::now);
-            if state.error.is_some() {
-                return;
-            }
+        if self.begin() {
+            let (mut memory, read) = self.memory(file.direct());
+            // SAFETY: by `memory` these bytes are this piece's alone for as long as it lives.
+            let result = read.run(file, unsafe { memory.as_mut() });
+            self.end(result);
         }
-        let result = self.fill(file);
+    }
+
+    /// Its result: bytes read, or an error, which ends the whole request.
+    pub(super) fn end(self, result: Result<u64>) {
         let mut state = self.job.state();
         match result {
             Ok(bytes) => {
@@ -123,26 +148,18 @@ impl Piece {
         }
     }
 
-    /// Ends the whole read with `error`.
-    pub(super) fn fail(self, error: Error) {
-        self.job.state().error.get_or_insert(error);
-    }
-
-    fn fill(&self, file: &dyn Source) -> Result<u64> {
-        let Some(window) = &self.job.window else {
-            return Ok(0); // the window leaves the job only when no piece exists
-        };
+    /// The memory to fill (the page-aligned superset) and the read that fills it. Nothing else touches this memory
+    /// until the piece is gone.
+    pub(super) fn memory(&self, direct: bool) -> (NonNull<[u8]>, ExactRead) {
         let lead = (self.start % PAGE_BYTES as u64) as usize;
         let needed = lead + (self.end - self.start) as usize;
         let superset = needed.next_multiple_of(PAGE_BYTES);
+        let read = ExactRead::new(direct, self.start - lead as u64, lead, needed, superset);
         // SAFETY: `check` has shown that the aligned superset of each fill lies inside the window and that they
         // are disjoint; pieces of one fill meet at page borders. So this piece alone accesses these bytes, and
         // the job keeps the window, which nobody else can reach, until all pieces are gone.
-        let memory = unsafe {
-            let first = window.as_ptr().add(self.at - lead);
-            std::slice::from_raw_parts_mut(first.as_ptr(), superset)
-        };
-        read_exact(file, memory, self.start - lead as u64, lead, needed)
+        let first = unsafe { self.job.memory.add(self.at - lead) };
+        (NonNull::slice_from_raw_parts(first, superset), read)
     }
 }
 
@@ -157,8 +174,9 @@ impl Drop for Job {
             None => Err(Error::new(ErrorKind::Cancelled, "the read was cancelled")),
         };
         let started = state.started.unwrap_or(finished);
-        // A client that has gone away needs no completion; the window ends with the message.
-        let _ = self.reply.send(Completion { ticket: self.ticket, window, result, started, finished });
+        if let Some(reply) = self.reply.take() {
+            reply.send(Completion { ticket: self.ticket, window, result, started, finished });
+        }
     }
 }
 
@@ -175,9 +193,13 @@ impl PieceQueue {
         self.class(priority).extend(pieces);
     }
 
-    /// The first in line.
-    pub(super) fn pop(&mut self) -> Option<Piece> {
-        self.demand.pop_front().or_else(|| self.speculative.pop_front())
+    /// The first demand in line, else, if `speculate`, the first guess; says whether it is a guess.
+    pub(super) fn pop(&mut self, speculate: bool) -> Option<(Piece, bool)> {
+        if let Some(piece) = self.demand.pop_front() {
+            return Some((piece, false));
+        }
+        let piece = if speculate { self.speculative.pop_front() } else { None };
+        Some((piece?, true))
     }
 
     /// Takes a piece out of turn: number `pick` (modulo their count) of the first class that has any.

@@ -5,12 +5,14 @@
 //! Sources: `open(2)` on `O_DIRECT` (offset, length and memory aligned to the logical block size).
 
 mod exact;
+mod file;
 mod inbox;
 mod job;
 mod pread;
 mod sim;
+#[cfg(target_os = "linux")]
+mod uring;
 
-use std::sync::mpsc::Sender;
 use std::time::Instant;
 
 use files::Result;
@@ -18,6 +20,8 @@ use files::Result;
 pub use inbox::Inbox;
 pub use pread::{PreadDisk, PreadOptions};
 pub use sim::{Fault, FaultKind, SimDisk, SimOptions};
+#[cfg(target_os = "linux")]
+pub use uring::{UringDisk, UringOptions};
 
 use crate::key::Range;
 use crate::slab::Window;
@@ -58,7 +62,29 @@ pub struct ReadRequest {
     /// What goes where.
     pub fills: Vec<Fill>,
     /// Where the completion goes.
-    pub reply: Sender<Completion>,
+    pub reply: Reply,
+}
+
+/// Takes the completion of one read. Engines call it once, on any of their threads or the client's, and hold no
+/// lock meanwhile; it must be quick.
+pub struct Reply(Box<dyn FnOnce(Completion) + Send + Sync>);
+
+impl Reply {
+    /// A function to call.
+    pub fn new(take: impl FnOnce(Completion) + Send + Sync + 'static) -> Self {
+        Self(Box::new(take))
+    }
+
+    /// Hands the completion over.
+    pub fn send(self, completion: Completion) {
+        (self.0)(completion);
+    }
+}
+
+impl std::fmt::Debug for Reply {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Reply")
+    }
 }
 
 /// The end of a read.

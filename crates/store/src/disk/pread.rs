@@ -1,15 +1,14 @@
 //! The portable engine: a pool of threads that read at offsets, direct or through the page cache.
 
-use std::fs::{File, OpenOptions};
-use std::io;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
 use files::{Error, Result};
 
 use super::exact::Source;
+use super::file::{OpenFile, describe_mode};
 use super::job::{PieceQueue, cut};
 use super::{Disk, ReadRequest, Ticket};
 use crate::slab::PAGE_BYTES;
@@ -79,13 +78,7 @@ impl PreadDisk {
 
 impl Disk for PreadDisk {
     fn describe(&self) -> String {
-        let direct = self.shared.files.iter().filter(|f| f.direct()).count();
-        let mode = match direct {
-            0 => "buffered",
-            n if n == self.shared.files.len() => "direct",
-            _ => "direct and buffered",
-        };
-        format!("pread, {} workers, {mode}", self.workers.len())
+        format!("pread, {} workers, {}", self.workers.len(), describe_mode(&self.shared.files))
     }
 
     fn files(&self) -> u32 {
@@ -97,7 +90,7 @@ impl Disk for PreadDisk {
     }
 
     fn file_bytes(&self, file: u32) -> Option<u64> {
-        self.shared.files.get(file as usize).map(|f| f.bytes)
+        self.shared.files.get(file as usize).map(OpenFile::bytes)
     }
 
     fn ticket(&self) -> Ticket {
@@ -148,7 +141,7 @@ impl Shared {
     fn work(&self) {
         let mut queue = self.lock();
         while !queue.stop {
-            let Some(piece) = queue.pieces.pop() else {
+            let Some((piece, _)) = queue.pieces.pop(true) else {
                 queue = self.wake.wait(queue).unwrap_or_else(PoisonError::into_inner);
                 continue;
             };
@@ -157,85 +150,10 @@ impl Shared {
                 Some(file) => piece.read(file),
                 None => {
                     let number = piece.file;
-                    piece.fail(Error::invalid(format!("there is no file {number}")));
+                    piece.end(Err(Error::invalid(format!("there is no file {number}"))));
                 }
             }
             queue = self.lock();
         }
     }
-}
-
-/// A file with a buffered handle, and a direct one where the file system gives it.
-struct OpenFile {
-    path: PathBuf,
-    bytes: u64,
-    buffered: File,
-    direct: Option<File>,
-    direct_refused: AtomicBool,
-}
-
-impl OpenFile {
-    fn open(path: &PathBuf, direct: bool) -> Result<Self> {
-        let named = |e| Error::io(path.display(), e);
-        let buffered = File::open(path).map_err(named)?;
-        let meta = buffered.metadata().map_err(named)?;
-        if !meta.is_file() {
-            return Err(Error::invalid(format!("{}: not a regular file", path.display())));
-        }
-        let direct = if direct { open_direct(path) } else { None };
-        let direct_refused = AtomicBool::new(false);
-        Ok(Self { path: path.clone(), bytes: meta.len(), buffered, direct, direct_refused })
-    }
-}
-
-impl Source for OpenFile {
-    fn name(&self) -> String {
-        self.path.display().to_string()
-    }
-
-    fn direct(&self) -> bool {
-        self.direct.is_some() && !self.direct_refused.load(Ordering::Relaxed)
-    }
-
-    fn refuse_direct(&self) {
-        self.direct_refused.store(true, Ordering::Relaxed);
-    }
-
-    fn read_at(&self, memory: &mut [u8], offset: u64, direct: bool) -> io::Result<usize> {
-        let file = self.direct.as_ref().filter(|_| direct).unwrap_or(&self.buffered);
-        read_at(file, memory, offset)
-    }
-}
-
-#[cfg(unix)]
-fn read_at(file: &File, memory: &mut [u8], offset: u64) -> io::Result<usize> {
-    std::os::unix::fs::FileExt::read_at(file, memory, offset)
-}
-
-#[cfg(windows)]
-fn read_at(file: &File, memory: &mut [u8], offset: u64) -> io::Result<usize> {
-    std::os::windows::fs::FileExt::seek_read(file, memory, offset)
-}
-
-/// A handle that reads past the page cache; `None` where the system or the file system has none.
-#[cfg(target_os = "linux")]
-fn open_direct(path: &PathBuf) -> Option<File> {
-    use std::os::unix::fs::OpenOptionsExt;
-    let flag = rustix::fs::OFlags::DIRECT.bits() as i32;
-    OpenOptions::new().read(true).custom_flags(flag).open(path).ok()
-}
-
-/// A handle that reads past the page cache; `None` where the system or the file system has none.
-#[cfg(target_vendor = "apple")]
-fn open_direct(path: &PathBuf) -> Option<File> {
-    let file = OpenOptions::new().read(true).open(path).ok()?;
-    rustix::fs::fcntl_nocache(&file, true).ok()?;
-    Some(file)
-}
-
-/// A handle that reads past the page cache; `None` where the system or the file system has none.
-#[cfg(not(any(target_os = "linux", target_vendor = "apple")))]
-fn open_direct(_path: &PathBuf) -> Option<File> {
-    let _ = OpenOptions::new;
-    None
 }

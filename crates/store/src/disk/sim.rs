@@ -203,10 +203,11 @@ impl Disk for SimDisk {
 
     fn submit(&self, requests: Vec<ReadRequest>) {
         let piece_bytes = self.options.piece_bytes.max(1).next_multiple_of(PAGE_BYTES) as u64;
+        // A request that does not fit completes here: outside of the lock.
+        let cut: Vec<_> = requests.into_iter().map(|r| (r.priority, cut(r, piece_bytes))).collect();
         let mut state = self.lock();
-        for request in requests {
-            let priority = request.priority;
-            state.queue.push(priority, cut(request, piece_bytes));
+        for (priority, pieces) in cut {
+            state.queue.push(priority, pieces);
         }
     }
 
@@ -230,13 +231,13 @@ impl Disk for SimDisk {
         drop(state);
         let Some(file) = self.files.get(piece.file as usize) else {
             let number = piece.file;
-            piece.fail(Error::invalid(format!("there is no file {number}")));
+            piece.end(Err(Error::invalid(format!("there is no file {number}"))));
             return true;
         };
         if failed {
             let cause = io::Error::other("simulated I/O error");
             let at = piece.span().0;
-            piece.fail(Error::io(format!("{}: reading at byte {at}", file.name), cause));
+            piece.end(Err(Error::io(format!("{}: reading at byte {at}", file.name), cause)));
         } else {
             piece.read(&View { disk: self, file });
         }
