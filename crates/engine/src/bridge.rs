@@ -21,6 +21,9 @@ const ARENA_BUFFER_BYTES: usize = 256 << 20;
 /// Every part of a resident weight starts at a multiple of this, in bytes: a cache line, and what GPUs bind at.
 const PART_ALIGN_BYTES: usize = 256;
 
+/// Bytes of each part that go into the sample which tells one training from another.
+const SAMPLE_BYTES: usize = 64;
+
 fn slab_memory(buffer: &Buffer) -> Result<SlabMemory> {
     let pointer = buffer
         .host()
@@ -177,17 +180,25 @@ impl Arena {
         self.buffers.iter().map(|(_, used)| used.next_multiple_of(4096) as u64).sum()
     }
 
-    /// Reads everything from `disk`; `progress(bytes_done, bytes_total)` may break off.
+    /// Reads everything from `disk`; `progress(bytes_done, bytes_total)` may break off. Returns a sample of what was
+    /// read: a few bytes out of the middle of every part.
     pub(crate) fn load(
         self,
         disk: &Arc<dyn Disk>,
         progress: &mut dyn FnMut(u64, u64) -> ControlFlow<()>,
-    ) -> Result<()> {
+    ) -> Result<Vec<u8>> {
         let mut slabs = self.buffers.iter().map(|(b, _)| slab_memory(b)).collect::<Result<Vec<_>>>()?;
         resident::load(disk, &mut slabs, &self.placements, progress)?;
         for (buffer, used) in &self.buffers {
             self.backend.publish(buffer, 0..*used)?;
         }
-        Ok(())
+        let mut sample = Vec::new();
+        for Placement { range, slab, offset } in &self.placements {
+            let bytes = range.bytes as usize;
+            let middle = offset + bytes / 2;
+            let end = (offset + bytes).min(middle + SAMPLE_BYTES);
+            sample.extend_from_slice(&slabs[*slab].as_mut_slice()[middle..end]);
+        }
+        Ok(sample)
     }
 }

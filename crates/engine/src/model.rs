@@ -14,13 +14,10 @@ use crate::bridge::Slabs;
 use crate::device::{Device, open_device};
 use crate::models::{self, Bound, Decoder};
 use crate::scratch::Scratch;
-use crate::state::{LayerShape, SequenceState};
+use crate::state::{Checkpoints, LayerShape, SequenceState};
 
 /// Logits are made for at most this many rows at a time.
 pub(crate) const LOGIT_ROWS: usize = 32;
-
-/// Snapshots that a session keeps to go back to.
-pub(crate) const CHECKPOINTS: usize = 3;
 
 /// Context where none is asked for, in tokens; the model's own if that is shorter.
 const DEFAULT_CONTEXT: usize = 8192;
@@ -86,6 +83,7 @@ pub struct Model {
     pub(crate) scratch: Arc<Scratch>,
     states: Vec<LayerShape>,
     experts: Option<(Mutex<ExpertStore>, Slabs)>,
+    turn: Mutex<()>,
     plan: Plan,
     context: usize,
     chunk_tokens: usize,
@@ -111,11 +109,14 @@ impl Model {
         let Bound { decoder, states, experts, arena } =
             models::bind(&index, &meta, &backend, options.experts_per_token)?;
         let context = context(&meta, options.context)?;
+        if options.slots_max == Some(0) && decoder.top_k() > 0 {
+            return Err(Error::invalid("experts need at least one slot"));
+        }
         let sizes = Sizes::new(&decoder, &states, &experts, arena.bytes(), tokenizer_bytes(&meta), context)?;
         let (plan, chunk_tokens) = sizes.plan(options, &meta)?;
         let disk = open_disk(&index, options)?;
-        let fingerprint = fingerprint(&meta, &index, &backend, decoder.top_k());
-        arena.load(&disk, progress)?;
+        let sample = arena.load(&disk, progress)?;
+        let fingerprint = fingerprint(&meta, &index, &backend, decoder.top_k(), &sample);
         let experts = open_store(&backend, &disk, experts, &plan)?;
         let scratch = Scratch::new(backend.clone(), plan.scratch_bytes as usize);
         let path = path.to_path_buf();
@@ -126,6 +127,7 @@ impl Model {
             scratch,
             states,
             experts,
+            turn: Mutex::new(()),
             plan,
             context,
             chunk_tokens,
@@ -190,6 +192,11 @@ impl Model {
     /// What a saved state must match.
     pub(crate) fn fingerprint(&self) -> u64 {
         self.fingerprint
+    }
+
+    /// Held while a step runs: the plan has the working memory of one.
+    pub(crate) fn wait_for_turn(&self) -> MutexGuard<'_, ()> {
+        self.turn.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The expert store, for the one step that runs.
@@ -266,7 +273,7 @@ impl<'a> Sizes<'a> {
             slot_bytes: slot_bytes as u64,
             total_experts: total_experts as u64,
             resident_bytes,
-            state_bytes: state + CHECKPOINTS as u64 * recurrent,
+            state_bytes: state + Checkpoints::MOST as u64 * recurrent,
             overhead_bytes: OVERHEAD_BYTES + tokenizer_bytes,
         })
     }
@@ -336,12 +343,20 @@ fn open_store(
     Ok(Some((Mutex::new(store), slabs)))
 }
 
-/// A number that differs for models whose states must not be mixed up: FNV-1a over what shapes them.
-fn fingerprint(meta: &Meta, index: &TensorIndex, backend: &Arc<dyn Backend>, top_k: usize) -> u64 {
-    let mut text = format!("{} {:?} {top_k} {}", meta.arch, backend.info().precision, meta.layers);
+/// A number that differs for models whose states must not be mixed up: FNV-1a over what shapes them and a `sample`
+/// of their weights, since another training has the same shapes.
+fn fingerprint(
+    meta: &Meta,
+    index: &TensorIndex,
+    backend: &Arc<dyn Backend>,
+    top_k: usize,
+    sample: &[u8],
+) -> u64 {
+    let precision = backend.info().precision;
+    let mut text = format!("{} {precision:?} {top_k} {} {:?}", meta.arch, meta.layers, meta.rope);
     for tensor in index.iter() {
         text += &format!(" {} {:?} {}", tensor.name, tensor.shape, tensor.format);
     }
-    text.bytes()
-        .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+    let bytes = text.bytes().chain(sample.iter().copied());
+    bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }

@@ -8,9 +8,9 @@ use files::{Error, Result};
 use kernels::ops::{Routes, Segment};
 use store::LayerId;
 
-use crate::model::{CHECKPOINTS, LOGIT_ROWS, Model};
+use crate::model::{LOGIT_ROWS, Model};
 use crate::scratch::Activation;
-use crate::state::{self, SequenceState, Snapshot};
+use crate::state::{self, Checkpoints, SequenceState};
 use crate::step::{Experts, SequenceRows, Step};
 
 /// Called while tokens are fed with how many of them are done, a fraction within the running chunk, and how many
@@ -39,10 +39,9 @@ pub struct Session {
     model: Arc<Model>,
     state: SequenceState,
     tokens: Vec<u32>,
-    /// By falling age; the newest is overwritten while a prompt is fed.
-    checkpoints: Vec<Snapshot>,
+    checkpoints: Checkpoints,
+    /// Of the first `logits_at` tokens; empty when those are no longer the first.
     logits: Vec<f32>,
-    /// Position after the token whose logits are held.
     logits_at: usize,
     routes: Option<Vec<RouteRecord>>,
 }
@@ -57,7 +56,7 @@ impl Session {
             state: model.new_state()?,
             model: model.clone(),
             tokens: Vec::new(),
-            checkpoints: Vec::new(),
+            checkpoints: Checkpoints::default(),
             logits: Vec::new(),
             logits_at: 0,
             routes: None,
@@ -95,7 +94,8 @@ impl Session {
     /// `Device` when the device fails.
     pub fn reset(&mut self) -> Result<()> {
         self.tokens.clear();
-        self.checkpoints.clear();
+        self.logits.clear();
+        self.checkpoints.forget_after(0);
         self.state.reset()
     }
 
@@ -103,7 +103,7 @@ impl Session {
     /// were reused.
     ///
     /// # Errors
-    /// As [`Self::append`].
+    /// As [`Self::append`]; when computing fails, the tokens that are the same remain.
     pub fn set_prompt(&mut self, prompt: &[u32], progress: FeedProgress<'_>) -> Result<usize> {
         check_tokens(prompt, self.model.meta.vocab_size)?;
         self.check_context(prompt.len())?;
@@ -113,9 +113,8 @@ impl Session {
         }
         // At least one token is computed, since the logits are wanted.
         let kept = same.min(prompt.len().saturating_sub(1));
-        self.rewind(kept)?;
+        self.shorten(kept)?;
         let reused = self.state.position();
-        self.tokens.truncate(kept);
         self.append(&prompt[kept..], progress)?;
         Ok(reused)
     }
@@ -123,9 +122,12 @@ impl Session {
     /// Feeds `tokens` after those so far; then [`Self::logits`] has the last one's.
     ///
     /// # Errors
-    /// `InvalidRequest` for a token outside the vocabulary, `ContextFull` when they do not fit, `Cancelled` when
+    /// `InvalidRequest` for no tokens or one outside the vocabulary, `ContextFull` when they do not fit, `Cancelled` when
     /// `progress` broke off, and what the drive or device reports. The sequence is then as before the call.
     pub fn append(&mut self, tokens: &[u32], progress: FeedProgress<'_>) -> Result<()> {
+        if tokens.is_empty() {
+            return Err(Error::invalid("there are no tokens to compute"));
+        }
         check_tokens(tokens, self.model.meta.vocab_size)?;
         let before = self.tokens.len();
         self.check_context(before + tokens.len())?;
@@ -137,13 +139,13 @@ impl Session {
             Ok(())
         });
         if let Err(e) = fed {
-            self.tokens.truncate(before);
+            self.shorten(before)?;
             return Err(e);
         }
         self.logits = last;
         self.logits_at = end;
-        if tokens.len() > 1 {
-            self.keep_checkpoint()?;
+        if tokens.len() > 1 && self.state.is_recurrent() {
+            self.checkpoints.keep(&self.state)?;
         }
         Ok(())
     }
@@ -164,7 +166,7 @@ impl Session {
         self.tokens.extend_from_slice(tokens);
         let fed = self.feed(before..self.tokens.len(), progress, each);
         if fed.is_err() {
-            self.tokens.truncate(before);
+            self.shorten(before)?;
         }
         fed
     }
@@ -177,8 +179,7 @@ impl Session {
         if len > self.tokens.len() {
             return Err(Error::invalid(format!("cannot keep {len} of {} tokens", self.tokens.len())));
         }
-        self.tokens.truncate(len);
-        self.rewind(len)
+        self.shorten(len)
     }
 
     /// Writes tokens and state to a file, for [`Self::load`].
@@ -196,33 +197,29 @@ impl Session {
     /// `NotFound`, `Io`, `Corrupt`, or `InvalidRequest` for one of another model. The sequence is empty then.
     pub fn load(&mut self, path: &Path) -> Result<()> {
         self.reset()?;
-        self.tokens = state::load(&mut self.state, self.model.fingerprint(), path)?;
-        self.logits.clear();
-        self.keep_checkpoint()
+        let vocab = self.model.meta.vocab_size;
+        self.tokens = state::load(&mut self.state, vocab, self.model.fingerprint(), path)?;
+        if self.state.is_recurrent() { self.checkpoints.keep(&self.state) } else { Ok(()) }
     }
 
     /// Brings the state to the tokens, chunk by chunk; the logits of positions in `wanted` go to `sink`.
     fn feed(&mut self, wanted: Range<usize>, progress: FeedProgress<'_>, sink: LogitSink<'_>) -> Result<()> {
         let model = self.model.clone();
         let (start, total) = (self.state.position(), self.tokens.len());
-        // Logits may be wanted of tokens that the state already holds: none of them are computed twice here.
-        if wanted.start < start && !wanted.is_empty() {
-            self.rewind(wanted.start)?;
-        }
         while self.state.position() < total {
             let from = self.state.position();
             let to = total.min(from + model.chunk_tokens());
             if to - from > 1 && self.state.is_recurrent() {
-                self.roll_checkpoint()?;
+                self.checkpoints.roll(&self.state)?;
             }
             let layers = model.meta.layers as f64;
             let mut between = |done: usize| {
                 let rows = (to - from) as f64 * done as f64 / layers;
-                progress((from - start.min(from)) as f64 + rows, total - start.min(from))
+                progress((from - start) as f64 + rows, total - start)
             };
             let run = self.step(&model, from..to, &wanted, &mut between, sink);
             if let Err(e) = run {
-                self.rewind_after_failure(from)?;
+                self.go_back(from)?;
                 return Err(e);
             }
         }
@@ -239,6 +236,7 @@ impl Session {
     ) -> Result<()> {
         let rows = range.len();
         self.state.check_room(rows)?;
+        let _turn = model.wait_for_turn();
         let mut store = model.lock_store();
         let experts = store.as_deref_mut().zip(model.slabs()).map(|(store, slabs)| {
             let more_follows = range.end < self.tokens.len();
@@ -272,53 +270,32 @@ impl Session {
         Ok(())
     }
 
+    /// Keeps the first `len` tokens, and nothing that was computed of those after them.
+    fn shorten(&mut self, len: usize) -> Result<()> {
+        self.tokens.truncate(len);
+        if self.logits_at > len {
+            self.logits.clear();
+        }
+        self.rewind(len)
+    }
+
     /// Goes back to at most `position` tokens: exactly there if no layer is recurrent, else to the last snapshot
     /// before; the next feed computes what is between.
     fn rewind(&mut self, position: usize) -> Result<()> {
-        if position >= self.state.position() {
-            return Ok(());
-        }
-        self.checkpoints.retain(|c| c.position() <= position);
+        self.checkpoints.forget_after(position);
+        if position >= self.state.position() { Ok(()) } else { self.go_back(position) }
+    }
+
+    /// As [`Self::rewind`], also when the state is at `position`: after a step that broke off, recurrent layers
+    /// before the break have moved on.
+    fn go_back(&mut self, position: usize) -> Result<()> {
         if !self.state.is_recurrent() {
             return self.state.truncate(position);
         }
-        match self.checkpoints.last() {
+        match self.checkpoints.last_until(position) {
             Some(snapshot) => self.state.restore(snapshot),
             None => self.state.reset(),
         }
-    }
-
-    /// A step that started at `from` broke off: recurrent layers before the break have moved on.
-    fn rewind_after_failure(&mut self, from: usize) -> Result<()> {
-        if !self.state.is_recurrent() {
-            return self.state.truncate(from);
-        }
-        match self.checkpoints.iter().rfind(|c| c.position() <= from) {
-            Some(snapshot) => self.state.restore(&snapshot.clone()),
-            None => self.state.reset(),
-        }
-    }
-
-    /// Keeps the state here, in place of the snapshot of the chunk before.
-    fn roll_checkpoint(&mut self) -> Result<()> {
-        let snapshot = self.state.snapshot()?;
-        if self.checkpoints.len() == CHECKPOINTS {
-            self.checkpoints.pop();
-        }
-        self.checkpoints.push(snapshot);
-        Ok(())
-    }
-
-    /// Keeps the state here: the end of a prompt is where the next one is likely to differ.
-    fn keep_checkpoint(&mut self) -> Result<()> {
-        if !self.state.is_recurrent() {
-            return Ok(());
-        }
-        if self.checkpoints.len() == CHECKPOINTS {
-            self.checkpoints.remove(0);
-        }
-        self.checkpoints.push(self.state.snapshot()?);
-        Ok(())
     }
 
     fn check_context(&self, len: usize) -> Result<()> {

@@ -11,7 +11,7 @@ use std::path::Path;
 use files::{Error, Result};
 use kernels::Block;
 
-use super::{LayerState, SequenceState};
+use super::{COPY_BYTES, LayerState, SequenceState};
 
 const MAGIC: &[u8; 8] = b"TMSTATE1";
 
@@ -35,11 +35,13 @@ impl Hash {
 /// # Errors
 /// `Io` naming the file; what was at `path` before is untouched then.
 pub(crate) fn save(state: &SequenceState, tokens: &[u32], fingerprint: u64, path: &Path) -> Result<()> {
-    let aside = path.with_extension("partial");
-    let written = write_file(state, tokens, fingerprint, &aside)
-        .and_then(|()| fs::rename(&aside, path).map_err(|e| Error::io(path.display(), e)));
+    let mut aside = path.as_os_str().to_owned();
+    aside.push(".partial");
+    let aside = Path::new(&aside);
+    let written = write_file(state, tokens, fingerprint, aside)
+        .and_then(|()| fs::rename(aside, path).map_err(|e| Error::io(path.display(), e)));
     if written.is_err() {
-        let _ = fs::remove_file(&aside); // the first error is the one to tell
+        let _ = fs::remove_file(aside); // the first error is the one to tell
     }
     written
 }
@@ -58,12 +60,12 @@ fn write_file(state: &SequenceState, tokens: &[u32], fingerprint: u64, path: &Pa
     for token in tokens {
         put(&token.to_le_bytes())?;
     }
+    let mut data = vec![0; COPY_BYTES];
     for layer in &state.layers {
         for (block, ranges) in pieces(layer, tokens.len()) {
-            for (offset, bytes) in ranges {
-                let mut data = vec![0; bytes];
-                state.backend.read(block, offset, &mut data)?;
-                put(&data)?;
+            for (offset, bytes) in ranges.into_iter().flat_map(cut) {
+                state.backend.read(block, offset, &mut data[..bytes])?;
+                put(&data[..bytes])?;
             }
         }
     }
@@ -77,8 +79,13 @@ fn write_file(state: &SequenceState, tokens: &[u32], fingerprint: u64, path: &Pa
 ///
 /// # Errors
 /// `Corrupt` or `InvalidRequest` for a file that is damaged, of another model, or too long; `state` is empty then.
-pub(crate) fn load(state: &mut SequenceState, fingerprint: u64, path: &Path) -> Result<Vec<u32>> {
-    let loaded = read_file(state, fingerprint, path);
+pub(crate) fn load(
+    state: &mut SequenceState,
+    vocab: usize,
+    fingerprint: u64,
+    path: &Path,
+) -> Result<Vec<u32>> {
+    let loaded = read_file(state, vocab, fingerprint, path);
     match &loaded {
         Ok(tokens) => state.position = tokens.len(),
         Err(_) => state.reset()?,
@@ -86,7 +93,7 @@ pub(crate) fn load(state: &mut SequenceState, fingerprint: u64, path: &Path) -> 
     loaded
 }
 
-fn read_file(state: &mut SequenceState, fingerprint: u64, path: &Path) -> Result<Vec<u32>> {
+fn read_file(state: &mut SequenceState, vocab: usize, fingerprint: u64, path: &Path) -> Result<Vec<u32>> {
     let name = path.display();
     let mut input = BufReader::new(File::open(path).map_err(|e| Error::io(format!("opening {name}"), e))?);
     let mut hash = Hash::new();
@@ -113,12 +120,12 @@ fn read_file(state: &mut SequenceState, fingerprint: u64, path: &Path) -> Result
     let mut tokens = vec![0u32; count as usize];
     get(bytemuck::cast_slice_mut(&mut tokens))?;
     let backend = state.backend.clone();
+    let mut data = vec![0; COPY_BYTES];
     for layer in &mut state.layers {
         for (block, ranges) in pieces_mut(layer, tokens.len()) {
-            for (offset, bytes) in ranges {
-                let mut data = vec![0; bytes];
-                get(&mut data)?;
-                backend.write(block, offset, &data)?;
+            for (offset, bytes) in ranges.into_iter().flat_map(cut) {
+                get(&mut data[..bytes])?;
+                backend.write(block, offset, &data[..bytes])?;
             }
         }
     }
@@ -127,10 +134,22 @@ fn read_file(state: &mut SequenceState, fingerprint: u64, path: &Path) -> Result
     if u64::from_le_bytes(word) != expected {
         return Err(Error::corrupt(format!("{name} is damaged: its checksum does not match")));
     }
+    if input.read(&mut word[..1]).map_err(|e| Error::io(format!("reading {name}"), e))? > 0 {
+        return Err(Error::corrupt(format!("{name} is damaged: it goes on after its end")));
+    }
+    // The checksum finds damage, not malice.
+    if let Some(token) = tokens.iter().find(|&&id| id as usize >= vocab) {
+        return Err(Error::corrupt(format!("{name} holds token {token}, the model has {vocab}")));
+    }
     Ok(tokens)
 }
 
 type Ranges = Vec<(usize, usize)>;
+
+/// A range in pieces that fit the copying buffer.
+fn cut((offset, bytes): (usize, usize)) -> impl Iterator<Item = (usize, usize)> {
+    (0..bytes).step_by(COPY_BYTES).map(move |start| (offset + start, COPY_BYTES.min(bytes - start)))
+}
 
 fn kv_ranges(kv_heads: usize, head_bytes: usize, capacity: usize, positions: usize) -> Ranges {
     (0..kv_heads).map(|h| (h * capacity * head_bytes, positions * head_bytes)).collect()

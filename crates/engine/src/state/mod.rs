@@ -1,5 +1,6 @@
 //! What a sequence remembers: KV caches and recurrent states, with snapshots to go back to.
 
+mod checkpoints;
 mod disk;
 
 use std::sync::Arc;
@@ -8,7 +9,11 @@ use files::{Error, ErrorKind, Result};
 use kernels::ops::{KvCache, KvFormat};
 use kernels::{Backend, Tensor};
 
+pub(crate) use checkpoints::Checkpoints;
 pub(crate) use disk::{load, save};
+
+/// States are copied to and from files, and cleared, in pieces of this many bytes.
+const COPY_BYTES: usize = 1 << 20;
 
 /// The shape of one layer's state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,6 +64,15 @@ pub(crate) enum LayerState {
     Delta(DeltaState),
 }
 
+impl LayerState {
+    fn as_delta_mut(&mut self) -> Option<&mut DeltaState> {
+        match self {
+            LayerState::Delta(state) => Some(state),
+            LayerState::Kv(_) => None,
+        }
+    }
+}
+
 /// All layers' states of one sequence, and how many tokens they hold.
 pub(crate) struct SequenceState {
     backend: Arc<dyn Backend>,
@@ -68,7 +82,7 @@ pub(crate) struct SequenceState {
 }
 
 /// What is needed to go back to a position: KV caches only forget, recurrent states must be put back.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(crate) struct Snapshot {
     position: usize,
     recurrent: Vec<u8>,
@@ -130,15 +144,12 @@ impl SequenceState {
 
     /// A copy of what cannot be forgotten.
     pub(crate) fn snapshot(&self) -> Result<Snapshot> {
-        let mut recurrent = Vec::new();
-        for layer in &self.layers {
-            if let LayerState::Delta(state) = layer {
-                for tensor in [&state.conv, &state.delta] {
-                    let start = recurrent.len();
-                    recurrent.resize(start + tensor.len() * 4, 0);
-                    self.backend.read(tensor.block(), 0, &mut recurrent[start..])?;
-                }
-            }
+        let mut recurrent = vec![0; self.recurrent().map(|t| 4 * t.len()).sum()];
+        let mut rest = recurrent.as_mut_slice();
+        for tensor in self.recurrent() {
+            let (here, after) = rest.split_at_mut(4 * tensor.len());
+            self.backend.read(tensor.block(), 0, here)?;
+            rest = after;
         }
         Ok(Snapshot { position: self.position, recurrent })
     }
@@ -146,16 +157,13 @@ impl SequenceState {
     /// Goes back to a snapshot of this sequence.
     pub(crate) fn restore(&mut self, snapshot: &Snapshot) -> Result<()> {
         let mut rest = snapshot.recurrent.as_slice();
-        for layer in &mut self.layers {
-            if let LayerState::Delta(state) = layer {
-                for tensor in [&mut state.conv, &mut state.delta] {
-                    let bytes = tensor.len() * 4;
-                    let Some((here, after)) = rest.split_at_checked(bytes) else {
-                        return Err(Error::corrupt("a snapshot is shorter than the model's state"));
-                    };
-                    self.backend.write(tensor.block_mut(), 0, here)?;
-                    rest = after;
-                }
+        for state in self.layers.iter_mut().filter_map(LayerState::as_delta_mut) {
+            for tensor in [&mut state.conv, &mut state.delta] {
+                let Some((here, after)) = rest.split_at_checked(4 * tensor.len()) else {
+                    return Err(Error::corrupt("a snapshot is shorter than the model's state"));
+                };
+                self.backend.write(tensor.block_mut(), 0, here)?;
+                rest = after;
             }
         }
         self.position = snapshot.position;
@@ -164,12 +172,26 @@ impl SequenceState {
 
     /// Forgets everything.
     pub(crate) fn reset(&mut self) -> Result<()> {
-        let bytes = self.layers.iter().map(|l| match l {
-            LayerState::Kv(_) => 0,
-            LayerState::Delta(s) => 4 * (s.conv.len() + s.delta.len()),
+        let zeros = vec![0; COPY_BYTES];
+        for state in self.layers.iter_mut().filter_map(LayerState::as_delta_mut) {
+            for tensor in [&mut state.conv, &mut state.delta] {
+                let bytes = 4 * tensor.len();
+                for start in (0..bytes).step_by(COPY_BYTES) {
+                    let here = COPY_BYTES.min(bytes - start);
+                    self.backend.write(tensor.block_mut(), start, &zeros[..here])?;
+                }
+            }
+        }
+        self.position = 0;
+        Ok(())
+    }
+
+    fn recurrent(&self) -> impl Iterator<Item = &Tensor> {
+        let deltas = self.layers.iter().filter_map(|layer| match layer {
+            LayerState::Delta(state) => Some([&state.conv, &state.delta]),
+            LayerState::Kv(_) => None,
         });
-        let recurrent = vec![0; bytes.sum()];
-        self.restore(&Snapshot { position: 0, recurrent })
+        deltas.flatten()
     }
 
     /// Forgets the tokens from `position` on, if no layer is recurrent.
