@@ -1,5 +1,49 @@
 //! The `tidemill` command.
-#[cfg(test)]
-mod bundled;
 
-fn main() {}
+mod answer;
+mod args;
+mod bench;
+mod bundled;
+mod chat;
+mod completions;
+mod eval;
+mod failure;
+mod inspect;
+mod interrupt;
+mod load;
+mod logits;
+mod npy;
+mod out;
+mod run;
+mod sampling;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::args::{Cli, Command};
+use crate::failure::Result;
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(e) => return failure::usage(&e),
+    };
+    match execute(cli.command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => failure.report(),
+    }
+}
+
+fn execute(command: Command) -> Result<()> {
+    interrupt::install()?;
+    match command {
+        Command::Chat(args) => chat::main(&args),
+        Command::Run(args) => run::main(&args),
+        Command::Bench(args) => bench::main(&args),
+        Command::Logits(args) => logits::main(&args),
+        Command::Eval(args) => eval::main(&args),
+        Command::Inspect(args) => inspect::main(&args),
+        Command::Completions(args) => completions::main(&args),
+    }
+}

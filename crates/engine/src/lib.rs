@@ -2,7 +2,9 @@
 
 mod bridge;
 mod device;
+pub mod eval;
 pub mod generate;
+pub mod inspect;
 mod layers;
 mod model;
 mod models;
@@ -14,7 +16,8 @@ mod step;
 pub mod text;
 
 pub use device::Device;
-pub use files::{Error, ErrorKind, Result};
+pub use files::{Dialect, Error, ErrorKind, Meta, Result};
 pub use model::{CacheKind, LoadProgress, Model, OpenOptions};
 pub use models::ARCHITECTURES;
 pub use session::{FeedProgress, RouteRecord, Session};
+pub use store::plan::rss_peak_bytes;

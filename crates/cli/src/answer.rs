@@ -1,0 +1,351 @@
+//! One answer: generates, takes the reply apart, streams it, and keeps its numbers. `run` and `chat` share it.
+
+use std::io::IsTerminal;
+use std::ops::ControlFlow;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use engine::generate::{FinishReason, GenerateEvent, GenerateOptions, Generated, generate};
+use engine::text::{
+    ChatPrompt, ChatRequest, CivilTime, Content, Message, ReplyEvent, ReplyOptions, ReplyParser, Role,
+    Tokenizer, ToolCall, ToolSpec,
+};
+use engine::{Error, Session};
+use indicatif::ProgressBar;
+use serde_json::{Map, Value, json};
+
+use crate::failure::{Failure, Result};
+use crate::interrupt::Work;
+use crate::load::{Loaded, Templates, count_bar};
+use crate::out;
+
+/// Prompts of at least this many tokens get a progress bar.
+const BAR_TOKENS: usize = 256;
+
+/// A conversation to answer.
+pub(crate) struct Conversation<'a> {
+    /// The turns so far.
+    pub(crate) messages: &'a [Message],
+    /// The tools on offer.
+    pub(crate) tools: &'a [ToolSpec],
+    /// Whether to think first; `None` leaves it to the template.
+    pub(crate) thinking: Option<bool>,
+}
+
+impl Conversation<'_> {
+    /// The prompt for the next answer.
+    ///
+    /// # Errors
+    /// What the template refuses.
+    pub(crate) fn prompt(&self, templates: &Templates, tokenizer: &Tokenizer) -> Result<ChatPrompt> {
+        let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |t| t.as_secs() as i64);
+        let request = ChatRequest {
+            messages: self.messages.to_vec(),
+            tools: self.tools.to_vec(),
+            add_generation_prompt: true,
+            enable_thinking: self.thinking,
+            now: Some(CivilTime::from_unix(seconds)),
+            ..ChatRequest::default()
+        };
+        Ok(ChatPrompt::new(templates.pick(!self.tools.is_empty()), tokenizer, &request)?)
+    }
+}
+
+/// An answer and its numbers.
+pub(crate) struct Reply {
+    /// The text.
+    pub(crate) text: String,
+    /// The thoughts before it.
+    pub(crate) thinking: String,
+    /// The calls it makes.
+    pub(crate) calls: Vec<ToolCall>,
+    /// Times and counts.
+    pub(crate) generated: Generated,
+    /// What the drive did for it.
+    pub(crate) reads: Reads,
+    seed: Option<u64>,
+}
+
+/// Counts of the expert store.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Reads {
+    /// Bytes read from files.
+    pub(crate) bytes: u64,
+    /// Seconds in which a read was under way.
+    pub(crate) busy_s: f64,
+    /// Wanted experts that were in memory, 0 to 1; `None` for a dense model.
+    pub(crate) hit_rate: Option<f64>,
+}
+
+impl Reads {
+    /// Since the counts of `session`'s model were last reset.
+    pub(crate) fn of(session: &Session) -> Self {
+        session.model().read_stats().map_or(Self::default(), |stats| Self {
+            bytes: stats.total().read_bytes,
+            busy_s: stats.busy.as_secs_f64(),
+            hit_rate: Some(stats.hit_rate()),
+        })
+    }
+
+    /// The drive's rate while it worked.
+    pub(crate) fn bytes_per_s(&self) -> f64 {
+        if self.busy_s > 0.0 { self.bytes as f64 / self.busy_s } else { 0.0 }
+    }
+}
+
+impl Reply {
+    /// Whether Ctrl-C ended it.
+    pub(crate) fn is_interrupted(&self) -> bool {
+        self.generated.finish == FinishReason::Cancelled
+    }
+
+    /// Whether there is nothing in it.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.text.is_empty() && self.thinking.is_empty() && self.calls.is_empty()
+    }
+
+    /// As a turn of the conversation.
+    pub(crate) fn message(&self) -> Message {
+        let mut message = Message::new(Role::Assistant, self.text.clone());
+        if self.text.is_empty() && !self.calls.is_empty() {
+            message.content = Some(Content::Text(String::new()));
+        }
+        message.reasoning_content = Some(self.thinking.clone()).filter(|t| !t.is_empty());
+        message.tool_calls.clone_from(&self.calls);
+        message
+    }
+
+    /// Tokens that were computed: read or generated.
+    fn computed_tokens(&self) -> usize {
+        self.generated.prompt_tokens - self.generated.reused_tokens + self.generated.tokens.len()
+    }
+
+    fn finish(&self) -> &'static str {
+        match self.generated.finish {
+            FinishReason::Stop if !self.calls.is_empty() => "tool_calls",
+            FinishReason::Stop => "stop",
+            FinishReason::Length => "length",
+            FinishReason::Context => "context",
+            FinishReason::Cancelled => "cancelled",
+        }
+    }
+
+    /// The numbers, for people: one line.
+    pub(crate) fn statistics(&self) -> String {
+        let g = &self.generated;
+        let mut line = format!(
+            "prompt {} tokens ({} reused), {:.1} tokens/s · answer {} tokens, {:.1} tokens/s · first token after {:.2} s",
+            g.prompt_tokens,
+            g.reused_tokens,
+            g.prefill_tokens_per_s(),
+            g.tokens.len(),
+            g.decode_tokens_per_s(),
+            g.time_to_first_token.as_secs_f64(),
+        );
+        if let Some(hit_rate) = self.reads.hit_rate {
+            let read = out::bytes(self.reads.bytes / self.computed_tokens().max(1) as u64);
+            line += &format!(" · experts {:.0} % in memory, {read} read per token", 100.0 * hit_rate);
+        }
+        if let Some(seed) = self.seed {
+            line += &format!(" · seed {seed}");
+        }
+        match g.finish {
+            FinishReason::Stop => {}
+            FinishReason::Length => line += " · ended by --max-tokens",
+            FinishReason::Context => line += " · ended because the context is full",
+            FinishReason::Cancelled => line += " · stopped",
+        }
+        line
+    }
+
+    /// The answer and the numbers, for programs.
+    pub(crate) fn to_json(&self, loaded: &Loaded) -> Value {
+        let g = &self.generated;
+        let mut map = Map::new();
+        map.insert("text".into(), json!(self.text));
+        map.insert("thinking".into(), json!(Some(&self.thinking).filter(|t| !t.is_empty())));
+        map.insert("tool_calls".into(), json!(self.calls));
+        map.insert("finish_reason".into(), json!(self.finish()));
+        map.insert("prompt_tokens".into(), json!(g.prompt_tokens));
+        map.insert("reused_tokens".into(), json!(g.reused_tokens));
+        map.insert("answer_tokens".into(), json!(g.tokens.len()));
+        map.insert("seed".into(), json!(self.seed));
+        map.insert("prefill_tokens_per_s".into(), json!(g.prefill_tokens_per_s()));
+        map.insert("decode_tokens_per_s".into(), json!(g.decode_tokens_per_s()));
+        map.insert("time_to_first_token_s".into(), json!(g.time_to_first_token.as_secs_f64()));
+        let per_token = self.reads.bytes as f64 / self.computed_tokens().max(1) as f64;
+        map.insert("read_bytes_per_token".into(), json!(per_token));
+        map.insert("drive_bytes_per_s".into(), json!(self.reads.bytes_per_s()));
+        map.insert("expert_hit_rate".into(), json!(self.reads.hit_rate));
+        map.extend(loaded.describe());
+        Value::Object(map)
+    }
+}
+
+/// A call, as people read it: `name({"key": "value"})`.
+pub(crate) fn shown_call(call: &ToolCall) -> String {
+    format!("{}({})", call.name, call.arguments)
+}
+
+/// Generates after `prompt` and hands the pieces of the reply to `each` as they come. Ctrl-C ends the answer.
+///
+/// # Errors
+/// What generation reports, and what `each` does.
+pub(crate) fn answer(
+    session: &mut Session,
+    tokenizer: &Tokenizer,
+    prompt: &ChatPrompt,
+    tools: &[ToolSpec],
+    options: &GenerateOptions,
+    each: &mut dyn FnMut(&ReplyEvent) -> Result<()>,
+) -> Result<Reply> {
+    let work = Work::begin();
+    session.model().reset_read_stats();
+    let parser =
+        ReplyParser::new(ReplyOptions { opens_thinking: prompt.opens_thinking, tools: tools.to_vec() });
+    let mut reply =
+        Streamed { parser, text: String::new(), thinking: String::new(), calls: Vec::new(), each };
+    let mut failed = None;
+    let mut bar = PromptBar(None);
+    let generated = generate(session, tokenizer, &prompt.tokens, options, &mut |event| {
+        match event {
+            GenerateEvent::Prompt { done_tokens, total_tokens } => bar.show(done_tokens, total_tokens),
+            GenerateEvent::Text(text) => {
+                bar.clear();
+                let events = reply.parser.push(text);
+                if let Err(e) = reply.take(&events) {
+                    failed = Some(e);
+                    return ControlFlow::Break(());
+                }
+            }
+        }
+        work.flow()
+    });
+    bar.clear();
+    if let Some(failure) = failed {
+        return Err(failure);
+    }
+    let generated = generated?;
+    let events = reply.parser.finish();
+    reply.take(&events)?;
+    let Streamed { text, thinking, calls, .. } = reply;
+    let seed = options.sampling.seed.filter(|_| options.sampling.temperature > 0.0);
+    Ok(Reply { text, thinking, calls, generated, reads: Reads::of(session), seed })
+}
+
+/// What has come of a reply so far.
+struct Streamed<'a> {
+    parser: ReplyParser,
+    text: String,
+    thinking: String,
+    calls: Vec<ToolCall>,
+    each: &'a mut dyn FnMut(&ReplyEvent) -> Result<()>,
+}
+
+impl Streamed<'_> {
+    fn take(&mut self, events: &[ReplyEvent]) -> Result<()> {
+        for event in events {
+            match event {
+                ReplyEvent::Text(text) => self.text.push_str(text),
+                ReplyEvent::Thinking(text) => self.thinking.push_str(text),
+                ReplyEvent::ToolCall { call, .. } => self.calls.push(call.clone()),
+                ReplyEvent::ToolCallStart { .. } | ReplyEvent::MalformedToolCall { .. } => {}
+            }
+            (self.each)(event)?;
+        }
+        Ok(())
+    }
+}
+
+/// The progress of a long prompt.
+struct PromptBar(Option<ProgressBar>);
+
+impl PromptBar {
+    fn show(&mut self, done_tokens: f64, total_tokens: usize) {
+        if total_tokens >= BAR_TOKENS && std::io::stderr().is_terminal() {
+            let bar = self.0.get_or_insert_with(|| count_bar("reading the prompt", total_tokens as u64));
+            bar.set_position(done_tokens as u64);
+        }
+    }
+
+    fn clear(&mut self) {
+        if let Some(bar) = self.0.take() {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+/// Shows the pieces of a reply: text and calls on stdout, thoughts on stderr.
+#[derive(Default)]
+pub(crate) struct Display {
+    line_open: bool,
+    thought_open: bool,
+}
+
+impl Display {
+    /// Shows one piece.
+    ///
+    /// # Errors
+    /// When stdout fails or has no reader left.
+    pub(crate) fn show(&mut self, event: &ReplyEvent) -> Result<()> {
+        if self.thought_open && !matches!(event, ReplyEvent::Thinking(_)) {
+            out::thought("\n\n");
+            self.thought_open = false;
+        }
+        match event {
+            ReplyEvent::Text(text) => {
+                self.line_open = !text.ends_with('\n');
+                out::print_model(text)
+            }
+            ReplyEvent::Thinking(text) => {
+                self.thought_open = true;
+                out::thought(text);
+                Ok(())
+            }
+            ReplyEvent::ToolCallStart { .. } => Ok(()),
+            ReplyEvent::ToolCall { call, .. } => {
+                self.end_line()?;
+                self.line_open = true;
+                out::print_model(&shown_call(call))
+            }
+            ReplyEvent::MalformedToolCall { reason, .. } => {
+                out::note(format_args!("a tool call of the model is malformed: {reason}"));
+                Ok(())
+            }
+        }
+    }
+
+    /// Ends the last line, if it is not ended.
+    ///
+    /// # Errors
+    /// As [`Self::show`].
+    pub(crate) fn end_line(&mut self) -> Result<()> {
+        if std::mem::take(&mut self.thought_open) {
+            out::thought("\n");
+        }
+        if std::mem::take(&mut self.line_open) { out::print("\n", false) } else { Ok(()) }
+    }
+}
+
+/// Reads tool definitions from a JSON file: a list, or an object with a list under `tools`.
+///
+/// # Errors
+/// Names the file.
+pub(crate) fn read_tools(path: &std::path::Path) -> Result<Vec<ToolSpec>> {
+    let text = std::fs::read_to_string(path).map_err(|e| Error::io(path.display(), e))?;
+    let bad = |e: &dyn std::fmt::Display| Failure::from(Error::invalid(format!("{}: {e}", path.display())));
+    let value: Value = serde_json::from_str(&text).map_err(|e| bad(&e))?;
+    let list = match value {
+        Value::Object(mut map) => map.remove("tools").unwrap_or(Value::Object(map)),
+        other => other,
+    };
+    let Value::Array(list) = list else {
+        return Err(bad(&"expected a JSON list of tools"));
+    };
+    list.into_iter()
+        // The bare function, without the wrapper of the API, is common in examples.
+        .map(|tool| {
+            if tool.get("function").is_some() { tool } else { json!({"type": "function", "function": tool}) }
+        })
+        .map(|tool| ToolSpec::new(tool).map_err(|e| bad(&e)))
+        .collect()
+}

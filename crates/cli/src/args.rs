@@ -1,0 +1,180 @@
+//! The command line: commands, and the options that most of them share.
+
+use clap::{Parser, Subcommand, ValueEnum};
+use engine::{CacheKind, Device, OpenOptions};
+
+use crate::{bench, chat, completions, eval, failure, inspect, logits, run};
+
+const EXAMPLES: &str = "\
+Examples:
+  tidemill chat                                   chat with the built-in demo model
+  tidemill chat model.gguf --memory 12GiB         a model of your own, in 12 GiB at most
+  tidemill run -p 'Tell me a story about a fox'   one answer on stdout
+  tidemill inspect model.gguf                     what a model is and needs";
+
+/// Runs Mixture-of-Experts language models that are larger than your memory.
+///
+/// MODEL is a GGUF file (the first one, if it is split), a directory of safetensors files with its config.json, the
+/// name of a model in the cache directory, or `demo`, the small model that is built in. Where MODEL is optional, that is
+/// the default.
+#[derive(Parser)]
+#[command(name = "tidemill", version, max_term_width = 110)]
+#[command(after_help = EXAMPLES, after_long_help = format!("{EXAMPLES}\n\n{}", failure::EXIT_CODES))]
+pub(crate) struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// The commands.
+#[derive(Subcommand)]
+pub(crate) enum Command {
+    /// Chat with a model; `/help` lists what you can type, Ctrl-C stops an answer
+    Chat(chat::Args),
+    /// Print one answer: text on stdout, statistics on stderr
+    Run(run::Args),
+    /// Measure the speed of prompts and of generation
+    Bench(bench::Args),
+    /// Write the float32 logits of given tokens, to compare Tidemill with other programs
+    Logits(logits::Args),
+    /// Measure how well a model predicts known texts or tool calls
+    Eval(eval::Args),
+    /// Show architecture, number formats, and bytes per expert and per token
+    Inspect(inspect::Args),
+    /// Print a completion script for a shell
+    Completions(completions::Args),
+}
+
+/// How to open and run a model.
+#[derive(clap::Args, Clone, Debug)]
+#[command(next_help_heading = "Running the model")]
+pub(crate) struct ComputeArgs {
+    /// Where to compute
+    #[arg(long, value_enum, default_value_t = DeviceArg::Auto)]
+    pub(crate) device: DeviceArg,
+    /// float32 activations throughout: slower, the mode in which results are checked
+    #[arg(long)]
+    pub(crate) exact: bool,
+    /// The ceiling for everything Tidemill keeps in memory, such as 12GiB; default: what the machine can spare
+    #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
+    pub(crate) memory: Option<u64>,
+    /// Who keeps experts in memory: slots of our own, or the operating system's page cache
+    #[arg(long, value_enum, default_value_t = CacheArg::Slots)]
+    pub(crate) cache: CacheArg,
+    /// Threads for arithmetic; default: one for each core
+    #[arg(long, value_name = "N", value_parser = positive)]
+    pub(crate) threads: Option<usize>,
+    /// Tokens of context to plan for; default: the model's own limit, 8192 at most
+    #[arg(long, value_name = "N", value_parser = positive)]
+    pub(crate) ctx: Option<usize>,
+    /// Use K experts per token instead of the model's own number: changes the answers
+    #[arg(long, value_name = "K", value_parser = positive)]
+    pub(crate) experts_per_token: Option<usize>,
+    /// Tokens of a prompt to compute at a time; default: as many as memory allows, 512 at most
+    #[arg(long, value_name = "N", value_parser = positive)]
+    pub(crate) chunk_tokens: Option<usize>,
+}
+
+impl ComputeArgs {
+    /// The same for the engine.
+    pub(crate) fn open_options(&self) -> OpenOptions {
+        OpenOptions {
+            device: match self.device {
+                DeviceArg::Auto => Device::Auto,
+                DeviceArg::Cpu => Device::Cpu,
+                DeviceArg::Gpu => Device::Gpu,
+            },
+            exact: self.exact,
+            memory_bytes: self.memory,
+            cache: match self.cache {
+                CacheArg::Slots => CacheKind::Slots,
+                CacheArg::Os => CacheKind::Os,
+            },
+            threads: self.threads,
+            context: self.ctx,
+            experts_per_token: self.experts_per_token,
+            chunk_tokens: self.chunk_tokens,
+            ..OpenOptions::default()
+        }
+    }
+}
+
+/// `--device`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum DeviceArg {
+    /// What is fastest
+    Auto,
+    /// The CPU
+    Cpu,
+    /// The first GPU
+    Gpu,
+}
+
+/// `--cache`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum CacheArg {
+    /// Slots of our own, read past the page cache
+    Slots,
+    /// The operating system's page cache
+    Os,
+}
+
+fn positive(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(0) => Err("must be at least 1".into()),
+        Ok(n) => Ok(n),
+        Err(_) => Err("not a whole number".into()),
+    }
+}
+
+/// Bytes from `12GiB`, `12G` (the same), `12GB` (decimal), `1.5GiB` or a plain number of bytes.
+fn parse_bytes(text: &str) -> Result<u64, String> {
+    let bad = || "not a size; write 12GiB, 1.5GiB, 800MiB, 12GB or a number of bytes".to_owned();
+    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let number: f64 = number.parse().map_err(|_| bad())?;
+    let unit = unit.trim().to_ascii_lowercase();
+    let (prefix, base) = match unit.strip_suffix("ib") {
+        Some(prefix) => (prefix, 1024f64),
+        None => match unit.strip_suffix('b') {
+            Some(prefix) => (prefix, 1000f64),
+            None => (unit.as_str(), 1024f64),
+        },
+    };
+    let power = ["", "k", "m", "g", "t"].iter().position(|p| *p == prefix).ok_or_else(bad)?;
+    let bytes = number * base.powi(power as i32);
+    if bytes >= 1.0 && bytes < 2f64.powi(63) { Ok(bytes as u64) } else { Err(bad()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn sizes_are_binary_unless_they_say_decimal() {
+        let cases = [
+            ("12GiB", 12 << 30),
+            ("12G", 12 << 30),
+            ("12g", 12 << 30),
+            ("12GB", 12_000_000_000),
+            ("1.5 GiB", 3 << 29),
+            ("800MiB", 800 << 20),
+            ("4096", 4096),
+            ("1k", 1024),
+            ("7b", 7),
+        ];
+        for (text, bytes) in cases {
+            assert_eq!(parse_bytes(text), Ok(bytes), "{text}");
+        }
+        for bad in ["", "GiB", "-1GiB", "12XB", "1e3", "0", "99999999999TiB", "1..5G", "nan"] {
+            assert!(parse_bytes(bad).is_err(), "{bad}");
+        }
+    }
+}

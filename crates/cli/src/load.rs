@@ -1,0 +1,162 @@
+//! From what the user calls a model to a model that runs.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use engine::text::{Template, Tokenizer};
+use engine::{Error, Meta, Model};
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::{Map, Value, json};
+
+use crate::args::ComputeArgs;
+use crate::failure::Result;
+use crate::interrupt::Work;
+use crate::{bundled, out};
+
+/// What the built-in model is called.
+const BUNDLED: &str = "demo";
+
+/// The path of a model: what is given if that exists, else a model of that name in the cache directory; the
+/// built-in one without a name. On the disk after this call, not yet opened.
+///
+/// # Errors
+/// `NotFound` saying what a MODEL can be, `Io` when the built-in model cannot be unpacked.
+pub(crate) fn resolve(model: Option<&str>) -> Result<PathBuf> {
+    let cache =
+        || bundled::cache_dir(|name| std::env::var_os(name)).map_err(|e| Error::io("cache directory", e));
+    if let Some(given) = model {
+        let path = Path::new(given);
+        if path.exists() {
+            return Ok(path.to_path_buf());
+        }
+        if given != BUNDLED {
+            let pulled = cache().ok().map(|cache| cache.join("models").join(given)).filter(|p| p.exists());
+            return pulled.ok_or_else(|| {
+                Error::not_found(format!(
+                    "no model {given:?}: no such file or directory, and no model of that name in the cache; MODEL is a \
+                     .gguf file, a directory with config.json and safetensors files, or `{BUNDLED}`"
+                ))
+                .into()
+            });
+        }
+    }
+    Ok(bundled::unpack(&cache()?).map_err(|e| Error::io("unpacking the built-in model", e))?)
+}
+
+/// A model with what it takes to talk to it.
+pub(crate) struct Loaded {
+    /// The model.
+    pub(crate) model: Arc<Model>,
+    /// What the user called it.
+    pub(crate) name: String,
+    /// Experts per token, if they are not the model's own number.
+    lossy: Option<usize>,
+}
+
+impl Loaded {
+    /// Opens a model with a progress bar, and says so if its answers will not be its own.
+    ///
+    /// # Errors
+    /// As [`resolve`] and [`Model::open`]; `Cancelled` on Ctrl-C.
+    pub(crate) fn open(model: Option<&str>, compute: &ComputeArgs) -> Result<Self> {
+        let work = Work::begin();
+        let path = resolve(model)?;
+        let bar = bytes_bar("loading");
+        let opened = Model::open(&path, &compute.open_options(), &mut |done, total| {
+            bar.set_length(total);
+            bar.set_position(done);
+            work.flow()
+        });
+        bar.finish_and_clear();
+        let model_name = model.unwrap_or(BUNDLED).to_owned();
+        let model = opened?;
+        let own = model.meta().moe.as_ref().map(|moe| moe.top_k);
+        let lossy = compute.experts_per_token.filter(|k| own.is_some_and(|own| own != *k));
+        if let (Some(k), Some(own)) = (lossy, own) {
+            out::note(format_args!("lossy: {k} experts per token, the model was made for {own}"));
+        }
+        Ok(Self { model, name: model_name, lossy })
+    }
+
+    /// What the files say.
+    pub(crate) fn meta(&self) -> &Meta {
+        self.model.meta()
+    }
+
+    /// The model's tokenizer.
+    ///
+    /// # Errors
+    /// Names the model, and what is wrong with its tokenizer.
+    pub(crate) fn tokenizer(&self) -> Result<Tokenizer> {
+        Ok(Tokenizer::of_model(self.meta()).map_err(|e| e.context(self.model.path().display()))?)
+    }
+
+    /// The chat templates.
+    ///
+    /// # Errors
+    /// `Unsupported` when the model has none, `Corrupt` when it cannot be read.
+    pub(crate) fn templates(&self) -> Result<Templates> {
+        let shown = self.model.path().display().to_string();
+        let meta = self.meta();
+        let plain = match &meta.chat_template {
+            Some(source) => Template::new(source).map_err(|e| e.context(&shown))?,
+            None => {
+                let message =
+                    format!("{shown} has no chat template; `tidemill run --raw` continues plain text");
+                return Err(Error::unsupported(message).into());
+            }
+        };
+        let tool =
+            meta.tool_template.as_deref().map(Template::new).transpose().map_err(|e| e.context(&shown))?;
+        Ok(Templates { plain, tool })
+    }
+
+    /// What every JSON object says about the model and how it runs.
+    pub(crate) fn describe(&self) -> Map<String, Value> {
+        let mut map = Map::new();
+        map.insert("model".into(), json!(self.name));
+        map.insert("device".into(), json!(self.model.describe()));
+        if self.model.top_k() > 0 {
+            map.insert("experts_per_token".into(), json!(self.model.top_k()));
+            map.insert("lossy".into(), json!(self.lossy.is_some()));
+        }
+        map.insert("plan_bytes".into(), json!(self.model.plan().total_bytes));
+        map.insert("rss_peak_bytes".into(), json!(engine::rss_peak_bytes()));
+        map
+    }
+}
+
+/// A model's chat templates.
+pub(crate) struct Templates {
+    plain: Template,
+    tool: Option<Template>,
+}
+
+impl Templates {
+    /// The one for a conversation with or without tools.
+    pub(crate) fn pick(&self, tools: bool) -> &Template {
+        self.tool.as_ref().filter(|_| tools).unwrap_or(&self.plain)
+    }
+}
+
+/// A bar over bytes on stderr; nothing where stderr is not a terminal.
+pub(crate) fn bytes_bar(what: &str) -> ProgressBar {
+    bar(what, "{prefix} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec}")
+}
+
+/// A bar over pieces of work on stderr; nothing where stderr is not a terminal.
+pub(crate) fn count_bar(what: &str, total: u64) -> ProgressBar {
+    let bar = bar(what, "{prefix} {wide_bar} {pos}/{len} {msg} {eta}");
+    bar.set_length(total);
+    bar
+}
+
+fn bar(what: &str, template: &str) -> ProgressBar {
+    let bar = ProgressBar::new(0).with_prefix(what.to_owned());
+    bar.enable_steady_tick(Duration::from_millis(200));
+    match ProgressStyle::with_template(template) {
+        Ok(style) => bar.with_style(style),
+        Err(_) => bar,
+    }
+}
