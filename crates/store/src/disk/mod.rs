@@ -9,7 +9,9 @@ mod file;
 mod inbox;
 mod job;
 mod pread;
+mod probe;
 mod sim;
+mod throttle;
 #[cfg(target_os = "linux")]
 mod uring;
 
@@ -19,7 +21,9 @@ use files::Result;
 
 pub use inbox::Inbox;
 pub use pread::{PreadDisk, PreadOptions};
+pub use probe::{DiskChoice, DriveProbe, DriveRate, Engine, choose, drive_key, measure, open, probe};
 pub use sim::{Fault, FaultKind, SimDisk, SimOptions};
+pub use throttle::{ThrottleOptions, ThrottledDisk};
 #[cfg(target_os = "linux")]
 pub use uring::{UringDisk, UringOptions};
 
@@ -84,6 +88,27 @@ impl Reply {
 impl std::fmt::Debug for Reply {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("Reply")
+    }
+}
+
+impl ReadRequest {
+    /// Bytes of the page-aligned supersets, which is what a drive transfers; at most those of the window.
+    pub(crate) fn superset_bytes(&self) -> u64 {
+        let page = crate::slab::PAGE_BYTES as u64;
+        let pages = |f: &Fill| (f.range.offset % page).saturating_add(f.range.bytes).div_ceil(page);
+        let all = self
+            .fills
+            .iter()
+            .filter(|f| f.range.bytes > 0)
+            .fold(0, |sum: u64, f| sum.saturating_add(pages(f)));
+        all.saturating_mul(page).min(self.window.bytes() as u64)
+    }
+
+    /// Ends a read that no engine has seen.
+    pub(crate) fn end(self, result: Result<u64>) {
+        let now = Instant::now();
+        let Self { ticket, window, reply, .. } = self;
+        reply.send(Completion { ticket, window, result, started: now, finished: now });
     }
 }
 

@@ -27,7 +27,7 @@ pub struct PreadOptions {
 
 impl Default for PreadOptions {
     fn default() -> Self {
-        Self { workers: 8, direct: true, piece_bytes: 1 << 20 }
+        Self { workers: 8, direct: true, piece_bytes: 2 << 20 }
     }
 }
 

@@ -35,7 +35,7 @@ pub struct UringOptions {
 
 impl Default for UringOptions {
     fn default() -> Self {
-        Self { depth: 32, direct: true, piece_bytes: 1 << 20 }
+        Self { depth: 16, direct: true, piece_bytes: 2 << 20 }
     }
 }
 
@@ -235,10 +235,10 @@ impl Ring {
         self.flights.len() - self.free.len()
     }
 
-    /// Starts as many pieces as fit; false when it is time to stop. Guesses get a quarter of the depth, so that a
-    /// demand finds the drive's own queue short.
+    /// Starts as many pieces as fit; false when it is time to stop. Guesses get half of the depth: enough to
+    /// keep a drive busy with them alone, and a demand finds the drive's own queue half empty.
     fn take_work(&mut self) -> bool {
-        let guesses_max = (self.flights.len() / 4).max(1);
+        let guesses_max = self.flights.len().div_ceil(2);
         loop {
             let shared = self.shared.clone();
             let mut queue = shared.lock();

@@ -1,0 +1,281 @@
+//! A short look at the very drive: how fast which engine reads which pieces at which depth, and what to use.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use files::{Error, ErrorKind, Result};
+
+use super::{Disk, Fill, Inbox, PreadDisk, PreadOptions, Priority, ReadRequest};
+use crate::key::Range;
+use crate::slab::{PAGE_BYTES, SlabMemory, Window};
+
+/// The engines that read real files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Engine {
+    /// A pool of reading threads.
+    Pread,
+    /// io_uring, on Linux.
+    Uring,
+}
+
+/// A way to read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct DiskChoice {
+    /// Which engine.
+    pub engine: Engine,
+    /// Past the page cache, where the file system can.
+    pub direct: bool,
+    /// Largest single read.
+    pub piece_bytes: usize,
+    /// Reads in flight.
+    pub depth: usize,
+}
+
+impl Default for DiskChoice {
+    /// What most drives like, for when nothing was measured.
+    fn default() -> Self {
+        Self { engine: Engine::Pread, direct: true, piece_bytes: 2 << 20, depth: 8 }
+    }
+}
+
+/// What one way to read reached.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct DriveRate {
+    /// The way.
+    pub choice: DiskChoice,
+    /// Reads of random ranges that had just been dropped from the page cache.
+    pub bytes_per_s: f64,
+}
+
+/// What a probe saw, in the order of measuring.
+#[derive(Clone, Debug, PartialEq)]
+pub struct DriveProbe {
+    /// One entry for each way that this system offers.
+    pub rates: Vec<DriveRate>,
+}
+
+impl DriveProbe {
+    /// The rate of the best way, 0 without any.
+    pub fn best_bytes_per_s(&self) -> f64 {
+        self.rates.iter().map(|r| r.bytes_per_s).fold(0.0, f64::max)
+    }
+}
+
+/// A file must have this size to be worth probing: below it, a drive's own cache answers.
+const FILE_BYTES_MIN: u64 = 64 << 20;
+
+/// Each way is measured this often, taking turns: the rate of a shared drive changes by the second.
+const ROUNDS: u32 = 3;
+
+/// A way that reaches this share of the best rate is as good as the best.
+const AS_GOOD: f64 = 0.93;
+
+/// Opens files with the chosen engine, or with the pread workers where the system refuses io_uring.
+///
+/// # Errors
+/// `NotFound` or `Io` naming the file that does not open.
+pub fn open(paths: &[PathBuf], choice: &DiskChoice) -> Result<Arc<dyn Disk>> {
+    match open_exactly(paths, choice) {
+        Err(error) if error.kind() == ErrorKind::Unsupported => {
+            // More threads than this cost memory and gain nothing.
+            let depth = choice.depth.min(16);
+            open_exactly(paths, &DiskChoice { engine: Engine::Pread, depth, ..*choice })
+        }
+        other => other,
+    }
+}
+
+fn open_exactly(paths: &[PathBuf], choice: &DiskChoice) -> Result<Arc<dyn Disk>> {
+    let DiskChoice { engine, direct, piece_bytes, depth } = *choice;
+    match engine {
+        Engine::Pread => {
+            Ok(Arc::new(PreadDisk::open(paths, &PreadOptions { workers: depth, direct, piece_bytes })?))
+        }
+        #[cfg(target_os = "linux")]
+        Engine::Uring => {
+            let options = super::UringOptions { depth, direct, piece_bytes };
+            Ok(Arc::new(super::UringDisk::open(paths, &options)?))
+        }
+        #[cfg(not(target_os = "linux"))]
+        Engine::Uring => Err(Error::unsupported("io_uring is Linux's alone")),
+    }
+}
+
+/// Names the drive that holds `path` for as long as it stays attached: the number of its device where the system
+/// has one, else the file's directory.
+///
+/// # Errors
+/// `NotFound` or `Io` naming the path.
+pub fn drive_key(path: &Path) -> Result<String> {
+    let meta = std::fs::metadata(path).map_err(|e| Error::io(path.display(), e))?;
+    #[cfg(unix)]
+    {
+        Ok(format!("device-{:x}", std::os::unix::fs::MetadataExt::dev(&meta)))
+    }
+    #[cfg(not(unix))]
+    {
+        let _ = meta;
+        Ok(path.parent().unwrap_or(path).display().to_string())
+    }
+}
+
+/// The ways worth trying.
+fn candidates() -> Vec<DiskChoice> {
+    let (k, m) = (1 << 10, 1 << 20);
+    let pread = [(256 * k, 8), (m, 8), (m, 16), (2 * m, 4), (2 * m, 8), (4 * m, 8)];
+    let uring = [(256 * k, 32), (m, 16), (m, 32), (2 * m, 4), (2 * m, 8), (4 * m, 8)];
+    let way = |engine, direct| move |&(piece_bytes, depth)| DiskChoice { engine, direct, piece_bytes, depth };
+    let mut all: Vec<_> = pread.iter().map(way(Engine::Pread, true)).collect();
+    if cfg!(target_os = "linux") {
+        all.extend(uring.iter().map(way(Engine::Uring, true)));
+        // Elsewhere nothing drops pages from the cache, so a buffered rate would be that of memory.
+        all.extend([(m, 8), (m, 16)].iter().map(way(Engine::Pread, false)));
+    }
+    all
+}
+
+/// Measures the drive under the file `path` for about `time` in all, with reads of random ranges of that file.
+/// It takes up to 64 MiB of memory meanwhile.
+///
+/// # Errors
+/// `InvalidRequest` for a file below 64 MiB; else the error of opening, reading or memory.
+pub fn probe(path: &Path, time: Duration) -> Result<DriveProbe> {
+    let meta = std::fs::metadata(path).map_err(|e| Error::io(path.display(), e))?;
+    if meta.len() < FILE_BYTES_MIN {
+        return Err(Error::invalid(format!(
+            "{}: {} bytes are too few to probe a drive with",
+            path.display(),
+            meta.len()
+        )));
+    }
+    let choices = candidates();
+    let share = time / (choices.len() as u32 * ROUNDS);
+    let mut seen: Vec<Vec<f64>> = vec![Vec::new(); choices.len()];
+    for round in 0..ROUNDS {
+        for (choice, rates) in choices.iter().zip(&mut seen) {
+            match measure(path, choice, share, u64::from(round)) {
+                Ok(rate) => rates.push(rate),
+                Err(error) if error.kind() == ErrorKind::Unsupported => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+    let median = |rates: &mut Vec<f64>| {
+        rates.sort_by(f64::total_cmp);
+        rates.get(rates.len() / 2).copied()
+    };
+    let rates = choices.iter().zip(&mut seen);
+    let rates = rates.filter_map(|(&choice, r)| Some(DriveRate { choice, bytes_per_s: median(r)? }));
+    Ok(DriveProbe { rates: rates.collect() })
+}
+
+/// The way to read that a probe speaks for: as good as the fastest, direct if possible, and of these the one that
+/// has least in flight, because a demand waits for what is in flight. The default where nothing was measured.
+pub fn choose(probe: &DriveProbe) -> DiskChoice {
+    let best = probe.best_bytes_per_s();
+    let good = probe.rates.iter().filter(|r| r.bytes_per_s >= AS_GOOD * best && best > 0.0);
+    let cost = |c: &DiskChoice| (!c.direct, c.depth * c.piece_bytes, c.engine == Engine::Pread, c.depth);
+    good.map(|r| r.choice).min_by_key(cost).unwrap_or_default()
+}
+
+/// Reads random pieces of the file in the given way for about `time`, and returns bytes/s. The pieces are dropped
+/// from the page cache first, where the system can.
+///
+/// # Errors
+/// `Unsupported` where this system does not offer the way; else the error of opening, reading or memory.
+pub fn measure(path: &Path, choice: &DiskChoice, time: Duration, seed: u64) -> Result<f64> {
+    let piece_bytes = choice.piece_bytes.next_multiple_of(PAGE_BYTES);
+    let disk = open_exactly(&[path.to_path_buf()], choice)?;
+    let pieces = disk.file_bytes(0).unwrap_or(0) / piece_bytes as u64;
+    if pieces == 0 {
+        return Err(Error::invalid(format!("{}: smaller than one read", path.display())));
+    }
+    let file = std::fs::File::open(path).map_err(|e| Error::io(path.display(), e))?;
+    let mut random = seed ^ ((piece_bytes as u64) << 20) ^ choice.depth as u64;
+    let mut next_piece = || {
+        // splitmix64, Steele et al. 2014
+        random = random.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut z = random;
+        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        let offset = (z ^ (z >> 31)) % pieces * piece_bytes as u64;
+        forget(&file, offset, piece_bytes as u64);
+        Range { file: 0, offset, bytes: piece_bytes as u64 }
+    };
+    let mut slab = SlabMemory::anonymous(piece_bytes * choice.depth)?;
+    slab.as_mut_slice().fill(0); // pages that do not exist yet would be measured too
+    let mut inbox = Inbox::default();
+    let mut submit = |window: Window, inbox: &mut Inbox| {
+        let fills = vec![Fill { range: next_piece(), at: 0 }];
+        let (ticket, reply) = (disk.ticket(), inbox.expect());
+        disk.submit(vec![ReadRequest { ticket, priority: Priority::Demand, window, fills, reply }]);
+    };
+    let start = Instant::now();
+    slab.cut(0, piece_bytes)?.into_iter().for_each(|window| submit(window, &mut inbox));
+    let (mut bytes, mut end) = (0, start);
+    while let Some(completion) = inbox.wait(disk.as_ref()) {
+        bytes += completion.result?;
+        end = end.max(completion.finished);
+        if end.duration_since(start) < time {
+            submit(completion.window, &mut inbox);
+        }
+    }
+    Ok(bytes as f64 / end.duration_since(start).as_secs_f64().max(1e-9))
+}
+
+/// Drops a range of the file from the page cache, as far as its pages are clean.
+fn forget(file: &std::fs::File, offset: u64, bytes: u64) {
+    #[cfg(target_os = "linux")]
+    {
+        // Refusal leaves a range in the cache: the buffered rate is then too good, the direct one is not changed.
+        let length = std::num::NonZeroU64::new(bytes);
+        let _ = rustix::fs::fadvise(file, offset, length, rustix::fs::Advice::DontNeed);
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = (file, offset, bytes);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rate(engine: Engine, direct: bool, piece_bytes: usize, depth: usize, bytes_per_s: f64) -> DriveRate {
+        DriveRate { choice: DiskChoice { engine, direct, piece_bytes, depth }, bytes_per_s }
+    }
+
+    #[test]
+    fn the_least_in_flight_wins_among_equals_and_direct_before_buffered() {
+        let mut probe = DriveProbe {
+            rates: vec![
+                rate(Engine::Pread, true, 1 << 20, 8, 1.0e9),
+                rate(Engine::Uring, true, 1 << 20, 32, 2.0e9),
+                rate(Engine::Uring, true, 1 << 20, 16, 1.9e9),
+                rate(Engine::Pread, true, 1 << 20, 16, 1.89e9),
+                rate(Engine::Pread, false, 1 << 20, 4, 2.01e9),
+            ],
+        };
+        assert_eq!(choose(&probe), probe.rates[2].choice);
+        probe.rates[4].bytes_per_s = 2.3e9; // a drive that direct reads hurt
+        assert_eq!(choose(&probe), probe.rates[4].choice);
+        assert_eq!(choose(&DriveProbe { rates: Vec::new() }), DiskChoice::default());
+    }
+
+    #[test]
+    fn probes_real_files_and_refuses_small_ones() {
+        let dir = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
+        let path = dir.path().join("model.bin");
+        std::fs::write(&path, vec![7; FILE_BYTES_MIN as usize]).unwrap();
+        let seen = probe(&path, Duration::from_millis(50)).unwrap();
+        assert!(seen.rates.len() >= 6 && seen.rates.iter().all(|r| r.bytes_per_s > 1e6), "{seen:?}");
+        let disk = open(std::slice::from_ref(&path), &choose(&seen)).unwrap();
+        assert_eq!(disk.file_bytes(0), Some(FILE_BYTES_MIN));
+        assert_eq!(drive_key(&path).unwrap(), drive_key(dir.path()).unwrap());
+        std::fs::write(&path, [1]).unwrap();
+        let error = probe(&path, Duration::ZERO).unwrap_err();
+        assert!(
+            error.kind() == ErrorKind::InvalidRequest && error.message().contains("model.bin"),
+            "{error}"
+        );
+    }
+}
