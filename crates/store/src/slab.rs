@@ -113,6 +113,25 @@ impl Window {
         self.bytes
     }
 
+    /// Cuts it at byte `at` of the slab, which must lie inside of it and on a page; either side may be empty.
+    pub(crate) fn split(self, at: usize) -> (Self, Self) {
+        let Self { memory, slab, offset, bytes } = self;
+        assert!(
+            at.is_multiple_of(PAGE_BYTES) && offset <= at && at <= offset + bytes,
+            "windows are cut on pages inside of them"
+        );
+        let head = Self { memory: memory.clone(), slab, offset, bytes: at - offset };
+        (head, Self { memory, slab, offset: at, bytes: offset + bytes - at })
+    }
+
+    /// Undoes [`Self::split`]: the window of `bytes` bytes at `offset` of which this one and `others` are all parts.
+    pub(crate) fn join(self, others: Vec<Self>, offset: usize, bytes: usize) -> Self {
+        let parts: usize = others.iter().map(|w| w.bytes).sum();
+        let same = |w: &Self| Arc::ptr_eq(&w.memory, &self.memory) && offset <= w.offset;
+        assert!(others.iter().all(same) && parts + self.bytes == bytes, "all parts of one window");
+        Self { offset, bytes, ..self }
+    }
+
     /// Address of the first byte, aligned to [`PAGE_BYTES`].
     pub(crate) fn as_ptr(&self) -> NonNull<u8> {
         // SAFETY: windows are cut inside their slab, so the address stays within one allocation.

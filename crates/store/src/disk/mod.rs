@@ -8,6 +8,7 @@ mod exact;
 mod file;
 mod inbox;
 mod job;
+mod mirror;
 mod pread;
 mod probe;
 mod sim;
@@ -20,6 +21,7 @@ use std::time::Instant;
 use files::Result;
 
 pub use inbox::Inbox;
+pub use mirror::MirrorDisk;
 pub use pread::{PreadDisk, PreadOptions};
 pub use probe::{DiskChoice, DriveProbe, DriveRate, Engine, choose, drive_key, measure, open, probe};
 pub use sim::{Fault, FaultKind, SimDisk, SimOptions};
