@@ -7,6 +7,8 @@
 pub mod buffer;
 pub mod check;
 pub mod cpu;
+#[cfg(feature = "gpu")]
+pub mod gpu;
 pub mod host;
 pub mod ops;
 pub mod reference;

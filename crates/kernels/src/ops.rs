@@ -248,6 +248,7 @@ pub trait Backend: Send + Sync {
     fn alloc_shared(&self, bytes: usize) -> Result<Buffer>;
 
     /// Makes bytes that the host wrote into `range` of shared memory visible to the ops enqueued from now on.
+    /// No op still enqueued may read the range, and nobody may be writing the words (4 bytes) at its two ends.
     fn publish(&self, buffer: &Buffer, range: Range<usize>) -> Result<()>;
 
     /// Drops `held` (a lease on expert slots, say) once every op enqueued so far has finished with the memory it

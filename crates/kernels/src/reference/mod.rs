@@ -21,6 +21,8 @@ pub use linear::linear;
 pub use mlp::{expert_mlp, mlp};
 pub use norm::{gated_norm, rms_norm};
 pub use rope::norm_rope;
+#[cfg(feature = "gpu")]
+pub(crate) use route::finite_routes;
 pub use route::{read_routes, route};
 
 use std::ops::Range;

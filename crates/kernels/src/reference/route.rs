@@ -59,11 +59,16 @@ pub fn read_routes(
     let mut weights = vec![0f32; rows * spec.top_k];
     backend.read(&routes.ids, 0, bytemuck::cast_slice_mut(&mut ids))?;
     backend.read(routes.weights.block(), 0, bytemuck::cast_slice_mut(&mut weights))?;
+    finite_routes(spec.top_k, ids, weights)
+}
+
+/// The answer, unless a weight is not finite.
+///
+/// # Errors
+/// [`files::ErrorKind::Corrupt`] when a weight is not finite.
+pub(crate) fn finite_routes(top_k: usize, ids: Vec<u32>, weights: Vec<f32>) -> Result<Routes> {
     if let Some(i) = weights.iter().position(|w| !w.is_finite()) {
-        return Err(Error::corrupt(format!(
-            "the router's weights for row {} are not finite",
-            i / spec.top_k
-        )));
+        return Err(Error::corrupt(format!("the router's weights for row {} are not finite", i / top_k)));
     }
-    Ok(Routes { top_k: spec.top_k, ids, weights })
+    Ok(Routes { top_k, ids, weights })
 }

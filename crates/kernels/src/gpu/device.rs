@@ -1,0 +1,167 @@
+//! Adapters: which there are, what they can do, and how one is opened.
+
+use std::pin::pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, Waker};
+
+use files::{Error, ErrorKind, Result};
+
+use super::memory::PADDING_BYTES;
+
+/// What an adapter is, best first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum AdapterKind {
+    /// A card with its own memory.
+    Discrete,
+    /// Shares the machine's memory.
+    Integrated,
+    /// Something virtual or unknown.
+    Other,
+    /// A driver that computes on the CPU (lavapipe): for tests.
+    Software,
+}
+
+/// An adapter of this machine.
+#[derive(Clone, Debug)]
+pub struct AdapterSummary {
+    /// Its name, as the driver says.
+    pub name: String,
+    /// Driver and version, for reports.
+    pub driver: String,
+    /// What it is.
+    pub kind: AdapterKind,
+}
+
+/// An opened device.
+pub(super) struct Device {
+    pub(super) device: wgpu::Device,
+    pub(super) queue: wgpu::Queue,
+    pub(super) summary: AdapterSummary,
+    pub(super) subgroups: bool,
+    /// Largest buffer that one binding can show whole, less the padding.
+    pub(super) buffer_bytes_max: usize,
+    failure: Arc<Mutex<Option<(ErrorKind, String)>>>,
+}
+
+/// The features that are used where they exist.
+const WANTED: wgpu::Features = wgpu::Features::SUBGROUP;
+/// The features that every supported device has.
+const NEEDED: wgpu::Features = wgpu::Features::IMMEDIATES;
+/// The shaders address bytes with 32 bits.
+const ADDRESSABLE_BYTES: u64 = 1 << 32;
+
+fn instance() -> wgpu::Instance {
+    let mut descriptor = wgpu::InstanceDescriptor::new_without_display_handle();
+    descriptor.backends = wgpu::Backends::VULKAN | wgpu::Backends::METAL;
+    descriptor.flags = wgpu::InstanceFlags::empty();
+    wgpu::Instance::new(descriptor)
+}
+
+/// Runs a future that a native driver answers at once.
+pub(super) fn block_on<T>(future: impl Future<Output = T>) -> T {
+    let mut future = pin!(future);
+    let mut context = Context::from_waker(Waker::noop());
+    loop {
+        if let Poll::Ready(value) = future.as_mut().poll(&mut context) {
+            return value;
+        }
+        std::thread::yield_now();
+    }
+}
+
+fn summary(adapter: &wgpu::Adapter) -> AdapterSummary {
+    let info = adapter.get_info();
+    let kind = match info.device_type {
+        wgpu::DeviceType::DiscreteGpu => AdapterKind::Discrete,
+        wgpu::DeviceType::IntegratedGpu => AdapterKind::Integrated,
+        wgpu::DeviceType::Cpu => AdapterKind::Software,
+        wgpu::DeviceType::VirtualGpu | wgpu::DeviceType::Other => AdapterKind::Other,
+    };
+    let driver = format!("{:?} {} {}", info.backend, info.driver, info.driver_info);
+    AdapterSummary { name: info.name, driver, kind }
+}
+
+/// The usable adapters of a machine, best first.
+fn ranked() -> Vec<(AdapterSummary, wgpu::Adapter)> {
+    let instance = instance();
+    let all = block_on(instance.enumerate_adapters(wgpu::Backends::VULKAN | wgpu::Backends::METAL));
+    let mut usable: Vec<_> = all
+        .into_iter()
+        .filter(|a| a.features().contains(NEEDED))
+        .map(|adapter| (summary(&adapter), adapter))
+        .collect();
+    usable.sort_by_key(|(summary, _)| summary.kind);
+    usable
+}
+
+/// The adapters of this machine that can run the shaders, best first.
+pub fn adapters() -> Vec<AdapterSummary> {
+    ranked().into_iter().map(|(summary, _)| summary).collect()
+}
+
+impl Device {
+    /// Opens the best adapter, or the best whose name contains `name`.
+    pub(super) fn open(name: Option<&str>) -> Result<Self> {
+        let wanted = |summary: &AdapterSummary| name.is_none_or(|name| summary.name.contains(name));
+        let Some((summary, adapter)) = ranked().into_iter().find(|(summary, _)| wanted(summary)) else {
+            let which = name.map_or_else(String::new, |name| format!(" named {name}"));
+            return Err(device_error(format!("no usable GPU{which}: no Vulkan or Metal driver offers one")));
+        };
+        let features = NEEDED | (adapter.features() & WANTED);
+        let limits = adapter.limits();
+        let request = adapter.request_device(&wgpu::DeviceDescriptor {
+            label: None,
+            required_features: features,
+            required_limits: limits.clone(),
+            experimental_features: wgpu::ExperimentalFeatures::disabled(),
+            memory_hints: wgpu::MemoryHints::MemoryUsage,
+            trace: wgpu::Trace::Off,
+        });
+        let (device, queue) = block_on(request)
+            .map_err(|e| device_error(format!("{} does not open", summary.name)).with_source(e))?;
+        let failure = Arc::new(Mutex::new(None));
+        watch(&device, &failure);
+        let largest =
+            limits.max_storage_buffer_binding_size.min(limits.max_buffer_size).min(ADDRESSABLE_BYTES);
+        // A page less than the limit leaves room for the padding.
+        let buffer_bytes_max = largest.saturating_sub(PADDING_BYTES.next_multiple_of(4096)) as usize;
+        let subgroups = features.contains(wgpu::Features::SUBGROUP);
+        Ok(Self { device, queue, summary, subgroups, buffer_bytes_max, failure })
+    }
+
+    /// Keeps an error for the next [`Device::check`], where its own caller cannot return it.
+    pub(super) fn put_back(&self, error: Error) {
+        let mut slot = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
+        slot.get_or_insert_with(|| (error.kind(), error.message().to_string()));
+    }
+
+    /// The first failure that the driver reported since the last call, if any.
+    pub(super) fn check(&self) -> Result<()> {
+        let first = self.failure.lock().unwrap_or_else(PoisonError::into_inner).take();
+        first.map_or(Ok(()), |(kind, message)| {
+            Err(Error::new(kind, format!("{}: {message}", self.summary.name)))
+        })
+    }
+}
+
+pub(super) fn device_error(message: impl Into<String>) -> Error {
+    Error::new(ErrorKind::Device, message)
+}
+
+/// Keeps the first failure of the device for [`Device::check`]; without a handler wgpu would end the process.
+fn watch(device: &wgpu::Device, failure: &Arc<Mutex<Option<(ErrorKind, String)>>>) {
+    let keep = |slot: &Mutex<Option<(ErrorKind, String)>>, kind, message: String| {
+        slot.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert((kind, message));
+    };
+    let slot = failure.clone();
+    device.on_uncaptured_error(Arc::new(move |error: wgpu::Error| match error {
+        wgpu::Error::OutOfMemory { .. } => keep(&slot, ErrorKind::Memory, "out of device memory".into()),
+        other => keep(&slot, ErrorKind::Device, other.to_string()),
+    }));
+    let slot = failure.clone();
+    device.set_device_lost_callback(move |reason, message| {
+        if reason != wgpu::DeviceLostReason::Destroyed {
+            keep(&slot, ErrorKind::Device, format!("the device was lost: {message}"));
+        }
+    });
+}

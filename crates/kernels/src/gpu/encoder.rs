@@ -1,0 +1,287 @@
+//! Recording: one encoder with one compute pass is open at a time; it is submitted when somebody must wait, when
+//! the host writes what it may read, or when held memory is to be given back.
+
+use std::any::Any;
+use std::collections::{HashMap, HashSet};
+
+use files::{Error, Result};
+
+use super::device::{Device, device_error};
+use super::memory::{GpuMemory, Graveyard};
+use super::pipelines::{IMMEDIATE_BYTES_MAX, Pipeline};
+
+/// Most buffers of a dispatch.
+pub(super) const BINDINGS_MAX: usize = 12;
+/// First size of the buffer for ids and tables.
+const UPLOAD_WORDS: usize = 1 << 18;
+/// After this much copying into device memory the host waits, so that staging memory stays bounded.
+const COPIES_BYTES_MAX: usize = 64 << 20;
+
+/// What a bind group is made of.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+struct BindKey {
+    layout: usize,
+    ids: [u64; BINDINGS_MAX],
+}
+
+/// A buffer of a dispatch.
+pub(super) type Binding<'a> = (u64, &'a wgpu::Buffer);
+
+/// The open encoder and what goes with it.
+pub(super) struct Recorder {
+    open: Option<(wgpu::CommandEncoder, Option<wgpu::ComputePass<'static>>)>,
+    bind_groups: HashMap<BindKey, wgpu::BindGroup>,
+    graveyard: Graveyard,
+    /// Words for `upload_buffer`, copied there when the encoder is submitted: a submission sees one state of it.
+    uploads: Vec<u32>,
+    upload_buffer: wgpu::Buffer,
+    upload_id: u64,
+    upload_words: usize,
+    /// Dropped when the open encoder has been submitted.
+    held: Vec<Box<dyn Any + Send>>,
+    staging: Option<wgpu::Buffer>,
+    copied_bytes: usize,
+    /// Submissions so far, for reports.
+    pub(super) submissions: u64,
+}
+
+impl Recorder {
+    pub(super) fn new(device: &Device, upload_id: u64, graveyard: &Graveyard) -> Self {
+        Self {
+            open: None,
+            bind_groups: HashMap::new(),
+            graveyard: graveyard.clone(),
+            uploads: Vec::new(),
+            upload_buffer: upload_buffer(device, UPLOAD_WORDS),
+            upload_id,
+            upload_words: UPLOAD_WORDS,
+            held: Vec::new(),
+            staging: None,
+            copied_bytes: 0,
+            submissions: 0,
+        }
+    }
+
+    /// Keeps `held` until what is recorded has been submitted. Later host writes to the memory it guards go
+    /// through the queue, after that submission, so this is long enough.
+    pub(super) fn hold(&mut self, held: Box<dyn Any + Send>) {
+        self.held.push(held);
+    }
+
+    /// Makes room for `words` words of uploads in the open submission.
+    pub(super) fn reserve(
+        &mut self,
+        device: &Device,
+        words: usize,
+        new_id: impl FnOnce() -> u64,
+    ) -> Result<()> {
+        if self.uploads.len() + words > self.upload_words {
+            self.submit(device)?;
+        }
+        if words > self.upload_words {
+            let words = words.next_power_of_two();
+            if words * 4 > device.buffer_bytes_max {
+                return Err(Error::invalid(format!("{words} words of ids and tables in one step")));
+            }
+            self.forget(self.upload_id);
+            self.upload_buffer = upload_buffer(device, words);
+            self.upload_id = new_id();
+            self.upload_words = words;
+        }
+        Ok(())
+    }
+
+    /// Appends words that [`Recorder::reserve`] made room for; the index of the first.
+    pub(super) fn upload(&mut self, words: impl IntoIterator<Item = u32>) -> u32 {
+        let first = self.uploads.len() as u32;
+        self.uploads.extend(words);
+        first
+    }
+
+    /// The buffer that shaders see uploads in.
+    pub(super) fn upload_binding(&self) -> (u64, wgpu::Buffer) {
+        (self.upload_id, self.upload_buffer.clone())
+    }
+
+    /// Records one dispatch. `immediates` are the fields of the shader's `Params`.
+    pub(super) fn dispatch(
+        &mut self,
+        device: &Device,
+        pipeline: &Pipeline,
+        bindings: &[Binding<'_>],
+        immediates: &[u32],
+        groups: [u32; 3],
+    ) {
+        if groups.contains(&0) {
+            return;
+        }
+        let mut key = BindKey { layout: pipeline.layout_id, ids: [u64::MAX; BINDINGS_MAX] };
+        key.ids.iter_mut().zip(bindings).for_each(|(slot, (id, _))| *slot = *id);
+        let group = self.bind_groups.entry(key).or_insert_with(|| bind_group(device, pipeline, bindings));
+        let (encoder, pass) = self
+            .open
+            .get_or_insert_with(|| (device.device.create_command_encoder(&Default::default()), None));
+        let pass =
+            pass.get_or_insert_with(|| encoder.begin_compute_pass(&Default::default()).forget_lifetime());
+        pass.set_pipeline(&pipeline.pipeline);
+        pass.set_bind_group(0, &*group, &[]);
+        debug_assert!(size_of_val(immediates) <= IMMEDIATE_BYTES_MAX as usize);
+        let mut all = [0u32; IMMEDIATE_BYTES_MAX as usize / 4];
+        all[..immediates.len()].copy_from_slice(immediates);
+        pass.set_immediates(0, bytemuck::cast_slice(&all));
+        pass.dispatch_workgroups(groups[0], groups[1], groups[2]);
+    }
+
+    /// Copies host bytes into a buffer, after everything recorded so far. Offset and length are multiples of 4.
+    pub(super) fn copy_in(
+        &mut self,
+        device: &Device,
+        buffer: &wgpu::Buffer,
+        offset: usize,
+        bytes: &[u8],
+    ) -> Result<()> {
+        for (i, chunk) in bytes.chunks(COPIES_BYTES_MAX / 2).enumerate() {
+            device.queue.write_buffer(buffer, (offset + i * (COPIES_BYTES_MAX / 2)) as u64, chunk);
+            self.copied_bytes += chunk.len();
+            if self.copied_bytes > COPIES_BYTES_MAX {
+                self.copied_bytes = 0;
+                let index = device.queue.submit([]);
+                wait(device, index)?;
+            }
+        }
+        device.check()
+    }
+
+    /// Submits what is recorded.
+    pub(super) fn submit(&mut self, device: &Device) -> Result<()> {
+        if let Some((encoder, pass)) = self.open.take() {
+            drop(pass);
+            self.send(device, encoder);
+        }
+        self.held.clear();
+        device.check()
+    }
+
+    fn send(&mut self, device: &Device, encoder: wgpu::CommandEncoder) -> wgpu::SubmissionIndex {
+        if !self.uploads.is_empty() {
+            device.queue.write_buffer(&self.upload_buffer, 0, bytemuck::cast_slice(&self.uploads));
+            self.uploads.clear();
+        }
+        self.submissions += 1;
+        let index = device.queue.submit([encoder.finish()]);
+        self.bury();
+        index
+    }
+
+    /// Submits what is recorded and reads ranges of buffers after it, in one wait. A range is (buffer, first byte,
+    /// bytes), in multiples of 4.
+    pub(super) fn read_back(
+        &mut self,
+        device: &Device,
+        ranges: &[(&wgpu::Buffer, usize, usize)],
+    ) -> Result<Vec<Vec<u8>>> {
+        let total: usize = ranges.iter().map(|(_, _, bytes)| bytes).sum();
+        let staging = self.staging(device, total.max(4))?;
+        let (mut encoder, pass) = match self.open.take() {
+            Some(open) => open,
+            None => (device.device.create_command_encoder(&Default::default()), None),
+        };
+        drop(pass);
+        let mut at = 0;
+        for (buffer, offset, bytes) in ranges {
+            encoder.copy_buffer_to_buffer(buffer, *offset as u64, &staging, at, *bytes as u64);
+            at += *bytes as u64;
+        }
+        let index = self.send(device, encoder);
+        self.held.clear();
+        let slice = staging.slice(..total as u64);
+        slice.map_async(wgpu::MapMode::Read, |_| ());
+        wait(device, index)?;
+        device.check()?;
+        let mapped = slice
+            .get_mapped_range()
+            .map_err(|e| device_error("cannot read the device's answer").with_source(e))?;
+        let mut rest: &[u8] = &mapped;
+        let mut out = Vec::with_capacity(ranges.len());
+        for (_, _, bytes) in ranges {
+            let (head, tail) = rest.split_at(*bytes);
+            out.push(head.to_vec());
+            rest = tail;
+        }
+        drop(mapped);
+        staging.unmap();
+        self.copied_bytes = 0;
+        Ok(out)
+    }
+
+    /// A mappable buffer of at least `bytes`.
+    fn staging(&mut self, device: &Device, bytes: usize) -> Result<wgpu::Buffer> {
+        if let Some(staging) = self.staging.as_ref().filter(|s| s.size() >= bytes as u64) {
+            return Ok(staging.clone());
+        }
+        let staging = device.device.create_buffer(&wgpu::BufferDescriptor {
+            label: Some("read back"),
+            size: (bytes as u64).next_power_of_two().max(4096),
+            usage: wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST,
+            mapped_at_creation: false,
+        });
+        device.check()?;
+        self.staging = Some(staging.clone());
+        Ok(staging)
+    }
+
+    /// Drops the bind groups of buffers that are gone: they would keep the memory alive.
+    fn bury(&mut self) {
+        // A poisoned list of ids is still a list of ids.
+        let mut dead = self.graveyard.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if !dead.is_empty() {
+            let ids: HashSet<u64> = dead.drain(..).collect();
+            self.bind_groups.retain(|key, _| !key.ids.iter().any(|id| ids.contains(id)));
+        }
+    }
+
+    fn forget(&mut self, id: u64) {
+        self.bind_groups.retain(|key, _| !key.ids.contains(&id));
+    }
+}
+
+impl GpuMemory {
+    /// This buffer in a dispatch.
+    pub(super) fn binding(&self) -> Binding<'_> {
+        (self.id, &self.buffer)
+    }
+}
+
+fn upload_buffer(device: &Device, words: usize) -> wgpu::Buffer {
+    device.device.create_buffer(&wgpu::BufferDescriptor {
+        label: Some("ids and tables"),
+        size: words as u64 * 4,
+        usage: wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST,
+        mapped_at_creation: false,
+    })
+}
+
+fn bind_group(device: &Device, pipeline: &Pipeline, bindings: &[Binding<'_>]) -> wgpu::BindGroup {
+    let entries: Vec<_> = bindings
+        .iter()
+        .enumerate()
+        .map(|(i, (_, buffer))| wgpu::BindGroupEntry {
+            binding: i as u32,
+            resource: buffer.as_entire_binding(),
+        })
+        .collect();
+    device.device.create_bind_group(&wgpu::BindGroupDescriptor {
+        label: None,
+        layout: &pipeline.layout,
+        entries: &entries,
+    })
+}
+
+/// Waits for a submission and all before it.
+fn wait(device: &Device, index: wgpu::SubmissionIndex) -> Result<()> {
+    device
+        .device
+        .poll(wgpu::PollType::Wait { submission_index: Some(index), timeout: None })
+        .map(|_| ())
+        .map_err(|e| device_error(format!("{}: waiting failed", device.summary.name)).with_source(e))
+}

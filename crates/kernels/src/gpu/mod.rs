@@ -1,0 +1,490 @@
+//! The ops on a GPU, in WGSL through wgpu: Metal on Apple, Vulkan on Linux and Windows.
+//!
+//! Ops enqueue; only [`Backend::read`] and [`Backend::read_routes`] wait. A shader file holds one op, written once
+//! for all number formats: `source` puts the decoder of a format in front of it. Activations are f32 and so are all
+//! sums; weights are decoded exactly as the reference does.
+
+mod device;
+mod encoder;
+mod memory;
+mod mixer;
+mod moe;
+mod pipelines;
+pub mod source;
+
+use std::any::Any;
+use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use files::{Error, Format, Result};
+
+pub use device::{AdapterKind, AdapterSummary, adapters};
+
+use crate::buffer::{Block, Buffer, Tensor, Weight};
+use crate::check;
+use crate::ops::{
+    AttentionSpec, Backend, DeltaInput, DeltaSpec, DeviceInfo, ExpertBatch, KvCache, MlpWeights, Precision,
+    RopeSpec, RouteBuffers, RouteSpec, Routes, Segment, SharedOutput,
+};
+use device::{Device, device_error};
+use encoder::{Binding, Recorder};
+use memory::{GpuMemory, Graveyard};
+use pipelines::{Pipelines, variant};
+use source::Kernel;
+
+/// Most workgroups in one dimension of a dispatch; `folded` in the prelude knows it too.
+const GROUPS_MAX: u32 = 65535;
+
+/// How to open a GPU.
+#[derive(Clone, Debug)]
+pub struct GpuOptions {
+    /// Part of the adapter's name; `None` for the best one.
+    pub adapter: Option<String>,
+    /// What [`DeviceInfo::precision`] shall say.
+    pub precision: Precision,
+    /// Use subgroup operations where the device has them. Without, reductions go through shared memory.
+    pub subgroups: bool,
+}
+
+impl Default for GpuOptions {
+    fn default() -> Self {
+        Self { adapter: None, precision: Precision::Fast, subgroups: true }
+    }
+}
+
+/// A GPU.
+pub struct Gpu {
+    device: Device,
+    info: DeviceInfo,
+    next_id: AtomicU64,
+    graveyard: Graveyard,
+    state: Mutex<State>,
+}
+
+/// What recording changes.
+struct State {
+    recorder: Recorder,
+    pipelines: Pipelines,
+    /// Intermediate results of an op, by use.
+    scratch: HashMap<&'static str, Arc<GpuMemory>>,
+}
+
+/// One dispatch: a kernel, what specialises it, and its arguments.
+struct Call<'a> {
+    kernel: &'a Kernel,
+    formats: &'a [Format],
+    constants: &'a [u32],
+    bindings: &'a [Binding<'a>],
+    params: &'a [u32],
+    groups: [u32; 3],
+}
+
+impl Gpu {
+    /// Opens a GPU.
+    ///
+    /// # Errors
+    /// [`files::ErrorKind::Device`] when there is none, or it does not open.
+    pub fn open(options: &GpuOptions) -> Result<Self> {
+        let mut device = Device::open(options.adapter.as_deref())?;
+        device.subgroups &= options.subgroups;
+        let info = DeviceInfo {
+            name: format!("{} ({})", device.summary.name, device.summary.driver.trim()),
+            precision: options.precision,
+            buffer_bytes_max: device.buffer_bytes_max,
+            unified_memory: false,
+            threads: 0,
+        };
+        let graveyard = Graveyard::default();
+        let recorder = Recorder::new(&device, 0, &graveyard);
+        let state = State { recorder, pipelines: Pipelines::default(), scratch: HashMap::new() };
+        device.check()?;
+        Ok(Self { device, info, next_id: AtomicU64::new(1), graveyard, state: Mutex::new(state) })
+    }
+
+    /// The adapter underneath.
+    pub fn adapter(&self) -> &AdapterSummary {
+        &self.device.summary
+    }
+
+    /// Submissions so far.
+    pub fn submissions(&self) -> u64 {
+        self.lock().recorder.submissions
+    }
+
+    /// Compiles one shader, to see whether the driver takes it.
+    ///
+    /// # Errors
+    /// [`files::ErrorKind::Device`] with the driver's message when it does not.
+    pub fn compile(&self, kernel: &Kernel, formats: &[Format], constants: &[u32]) -> Result<()> {
+        let variant = variant(kernel, formats, constants);
+        self.lock().pipelines.get(&self.device, kernel, variant).map(|_| ())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Every change of the state is complete before anything in it can panic.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn new_id(&self) -> u64 {
+        self.next_id.fetch_add(1, Ordering::Relaxed)
+    }
+
+    fn memory(&self, bytes: usize, shadowed: bool) -> Result<GpuMemory> {
+        if bytes > self.device.buffer_bytes_max {
+            return Err(Error::memory(format!(
+                "{}: a buffer of {bytes} bytes is over the device's limit of {}",
+                self.device.summary.name, self.device.buffer_bytes_max
+            )));
+        }
+        let memory = GpuMemory::new(self.new_id(), &self.device.device, bytes, shadowed, &self.graveyard)?;
+        self.device.check().map_err(|e| e.context(format!("allocating {bytes} bytes")))?;
+        Ok(memory)
+    }
+
+    /// At least `bytes` of memory for an intermediate result.
+    fn scratch(&self, state: &mut State, usage: &'static str, bytes: usize) -> Result<Arc<GpuMemory>> {
+        use crate::buffer::DeviceMemory as _;
+        if let Some(memory) = state.scratch.get(usage).filter(|m| m.bytes() >= bytes) {
+            return Ok(memory.clone());
+        }
+        let memory = Arc::new(self.memory(bytes, false)?);
+        state.scratch.insert(usage, memory.clone());
+        Ok(memory)
+    }
+
+    fn run(&self, state: &mut State, call: &Call<'_>) -> Result<()> {
+        let variant = variant(call.kernel, call.formats, call.constants);
+        let pipeline = state.pipelines.get(&self.device, call.kernel, variant)?;
+        state.recorder.dispatch(&self.device, &pipeline, call.bindings, call.params, call.groups);
+        Ok(())
+    }
+
+    /// A dispatch of a kernel without weights.
+    fn simple(
+        &self,
+        kernel: &Kernel,
+        constants: &[u32],
+        bindings: &[Binding<'_>],
+        params: &[u32],
+        groups: [u32; 3],
+    ) -> Result<()> {
+        self.run(&mut self.lock(), &Call { kernel, formats: &[], constants, bindings, params, groups })
+    }
+
+    /// Puts words where shaders find them; the buffer and the index of the first word.
+    fn upload(&self, state: &mut State, words: &[u32]) -> Result<((u64, wgpu::Buffer), u32)> {
+        state.recorder.reserve(&self.device, words.len(), || self.new_id())?;
+        let first = state.recorder.upload(words.iter().copied());
+        Ok((state.recorder.upload_binding(), first))
+    }
+}
+
+/// The GPU's own memory behind a handle.
+fn memory_of(buffer: &Buffer) -> Result<&GpuMemory> {
+    buffer.downcast().ok_or_else(|| device_error("this memory belongs to another backend"))
+}
+
+fn binding(tensor: &Tensor) -> Result<Binding<'_>> {
+    Ok(memory_of(tensor.block().buffer())?.binding())
+}
+
+/// Buffers and byte offsets of a weight's parts.
+fn weight_parts(weight: &Weight) -> Result<(Vec<Binding<'_>>, [u32; 3])> {
+    let mut bases = [0; 3];
+    let mut bindings = Vec::with_capacity(3);
+    for (base, part) in bases.iter_mut().zip(weight.parts()) {
+        bindings.push(memory_of(part.buffer())?.binding());
+        // A buffer's size fits 32 bits.
+        *base = part.offset() as u32;
+    }
+    Ok((bindings, bases))
+}
+
+/// `count` workgroups over x and z, with `y` in y.
+fn folded(count: usize, y: u32) -> [u32; 3] {
+    let count = count as u32;
+    if count <= GROUPS_MAX { [count, y, 1] } else { [GROUPS_MAX, y, count.div_ceil(GROUPS_MAX)] }
+}
+
+/// Workgroups for one thread an item.
+fn items(kernel: &Kernel, count: usize) -> [u32; 3] {
+    folded(count.div_ceil(kernel.team as usize), 1)
+}
+
+/// Rows of activations that share one decoding of the weights.
+fn tokens_for(rows: usize) -> u32 {
+    if rows <= 1 { 1 } else { 4 }
+}
+
+/// Whether rows of `cols` values must be loaded one by one.
+fn tail(cols: usize) -> u32 {
+    u32::from(!cols.is_multiple_of(8))
+}
+
+impl Backend for Gpu {
+    fn info(&self) -> &DeviceInfo {
+        &self.info
+    }
+
+    fn alloc_shared(&self, bytes: usize) -> Result<Buffer> {
+        Ok(Buffer::new(self.memory(bytes, true)?))
+    }
+
+    fn publish(&self, buffer: &Buffer, range: Range<usize>) -> Result<()> {
+        if range.start > range.end || range.end > buffer.bytes() {
+            return Err(Error::invalid(format!("publish {range:?} of {} bytes", buffer.bytes())));
+        }
+        let memory = memory_of(buffer)?;
+        let host = buffer.host().ok_or_else(|| device_error("publish needs shared memory"))?;
+        let start = range.start & !3;
+        let len = range.end.next_multiple_of(4) - start;
+        // SAFETY: the shadow is page-aligned and whole pages long, so the rounded range lies in it; the caller has
+        // finished writing the range, and shares no word at its ends with a writer, as `publish` demands.
+        let bytes = unsafe { std::slice::from_raw_parts(host.as_ptr().add(start), len) };
+        self.lock().recorder.copy_in(&self.device, &memory.buffer, start, bytes)
+    }
+
+    fn release(&self, held: Box<dyn Any + Send>) {
+        let mut state = self.lock();
+        state.recorder.hold(held);
+        // An error stays with the device: the next op or read reports it.
+        if let Err(error) = state.recorder.submit(&self.device) {
+            self.device.put_back(error);
+        }
+    }
+
+    fn alloc(&self, bytes: usize) -> Result<Block> {
+        Block::new(Buffer::new(self.memory(bytes, false)?))
+    }
+
+    fn write(&self, block: &mut Block, offset: usize, data: &[u8]) -> Result<()> {
+        within(block, offset, data.len())?;
+        let start = offset & !3;
+        let end = (offset + data.len()).next_multiple_of(4);
+        let mut whole = Vec::new();
+        let aligned = if (start, end) == (offset, offset + data.len()) {
+            data
+        } else {
+            whole.resize(end - start, 0);
+            self.read_words(block, start, &mut whole)?;
+            whole[offset - start..][..data.len()].copy_from_slice(data);
+            &whole
+        };
+        let mut state = self.lock();
+        // Copies run before what is recorded, so that must be submitted first.
+        state.recorder.submit(&self.device)?;
+        state.recorder.copy_in(&self.device, &memory_of(block.buffer())?.buffer, start, aligned)
+    }
+
+    fn read(&self, block: &Block, offset: usize, out: &mut [u8]) -> Result<()> {
+        within(block, offset, out.len())?;
+        let start = offset & !3;
+        let mut whole = vec![0; (offset + out.len()).next_multiple_of(4) - start];
+        self.read_words(block, start, &mut whole)?;
+        out.copy_from_slice(&whole[offset - start..][..out.len()]);
+        Ok(())
+    }
+
+    fn embed(&self, table: &Weight, ids: &[u32], out: &mut Tensor) -> Result<()> {
+        check::embed(table, ids, out)?;
+        let mut state = self.lock();
+        let ((id, uploads), first) = self.upload(&mut state, ids)?;
+        let (parts, base) = weight_parts(table)?;
+        let mut bindings = vec![(id, &uploads), binding(out)?];
+        bindings.extend(parts);
+        let cols = table.cols();
+        let eights = cols.div_ceil(8);
+        self.run(
+            &mut state,
+            &Call {
+                kernel: &source::EMBED,
+                formats: &[table.format()],
+                constants: &[],
+                bindings: &bindings,
+                params: &[base[0], base[1], base[2], first, cols as u32, eights as u32, ids.len() as u32],
+                groups: items(&source::EMBED, ids.len() * eights),
+            },
+        )
+    }
+
+    fn rms_norm(&self, x: &Tensor, weight: &Tensor, eps: f32, out: &mut Tensor) -> Result<()> {
+        check::rms_norm(x, weight, out)?;
+        let bindings = [binding(x)?, binding(weight)?, binding(out)?];
+        let params = [x.cols() as u32, x.rows() as u32, eps.to_bits()];
+        self.simple(&source::RMS_NORM, &[], &bindings, &params, folded(x.rows(), 1))
+    }
+
+    fn linear(&self, x: &Tensor, w: &Weight, bias: Option<&Tensor>, out: &mut Tensor) -> Result<()> {
+        check::linear(x, w, bias, out)?;
+        self.product(&mut self.lock(), x, w, bias, binding(out)?)
+    }
+
+    fn add(&self, x: &mut Tensor, y: &Tensor) -> Result<()> {
+        check::add(x, y)?;
+        let bindings = [binding(x)?, binding(y)?];
+        self.simple(&source::ADD, &[], &bindings, &[x.len() as u32], items(&source::ADD, x.len()))
+    }
+
+    fn gather_rows(&self, x: &Tensor, rows: &[u32], out: &mut Tensor) -> Result<()> {
+        check::gather_rows(x, rows, out)?;
+        let mut state = self.lock();
+        let ((id, uploads), first) = self.upload(&mut state, rows)?;
+        self.run(
+            &mut state,
+            &Call {
+                kernel: &source::GATHER_ROWS,
+                formats: &[],
+                constants: &[],
+                bindings: &[binding(x)?, (id, &uploads), binding(out)?],
+                params: &[first, x.cols() as u32, out.len() as u32],
+                groups: items(&source::GATHER_ROWS, out.len()),
+            },
+        )
+    }
+
+    fn norm_rope(
+        &self,
+        x: &mut Tensor,
+        segment: &Segment,
+        spec: &RopeSpec,
+        frequencies: &Tensor,
+        norm: Option<(&Tensor, f32)>,
+    ) -> Result<()> {
+        check::norm_rope(x, segment, spec, frequencies, norm)?;
+        self.rotate(x, segment, spec, frequencies, norm)
+    }
+
+    fn kv_append(&self, k: &Tensor, v: &Tensor, segment: &Segment, cache: &mut KvCache) -> Result<()> {
+        check::kv_append(k, v, segment, cache)?;
+        self.append(k, v, segment, cache)
+    }
+
+    fn attention(
+        &self,
+        q: &Tensor,
+        segment: &Segment,
+        cache: &KvCache,
+        spec: &AttentionSpec,
+        out: &mut Tensor,
+    ) -> Result<()> {
+        check::attention(q, segment, cache, spec, out)?;
+        self.attend(q, segment, cache, spec, out)
+    }
+
+    fn short_conv(
+        &self,
+        x: &Tensor,
+        weight: &Tensor,
+        segment: &Segment,
+        state: &mut Tensor,
+        out: &mut Tensor,
+    ) -> Result<()> {
+        check::short_conv(x, weight, segment, state, out)?;
+        self.convolve(x, weight, segment, state, out)
+    }
+
+    fn delta_rule(
+        &self,
+        input: &DeltaInput<'_>,
+        spec: &DeltaSpec,
+        state: &mut Tensor,
+        out: &mut Tensor,
+    ) -> Result<()> {
+        check::delta_rule(input, spec, state, out)?;
+        self.delta(input, spec, state, out)
+    }
+
+    fn gated_norm(&self, x: &mut Tensor, z: &Tensor, weight: &Tensor, eps: f32) -> Result<()> {
+        check::gated_norm(x, z, weight)?;
+        let heads = x.len() / weight.len();
+        let bindings = [binding(x)?, binding(z)?, binding(weight)?];
+        let params = [weight.len() as u32, heads as u32, eps.to_bits()];
+        self.simple(&source::GATED_NORM, &[], &bindings, &params, folded(heads, 1))
+    }
+
+    fn mlp(&self, x: &Tensor, weights: &MlpWeights, out: &mut Tensor) -> Result<()> {
+        check::mlp(x, weights, out)?;
+        self.dense_mlp(x, weights, out)
+    }
+
+    fn route(&self, x: &Tensor, router: &Weight, spec: &RouteSpec, out: &mut RouteBuffers) -> Result<()> {
+        check::route(x, router, spec, out)?;
+        self.choose(x, router, spec, out)
+    }
+
+    fn read_routes(&self, routes: &RouteBuffers, rows: usize, spec: &RouteSpec) -> Result<Routes> {
+        self.chosen(routes, rows, spec)
+    }
+
+    fn expert_mlp(&self, x: &Tensor, experts: &[ExpertBatch<'_>], parts: &mut Tensor) -> Result<()> {
+        check::expert_mlp(x, experts, parts)?;
+        self.experts(x, experts, parts)
+    }
+
+    fn combine(
+        &self,
+        parts: &Tensor,
+        routes: &RouteBuffers,
+        spec: &RouteSpec,
+        shared: Option<SharedOutput<'_>>,
+        out: &mut Tensor,
+    ) -> Result<()> {
+        check::combine(parts, routes, spec, shared, out)?;
+        self.weigh(parts, routes, spec, shared, out)
+    }
+}
+
+impl Gpu {
+    /// `out = x . w^T + bias`; out is f32 `[x.rows, w.rows]`.
+    fn product(
+        &self,
+        state: &mut State,
+        x: &Tensor,
+        w: &Weight,
+        bias: Option<&Tensor>,
+        out: Binding<'_>,
+    ) -> Result<()> {
+        let (parts, base) = weight_parts(w)?;
+        let tokens = tokens_for(x.rows());
+        // A binding must be something: without a bias it is never read.
+        let mut bindings = vec![binding(x)?, binding(bias.unwrap_or(x))?, out];
+        bindings.extend(parts);
+        self.run(
+            state,
+            &Call {
+                kernel: &source::LINEAR,
+                formats: &[w.format()],
+                constants: &[tokens, tail(w.cols())],
+                bindings: &bindings,
+                params: &[
+                    base[0],
+                    base[1],
+                    base[2],
+                    w.cols() as u32,
+                    w.rows() as u32,
+                    x.rows() as u32,
+                    u32::from(bias.is_some()),
+                ],
+                groups: folded(w.rows().div_ceil(4), (x.rows() as u32).div_ceil(tokens)),
+            },
+        )
+    }
+
+    /// Reads whole words.
+    fn read_words(&self, block: &Block, offset: usize, out: &mut [u8]) -> Result<()> {
+        let buffer = &memory_of(block.buffer())?.buffer;
+        let answers = self.lock().recorder.read_back(&self.device, &[(buffer, offset, out.len())])?;
+        // One range was asked for.
+        out.copy_from_slice(&answers[0]);
+        Ok(())
+    }
+}
+
+fn within(block: &Block, offset: usize, len: usize) -> Result<()> {
+    if offset.checked_add(len).is_some_and(|end| end <= block.bytes()) {
+        return Ok(());
+    }
+    Err(Error::invalid(format!("{len} bytes at {offset} leave a block of {}", block.bytes())))
+}

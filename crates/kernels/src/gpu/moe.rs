@@ -1,0 +1,224 @@
+//! Router and experts.
+
+use files::{Error, Format, Result};
+
+use super::encoder::Binding;
+use super::{
+    Call, GROUPS_MAX, Gpu, State, binding, folded, items, memory_of, source, tail, tokens_for, weight_parts,
+};
+use crate::buffer::{Tensor, Weight};
+use crate::ops::{ExpertBatch, MlpWeights, RouteBuffers, RouteSpec, RoutedRow, Routes, SharedOutput};
+use crate::reference;
+
+/// Most bytes of intermediate activations; more entries than that go in several passes.
+const ACT_BYTES_MAX: usize = 64 << 20;
+/// A row of logits, as sort keys, lies in a workgroup's 16 KiB.
+const EXPERTS_MAX: usize = 2048;
+/// Words of a tile in the table; `gate_up.wgsl` says which.
+const TILE_WORDS: usize = 11;
+
+/// The buffers and formats that make one pipeline and one bind group serve many experts.
+struct Parts<'a> {
+    formats: [Format; 3],
+    gate: Vec<Binding<'a>>,
+    up: Vec<Binding<'a>>,
+    down: Vec<Binding<'a>>,
+    /// Bytes of the parts of gate, up, down.
+    bases: [u32; 9],
+}
+
+impl<'a> Parts<'a> {
+    fn of(weights: &'a MlpWeights) -> Result<Self> {
+        let (gate, g) = weight_parts(&weights.gate)?;
+        let (up, u) = weight_parts(&weights.up)?;
+        let (down, d) = weight_parts(&weights.down)?;
+        let mut bases = [0; 9];
+        bases.iter_mut().zip(g.into_iter().chain(u).chain(d)).for_each(|(to, from)| *to = from);
+        let formats = [weights.gate.format(), weights.up.format(), weights.down.format()];
+        Ok(Self { formats, gate, up, down, bases })
+    }
+
+    fn same_dispatch(&self, other: &Self) -> bool {
+        let ids =
+            |p: &Self| -> Vec<u64> { p.gate.iter().chain(&p.up).chain(&p.down).map(|(id, _)| *id).collect() };
+        self.formats == other.formats && ids(self) == ids(other)
+    }
+}
+
+/// The table of a dispatch: tiles, and the (row, part) entries that they point to.
+#[derive(Default)]
+struct Table {
+    tiles: Vec<u32>,
+    entries: Vec<u32>,
+}
+
+/// What the passes over one group of experts have in common.
+struct Group<'a> {
+    parts: &'a Parts<'a>,
+    x: Binding<'a>,
+    out: Binding<'a>,
+    hidden: usize,
+    intermediate: usize,
+    tokens: u32,
+}
+
+impl Gpu {
+    pub(super) fn dense_mlp(&self, x: &Tensor, weights: &MlpWeights, out: &mut Tensor) -> Result<()> {
+        let rows: Vec<RoutedRow> = (0..x.rows() as u32).map(|row| RoutedRow { row, part: row }).collect();
+        self.experts(x, &[ExpertBatch { weights, rows: &rows }], out)
+    }
+
+    pub(super) fn experts(&self, x: &Tensor, experts: &[ExpertBatch<'_>], out: &mut Tensor) -> Result<()> {
+        let parts = experts.iter().map(|e| Parts::of(e.weights)).collect::<Result<Vec<_>>>()?;
+        let mut state = self.lock();
+        let mut done = vec![false; experts.len()];
+        for first in 0..experts.len() {
+            if done[first] {
+                continue;
+            }
+            let members: Vec<usize> = (first..experts.len())
+                .filter(|&i| !done[i] && parts[i].same_dispatch(&parts[first]))
+                .collect();
+            members.iter().for_each(|&i| done[i] = true);
+            let weights = experts[first].weights;
+            let most = members.iter().map(|&i| experts[i].rows.len()).max().unwrap_or(0);
+            let group = Group {
+                parts: &parts[first],
+                x: binding(x)?,
+                out: binding(out)?,
+                hidden: weights.gate.cols(),
+                intermediate: weights.gate.rows(),
+                tokens: tokens_for(most),
+            };
+            let batches = members.iter().map(|&i| (&parts[i].bases, experts[i].rows));
+            self.expert_group(&mut state, &group, batches)?;
+        }
+        Ok(())
+    }
+
+    /// All experts of a group, in as few passes as the scratch memory and the grid allow.
+    fn expert_group<'a>(
+        &self,
+        state: &mut State,
+        group: &Group<'_>,
+        batches: impl Iterator<Item = (&'a [u32; 9], &'a [RoutedRow])>,
+    ) -> Result<()> {
+        let tokens = group.tokens as usize;
+        let entries_max = (ACT_BYTES_MAX / 4 / group.intermediate.max(1)).max(tokens);
+        let mut table = Table::default();
+        for (bases, rows) in batches {
+            for tile in rows.chunks(tokens) {
+                let entries = table.entries.len() / 2;
+                if entries + tile.len() > entries_max || table.tiles.len() / TILE_WORDS == GROUPS_MAX as usize
+                {
+                    self.expert_pass(state, group, &std::mem::take(&mut table))?;
+                }
+                let first = (table.entries.len() / 2) as u32;
+                table.tiles.extend(bases);
+                table.tiles.extend([first, tile.len() as u32]);
+                table.entries.extend(tile.iter().flat_map(|r| [r.row, r.part]));
+            }
+        }
+        self.expert_pass(state, group, &table)
+    }
+
+    /// Gate, up and activation in one dispatch, down in a second.
+    fn expert_pass(&self, state: &mut State, group: &Group<'_>, table: &Table) -> Result<()> {
+        let tiles = (table.tiles.len() / TILE_WORDS) as u32;
+        if tiles == 0 {
+            return Ok(());
+        }
+        let (hidden, intermediate) = (group.hidden, group.intermediate);
+        let act = self.scratch(state, "act", table.entries.len() / 2 * intermediate * 4)?;
+        let words: Vec<u32> = table.tiles.iter().chain(&table.entries).copied().collect();
+        let ((id, uploads), first) = self.upload(state, &words)?;
+        let params = [first, first + table.tiles.len() as u32, hidden as u32, intermediate as u32];
+        let mut bindings = vec![group.x, (id, &uploads), act.binding()];
+        bindings.extend(&group.parts.gate);
+        bindings.extend(&group.parts.up);
+        self.run(
+            state,
+            &Call {
+                kernel: &source::GATE_UP,
+                formats: &group.parts.formats[..2],
+                constants: &[group.tokens, tail(hidden)],
+                bindings: &bindings,
+                params: &params,
+                groups: [intermediate.div_ceil(4) as u32, tiles, 1],
+            },
+        )?;
+        let mut bindings = vec![act.binding(), (id, &uploads), group.out];
+        bindings.extend(&group.parts.down);
+        self.run(
+            state,
+            &Call {
+                kernel: &source::DOWN,
+                formats: &group.parts.formats[2..],
+                constants: &[group.tokens, tail(intermediate)],
+                bindings: &bindings,
+                params: &params,
+                groups: [hidden.div_ceil(4) as u32, tiles, 1],
+            },
+        )
+    }
+
+    pub(super) fn choose(
+        &self,
+        x: &Tensor,
+        router: &Weight,
+        spec: &RouteSpec,
+        out: &mut RouteBuffers,
+    ) -> Result<()> {
+        let experts = router.rows();
+        if experts > EXPERTS_MAX {
+            return Err(Error::unsupported(format!("{experts} experts on the GPU, more than {EXPERTS_MAX}")));
+        }
+        let mut state = self.lock();
+        let logits = self.scratch(&mut state, "logits", x.rows() * experts * 4)?;
+        self.product(&mut state, x, router, None, logits.binding())?;
+        self.run(
+            &mut state,
+            &Call {
+                kernel: &source::ROUTE,
+                formats: &[],
+                constants: &[experts as u32, spec.top_k as u32, u32::from(spec.normalise)],
+                bindings: &[logits.binding(), memory_of(out.ids.buffer())?.binding(), binding(&out.weights)?],
+                params: &[x.rows() as u32],
+                groups: folded(x.rows(), 1),
+            },
+        )
+    }
+
+    pub(super) fn chosen(&self, routes: &RouteBuffers, rows: usize, spec: &RouteSpec) -> Result<Routes> {
+        let bytes = rows * spec.top_k * 4;
+        if bytes > routes.ids.bytes() || bytes > routes.weights.block().bytes() {
+            return Err(Error::invalid(format!("read_routes: no answer for {rows} rows of {}", spec.top_k)));
+        }
+        let (ids, weights) = (memory_of(routes.ids.buffer())?, memory_of(routes.weights.block().buffer())?);
+        let answers = self
+            .lock()
+            .recorder
+            .read_back(&self.device, &[(&ids.buffer, 0, bytes), (&weights.buffer, 0, bytes)])?;
+        // Two ranges were asked for; Vec<u8> is not aligned for the values.
+        let ids = bytemuck::pod_collect_to_vec(&answers[0]);
+        let weights = bytemuck::pod_collect_to_vec(&answers[1]);
+        reference::finite_routes(spec.top_k, ids, weights)
+    }
+
+    pub(super) fn weigh(
+        &self,
+        parts: &Tensor,
+        routes: &RouteBuffers,
+        spec: &RouteSpec,
+        shared: Option<SharedOutput<'_>>,
+        out: &mut Tensor,
+    ) -> Result<()> {
+        // Without a shared expert its bindings are never read.
+        let (output, gate) = shared.map_or((parts, parts), |s| (s.output, s.gate));
+        let bindings =
+            [binding(parts)?, binding(&routes.weights)?, binding(output)?, binding(gate)?, binding(out)?];
+        let params = [spec.top_k as u32, out.cols() as u32, out.len() as u32];
+        let constants = [u32::from(shared.is_some())];
+        self.simple(&source::COMBINE, &constants, &bindings, &params, items(&source::COMBINE, out.len()))
+    }
+}

@@ -1,0 +1,36 @@
+// parts[part_e] = down_j . act[e] for the entries e of every expert j; the table is that of gate_up.
+
+struct Params {
+    tiles: u32,
+    entries: u32,
+    hidden: u32,
+    intermediate: u32,
+}
+var<immediate> p: Params;
+@group(0) @binding(0) var<storage, read> x: array<XItem>;
+@group(0) @binding(1) var<storage, read> table: array<u32>;
+@group(0) @binding(2) var<storage, read_write> parts: array<f32>;
+
+@compute @workgroup_size(TEAM)
+fn main(@builtin(workgroup_id) group: vec3<u32>, $TEAM_ARGUMENTS) {
+    $TEAM_SETUP
+    let n = group.x * 4u;
+    let four = min(vec4<u32>(n, n + 1u, n + 2u, n + 3u), vec4<u32>(p.hidden - 1u));
+    let tile = p.tiles + group.y * 11u;
+    let first = table[tile + 9u];
+    let count = table[tile + 10u];
+    var rows: array<u32, TOKENS>;
+    var sums: array<vec4<f32>, TOKENS>;
+    for (var i = 0u; i < TOKENS; i++) {
+        rows[i] = first + min(i, count - 1u);
+    }
+    let base = vec3<u32>(table[tile + 6u], table[tile + 7u], table[tile + 8u]);
+    down_accumulate(&sums, base, four, &rows, p.intermediate, t);
+    for (var i = 0u; i < TOKENS; i++) {
+        let sum = team_sum4(sums[i], t);
+        if t < 4u && n + t < p.hidden && i < count {
+            let part = table[p.entries + (first + i) * 2u + 1u];
+            parts[part * p.hidden + n + t] = sum[t];
+        }
+    }
+}

@@ -1,0 +1,42 @@
+// out[r, n] = x[r] . w[n] + bias[n]. A team takes four rows of w and TOKENS rows of x.
+
+struct Params {
+    base_0: u32,
+    base_1: u32,
+    base_2: u32,
+    cols: u32,
+    outputs: u32,
+    rows: u32,
+    biased: u32,
+}
+var<immediate> p: Params;
+@group(0) @binding(0) var<storage, read> x: array<XItem>;
+@group(0) @binding(1) var<storage, read> bias: array<f32>;
+@group(0) @binding(2) var<storage, read_write> out: array<f32>;
+
+@compute @workgroup_size(TEAM)
+fn main(@builtin(workgroup_id) group: vec3<u32>, $TEAM_ARGUMENTS) {
+    $TEAM_SETUP
+    let n = folded(group) * 4u;
+    if n >= p.outputs {
+        return;
+    }
+    let four = min(vec4<u32>(n, n + 1u, n + 2u, n + 3u), vec4<u32>(p.outputs - 1u));
+    let first = group.y * TOKENS;
+    var rows: array<u32, TOKENS>;
+    var sums: array<vec4<f32>, TOKENS>;
+    for (var i = 0u; i < TOKENS; i++) {
+        rows[i] = min(first + i, p.rows - 1u);
+    }
+    w_accumulate(&sums, vec3<u32>(p.base_0, p.base_1, p.base_2), four, &rows, p.cols, t);
+    for (var i = 0u; i < TOKENS; i++) {
+        let sum = team_sum4(sums[i], t);
+        if t < 4u && n + t < p.outputs && first + i < p.rows {
+            var value = sum[t];
+            if p.biased == 1u {
+                value += bias[n + t];
+            }
+            out[(first + i) * p.outputs + n + t] = value;
+        }
+    }
+}

@@ -1,0 +1,164 @@
+//! Shader sources: a kernel's WGSL is put together from the prelude, the reductions, the decoders of its weights'
+//! formats, and its own file.
+
+use std::fmt::Write as _;
+
+use files::{Format, ScaleType};
+
+/// One of our compute shaders, before it is specialised.
+#[derive(Debug)]
+pub struct Kernel {
+    /// File name, and name in errors.
+    pub name: &'static str,
+    /// Its own WGSL.
+    pub source: &'static str,
+    /// How it uses each buffer binding before the weights: `r` reads, `w` reads and writes.
+    pub access: &'static str,
+    /// Names of the weights that it decodes; each brings its parts as further bindings.
+    pub weights: &'static [&'static str],
+    /// Names of the constants that specialise it.
+    pub constants: &'static [&'static str],
+    /// Threads of a workgroup.
+    pub team: u32,
+}
+
+/// Most constants and weights of a kernel.
+pub(super) const CONSTANTS_MAX: usize = 4;
+pub(super) const WEIGHTS_MAX: usize = 2;
+
+/// What makes one pipeline different from another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Variant {
+    /// [`Kernel::name`]
+    pub name: &'static str,
+    /// A format for each of [`Kernel::weights`].
+    pub formats: [Option<Format>; WEIGHTS_MAX],
+    /// A value for each of [`Kernel::constants`].
+    pub constants: [u32; CONSTANTS_MAX],
+}
+
+macro_rules! kernels {
+    ($($id:ident = $name:literal $access:literal weights $weights:tt constants $constants:tt team $team:literal;)*) => {
+        $(pub(super) const $id: Kernel = Kernel {
+            name: $name,
+            source: include_str!(concat!("shaders/", $name, ".wgsl")),
+            access: $access,
+            weights: &$weights,
+            constants: &$constants,
+            team: $team,
+        };)*
+        /// Every kernel there is.
+        pub const KERNELS: &[Kernel] = &[$($id),*];
+    };
+}
+
+kernels! {
+    EMBED = "embed" "rw" weights ["w"] constants [] team 64;
+    RMS_NORM = "rms_norm" "rrw" weights [] constants [] team 256;
+    LINEAR = "linear" "rrw" weights ["w"] constants ["TOKENS", "TAIL"] team 64;
+    ADD = "add" "wr" weights [] constants [] team 64;
+    GATHER_ROWS = "gather_rows" "rrw" weights [] constants [] team 64;
+    NORM_ROPE = "norm_rope" "wrr" weights [] constants ["HEAD_DIM", "NORM", "INTERLEAVED"] team 64;
+    KV_APPEND = "kv_append" "rrww" weights [] constants ["HEAD_DIM", "HALF"] team 64;
+    ATTENTION = "attention" "rrrw" weights [] constants ["HEAD_DIM", "HALF", "GATED"] team 128;
+    SHORT_CONV = "short_conv" "rrww" weights [] constants ["KERNEL"] team 64;
+    DELTA_RULE = "delta_rule" "rrrrrww" weights [] constants ["KEY_DIM", "TILED"] team 32;
+    GATED_NORM = "gated_norm" "wrr" weights [] constants [] team 64;
+    ROUTE = "route" "rww" weights [] constants ["EXPERTS", "TOP_K", "NORMALISE"] team 128;
+    GATE_UP = "gate_up" "rrw" weights ["gate", "up"] constants ["TOKENS", "TAIL"] team 64;
+    DOWN = "down" "rrw" weights ["down"] constants ["TOKENS", "TAIL"] team 64;
+    COMBINE = "combine" "rrrrw" weights [] constants ["SHARED"] team 64;
+}
+
+/// The whole WGSL of a kernel for a variant; with `subgroups`, reductions use subgroup operations.
+pub fn wgsl(kernel: &Kernel, variant: &Variant, subgroups: bool) -> String {
+    let mut out = format!("const TEAM = {}u;\n", kernel.team);
+    for (name, value) in kernel.constants.iter().zip(variant.constants) {
+        // Writing to a String cannot fail.
+        let _ = writeln!(out, "const {name} = {value}u;");
+    }
+    out.push_str(include_str!("shaders/prelude.wgsl"));
+    out.push_str(if subgroups {
+        include_str!("shaders/team_subgroup.wgsl")
+    } else {
+        include_str!("shaders/team_plain.wgsl")
+    });
+    let multiplies = kernel.constants.contains(&"TAIL");
+    if let Some(tail) = kernel.constants.iter().position(|c| *c == "TAIL") {
+        out.push_str(if variant.constants[tail] == 1 {
+            include_str!("shaders/x_tail.wgsl")
+        } else {
+            include_str!("shaders/x_whole.wgsl")
+        });
+    }
+    let mut binding = kernel.access.len();
+    for (name, format) in kernel.weights.iter().zip(variant.formats) {
+        let Some(format) = format else { continue };
+        out.push_str(&weight(name, format, binding));
+        binding += format.parts();
+        if multiplies {
+            out.push_str(&include_str!("shaders/accumulate.wgsl").replace("$W", name));
+        }
+    }
+    let arguments = if subgroups {
+        "@builtin(local_invocation_index) t: u32, @builtin(subgroup_id) sg_id: u32, \
+         @builtin(subgroup_invocation_id) sg_lane: u32, @builtin(num_subgroups) sg_count: u32"
+    } else {
+        "@builtin(local_invocation_index) t: u32"
+    };
+    let setup = if subgroups { "subgroup = vec3<u32>(sg_id, sg_lane, sg_count);" } else { "" };
+    out.push_str(&kernel.source.replace("$TEAM_ARGUMENTS", arguments).replace("$TEAM_SETUP", setup));
+    out
+}
+
+/// Bindings, byte loads and decoder of one weight.
+fn weight(name: &str, format: Format, first_binding: usize) -> String {
+    let mut out = String::new();
+    for part in 0..format.parts() {
+        let binding = first_binding + part;
+        let _ = writeln!(out, "@group(0) @binding({binding}) var<storage, read> {name}_{part}: array<u32>;");
+        out.push_str(&include_str!("shaders/bytes.wgsl").replace("$W_PART", &format!("{name}_{part}")));
+        if let Format::Affine { scale, .. } = format {
+            out.push_str(&scale_load(&format!("{name}_{part}"), scale));
+        }
+    }
+    out.push_str(&decoder(format).replace("$W", name));
+    out
+}
+
+/// A load of one scale or bias.
+fn scale_load(part: &str, scale: ScaleType) -> String {
+    let value = match scale {
+        ScaleType::F32 => format!("bitcast<f32>({part}_u32(at))"),
+        ScaleType::F16 => format!("f16_value({part}_u16(at))"),
+        ScaleType::BF16 => format!("bf16_value({part}_u16(at))"),
+    };
+    format!("fn {part}_scale(at: u32) -> f32 {{\n    return {value};\n}}\n")
+}
+
+/// `$W_eight(base, n, k, cols)`: values k .. k + 8 of row n, k a multiple of eight.
+fn decoder(format: Format) -> String {
+    const K_SCALES: &str = include_str!("shaders/formats/k_scales.wgsl");
+    match format {
+        Format::F32 => include_str!("shaders/formats/f32.wgsl").into(),
+        Format::F16 => include_str!("shaders/formats/f16.wgsl").into(),
+        Format::BF16 => include_str!("shaders/formats/bf16.wgsl").into(),
+        Format::Affine { bits, group, scale } => include_str!("shaders/formats/affine.wgsl")
+            .replace("$BITS", &bits.to_string())
+            .replace("$GROUP", &group.to_string())
+            .replace("$SCALE_BYTES", &scale.bytes().to_string()),
+        Format::Q4_0 => include_str!("shaders/formats/q4_0.wgsl").into(),
+        Format::Q4_1 => include_str!("shaders/formats/q4_1.wgsl").into(),
+        Format::Q5_0 => include_str!("shaders/formats/q5_0.wgsl").into(),
+        Format::Q5_1 => include_str!("shaders/formats/q5_1.wgsl").into(),
+        Format::Q8_0 => include_str!("shaders/formats/q8_0.wgsl").into(),
+        Format::Q2K => include_str!("shaders/formats/q2k.wgsl").into(),
+        Format::Q3K => include_str!("shaders/formats/q3k.wgsl").into(),
+        Format::Q4K => K_SCALES.to_string() + include_str!("shaders/formats/q4k.wgsl"),
+        Format::Q5K => K_SCALES.to_string() + include_str!("shaders/formats/q5k.wgsl"),
+        Format::Q6K => include_str!("shaders/formats/q6k.wgsl").into(),
+        Format::IQ4NL => include_str!("shaders/formats/iq4nl.wgsl").into(),
+        Format::IQ4XS => include_str!("shaders/formats/iq4xs.wgsl").into(),
+        Format::MXFP4 => include_str!("shaders/formats/mxfp4.wgsl").into(),
+    }
+}

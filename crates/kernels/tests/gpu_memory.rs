@@ -1,0 +1,171 @@
+//! The GPU's memory: slots that the host fills, the order of writes and ops, and what is refused.
+
+#![cfg(feature = "gpu")]
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use files::{ErrorKind, Format, ScaleType};
+use tidemill_kernels::buffer::{Buffer, Tensor, View, Weight};
+use tidemill_kernels::gpu::{Gpu, GpuOptions, adapters};
+use tidemill_kernels::ops::{Backend, Precision};
+use tidemill_kernels::reference::Reference;
+
+fn gpu() -> Option<Gpu> {
+    if adapters().is_empty() {
+        assert!(std::env::var("CI").as_deref() != Ok("true"), "gpu: no adapter; CI installs lavapipe");
+        println!("SKIP gpu: no adapter");
+        return None;
+    }
+    let options = GpuOptions { precision: Precision::Exact, ..GpuOptions::default() };
+    Some(Gpu::open(&options).unwrap())
+}
+
+fn wave(n: usize, step: f32) -> Vec<f32> {
+    (0..n).map(|i| (i as f32 * step).sin()).collect()
+}
+
+fn tensor(b: &dyn Backend, rows: usize, cols: usize, values: &[f32]) -> Tensor {
+    let mut block = b.alloc(rows * cols * 4).unwrap();
+    b.write(&mut block, 0, bytemuck::cast_slice(values)).unwrap();
+    Tensor::new(block, rows, cols).unwrap()
+}
+
+fn values(b: &dyn Backend, t: &Tensor) -> Vec<f32> {
+    let mut out = vec![0f32; t.len()];
+    b.read(t.block(), 0, bytemuck::cast_slice_mut(&mut out)).unwrap();
+    out
+}
+
+const ROWS: usize = 24;
+const COLS: usize = 128;
+const FORMAT: Format = Format::Affine { bits: 4, group: 64, scale: ScaleType::BF16 };
+
+/// What a drive does: writes the parts of a weight into a slot at page-aligned `slot`, `shift` bytes in, one after
+/// the other as they lie in a file, and publishes the slot.
+fn fill(b: &dyn Backend, slab: &Buffer, slot: usize, shift: usize, values: &[f32]) -> Weight {
+    let mut parts = vec![Vec::new(); 3];
+    for row in values.chunks_exact(COLS) {
+        for (part, bytes) in parts.iter_mut().zip(files::quant::encode(FORMAT, row).unwrap()) {
+            part.extend(bytes);
+        }
+    }
+    let mut at = slot + shift;
+    let mut views = Vec::new();
+    for part in parts {
+        let host = slab.host().unwrap();
+        assert!(at + part.len() <= slot + 4096);
+        // SAFETY: the range lies in the slab (a slot is a page), and nobody else uses this slot now.
+        unsafe { std::ptr::copy_nonoverlapping(part.as_ptr(), host.as_ptr().add(at), part.len()) };
+        // SAFETY: the slot is written again only after the weight is gone.
+        views.push(unsafe { View::new(slab, at..at + part.len()) }.unwrap());
+        at += part.len();
+    }
+    b.publish(slab, slot..slot + 4096).unwrap();
+    Weight::new(FORMAT, ROWS, COLS, views).unwrap()
+}
+
+fn product(b: &dyn Backend, weight: &Weight, x: &[f32]) -> Vec<f32> {
+    let mut out = tensor(b, 3, ROWS, &[0.0; 3 * ROWS]);
+    b.linear(&tensor(b, 3, COLS, x), weight, None, &mut out).unwrap();
+    values(b, &out)
+}
+
+fn close(got: &[f32], want: &[f32]) {
+    for (g, w) in got.iter().zip(want) {
+        assert!((g - w).abs() < 1e-5, "{g}, not {w}");
+    }
+}
+
+#[test]
+fn slots_at_any_byte() {
+    let Some(gpu) = gpu() else { return };
+    let reference = Reference::default();
+    let slab = gpu.alloc_shared(3 * 4096).unwrap();
+    let host = reference.alloc_shared(3 * 4096).unwrap();
+    assert_eq!(slab.host().unwrap().as_ptr().align_offset(4096), 0, "a slab is page-aligned");
+    let x = wave(3 * COLS, 0.37);
+    for (slot, shift) in [(0, 0), (1, 2), (2, 8), (1, 1), (0, 3), (2, 1001)] {
+        let w = wave(ROWS * COLS, 0.011 * (slot + shift + 1) as f32);
+        let got = product(&gpu, &fill(&gpu, &slab, slot * 4096, shift, &w), &x);
+        close(&got, &product(&reference, &fill(&reference, &host, slot * 4096, shift, &w), &x));
+    }
+}
+
+/// A slot that is given back may be filled again at once: ops enqueued before still see what it held.
+#[test]
+fn a_released_slot_is_read_before_it_changes() {
+    let Some(gpu) = gpu() else { return };
+    let slab = gpu.alloc_shared(4096).unwrap();
+    let x = wave(3 * COLS, 0.21);
+    let on_device = tensor(&gpu, 3, COLS, &x);
+    let mut outs = Vec::new();
+    let rounds = [0.013, 0.017, 0.019];
+    for step in rounds {
+        let weight = fill(&gpu, &slab, 0, 2, &wave(ROWS * COLS, step));
+        let mut out = tensor(&gpu, 3, ROWS, &[0.0; 3 * ROWS]);
+        gpu.linear(&on_device, &weight, None, &mut out).unwrap();
+        outs.push(out);
+        let lease = Arc::new(AtomicBool::new(false));
+        struct Lease(Arc<AtomicBool>);
+        impl Drop for Lease {
+            fn drop(&mut self) {
+                self.0.store(true, Ordering::SeqCst);
+            }
+        }
+        gpu.release(Box::new((weight, Lease(lease.clone()))));
+        assert!(lease.load(Ordering::SeqCst), "the copy is the device's own: the slot is free at once");
+    }
+    let reference = Reference::default();
+    let host = reference.alloc_shared(4096).unwrap();
+    for (out, step) in outs.iter().zip(rounds) {
+        let weight = fill(&reference, &host, 0, 2, &wave(ROWS * COLS, step));
+        close(&values(&gpu, out), &product(&reference, &weight, &x));
+    }
+}
+
+#[test]
+fn writes_and_ops_keep_their_order() {
+    let Some(gpu) = gpu() else { return };
+    let mut x = tensor(&gpu, 1, 8, &[1.0; 8]);
+    let y = tensor(&gpu, 1, 8, &[10.0; 8]);
+    gpu.add(&mut x, &y).unwrap();
+    gpu.write(x.block_mut(), 4, bytemuck::cast_slice(&[5.0f32, 6.0])).unwrap();
+    gpu.add(&mut x, &y).unwrap();
+    assert_eq!(values(&gpu, &x), [21.0, 15.0, 16.0, 21.0, 21.0, 21.0, 21.0, 21.0]);
+}
+
+#[test]
+fn blocks_are_zeroed_and_bytes_land_anywhere() {
+    let Some(gpu) = gpu() else { return };
+    let mut block = gpu.alloc(103).unwrap();
+    gpu.write(&mut block, 5, b"tide").unwrap();
+    gpu.write(&mut block, 98, b"mills").unwrap();
+    let mut out = vec![1u8; 103];
+    gpu.read(&block, 0, &mut out).unwrap();
+    let mut want = vec![0u8; 103];
+    want[5..9].copy_from_slice(b"tide");
+    want[98..].copy_from_slice(b"mills");
+    assert_eq!(out, want);
+    let mut word = [0; 3];
+    gpu.read(&block, 6, &mut word).unwrap();
+    assert_eq!(&word, b"ide");
+}
+
+#[test]
+fn refusals_are_typed() {
+    let Some(gpu) = gpu() else { return };
+    let limit = gpu.info().buffer_bytes_max;
+    assert_eq!(gpu.alloc(limit + 1).expect_err("over the limit").kind(), ErrorKind::Memory);
+    let mut block = gpu.alloc(16).unwrap();
+    assert_eq!(gpu.write(&mut block, 14, &[0; 4]).unwrap_err().kind(), ErrorKind::InvalidRequest);
+    assert_eq!(gpu.read(&block, 14, &mut [0; 4]).unwrap_err().kind(), ErrorKind::InvalidRequest);
+    let slab = gpu.alloc_shared(16).unwrap();
+    assert_eq!(gpu.publish(&slab, 8..17).unwrap_err().kind(), ErrorKind::InvalidRequest);
+    let foreign = tensor(&Reference::default(), 1, 4, &[0.0; 4]);
+    let mut own = tensor(&gpu, 1, 4, &[0.0; 4]);
+    assert_eq!(gpu.add(&mut own, &foreign).unwrap_err().kind(), ErrorKind::Device);
+    assert_eq!(values(&gpu, &own), [0.0; 4], "the device still works");
+    let none = GpuOptions { adapter: Some("no such adapter".into()), ..GpuOptions::default() };
+    assert_eq!(Gpu::open(&none).map(|_| ()).unwrap_err().kind(), ErrorKind::Device);
+}

@@ -1,0 +1,56 @@
+//! Every shader in every format is valid WGSL and translates to Metal: the part of Apple's support that needs no Mac.
+
+#![cfg(feature = "gpu")]
+
+use files::Format;
+use naga::back::msl;
+use naga::valid::{Capabilities, ValidationFlags, Validator};
+use tidemill_kernels::gpu::source::{KERNELS, Kernel, Variant, wgsl};
+
+/// Values for the constants of a kernel.
+fn constants(kernel: &Kernel, tail: u32) -> [u32; 4] {
+    let mut all = [0; 4];
+    for (slot, name) in all.iter_mut().zip(kernel.constants) {
+        *slot = match *name {
+            "TAIL" => tail,
+            "TOKENS" | "KERNEL" | "TOP_K" => 4,
+            "HEAD_DIM" | "KEY_DIM" => 128,
+            "EXPERTS" => 512,
+            _ => 1,
+        };
+    }
+    all
+}
+
+fn translate(kernel: &Kernel, variant: &Variant, subgroups: bool) {
+    let what = format!("{variant:?}, subgroups {subgroups}");
+    let source = wgsl(kernel, variant, subgroups);
+    let module = naga::front::wgsl::parse_str(&source)
+        .unwrap_or_else(|e| panic!("{what}: {}", e.emit_to_string(&source)));
+    let capabilities =
+        Capabilities::IMMEDIATES | Capabilities::SUBGROUP | Capabilities::SHADER_FLOAT16_IN_FLOAT32;
+    let info = Validator::new(ValidationFlags::all(), capabilities)
+        .validate(&module)
+        .unwrap_or_else(|e| panic!("{what}: {}", e.emit_to_string(&source)));
+    let options = msl::Options { lang_version: (2, 4), fake_missing_bindings: true, ..Default::default() };
+    let (text, _) = msl::write_string(&module, &info, &options, &msl::PipelineOptions::default())
+        .unwrap_or_else(|e| panic!("{what}: {e}"));
+    assert!(text.contains("kernel void"), "{what}: no entry point in the Metal source");
+    assert_eq!(text.contains("simd_sum"), subgroups, "{what}");
+}
+
+#[test]
+fn all_shaders_translate_to_metal() {
+    for kernel in KERNELS {
+        let formats = if kernel.weights.is_empty() { vec![Format::F32] } else { Format::all() };
+        for format in formats {
+            let mut all = [None; 2];
+            all.iter_mut().zip(kernel.weights).for_each(|(slot, _)| *slot = Some(format));
+            // Only floats have rows that are no multiple of eight.
+            let tail = u32::from(matches!(format, Format::F32 | Format::F16 | Format::BF16));
+            let variant = Variant { name: kernel.name, formats: all, constants: constants(kernel, tail) };
+            translate(kernel, &variant, true);
+            translate(kernel, &variant, false);
+        }
+    }
+}
