@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
-use files::{Error, ErrorKind, Result};
+use files::Result;
 use kernels::Backend;
 use kernels::cpu::{Cpu, CpuOptions};
+use kernels::gpu::{Gpu, GpuOptions};
 use kernels::ops::Precision;
 
 use crate::model::OpenOptions;
@@ -12,12 +13,12 @@ use crate::model::OpenOptions;
 /// Where to compute.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Device {
-    /// What is fastest on this machine.
+    /// What is fastest as far as we have measured: the CPU, until the GPU path is tuned.
     #[default]
     Auto,
     /// The CPU.
     Cpu,
-    /// The first GPU.
+    /// The best GPU.
     Gpu,
 }
 
@@ -31,6 +32,6 @@ pub(crate) fn open_device(options: &OpenOptions) -> Result<Arc<dyn Backend>> {
         Device::Auto | Device::Cpu => {
             Ok(Arc::new(Cpu::new(CpuOptions { threads: options.threads, precision })?))
         }
-        Device::Gpu => Err(Error::new(ErrorKind::Device, "no GPU")),
+        Device::Gpu => Ok(Arc::new(Gpu::open(&GpuOptions { precision, ..GpuOptions::default() })?)),
     }
 }

@@ -3,8 +3,12 @@
 mod common;
 
 use std::path::Path;
+use std::sync::Arc;
 
 use common::{Reader, all_logits, go, golden_dirs, model_path, open};
+use kernels::Backend;
+use kernels::gpu::{Gpu, GpuOptions};
+use kernels::ops::Precision;
 use tidemill_engine::{OpenOptions, RouteRecord, Session};
 
 /// The tolerances that the goldens' README states for an fp32 engine.
@@ -90,11 +94,12 @@ fn check_greedy(session: &mut Session, golden: &serde_json::Value, measured: f32
     }
 }
 
-fn check_set(dir: &Path) -> (f32, f64) {
+fn check_set(dir: &Path, backend: Option<&Arc<dyn Backend>>) -> (f32, f64) {
     let golden: serde_json::Value =
         serde_json::from_slice(&std::fs::read(dir.join("golden.json")).expect("golden.json")).expect("JSON");
     let tensors = Reader::open(&dir.join("golden.safetensors"));
-    let model = open(&model_path(dir), &OpenOptions { exact: true, ..OpenOptions::default() });
+    let options = OpenOptions { exact: true, backend: backend.cloned(), ..OpenOptions::default() };
+    let model = open(&model_path(dir), &options);
     let mut session = Session::new(&model).expect("a session");
     session.record_routes();
     let mut worst = (0f32, 0f64);
@@ -111,11 +116,28 @@ fn check_set(dir: &Path) -> (f32, f64) {
     worst
 }
 
-#[test]
-fn goldens_hold_in_every_format() {
+fn check_all(backend: Option<Arc<dyn Backend>>) {
     for dir in golden_dirs() {
-        let (max, rel) = check_set(&dir);
+        let (max, rel) = check_set(&dir, backend.as_ref());
         let set = dir.strip_prefix(common::root().join("testdata/goldens")).unwrap_or(&dir);
         println!("{:<32} max abs {max:.1e}  rel rms {rel:.1e}", set.display());
     }
+}
+
+#[test]
+fn goldens_hold_in_every_format() {
+    check_all(None);
+}
+
+/// The same on slots that the store fills and the device reads: the seam between drive and GPU.
+#[test]
+fn goldens_hold_on_the_gpu() {
+    if kernels::gpu::adapters().is_empty() {
+        let why = "SKIP goldens_hold_on_the_gpu: no Vulkan or Metal adapter (Debian: mesa-vulkan-drivers)";
+        assert!(std::env::var("CI").is_err(), "{why}");
+        println!("{why}");
+        return;
+    }
+    let options = GpuOptions { precision: Precision::Exact, ..GpuOptions::default() };
+    check_all(Some(Arc::new(Gpu::open(&options).expect("the adapter opens"))));
 }
