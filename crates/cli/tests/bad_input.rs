@@ -1,0 +1,181 @@
+//! Bad models, options and files: one line that names the thing, and an exit code.
+
+mod common;
+
+use std::path::Path;
+
+use common::{Tensors, copy_model, edit, fails, golden, json, piped, succeed, tidemill};
+
+fn text(path: &Path) -> &str {
+    path.to_str().expect("UTF-8")
+}
+
+#[test]
+fn damaged_models_are_named() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let gguf = folder.path().join("model.gguf");
+    let copy = |change: &dyn Fn(&mut Vec<u8>)| {
+        std::fs::copy(golden("qwen3_moe-e16/gguf-Q4_0/model-Q4_0.gguf"), &gguf).expect("copied");
+        edit(&gguf, change);
+    };
+    let run = ["run", text(&gguf), "-p", "x"];
+    copy(&|bytes| bytes.truncate(bytes.len() / 2));
+    fails(run, 4, &["model.gguf"]);
+    copy(&|bytes| bytes.truncate(100));
+    fails(run, 4, &["model.gguf"]);
+    copy(&|bytes| bytes[0] ^= 0xff);
+    fails(run, 4, &["model.gguf"]);
+    copy(&|bytes| bytes[4] = 99);
+    fails(run, 5, &["model.gguf", "99"]);
+    copy(&|bytes| bytes[15] = 0x7f); // the tensor count
+    fails(run, 4, &["model.gguf"]);
+
+    let hf = folder.path().join("hf");
+    copy_model(&golden("qwen3_5_moe-e32/bf16"), &hf);
+    std::fs::remove_file(hf.join("model-00002-of-00002.safetensors")).expect("was there");
+    fails(["run", text(&hf), "-p", "x"], 3, &["model-00002-of-00002.safetensors"]);
+    fails(["inspect", text(&hf)], 3, &["model-00002-of-00002.safetensors"]);
+}
+
+#[test]
+fn a_flipped_byte_anywhere_in_the_header_never_panics() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mlx = folder.path().join("mlx");
+    copy_model(&golden("qwen3_moe-e16/mlx-4bit"), &mlx);
+    let weights = mlx.join("model.safetensors");
+    let npy = folder.path().join("out.npy");
+    let clean = std::fs::read(&weights).expect("readable");
+    for at in [0, 3, 7, 8, 9, 30, 60, 100, 200, 400] {
+        edit(&weights, |bytes| bytes[at] ^= 0x15);
+        let output =
+            tidemill(["logits", text(&mlx), "--tokens", "1", "--npy", text(&npy)]).output().expect("runs");
+        let err = String::from_utf8_lossy(&output.stderr);
+        let code = output.status.code().expect("no signal");
+        // A byte in a name of metadata may be harmless; what is refused is refused in one line.
+        assert!(
+            code == 0 || (err.starts_with("error: ") && err.lines().count() == 1),
+            "byte {at}: {code} {err}"
+        );
+        assert!([0, 3, 4, 5].contains(&code), "byte {at}: {code} {err}");
+        std::fs::write(&weights, &clean).expect("writable");
+    }
+}
+
+#[test]
+fn models_that_do_not_fit_together_are_refused() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mlx = folder.path().join("mlx");
+    copy_model(&golden("qwen3_5_moe-e32/mlx-4bit"), &mlx);
+    let demo = common::root().join("models/demo");
+    std::fs::copy(demo.join("tokenizer.json"), mlx.join("tokenizer.json")).expect("copied");
+    fails(["run", text(&mlx), "-p", "x"], 4, &["wrong tokenizer", "8192", "512"]);
+
+    let config = mlx.join("config.json");
+    let original = std::fs::read_to_string(&config).expect("readable");
+    std::fs::write(&config, original.replace("qwen3_5_moe", "gpt_oss")).expect("writable");
+    fails(["run", text(&mlx), "-p", "x"], 5, &["gpt_oss"]);
+
+    let bf16 = folder.path().join("bf16");
+    copy_model(&golden("qwen3_5_moe-e32/bf16"), &bf16);
+    edit(&bf16.join("tokenizer_config.json"), |bytes| {
+        let mut value: serde_json::Value = serde_json::from_slice(bytes).expect("JSON");
+        value.as_object_mut().expect("an object").remove("chat_template").expect("there is one");
+        *bytes = value.to_string().into_bytes();
+    });
+    fails(["run", text(&bf16), "-p", "x"], 5, &["no chat template", "--raw"]);
+    fails(["chat", text(&bf16)], 5, &["no chat template"]);
+    let (answer, _) = succeed(&mut tidemill(["run", text(&bf16), "--raw", "-p", "abc", "--max-tokens", "2"]));
+    assert!(answer.ends_with('\n'), "{answer:?}");
+}
+
+#[test]
+fn bad_options_are_one_line() {
+    fails(["run", "no-such-model", "-p", "x"], 3, &["no-such-model", "MODEL is"]);
+    fails(["run", "-p", "x", "--memory", "12XB"], 2, &["--memory", "12XB", "12GiB"]);
+    fails(["run", "-p", "x", "--memory", "8MiB"], 7, &["floor", "give at least"]);
+    fails(["run", "-p", "x", "--threads", "0"], 2, &["--threads"]);
+    fails(["run", "-p", "x", "--temperature", "-1"], 2, &["temperature", "-1"]);
+    fails(["run", "-p", "x", "--top-p", "7"], 2, &["top_p"]);
+    fails(["run", "-p", "x", "--logit-bias", "7"], 2, &["--logit-bias", "ID:VALUE"]);
+    fails(["run", "-p", "x", "--logit-bias", "9999999:1"], 2, &["9999999"]);
+    fails(["run", "-p", "x", "--stop", ""], 2, &["stop"]);
+    fails(["run", "-p", "x", "--experts-per-token", "33"], 2, &["33 experts", "32"]);
+    fails(["run", "-p", "x", "--ctx", "99999"], 2, &["99999", "4096"]);
+    fails(["run", "-p", "x", "--device", "tpu"], 2, &["--device", "auto, cpu, gpu"]);
+    fails(["run", "-p", "x", "--raw", "--system", "y"], 2, &["--raw", "--system"]);
+    fails(["run", "-p", "", "--raw"], 2, &["prompt is empty"]);
+    fails(["run"], 2, &["--prompt"]);
+    fails(["runn"], 2, &["runn", "run"]);
+    fails(["run", "-p", &"word ".repeat(40), "--ctx", "16"], 8, &["context of 16"]);
+}
+
+#[test]
+fn bad_files_are_named_with_their_line() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("bad.jsonl");
+    let write = |content: &str| std::fs::write(&file, content).expect("writable");
+    write("{\"prompt\": \"a\", \"text\": \"b\"}\n{\"prompt\"\n");
+    fails(["eval", "ppl", "demo", text(&file)], 2, &["bad.jsonl", "line 2"]);
+    write("\n");
+    fails(["eval", "tools", "demo", text(&file)], 2, &["bad.jsonl", "no lines"]);
+    write("{\"messages\": [{\"role\": \"user\", \"content\": \"a\"}]}\n");
+    fails(["eval", "ppl", "demo", text(&file)], 2, &["bad.jsonl", "line 1", "assistant"]);
+    fails(["eval", "ppl", "demo", "/nowhere.txt"], 3, &["/nowhere.txt"]);
+    let short = folder.path().join("short.txt");
+    std::fs::write(&short, "Once upon a time.").expect("writable");
+    fails(["eval", "ppl", "demo", text(&short), "--protocol", "llama.cpp"], 2, &["short.txt", "two chunks"]);
+    write("{\"name\": 1}");
+    fails(["run", "-p", "x", "--tools", text(&file)], 2, &["bad.jsonl"]);
+    fails(["chat", "--tools", "/nowhere.json"], 3, &["/nowhere.json"]);
+}
+
+#[test]
+fn weights_that_are_not_finite_are_found() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mlx = folder.path().join("mlx");
+    copy_model(&golden("qwen3_5_moe-e32/mlx-4bit"), &mlx);
+    let (clean, _) = succeed(&mut tidemill(["inspect", text(&mlx), "--check"]));
+    assert!(clean.contains("all weights are finite"), "{clean}");
+    let weights = mlx.join("model.safetensors");
+    let name = "language_model.model.layers.1.mlp.switch_mlp.up_proj.scales";
+    let scales = Tensors::open(&weights).range(name);
+    edit(&weights, |bytes| bytes[scales.end - 2..scales.end].copy_from_slice(&[0xc0, 0x7f])); // bf16 NaN
+    let output = tidemill(["inspect", text(&mlx), "--check", "--json"]).output().expect("runs");
+    assert_eq!(output.status.code(), Some(4));
+    let object: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    let bad = object["bad_tensors"][0].as_str().expect("a message");
+    for said in ["layers.1.mlp.switch_mlp.up_proj.weight", "row", "block"] {
+        assert!(bad.contains(said), "{bad}");
+    }
+}
+
+#[test]
+fn inspect_knows_the_built_in_model() {
+    let object = json(&mut tidemill(["inspect", "--json"]));
+    let expect = [
+        ("architecture", serde_json::json!("qwen3_5_moe")),
+        ("layers", 8.into()),
+        ("experts_per_layer", 32.into()),
+        ("experts_per_token", 4.into()),
+        ("vocab_size", 8192.into()),
+        // 3 matrices of 384 x 128 values: half a byte each, and a scale and a bias of 2 bytes for 64 of them
+        ("expert_bytes", (3 * 384 * 128 * (32 + 4) / 64).into()),
+        ("expert_bytes_per_token", (8 * 4 * 82944).into()),
+        ("experts_bytes", (8 * 32 * 82944).into()),
+        ("kv_bytes_per_token", (2 * 2 * 2 * 64 * 2).into()),
+        ("runs", true.into()),
+        ("chat_template", true.into()),
+    ];
+    for (key, value) in expect {
+        assert_eq!(object[key], value, "{key}");
+    }
+    let weights = object["weights"].as_f64().expect("a count");
+    assert!((52.6e6..52.8e6).contains(&weights), "{weights}");
+}
+
+#[test]
+fn standard_input_that_is_no_text_is_refused() {
+    let mut command = tidemill(["chat"]);
+    let (_, err) = piped(&mut command, "/think perhaps\n", 2);
+    assert_eq!(err, "error: /think: write on or off\n");
+}

@@ -1,0 +1,104 @@
+//! A chat through a pipe.
+
+mod common;
+
+use common::{edit, piped, tidemill};
+
+const GREEDY: [&str; 4] = ["chat", "--temperature", "0", "--exact"];
+
+#[test]
+fn a_conversation_with_commands() {
+    let script = "Hello! Who are you?\n\n/stats\n/system You answer briefly.\nWhat is 7 \\\nplus 5?\n/reset\n/help\n/exit\nnever read\n";
+    let (out, err) = piped(&mut tidemill(GREEDY), script, 0);
+    let lines: Vec<&str> = out.lines().collect();
+    assert_eq!(
+        lines[0],
+        "I am a very small demo language model. I can tell short stories, answer simple questions and call tools."
+    );
+    assert!(lines[1].starts_with("prompt 21 tokens (0 reused)"), "{out}");
+    assert!(out.contains("context: ") && out.contains("resident weights"), "{out}");
+    let after_statistics = lines.iter().skip_while(|line| !line.starts_with("total")).nth(1);
+    assert!(
+        after_statistics.is_some_and(|answer| !answer.starts_with('/')),
+        "one answer to the two joined lines: {out}"
+    );
+    assert!(out.contains("/save FILE") && !out.contains(">>>"), "{out}");
+    assert!(err.contains("a new conversation begins") && err.contains("forgotten"), "{err}");
+}
+
+#[test]
+fn earlier_turns_are_not_read_again() {
+    let (out, _) = piped(
+        &mut tidemill(GREEDY),
+        "What is the capital of Japan?\nWhat is the capital of Italy?\n/stats\n",
+        0,
+    );
+    let statistics = out.lines().find(|line| line.starts_with("prompt")).expect("statistics");
+    let number = |after: &str| {
+        let rest = &statistics[statistics.find(after).expect("there") + after.len()..];
+        rest.split(' ').next().and_then(|n| n.parse::<usize>().ok()).expect("a number")
+    };
+    let (prompt, reused) = (number("prompt "), number("("));
+    assert!(reused > 20 && prompt - reused < 30, "{statistics}");
+}
+
+#[test]
+fn a_tool_round_trip() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let tools = folder.path().join("tools.json");
+    let weather = r#"[{"name": "get_weather", "description": "Get the weather.", "parameters": {"type": "object",
+        "properties": {"city": {"type": "string"}, "days": {"type": "integer"}}, "required": ["city", "days"]}}]"#;
+    std::fs::write(&tools, weather).expect("written");
+    let script = format!(
+        "/tools {}\nGet the weather in Lisbon with days 3.\n/tool {{\"temperature\": 21, \"status\": \"sunny\"}}\n",
+        tools.display()
+    );
+    let (out, err) = piped(&mut tidemill(GREEDY), &script, 0);
+    let lines: Vec<&str> = out.lines().collect();
+    assert_eq!(lines[0], r#"get_weather({"city":"Lisbon","days":3})"#);
+    assert!(lines[1].contains("21"), "{out}");
+    assert!(err.contains("tools: get_weather") && err.contains("/tool RESULT"), "{err}");
+    let (_, err) = piped(&mut tidemill(GREEDY), "/tool 1\n", 2);
+    assert!(err.contains("no tool call"), "{err}");
+}
+
+#[test]
+fn a_saved_conversation_goes_on_where_it_was() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("talk.json");
+    let shown = file.display();
+    let question = "What is the capital of Italy?\n";
+    let whole = format!("/system Be brief.\nWhat is the capital of Japan?\n/save {shown}\n{question}");
+    let (out, err) = piped(&mut tidemill(GREEDY), &whole, 0);
+    let expected = out.lines().last().expect("an answer").to_owned();
+    assert!(err.contains("saved") && folder.path().join("talk.json.state").is_file(), "{err}");
+
+    let resume = format!("/load {shown}\n{question}/stats\n");
+    let (out, err) = piped(&mut tidemill(GREEDY), &resume, 0);
+    assert_eq!(out.lines().next(), Some(expected.as_str()), "{err}");
+    assert!(err.contains("2 messages") && err.contains("tokens are remembered"), "{err}");
+    assert!(!out.contains("(0 reused)"), "{out}");
+
+    // A state that is damaged costs time and nothing else; so does one that is missing.
+    edit(&folder.path().join("talk.json.state"), |bytes| {
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+    });
+    let (out, err) = piped(&mut tidemill(GREEDY), &resume, 0);
+    assert_eq!(out.lines().next(), Some(expected.as_str()));
+    assert!(err.contains("does not fit") && out.contains("(0 reused)"), "{err} {out}");
+    edit(&file, |bytes| bytes.truncate(40));
+    let (_, err) = piped(&mut tidemill(GREEDY), &resume, 2);
+    assert!(err.contains("talk.json") && err.contains("not a saved conversation"), "{err}");
+}
+
+#[test]
+fn the_first_error_ends_a_script() {
+    let (out, err) = piped(
+        &mut tidemill(["chat", "--ctx", "24"]),
+        "Tell me a long story about a fox and a hen and a barn and a moon.\nHi\n",
+        8,
+    );
+    assert_eq!(out, "");
+    assert!(err.starts_with("error: ") && err.lines().count() == 1, "{err}");
+}

@@ -1,0 +1,76 @@
+//! `logits` against the goldens: the hook by which outsiders check us.
+
+mod common;
+
+use std::collections::BTreeSet;
+
+use common::{Tensors, fails, golden, succeed, tidemill};
+use serde_json::Value;
+
+#[test]
+fn logits_and_routes_are_the_golden_ones() {
+    for set in ["qwen3_5_moe-e32/mlx-4bit", "qwen3_moe-e16/gguf-Q8_0"] {
+        compare(set);
+    }
+}
+
+fn compare(set: &str) {
+    let dir = golden(set);
+    let golden: Value =
+        serde_json::from_slice(&std::fs::read(dir.join("golden.json")).expect("there")).expect("JSON");
+    let truth = Tensors::open(&dir.join("golden.safetensors"));
+    let ids: Vec<String> =
+        golden["prompts"]["p7"]["ids"].as_array().expect("ids").iter().map(ToString::to_string).collect();
+    let folder = tempfile::tempdir().expect("a folder");
+    let (npy, routes) = (folder.path().join("out.npy"), folder.path().join("routes.json"));
+    let mut command = tidemill(["logits"]);
+    command
+        .arg(&dir)
+        .args(["--exact", "--tokens", &ids.join(","), "--npy"])
+        .arg(&npy)
+        .arg("--routes")
+        .arg(&routes);
+    let (out, _) = succeed(&mut command);
+    assert_eq!(out, "", "stdout is for JSON");
+
+    let bytes = std::fs::read(&npy).expect("written");
+    let header = usize::from(u16::from_le_bytes([bytes[8], bytes[9]])) + 10;
+    let text = String::from_utf8_lossy(&bytes[10..header]).into_owned();
+    assert!(bytes.starts_with(b"\x93NUMPY\x01\x00") && text.contains("'<f4'"), "{text}");
+    let float = |word: &[u8]| f32::from_le_bytes(word.try_into().expect("4 bytes"));
+    let ours: Vec<f32> = bytes[header..].chunks_exact(4).map(float).collect();
+    let theirs: Vec<f32> = truth.words("p7.logits").iter().map(|w| float(w)).collect();
+    assert_eq!(ours.len(), theirs.len(), "{text}");
+    let worst = ours.iter().zip(&theirs).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+    assert!(worst <= 5e-4, "{set}: {worst}");
+
+    let routes: Value = serde_json::from_slice(&std::fs::read(&routes).expect("written")).expect("JSON");
+    let layers = routes["layers"].as_array().expect("layers");
+    let number = |w: &[u8; 4]| i64::from(i32::from_le_bytes(*w));
+    let chosen: Vec<i64> = truth.words("p7.router_ids").iter().map(number).collect();
+    let margins: Vec<f32> = truth.words("p7.router_margin").iter().map(|w| float(w)).collect();
+    let top_k = chosen.len() / margins.len();
+    assert_eq!(layers.len() * ids.len(), margins.len());
+    for (row, margin) in margins.iter().enumerate().filter(|(_, margin)| **margin > 1e-3) {
+        let ours = &layers[row / ids.len()]["ids"][row % ids.len()];
+        let ours: BTreeSet<i64> = ours.as_array().expect("ids").iter().filter_map(Value::as_i64).collect();
+        let theirs: BTreeSet<i64> = chosen[row * top_k..][..top_k].iter().copied().collect();
+        assert_eq!(ours, theirs, "{set}: row {row}, margin {margin}");
+    }
+}
+
+#[test]
+fn what_cannot_be_computed_leaves_no_file() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let npy = folder.path().join("out.npy");
+    let npy = npy.to_str().expect("UTF-8");
+    fails(["logits", "--tokens", "1,8192", "--npy", npy], 2, &["token 8192", "8192"]);
+    fails(["logits", "--tokens", "1,two", "--npy", npy], 2, &["--tokens", "two"]);
+    fails(
+        ["logits", "--tokens", "1,2,3", "--ctx", "2", "--npy", npy],
+        8,
+        &["3 tokens", "context of 2", "--ctx"],
+    );
+    fails(["logits", "--tokens", "1", "--npy", "/nowhere/out.npy"], 3, &["/nowhere/out.npy"]);
+    assert_eq!(std::fs::read_dir(folder.path()).expect("readable").count(), 0);
+}

@@ -1,0 +1,198 @@
+//! `run` on the built-in model: what a fresh install does.
+
+mod common;
+
+use std::io::Read;
+use std::process::Stdio;
+
+use common::{fails, json, piped, root, succeed, tidemill};
+use serde_json::json;
+
+const STORY: &str = "Tell me a story about a brave hedgehog named Luca and a magic whistle.";
+
+/// What Hugging Face's class writes with the same weights, decoded greedily (the model's EVAL.json).
+const STORY_BEGINS: &str = "Once upon a time, there was a brave hedgehog named Luca. He lived in a small village and \
+                            loved to play with his friends. One day, he heard a strange whistling sound coming from a nearby tree.";
+
+const WEATHER: &str = r#"[{"type": "function", "function": {"name": "get_weather", "description": "Get the weather.",
+    "parameters": {"type": "object", "properties": {"city": {"type": "string", "description": "The city."},
+    "days": {"type": "integer", "description": "Number of days."}}, "required": ["city", "days"]}}}]"#;
+
+#[test]
+fn a_story_is_the_reference_one_with_any_threads_and_chunks() {
+    let plain = ["run", "-p", STORY, "--temperature", "0", "--exact", "--max-tokens", "40"];
+    let (story, statistics) = succeed(&mut tidemill(plain));
+    assert!(STORY_BEGINS.starts_with(story.trim_end()) && story.len() > 120, "{story}");
+    assert!(statistics.contains("40 tokens") && statistics.contains("--max-tokens"), "{statistics}");
+    let other = ["--threads", "1", "--chunk-tokens", "7", "--cache", "os", "--quiet"];
+    assert_eq!(succeed(&mut tidemill(plain.iter().chain(&other))), (story, String::new()));
+}
+
+#[test]
+fn json_is_one_object_with_the_documented_keys() {
+    let object =
+        json(&mut tidemill(["run", "-p", "What is 7 plus 5?", "--temperature", "0", "--exact", "--json"]));
+    assert_eq!(object["text"], "7 + 5 = 12.");
+    assert_eq!(object["finish_reason"], "stop");
+    assert_eq!(
+        (&object["model"], &object["experts_per_token"], &object["lossy"]),
+        (&json!("demo"), &json!(4), &json!(false))
+    );
+    for key in [
+        "prefill_tokens_per_s",
+        "decode_tokens_per_s",
+        "time_to_first_token_s",
+        "drive_bytes_per_s",
+        "read_bytes_per_token",
+        "rss_peak_bytes",
+        "plan_bytes",
+    ] {
+        assert!(object[key].as_f64().is_some_and(|v| v > 0.0), "{key}: {object}");
+    }
+    assert!(object["expert_hit_rate"].as_f64().is_some_and(|v| (0.0..=1.0).contains(&v)), "{object}");
+    assert!(object["rss_peak_bytes"].as_u64() <= object["plan_bytes"].as_u64(), "{object}");
+}
+
+#[test]
+fn a_tool_is_called_with_typed_arguments() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let tools = folder.path().join("tools.json");
+    std::fs::write(&tools, WEATHER).expect("written");
+    let ask =
+        ["run", "-p", "Get the weather in Lisbon with days 3.", "--temperature", "0", "--exact", "--tools"];
+    let tools = tools.to_str().expect("UTF-8").to_owned();
+    let ask: Vec<&str> = ask.into_iter().chain([tools.as_str()]).collect();
+    let object = json(tidemill(&ask).arg("--json"));
+    assert_eq!(object["finish_reason"], "tool_calls");
+    let call = &object["tool_calls"][0]["function"];
+    assert_eq!(call, &json!({"name": "get_weather", "arguments": "{\"city\":\"Lisbon\",\"days\":3}"}));
+    let (text, _) = succeed(&mut tidemill(&ask));
+    assert_eq!(text, "get_weather({\"city\":\"Lisbon\",\"days\":3})\n");
+}
+
+#[test]
+fn plain_text_goes_on_where_it_ends() {
+    let args = [
+        "run",
+        "--raw",
+        "-p",
+        "-",
+        "--temperature",
+        "0",
+        "--exact",
+        "--max-tokens",
+        "12",
+        "--stop",
+        " named",
+    ];
+    let (text, _) = piped(&mut tidemill(args), "Once upon a time\n", 0);
+    assert_eq!(text, ", there was a little girl\n");
+}
+
+#[test]
+fn a_seed_repeats_an_answer() {
+    let args = ["run", "-p", "Hello!", "--temperature", "1.5", "--max-tokens", "12", "--json", "--seed"];
+    let of = |seed: &str| {
+        let object = json(tidemill(args).arg(seed));
+        (object["text"].clone(), object["seed"].clone())
+    };
+    assert_eq!(of("7"), of("7"));
+    assert_ne!(of("7").0, of("8").0);
+    let drawn = json(&mut tidemill(&args[..args.len() - 1]));
+    assert!(drawn["seed"].is_u64(), "{drawn}");
+}
+
+#[test]
+fn fewer_experts_are_named_as_lossy() {
+    let args = ["run", "-p", "Hi", "--max-tokens", "1", "--experts-per-token", "2", "--json"];
+    let output = tidemill(args).output().expect("runs");
+    let err = String::from_utf8_lossy(&output.stderr);
+    assert!(err.starts_with("lossy: 2 experts per token"), "{err}");
+    let object: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    assert_eq!((&object["experts_per_token"], &object["lossy"]), (&json!(2), &json!(true)));
+}
+
+#[test]
+fn a_reader_that_leaves_is_no_error() {
+    let mut child = tidemill(["run", "-p", STORY, "--max-tokens", "60"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the program starts");
+    let mut first = [0; 1];
+    let mut stdout = child.stdout.take().expect("piped");
+    stdout.read_exact(&mut first).expect("a first letter");
+    drop(stdout);
+    let output = child.wait_with_output().expect("the program ends");
+    let err = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && !err.contains("panicked"), "{:?} {err}", output.status);
+}
+
+#[cfg(unix)]
+#[test]
+fn an_interrupt_ends_an_answer_with_130() {
+    let mut child = tidemill(["run", "-p", STORY, "--temperature", "0"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the program starts");
+    let mut first = [0; 1];
+    let mut stdout = child.stdout.take().expect("piped");
+    stdout.read_exact(&mut first).expect("a first letter");
+    let kill = std::process::Command::new("kill").args(["-INT", &child.id().to_string()]).status();
+    assert!(kill.expect("kill runs").success());
+    let mut rest = String::new();
+    stdout.read_to_string(&mut rest).expect("UTF-8");
+    let output = child.wait_with_output().expect("the program ends");
+    let err = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(130), "{err}");
+    assert!(err.contains("stopped") && err.ends_with("error: interrupted\n"), "{err}");
+}
+
+#[test]
+fn bench_measures_what_it_names() {
+    let object = json(&mut tidemill(["bench", "--prompt-tokens", "24", "--gen-tokens", "4", "--json"]));
+    assert_eq!((&object["prompt_tokens"], &object["gen_tokens"]), (&json!(24), &json!(4)));
+    for key in [
+        "prefill_tokens_per_s",
+        "decode_tokens_per_s",
+        "time_to_first_token_s",
+        "rss_peak_bytes",
+        "plan_bytes",
+    ] {
+        assert!(object[key].as_f64().is_some_and(|v| v > 0.0), "{key}: {object}");
+    }
+    assert!(object["drive_fraction"].is_null() && object["read_bytes_per_token"].is_number(), "{object}");
+    fails(["bench", "--ctx", "16"], 2, &["--ctx 16"]);
+}
+
+#[test]
+fn perplexity_counts_what_each_protocol_scores() {
+    let text = root().join("testdata/text/stories.txt");
+    let eval = |more: &[&str]| {
+        let args = ["eval", "ppl", "demo"];
+        let ppl = json(
+            tidemill(args).arg(&text).args(["--json", "--exact", "--ctx", "64", "--chunks", "3"]).args(more),
+        );
+        let value = ppl["perplexity"].as_f64().expect("a number");
+        assert!(value > 1.5 && value < 60.0, "{ppl}");
+        (ppl["tokens"].as_u64(), ppl["chunks"].as_u64())
+    };
+    assert_eq!(eval(&["--protocol", "llama.cpp"]), (Some(3 * 31), Some(3)));
+    assert_eq!(eval(&[]), (Some(63 + 32 + 32), Some(3)));
+    assert_eq!(eval(&["--stride", "16"]), (Some(63 + 16 + 16), Some(3)));
+    let texts = root().join("models/demo-eval/chat.jsonl");
+    let object = json(tidemill(["eval", "ppl", "demo"]).arg(texts).args(["--json", "--limit", "2"]));
+    assert_eq!(object["answer_tokens"].as_u64(), object["text_tokens"].as_u64().map(|n| n + 4));
+    assert_eq!(object["perplexity"], object["answer_ppl"]);
+}
+
+#[test]
+fn tool_calls_are_counted() {
+    let cases = root().join("models/demo-eval/tool_prompts.jsonl");
+    let object =
+        json(tidemill(["eval", "tools", "demo"]).arg(cases).args(["--json", "--limit", "2", "--exact"]));
+    assert_eq!(object["tool_n"], 2);
+    let exact = object["tool_exact"].as_f64().expect("a share");
+    assert!([0.0, 0.5, 1.0].contains(&exact) && object["tool_token_acc"].as_f64() > Some(0.8), "{object}");
+}
