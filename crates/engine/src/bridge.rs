@@ -18,6 +18,9 @@ use store::{ExpertId, Lease, SlabMemory};
 /// Buffers of resident weights are this large unless one tensor needs more, in bytes. Untouched pages cost nothing.
 const ARENA_BUFFER_BYTES: usize = 256 << 20;
 
+/// The largest pages that anonymous memory comes in, in bytes.
+const HUGE_PAGE_BYTES: usize = 2 << 20;
+
 /// Every part of a resident weight starts at a multiple of this, in bytes: a cache line, and what GPUs bind at.
 const PART_ALIGN_BYTES: usize = 256;
 
@@ -175,9 +178,10 @@ impl Arena {
         Ok((slab, start..start + bytes))
     }
 
-    /// Bytes that are in use once loaded.
+    /// Bytes that are in use once loaded; the system hands them out in huge pages.
     pub(crate) fn bytes(&self) -> u64 {
-        self.buffers.iter().map(|(_, used)| used.next_multiple_of(4096) as u64).sum()
+        let touched = |used: usize, all: usize| used.next_multiple_of(HUGE_PAGE_BYTES).min(all) as u64;
+        self.buffers.iter().map(|(buffer, used)| touched(*used, buffer.bytes())).sum()
     }
 
     /// Reads everything from `disk`; `progress(bytes_done, bytes_total)` may break off. Returns a sample of what was

@@ -8,6 +8,7 @@ pub mod inspect;
 mod layers;
 mod model;
 mod models;
+mod overhead;
 pub mod sample;
 mod scratch;
 mod session;

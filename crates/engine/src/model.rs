@@ -2,6 +2,7 @@
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use files::{Error, Meta, Result, TensorIndex};
@@ -13,6 +14,7 @@ use store::{ExpertLayout, ExpertStore, StoreOptions};
 use crate::bridge::Slabs;
 use crate::device::{Device, open_device};
 use crate::models::{self, Bound, Decoder};
+use crate::overhead::{Overhead, tokenizer_bytes};
 use crate::scratch::Scratch;
 use crate::state::{Checkpoints, LayerShape, SequenceState};
 
@@ -28,12 +30,6 @@ const CHUNK_TOKENS: usize = 2048;
 const CHUNK_TOKENS_MODEST: usize = 128;
 /// ... and down to this while the plan does not fit at all.
 const CHUNK_TOKENS_MIN: usize = 16;
-
-/// Code, stacks, tables and loading buffers, in bytes; measured on the bundled model, and rounded up.
-const OVERHEAD_BYTES: u64 = 64 << 20;
-
-/// Bytes that a tokenizer takes for each byte of its file, measured on a vocabulary of 248,320.
-const TOKENIZER_BYTES_PER_FILE_BYTE: u64 = 12;
 
 /// Who keeps experts in memory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -64,6 +60,8 @@ pub struct OpenOptions {
     pub experts_per_token: Option<usize>,
     /// Tokens of a prompt chunk; `None` lets the plan decide.
     pub chunk_tokens: Option<usize>,
+    /// Sessions that live at once; `None` is one. Each has a context of its own in the plan.
+    pub sessions: Option<usize>,
     /// Most expert slots; `None` as many as the budget holds.
     pub slots_max: Option<usize>,
     /// A backend to use instead of opening `device`.
@@ -84,6 +82,9 @@ pub struct Model {
     states: Vec<LayerShape>,
     experts: Option<(Mutex<ExpertStore>, Slabs)>,
     turn: Mutex<()>,
+    /// Sessions that live now, and the most that the budget has room for.
+    sessions: AtomicUsize,
+    sessions_max: usize,
     plan: Plan,
     context: usize,
     chunk_tokens: usize,
@@ -109,11 +110,23 @@ impl Model {
         let Bound { decoder, states, experts, arena } =
             models::bind(&index, &meta, &backend, options.experts_per_token)?;
         let context = context(&meta, options.context)?;
+        let sessions = options.sessions.unwrap_or(1);
+        if sessions == 0 {
+            return Err(Error::invalid("a model for 0 sessions answers nobody"));
+        }
         if options.slots_max == Some(0) && decoder.top_k() > 0 {
             return Err(Error::invalid("experts need at least one slot"));
         }
-        let sizes = Sizes::new(&decoder, &states, &experts, arena.bytes(), tokenizer_bytes(&meta), context)?;
+        let overhead = Overhead {
+            threads: backend.info().threads,
+            tensors: index.iter().count(),
+            experts: experts.iter().map(|layer| layer.len() as u64).sum(),
+            tokenizer_bytes: tokenizer_bytes(&meta),
+            vocab: meta.vocab_size,
+        };
+        let sizes = Sizes::new(&decoder, &states, &experts, arena.bytes(), overhead, context, sessions)?;
         let (plan, chunk_tokens) = sizes.plan(options, &meta)?;
+        let sessions_max = sizes.sessions_max(&plan);
         let disk = open_disk(&index, options)?;
         let sample = arena.load(&disk, progress)?;
         let fingerprint = fingerprint(&meta, &index, &backend, decoder.top_k(), &sample);
@@ -128,6 +141,8 @@ impl Model {
             states,
             experts,
             turn: Mutex::new(()),
+            sessions: AtomicUsize::new(0),
+            sessions_max,
             plan,
             context,
             chunk_tokens,
@@ -184,9 +199,22 @@ impl Model {
         }
     }
 
-    /// An empty state of one sequence.
+    /// An empty state for one more session, which says [`Self::session_ended`] at its end.
     pub(crate) fn new_state(&self) -> Result<SequenceState> {
-        SequenceState::new(self.backend.clone(), &self.states, self.context)
+        let state = SequenceState::new(self.backend.clone(), &self.states, self.context)?;
+        let take = |live: usize| (live < self.sessions_max).then_some(live + 1);
+        match self.sessions.fetch_update(Ordering::AcqRel, Ordering::Acquire, take) {
+            Ok(_) => Ok(state),
+            Err(live) => Err(Error::memory(format!(
+                "{live} sessions live, and the budget has no room for the state of another: end one, open the \
+                 model for more sessions, or give more memory"
+            ))),
+        }
+    }
+
+    /// Gives a session's place back.
+    pub(crate) fn session_ended(&self) {
+        self.sessions.fetch_sub(1, Ordering::AcqRel);
     }
 
     /// What a saved state must match.
@@ -233,25 +261,16 @@ fn context(meta: &Meta, asked: Option<usize>) -> Result<usize> {
     }
 }
 
-fn tokenizer_bytes(meta: &Meta) -> u64 {
-    use files::TokenizerSource::{Gguf, Json, Missing};
-    let file_bytes = match &meta.tokenizer {
-        Json(path) => std::fs::metadata(path).map_or(0, |m| m.len()),
-        Gguf(vocab) => vocab.tokens.iter().map(|t| t.len() as u64 + 16).sum(),
-        Missing => 0,
-    };
-    file_bytes * TOKENIZER_BYTES_PER_FILE_BYTE
-}
-
 /// What the plan is made from.
 struct Sizes<'a> {
     decoder: &'a Decoder,
     context: usize,
     slot_bytes: u64,
-    total_experts: u64,
     resident_bytes: u64,
-    state_bytes: u64,
-    overhead_bytes: u64,
+    /// Of one session.
+    session_bytes: u64,
+    sessions: usize,
+    overhead: Overhead,
 }
 
 impl<'a> Sizes<'a> {
@@ -260,21 +279,21 @@ impl<'a> Sizes<'a> {
         states: &[LayerShape],
         experts: &[Vec<ExpertLayout>],
         resident_bytes: u64,
-        tokenizer_bytes: u64,
+        overhead: Overhead,
         context: usize,
+        sessions: usize,
     ) -> Result<Self> {
-        let total_experts: usize = experts.iter().map(Vec::len).sum();
-        let slot_bytes = if total_experts == 0 { 0 } else { store::slot_bytes(experts.iter().flatten())? };
+        let slot_bytes = if overhead.experts == 0 { 0 } else { store::slot_bytes(experts.iter().flatten())? };
         let recurrent: u64 = states.iter().map(LayerShape::recurrent_bytes).sum();
         let state: u64 = states.iter().map(|s| s.bytes(context)).sum();
         Ok(Self {
             decoder,
             context,
             slot_bytes: slot_bytes as u64,
-            total_experts: total_experts as u64,
             resident_bytes,
-            state_bytes: state + Checkpoints::MOST as u64 * recurrent,
-            overhead_bytes: OVERHEAD_BYTES + tokenizer_bytes,
+            session_bytes: state + Checkpoints::MOST as u64 * recurrent,
+            sessions,
+            overhead,
         })
     }
 
@@ -294,25 +313,33 @@ impl<'a> Sizes<'a> {
         }
     }
 
+    /// Sessions that were asked for, and those that what is left of the budget has room for.
+    fn sessions_max(&self, plan: &Plan) -> usize {
+        let left_bytes = plan.budget_bytes.saturating_sub(plan.total_bytes);
+        let more = left_bytes.checked_div(self.session_bytes).unwrap_or(0);
+        self.sessions.saturating_add(more as usize)
+    }
+
     fn plan_chunk(&self, options: &OpenOptions, meta: &Meta, chunk: usize) -> Result<Plan> {
         let available_bytes = match options.memory_bytes {
             Some(_) => 0,
             None => machine_memory()?.available_bytes,
         };
-        let in_use = self.decoder.top_k() as u64;
+        let (in_use, total_experts) = (self.decoder.top_k() as u64, self.overhead.experts);
+        let logit_rows = LOGIT_ROWS.min(chunk);
         let slots_max = match options.cache {
-            CacheKind::Slots => options.slots_max.map_or(self.total_experts, |n| n as u64),
+            CacheKind::Slots => options.slots_max.map_or(total_experts, |n| n as u64),
             CacheKind::Os => 2 * in_use,
         };
         plan(&PlanInput {
             budget_bytes: options.memory_bytes,
             available_bytes,
             resident_bytes: self.resident_bytes,
-            state_bytes: self.state_bytes,
-            scratch_bytes: self.decoder.scratch_bytes(chunk, LOGIT_ROWS.min(chunk)),
-            overhead_bytes: self.overhead_bytes,
+            state_bytes: self.session_bytes.saturating_mul(self.sessions as u64),
+            scratch_bytes: self.decoder.scratch_bytes(chunk, logit_rows),
+            overhead_bytes: self.overhead.bytes(logit_rows),
             slot_bytes: self.slot_bytes,
-            total_experts: self.total_experts.min(slots_max),
+            total_experts: total_experts.min(slots_max),
             min_slots: in_use.min(slots_max),
         })
         .map_err(|e| e.context(meta.name.as_deref().unwrap_or(&meta.arch)))

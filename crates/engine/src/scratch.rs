@@ -42,8 +42,9 @@ impl Scratch {
     fn take(&self, bytes: usize) -> Result<Block> {
         let bytes = bytes.max(1).next_multiple_of(4096);
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let fits = state.blocks.iter().enumerate().filter(|(_, b)| b.bytes() >= bytes);
-        if let Some((i, _)) = fits.min_by_key(|(_, b)| b.bytes()) {
+        // Only a block of this very size: a larger one would be missing where its size is needed, and the plan
+        // counts what tensors have, not what they sit in. Steps of as many rows ask for the same sizes.
+        if let Some(i) = state.blocks.iter().position(|b| b.bytes() == bytes) {
             return Ok(state.blocks.swap_remove(i));
         }
         if state.allocated_bytes + bytes > self.limit_bytes {
@@ -121,5 +122,38 @@ impl Drop for RouteActivation {
             self.scratch.give_back(buffers.ids);
             self.scratch.give_back(buffers.weights.into_block());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use kernels::reference::Reference;
+
+    use super::*;
+
+    /// Whatever was there before, tensors whose sizes fit the limit together fit.
+    #[test]
+    fn blocks_left_over_from_other_steps_are_never_in_the_way() {
+        const PAGE: usize = 4096;
+        let scratch = Scratch::new(Arc::new(Reference::default()), 10 * PAGE);
+        drop(scratch.tensor(8, PAGE / 4).unwrap());
+        let small = scratch.tensor(1, PAGE / 4).unwrap();
+        let large = scratch.tensor(8, PAGE / 4).unwrap();
+        let another = scratch.tensor(1, PAGE / 4).unwrap();
+        let error = scratch.tensor(1, 1).map(|_| ()).unwrap_err();
+        assert_eq!(error.kind(), files::ErrorKind::Memory, "{error}");
+        drop((small, large, another));
+        let routes = scratch.routes(1, 3).unwrap();
+        assert_eq!(routes.weights.cols(), 3);
+        assert!(scratch.tensor(9, PAGE / 4).is_err(), "two pages are taken");
+    }
+
+    #[test]
+    fn a_block_is_used_again_by_the_next_tensor_of_its_size() {
+        let scratch = Scratch::new(Arc::new(Reference::default()), 1 << 20);
+        for _ in 0..1000 {
+            drop((scratch.tensor(3, 1000).unwrap(), scratch.tensor(7, 1000).unwrap()));
+        }
+        assert_eq!(scratch.state.lock().unwrap().blocks.len(), 2);
     }
 }

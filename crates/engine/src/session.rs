@@ -50,7 +50,7 @@ impl Session {
     /// An empty sequence.
     ///
     /// # Errors
-    /// `Memory` when its state cannot be allocated.
+    /// `Memory` when its state cannot be allocated, or the model's budget has no room for another.
     pub fn new(model: &Arc<Model>) -> Result<Self> {
         Ok(Self {
             state: model.new_state()?,
@@ -311,6 +311,12 @@ impl Session {
                 self.model.meta.context
             ),
         ))
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.model.session_ended();
     }
 }
 

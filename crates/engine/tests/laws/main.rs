@@ -6,5 +6,6 @@ mod common;
 
 mod faults;
 mod identity;
+mod limits;
 mod state;
 mod tools;

@@ -1,0 +1,260 @@
+//! Memory: what the process really took, against what the plan said, in a process of its own for each case.
+//!
+//! Without the usual test harness: its threads and buffers would be measured too.
+
+#[path = "../common/mod.rs"]
+mod common;
+mod models;
+
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use common::{go, open, root, try_open};
+use models::{Shape, expert_bytes, write_many_tensors, write_tokenizer_json};
+use tidemill_engine::sample::{SampleParams, Sampler};
+use tidemill_engine::text::Tokenizer;
+use tidemill_engine::{CacheKind, ErrorKind, OpenOptions, Session};
+
+/// One measurement: how the model is opened, in a form that goes through a command line.
+struct Case {
+    name: &'static str,
+    model: PathBuf,
+    budget: Budget,
+    options: OpenOptions,
+}
+
+/// What `memory_bytes` is.
+#[derive(Clone, Copy)]
+enum Budget {
+    /// The smallest that is accepted.
+    Floor,
+    Bytes(u64),
+}
+
+const MIB: u64 = 1 << 20;
+
+fn main() {
+    let args: Vec<String> = std::env::args().collect();
+    if let [_, mode, rest @ ..] = &args[..]
+        && mode == "measure"
+    {
+        return measure(rest);
+    }
+    if args.iter().any(|a| a == "--list") {
+        return;
+    }
+    if !cfg!(target_os = "linux") {
+        assert!(std::env::var_os("CI").is_none_or(|ci| ci != "true"), "CI measures memory on Linux");
+        return println!("SKIP the peak of a process is read from /proc/self/status");
+    }
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a directory");
+    let cases = cases(dir.path());
+    let mut over = Vec::new();
+    for case in &cases {
+        over.extend(check(case).err());
+    }
+    assert!(over.is_empty(), "more memory than planned:\n{}", over.join("\n"));
+}
+
+fn cases(dir: &Path) -> Vec<Case> {
+    let moe = dir.join("moe.gguf");
+    let shape = Shape {
+        delta_heads: 0,
+        layers: 16,
+        hidden: 512,
+        vocab: 8192,
+        context: 8192,
+        experts: 256,
+        top_k: 4,
+        intermediate: 256,
+    };
+    shape.write_gguf(&moe, None);
+    let hybrid = dir.join("hybrid.gguf");
+    let recurrent = Shape { delta_heads: 32, layers: 8, hidden: 128, experts: 16, intermediate: 64, ..shape };
+    recurrent.write_gguf(&hybrid, None);
+    let wide = dir.join("vocabulary.gguf");
+    let vocabulary = root().join("testdata/text/vocab/ggml-vocab-qwen35.gguf");
+    let dense = Shape { layers: 2, hidden: 64, vocab: 151_936, experts: 0, intermediate: 128, ..shape };
+    dense.write_gguf(&wide, Some(&vocabulary));
+    let many = dir.join("many-tensors");
+    std::fs::create_dir(&many).expect("writable");
+    write_many_tensors(&many, 48, 128, 512);
+    let json = dir.join("tokenizer-json");
+    std::fs::create_dir(&json).expect("writable");
+    write_many_tensors(&json, 1, 8, 151_936);
+    write_tokenizer_json(
+        &json,
+        &vocabulary,
+        &root().join("testdata/goldens/qwen3_moe-e16/mlx-4bit/tokenizer.json"),
+    );
+    let wide_mlp = dir.join("wide-mlp.gguf");
+    Shape { hidden: 128, intermediate: 8192, vocab: 512, ..dense }.write_gguf(&wide_mlp, None);
+    let demo = root().join("models/demo");
+
+    let budget = expert_bytes(&moe) / 4;
+    let exact = OpenOptions { exact: true, ..OpenOptions::default() };
+    // A short context, since what is planned for positions that nobody uses would hide what was forgotten.
+    let case = |name, model: &Path, budget, options: &OpenOptions| Case {
+        name,
+        model: model.to_path_buf(),
+        budget,
+        options: OpenOptions { context: Some(256), ..options.clone() },
+    };
+    let fast = OpenOptions::default();
+    let long = OpenOptions { chunk_tokens: Some(50), ..exact.clone() };
+    let small = OpenOptions { chunk_tokens: Some(7), threads: Some(1), ..fast.clone() };
+    let page_cache = OpenOptions { cache: CacheKind::Os, ..fast.clone() };
+    vec![
+        case("experts 4x the budget", &moe, Budget::Bytes(budget), &fast),
+        case("experts, at the floor", &moe, Budget::Floor, &exact),
+        case("experts, page cache", &moe, Budget::Bytes(budget), &page_cache),
+        case("recurrent", &hybrid, Budget::Floor, &fast),
+        case("recurrent, exact", &hybrid, Budget::Floor, &long),
+        case("151,936 tokens", &wide, Budget::Floor, &fast),
+        case("151,936 tokens, chunks of 7", &wide, Budget::Floor, &small),
+        case("151,936 tokens, JSON", &json, Budget::Floor, &fast),
+        case("a wide MLP", &wide_mlp, Budget::Floor, &exact),
+        case("18,432 expert tensors", &many, Budget::Floor, &fast),
+        case("the bundled model", &demo, Budget::Floor, &fast),
+    ]
+}
+
+/// The smallest budget that the model accepts, from what the refusal of less says; one byte less is refused.
+fn floor_bytes(case: &Case) -> u64 {
+    let refusal = |bytes: u64| {
+        let error = try_open(&case.model, &OpenOptions { memory_bytes: Some(bytes), ..case.options.clone() });
+        let error = error.map(|_| ()).expect_err(case.name);
+        assert_eq!(error.kind(), ErrorKind::Memory, "{error}");
+        error.message().to_string()
+    };
+    let said = refusal(1);
+    let mebibytes = said.split("at least ").nth(1).and_then(|rest| rest.split("MiB").next());
+    let floor =
+        mebibytes.and_then(|n| n.parse::<u64>().ok()).unwrap_or_else(|| panic!("no floor in: {said}")) * MIB;
+    assert!(refusal(floor - MIB).contains("below the floor"), "{}", case.name);
+    floor
+}
+
+/// Runs one case in a process of its own.
+fn check(case: &Case) -> Result<(), String> {
+    let budget = match case.budget {
+        Budget::Floor => floor_bytes(case),
+        Budget::Bytes(bytes) => bytes,
+    };
+    let o = &case.options;
+    let number = |n: Option<usize>| n.map_or("-".to_string(), |n| n.to_string());
+    let start = std::time::Instant::now();
+    let child = Command::new(std::env::current_exe().expect("this program"))
+        .args(["measure", &case.model.display().to_string(), &budget.to_string(), &o.exact.to_string()])
+        .args([
+            (o.cache == CacheKind::Os).to_string(),
+            number(o.threads),
+            number(o.context),
+            number(o.chunk_tokens),
+        ])
+        .output()
+        .expect("starts");
+    let said = String::from_utf8_lossy(&child.stdout);
+    assert!(child.status.success(), "{}: {said}{}", case.name, String::from_utf8_lossy(&child.stderr));
+    let numbers: Vec<u64> =
+        said.lines().last().unwrap_or_default().split(' ').map(|n| n.parse().expect("a number")).collect();
+    let [peak, plan] = numbers[..] else { panic!("{}: {said}", case.name) };
+    let line = format!(
+        "{:<28} peak {:>6.1}  plan {:>6.1}  budget {:>6.1} MiB  {:.1} s",
+        case.name,
+        peak as f64 / MIB as f64,
+        plan as f64 / MIB as f64,
+        budget as f64 / MIB as f64,
+        start.elapsed().as_secs_f64(),
+    );
+    println!("{line}");
+    if peak > plan {
+        println!("{said}");
+    }
+    assert!(plan <= budget, "{line}");
+    if peak <= plan { Ok(()) } else { Err(line) }
+}
+
+/// In the child: everything that a session may do, then `peak plan` in bytes on the last line.
+fn measure(args: &[String]) {
+    let [model, budget, exact, os, threads, context, chunk] = args else { panic!("{args:?}") };
+    let number = |text: &String| text.parse::<usize>().ok();
+    let options = OpenOptions {
+        memory_bytes: budget.parse().ok(),
+        exact: exact == "true",
+        cache: if os == "true" { CacheKind::Os } else { CacheKind::Slots },
+        threads: number(threads),
+        context: number(context),
+        chunk_tokens: number(chunk),
+        ..OpenOptions::default()
+    };
+    report("start");
+    let model = open(Path::new(model), &options);
+    report("opened");
+    let tokenizer = Tokenizer::of_model(model.meta()).ok();
+    report("tokenizer");
+    let mut session = Session::new(&model).expect("a session");
+    let vocab = model.meta().vocab_size as u32;
+    let prompt: Vec<u32> = (0..160).map(|i| (i * 7919 + 13) % vocab).collect();
+    for len in [30, 90, 120, 160] {
+        session.set_prompt(&prompt[..len], &mut go).expect("runs");
+    }
+    report("prompts");
+    let mut sampler =
+        Sampler::new(&SampleParams { temperature: 0.8, ..SampleParams::default() }).expect("valid");
+    for _ in 0..8 {
+        let token = sampler.sample(&mut session.logits().to_vec(), session.tokens()).expect("samples");
+        session.append(&[token], &mut go).expect("runs");
+    }
+    report("decoded");
+    let scored: Vec<u32> = prompt.iter().rev().copied().take(40).collect();
+    let mut rows = 0;
+    session
+        .score(&scored, &mut go, &mut |_, _| {
+            rows += 1;
+            Ok(())
+        })
+        .expect("runs");
+    assert_eq!(rows, scored.len());
+    report("scored");
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a directory");
+    let saved = dir.path().join("state");
+    session.save(&saved).expect("saves");
+    session.load(&saved).expect("loads");
+    let cancelled = session.append(&prompt[..30], &mut |_, _| ControlFlow::Break(()));
+    assert_eq!(cancelled.expect_err("was cancelled").kind(), ErrorKind::Cancelled);
+    session.reset().expect("resets");
+    report("saved and loaded");
+    if let Some(tokenizer) = &tokenizer {
+        tokenizer.encode_document(&"a text of some length, ".repeat(2000)).expect("encodes");
+    }
+    report("text");
+    let plan = model.plan();
+    println!(
+        "overhead {:.1} of {:.1} MiB, scratch {:.1}, chunk {}",
+        (status("VmHWM") + plan.overhead_bytes).saturating_sub(plan.total_bytes) as f64 / MIB as f64,
+        plan.overhead_bytes as f64 / MIB as f64,
+        plan.scratch_bytes as f64 / MIB as f64,
+        model.chunk_tokens(),
+    );
+    println!("{} {}", status("VmHWM"), plan.total_bytes);
+}
+
+fn report(stage: &str) {
+    let mib = |key| status(key) as f64 / MIB as f64;
+    println!(
+        "{stage:<18} peak {:>6.1}  now {:>6.1}  of it files {:>5.1} MiB",
+        mib("VmHWM"),
+        mib("VmRSS"),
+        mib("RssFile")
+    );
+}
+
+/// A line of `/proc/self/status`, in bytes (proc(5): kB are KiB).
+fn status(key: &str) -> u64 {
+    let text = std::fs::read_to_string("/proc/self/status").expect("Linux");
+    let line = text.lines().find(|l| l.starts_with(key)).unwrap_or_else(|| panic!("no {key}"));
+    let kib = line.split_whitespace().nth(1).and_then(|n| n.parse::<u64>().ok()).expect("a number");
+    kib * 1024
+}
