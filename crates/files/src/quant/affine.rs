@@ -61,8 +61,15 @@ impl AffineRow<'_> {
         let group = self.group as usize;
         for (g, values) in out.chunks_exact_mut(group).enumerate() {
             let (scale, bias) = self.scale_bias(g);
-            for (j, o) in values.iter_mut().enumerate() {
-                *o = affine_value(self.bits, self.packed, g * group + j) as f32 * scale + bias;
+            let value = |q: u8| q as f32 * scale + bias;
+            let bytes = &self.packed[g * group * self.bits as usize / 8..];
+            // The exact mode decodes these two widths all day long; without bit positions the loops vectorise.
+            match self.bits {
+                4 => values.chunks_exact_mut(2).zip(bytes).for_each(|(pair, byte)| {
+                    (pair[0], pair[1]) = (value(byte & 15), value(byte >> 4));
+                }),
+                8 => values.iter_mut().zip(bytes).for_each(|(o, byte)| *o = value(*byte)),
+                bits => (0..).zip(values).for_each(|(j, o)| *o = value(affine_value(bits, bytes, j))),
             }
         }
     }
