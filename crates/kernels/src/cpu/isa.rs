@@ -1,5 +1,15 @@
 //! Which instructions the kernels use: found once, when a [`super::Cpu`] is made.
 
+#[cfg(target_arch = "x86_64")]
+use super::{
+    avx2::{Avx2, Avx2Vnni},
+    avx512::Avx512,
+};
+use super::{
+    scalar::Scalar,
+    simd::{Kernel, Simd},
+};
+
 /// An instruction set that kernels are compiled for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs)] // the names are the instruction sets' own
@@ -7,6 +17,8 @@ pub enum Isa {
     Portable,
     #[cfg(target_arch = "x86_64")]
     Avx2,
+    #[cfg(target_arch = "x86_64")]
+    Avx2Vnni,
     #[cfg(target_arch = "x86_64")]
     Avx512,
 }
@@ -28,6 +40,9 @@ impl Isa {
             if avx2 {
                 all.push(Isa::Avx2);
             }
+            if avx2 && is_x86_feature_detected!("avxvnni") {
+                all.push(Isa::Avx2Vnni);
+            }
             let avx512 = is_x86_feature_detected!("avx512f")
                 && is_x86_feature_detected!("avx512bw")
                 && is_x86_feature_detected!("avx512dq")
@@ -47,7 +62,64 @@ impl Isa {
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => "AVX2",
             #[cfg(target_arch = "x86_64")]
+            Isa::Avx2Vnni => "AVX2 VNNI",
+            #[cfg(target_arch = "x86_64")]
             Isa::Avx512 => "AVX-512 VNNI",
+        }
+    }
+
+    /// Weight rows that integer kernels work on together.
+    pub(super) fn lanes(self) -> usize {
+        match self {
+            Isa::Portable => Scalar::LANES,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 | Isa::Avx2Vnni => Avx2::LANES,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => Avx512::LANES,
+        }
+    }
+
+    /// Weight rows of a tile: see [`Simd::PANELS`].
+    pub(super) fn tile(self) -> usize {
+        match self {
+            Isa::Portable => Scalar::PANELS * Scalar::LANES,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 | Isa::Avx2Vnni => Avx2::PANELS * Avx2::LANES,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => Avx512::PANELS * Avx512::LANES,
+        }
+    }
+
+    /// What is subtracted from wide bytes; see [`Simd::WIDE_BASE`].
+    pub(super) fn wide_base(self) -> i32 {
+        match self {
+            Isa::Portable => Scalar::WIDE_BASE,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => Avx2::WIDE_BASE,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2Vnni => Avx2Vnni::WIDE_BASE,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => Avx512::WIDE_BASE,
+        }
+    }
+
+    /// Runs a kernel, compiled for these instructions.
+    ///
+    /// # Safety
+    /// What the kernel asks for.
+    pub(super) unsafe fn enter<K: Kernel>(self, kernel: K) {
+        // SAFETY: an `Isa` other than portable exists only where its features were detected; the rest is the
+        // caller's promise.
+        unsafe {
+            match self {
+                Isa::Portable => super::scalar::enter(kernel),
+                #[cfg(target_arch = "x86_64")]
+                Isa::Avx2 => super::avx2::enter(kernel),
+                #[cfg(target_arch = "x86_64")]
+                Isa::Avx2Vnni => super::avx2::enter_vnni(kernel),
+                #[cfg(target_arch = "x86_64")]
+                Isa::Avx512 => super::avx512::enter(kernel),
+            }
         }
     }
 }
@@ -72,7 +144,7 @@ macro_rules! for_each_isa {
                 $crate::cpu::isa::Isa::Portable => body($($arg),*),
                 // SAFETY: an `Isa` other than portable exists only where its features were detected.
                 #[cfg(target_arch = "x86_64")]
-                $crate::cpu::isa::Isa::Avx2 => unsafe { avx2($($arg),*) },
+                $crate::cpu::isa::Isa::Avx2 | $crate::cpu::isa::Isa::Avx2Vnni => unsafe { avx2($($arg),*) },
                 // SAFETY: as above.
                 #[cfg(target_arch = "x86_64")]
                 $crate::cpu::isa::Isa::Avx512 => unsafe { avx512($($arg),*) },

@@ -1,28 +1,70 @@
 //! Cuts matrix products and MLPs into items for the pool.
 
-use files::Result;
+use std::ops::Range;
 
-use super::Cpu;
-use super::portable::{self, Pick, Rows};
+use files::{Format, Result};
+
+use super::int8::{self, Activations, BLOCK, Layout, Tile, X_ROWS};
+use super::math::silu;
 use super::shared::Parts;
+use super::{Cpu, portable};
 use crate::buffer::HostWeight;
-use crate::ops::{ExpertBatch, MlpWeights};
+use crate::ops::{ExpertBatch, MlpWeights, Precision};
 
 /// Bytes of scratch that hold an MLP's inner activations; more rows are worked on in several passes.
 const INNER_BYTES: usize = 16 << 20;
+/// Values of x that are quantised at a time.
+const QUANTISED: usize = 8 << 20;
 
-/// One MLP and its rows.
+/// The activations of a product, as its weight's format wants them.
 #[derive(Clone, Copy)]
+enum Input<'a> {
+    Float(&'a [f32]),
+    Bytes(&'a Activations),
+}
+
+/// One MLP and its rows: of the input, and of the output.
 struct Job<'a> {
-    weights: &'a MlpWeights,
-    pick: Pick<'a>,
-    rows: usize,
+    weights: [HostWeight<'a>; 3],
+    from: Vec<u32>,
+    to: Vec<u32>,
 }
 
 impl Cpu {
     /// Outputs of one item, for a product that has `outputs` in all: several items a thread, whole tiles.
     fn tile(&self, outputs: usize) -> usize {
-        (outputs / (8 * self.pool.threads())).clamp(16, 128) / 16 * 16
+        (outputs / (8 * self.pool.threads())).clamp(32, 128) / 32 * 32
+    }
+
+    fn layout(&self, format: Format, cols: usize) -> Option<Layout> {
+        let fast = self.info.precision == Precision::Fast && cols.is_multiple_of(BLOCK);
+        if fast { int8::layout(self.isa, format) } else { None }
+    }
+
+    /// Quantises the rows of `x` for weights in `format`, if they want that, and calls `f`.
+    fn with_input<R>(
+        &self,
+        x: &[f32],
+        cols: usize,
+        format: Format,
+        f: impl FnOnce(Input<'_>) -> Result<R>,
+    ) -> Result<R> {
+        let Some(layout) = self.layout(format, cols) else { return f(Input::Float(x)) };
+        self.quantised.with(|bytes| {
+            let rows = x.len() / cols;
+            bytes.resize(rows, cols, layout);
+            let (q, meta) = bytes.parts_mut();
+            let (q, meta) = (Parts::new(q), Parts::new(meta));
+            self.split(rows, cols, |r| {
+                for r in r {
+                    // SAFETY: each row is visited once.
+                    let (q, meta) =
+                        unsafe { (q.part(r * cols, cols), meta.part(r * cols / BLOCK, cols / BLOCK)) };
+                    int8::quantise(self.isa, &x[r * cols..][..cols], layout, q, meta);
+                }
+            })?;
+            f(Input::Bytes(bytes))
+        })
     }
 
     /// `out = x . w^T + bias` for all rows.
@@ -33,84 +75,195 @@ impl Cpu {
         bias: Option<&[f32]>,
         out: &mut [f32],
     ) -> Result<()> {
-        let rows = Rows { x, cols: w.cols, pick: Pick::Consecutive(0, 0, x.len() / w.cols) };
+        let pass = (QUANTISED / w.cols).max(1);
+        for (x, out) in x.chunks(pass * w.cols).zip(out.chunks_mut(pass * w.rows)) {
+            self.with_input(x, w.cols, w.format, |input| self.product_of(input, x.len(), w, bias, out))?;
+        }
+        Ok(())
+    }
+
+    /// The same with f32 activations in every mode, for routers.
+    pub(super) fn float_product(&self, x: &[f32], w: &HostWeight<'_>, out: &mut [f32]) -> Result<()> {
+        self.product_of(Input::Float(x), x.len(), w, None, out)
+    }
+
+    fn product_of(
+        &self,
+        input: Input<'_>,
+        len: usize,
+        w: &HostWeight<'_>,
+        bias: Option<&[f32]>,
+        out: &mut [f32],
+    ) -> Result<()> {
+        let rows: Vec<u32> = (0..(len / w.cols) as u32).collect();
         let tile = self.tile(w.rows);
         let out = Parts::new(out);
         self.pool.run(w.rows.div_ceil(tile), |item| {
             let outputs = item * tile..w.rows.min((item + 1) * tile);
-            // SAFETY: each item has its own columns.
-            unsafe { portable::linear(self.isa, rows, w, bias, outputs, out) }
+            self.outputs(input, &rows, w, outputs, |i, n, sum| {
+                let value = bias.map_or(sum, |b| sum + b[n]);
+                // SAFETY: each item has its own columns.
+                unsafe { out.set(i * w.rows + n, value) };
+            })
         })
+    }
+
+    /// Calls `take(i, n, x[rows[i]] . w[n])` for all rows and `outputs`.
+    fn outputs(
+        &self,
+        input: Input<'_>,
+        rows: &[u32],
+        w: &HostWeight<'_>,
+        outputs: Range<usize>,
+        mut take: impl FnMut(usize, usize, f32),
+    ) -> Result<()> {
+        let bytes = match input {
+            Input::Float(x) => return portable::products_of(self.isa, x, rows, w, outputs, take),
+            Input::Bytes(bytes) => bytes,
+        };
+        let step = self.isa.tile();
+        let (mut sums, mut scratch) = (vec![0.0; rows.len().next_multiple_of(X_ROWS) * step], Vec::new());
+        for first in outputs.clone().step_by(step) {
+            let tile = Tile { weight: *w, first, rows: step.min(outputs.end - first) };
+            int8::products(self.isa, tile, bytes, rows, &mut sums, &mut scratch);
+            let stride = tile.rows.next_multiple_of(self.isa.lanes());
+            for (i, sums) in sums.chunks_exact(stride).take(rows.len()).enumerate() {
+                for (n, sum) in sums[..tile.rows].iter().enumerate() {
+                    take(i, first + n, *sum);
+                }
+            }
+        }
+        Ok(())
     }
 
     /// One MLP over all rows.
     pub(super) fn dense_mlp(&self, x: &[f32], weights: &MlpWeights, out: &mut [f32]) -> Result<()> {
-        let rows = x.len() / weights.gate.cols();
-        let pass = rows_of_pass(weights.gate.rows());
-        for from in (0..rows).step_by(pass) {
-            let n = pass.min(rows - from);
-            self.pass(x, &[Job { weights, pick: Pick::Consecutive(from, from, n), rows: n }], out)?;
+        let hidden = weights.gate.cols();
+        let pass = rows_of_pass(weights.gate.rows()).min((QUANTISED / hidden).max(1));
+        let weights = host(weights)?;
+        for (x, out) in x.chunks(pass * hidden).zip(out.chunks_mut(pass * hidden)) {
+            let rows: Vec<u32> = (0..(x.len() / hidden) as u32).collect();
+            self.passes(x, vec![Job { weights, from: rows.clone(), to: rows }], out)?;
         }
         Ok(())
     }
 
     /// Several experts, each over its own rows.
     pub(super) fn routed_mlp(&self, x: &[f32], experts: &[ExpertBatch<'_>], parts: &mut [f32]) -> Result<()> {
-        let Some(first) = experts.first() else { return Ok(()) };
-        let pass = rows_of_pass(first.weights.gate.rows());
-        let (mut jobs, mut rows) = (Vec::new(), 0);
-        for expert in experts {
-            for routed in expert.rows.chunks(pass) {
-                if rows + routed.len() > pass {
-                    self.pass(x, &jobs, parts)?;
-                    (jobs, rows) = (Vec::new(), 0);
-                }
-                rows += routed.len();
-                jobs.push(Job { weights: expert.weights, pick: Pick::Routed(routed), rows: routed.len() });
-            }
+        let mut jobs = Vec::with_capacity(experts.len());
+        for expert in experts.iter().filter(|expert| !expert.rows.is_empty()) {
+            let from = expert.rows.iter().map(|r| r.row).collect();
+            let to = expert.rows.iter().map(|r| r.part).collect();
+            jobs.push(Job { weights: host(expert.weights)?, from, to });
         }
-        self.pass(x, &jobs, parts)
+        // Mixed quantisations give an expert here and there another format.
+        let formats = |job: &Job<'_>| job.weights.map(|w| w.format);
+        while let Some(first) = jobs.first().map(formats) {
+            let (now, later) = jobs.into_iter().partition(|job| formats(job) == first);
+            self.passes(x, now, parts)?;
+            jobs = later;
+        }
+        Ok(())
     }
 
-    /// The jobs, together: all gates and ups, then all downs.
-    fn pass(&self, x: &[f32], jobs: &[Job<'_>], out: &mut [f32]) -> Result<()> {
+    /// Cuts the jobs into passes whose inner activations fit the scratch.
+    fn passes(&self, x: &[f32], jobs: Vec<Job<'_>>, out: &mut [f32]) -> Result<()> {
         let Some(first) = jobs.first() else { return Ok(()) };
-        let (inner, hidden) = (first.weights.gate.rows(), first.weights.gate.cols());
-        let weights = jobs
-            .iter()
-            .map(|job| Ok([job.weights.gate.host()?, job.weights.up.host()?, job.weights.down.host()?]))
-            .collect::<Result<Vec<_>>>()?;
-        let starts: Vec<usize> = jobs
-            .iter()
-            .scan(0, |sum, job| {
-                *sum += job.rows;
-                Some(*sum - job.rows)
-            })
-            .collect();
-        let rows: usize = jobs.iter().map(|job| job.rows).sum();
-        self.scratch.with(rows * inner, |values| {
+        let [gate, up, _] = first.weights;
+        let pass = rows_of_pass(gate.rows);
+        let mut run = |gates: Input<'_>, ups: Input<'_>| {
+            let (mut now, mut rows) = (Vec::new(), 0);
+            for job in &jobs {
+                for (from, to) in job.from.chunks(pass).zip(job.to.chunks(pass)) {
+                    if rows + from.len() > pass {
+                        self.pass(gates, ups, &std::mem::take(&mut now), out)?;
+                        rows = 0;
+                    }
+                    rows += from.len();
+                    now.push(Job { weights: job.weights, from: from.to_vec(), to: to.to_vec() });
+                }
+            }
+            self.pass(gates, ups, &now, out)
+        };
+        self.with_input(x, gate.cols, gate.format, |gates| {
+            if self.layout(gate.format, gate.cols) == self.layout(up.format, up.cols) {
+                return run(gates, gates);
+            }
+            self.with_input(x, up.cols, up.format, |ups| run(gates, ups))
+        })
+    }
+
+    /// The jobs, together: all gates and ups, then all downs. All have the shape and the formats of the first.
+    fn pass(&self, gates: Input<'_>, ups: Input<'_>, jobs: &[Job<'_>], out: &mut [f32]) -> Result<()> {
+        let Some(first) = jobs.first() else { return Ok(()) };
+        let (inner, hidden) = (first.weights[0].rows, first.weights[0].cols);
+        let down_format = first.weights[2].format;
+        let mut starts = vec![0u32];
+        for job in jobs {
+            starts.push(starts[starts.len() - 1] + job.from.len() as u32);
+        }
+        let rows = starts[jobs.len()] as usize;
+        self.scratch.with(|values| {
+            if values.len() < rows * inner {
+                values.resize(rows * inner, 0.0);
+            }
+            let values = &mut values[..rows * inner];
+            let target = Parts::new(values);
             let tile = self.tile(inner * jobs.len());
             let tiles = inner.div_ceil(tile);
-            let target = Parts::new(values);
             self.pool.run(jobs.len() * tiles, |item| {
                 let (j, from) = (item / tiles, item % tiles * tile);
-                let rows = Rows { x, cols: hidden, pick: jobs[j].pick.into_scratch(starts[j]) };
-                let [gate, up, _] = &weights[j];
+                let to = inner.min(from + tile);
                 // SAFETY: each item has its own columns of its job's rows.
-                unsafe { portable::gate_up(self.isa, rows, gate, up, from..inner.min(from + tile), target) }
+                unsafe { self.gate_up(gates, ups, &jobs[j], starts[j] as usize, from..to, target) }
             })?;
-            let tile = self.tile(hidden * jobs.len());
-            let tiles = hidden.div_ceil(tile);
-            let (values, out) = (&*values, Parts::new(out));
-            self.pool.run(jobs.len() * tiles, |item| {
-                let (j, from) = (item / tiles, item % tiles * tile);
-                let rows = Rows { x: values, cols: inner, pick: jobs[j].pick.out_of_scratch(starts[j]) };
-                let outputs = from..hidden.min(from + tile);
-                // SAFETY: each item has its own columns of its job's rows; a part belongs to one routed row.
-                unsafe { portable::linear(self.isa, rows, &weights[j][2], None, outputs, out) }
+            let values = &*values;
+            self.with_input(values, inner, down_format, |input| {
+                let out = Parts::new(out);
+                let tile = self.tile(hidden * jobs.len());
+                let tiles = hidden.div_ceil(tile);
+                self.pool.run(jobs.len() * tiles, |item| {
+                    let (j, from) = (item / tiles, item % tiles * tile);
+                    let (job, outputs) = (&jobs[j], from..hidden.min(from + tile));
+                    let rows: Vec<u32> = (starts[j]..starts[j + 1]).collect();
+                    self.outputs(input, &rows, &job.weights[2], outputs, |i, n, sum| {
+                        // SAFETY: each item has its own columns of its job's rows; no row is in two jobs.
+                        unsafe { out.set(job.to[i] as usize * hidden + n, sum) };
+                    })
+                })
             })
         })
     }
+
+    /// Columns `outputs` of a job's inner activations, in rows from `start`.
+    ///
+    /// # Safety
+    /// Nobody else accesses them.
+    unsafe fn gate_up(
+        &self,
+        gates: Input<'_>,
+        ups: Input<'_>,
+        job: &Job<'_>,
+        start: usize,
+        outputs: Range<usize>,
+        target: Parts<'_, f32>,
+    ) -> Result<()> {
+        let [gate, up, _] = &job.weights;
+        let (first, width, inner) = (outputs.start, outputs.len(), gate.rows);
+        let mut gated = vec![0.0; job.from.len() * width];
+        self.outputs(gates, &job.from, gate, outputs.clone(), |i, n, sum| {
+            gated[i * width + n - first] = sum;
+        })?;
+        self.outputs(ups, &job.from, up, outputs, |i, n, sum| {
+            let value = silu(gated[i * width + n - first]) * sum;
+            // SAFETY: as the caller promises.
+            unsafe { target.set((start + i) * inner + n, value) };
+        })
+    }
+}
+
+fn host(weights: &MlpWeights) -> Result<[HostWeight<'_>; 3]> {
+    Ok([weights.gate.host()?, weights.up.host()?, weights.down.host()?])
 }
 
 /// Rows whose inner activations fit the scratch.

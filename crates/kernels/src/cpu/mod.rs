@@ -2,15 +2,24 @@
 //!
 //! Results do not depend on the number of threads nor on how rows are batched: an item of the pool computes whole
 //! outputs, and each output's float sum runs in one fixed order whatever else is computed beside it.
-//! [`Precision::Exact`] multiplies decoded weights with f32 activations.
+//! [`Precision::Exact`] multiplies decoded weights with f32 activations; [`Precision::Fast`] multiplies the weights'
+//! integers with activations that are quantised to signed bytes in blocks of 32. Routers, norms, softmax, the delta
+//! rule and the weights that are plain floats take f32 in both.
 
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod int8;
 mod isa;
 mod math;
 mod matmul;
 mod pool;
 mod portable;
+mod scalar;
 mod scratch;
 mod shared;
+mod simd;
 
 use std::ops::Range;
 
@@ -24,6 +33,7 @@ use crate::ops::{
     RopeSpec, RouteBuffers, RouteSpec, Routes, Segment, SharedOutput,
 };
 use crate::{check, host, reference};
+use int8::Activations;
 use pool::Pool;
 use scratch::Scratch;
 use shared::Parts;
@@ -50,7 +60,8 @@ pub struct Cpu {
     info: DeviceInfo,
     isa: Isa,
     pool: Pool,
-    scratch: Scratch,
+    scratch: Scratch<Vec<f32>>,
+    quantised: Scratch<Activations>,
 }
 
 impl Cpu {
@@ -87,7 +98,13 @@ impl Cpu {
             unified_memory: true,
             threads,
         };
-        Ok(Self { info, isa, pool: Pool::new(threads)?, scratch: Scratch::default() })
+        Ok(Self {
+            info,
+            isa,
+            pool: Pool::new(threads)?,
+            scratch: Scratch::default(),
+            quantised: Scratch::default(),
+        })
     }
 
     /// Calls `f` with ranges of `rows` that together cover all of them: one range for little work.
@@ -295,8 +312,12 @@ impl Backend for Cpu {
             let rows = x.len() / cols;
             let range = i * rows_at_once * k..(i * rows_at_once + rows) * k;
             let (ids, weights) = (Parts::new(&mut ids[range.clone()]), Parts::new(&mut weights[range]));
-            self.scratch.with(rows * router.rows, |logits| {
-                self.product(x, &router, None, logits)?;
+            self.scratch.with(|logits| {
+                if logits.len() < rows * router.rows {
+                    logits.resize(rows * router.rows, 0.0);
+                }
+                let logits = &mut logits[..rows * router.rows];
+                self.float_product(x, &router, logits)?;
                 let logits = &*logits;
                 self.split(rows, 8 * router.rows, |r| {
                     for r in r {

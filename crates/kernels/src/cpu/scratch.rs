@@ -2,25 +2,22 @@
 
 use std::sync::{Mutex, PoisonError};
 
-/// A few buffers that grow to what was needed.
+/// Buffers that grow to what was needed, as many as ops ever use at the same time.
 #[derive(Debug, Default)]
-pub(super) struct Scratch {
-    free: Mutex<Vec<Vec<f32>>>,
+pub(super) struct Scratch<T> {
+    free: Mutex<Vec<T>>,
 }
 
-impl Scratch {
-    /// Lends `len` values of undefined content to `f`.
-    pub(super) fn with<R>(&self, len: usize, f: impl FnOnce(&mut [f32]) -> R) -> R {
+impl<T: Default> Scratch<T> {
+    /// Lends a buffer of undefined content to `f`.
+    pub(super) fn with<R>(&self, f: impl FnOnce(&mut T) -> R) -> R {
         let mut buffer = self.lock().pop().unwrap_or_default();
-        if buffer.len() < len {
-            buffer.resize(len, 0.0);
-        }
-        let result = f(&mut buffer[..len]);
+        let result = f(&mut buffer);
         self.lock().push(buffer);
         result
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Vec<f32>>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<T>> {
         // A vector of free buffers is whole at any time.
         self.free.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -2,158 +2,94 @@
 
 use std::ops::Range;
 
-use files::Result;
+use files::{Format, Result};
+use half::{bf16, f16};
 
 use crate::buffer::HostWeight;
 use crate::cpu::isa::{Isa, for_each_isa};
-use crate::cpu::math::{dots, silu};
-use crate::cpu::shared::Parts;
-use crate::ops::RoutedRow;
+use crate::cpu::math::{dots, widen};
 
-/// The rows of an activation matrix that a product works on, and the rows of the output that take the results.
-#[derive(Clone, Copy)]
-pub(in crate::cpu) struct Rows<'a> {
-    /// `[_, cols]`
-    pub x: &'a [f32],
-    pub cols: usize,
-    pub pick: Pick<'a>,
-}
+/// Weight rows that are decoded at a time.
+const DECODED: usize = 4;
 
-/// Which rows.
-#[derive(Clone, Copy)]
-pub(in crate::cpu) enum Pick<'a> {
-    /// So many consecutive rows: from row `.0` of the input, to row `.1` of the output.
-    Consecutive(usize, usize, usize),
-    /// From each `row` to each `part`.
-    Routed(&'a [RoutedRow]),
-    /// From each `row` to consecutive rows that start at `.1`.
-    Gathered(&'a [RoutedRow], usize),
-    /// From consecutive rows that start at `.1` to each `part`.
-    Scattered(&'a [RoutedRow], usize),
-}
-
-impl<'a> Pick<'a> {
-    /// The same input rows, with results in consecutive rows from `start`.
-    pub(in crate::cpu) fn into_scratch(self, start: usize) -> Self {
-        match self {
-            Pick::Consecutive(from, _, n) => Pick::Consecutive(from, start, n),
-            Pick::Routed(r) | Pick::Gathered(r, _) => Pick::Gathered(r, start),
-            Pick::Scattered(r, from) => Pick::Consecutive(from, start, r.len()),
+for_each_isa! {
+    /// `sums[n, i] = x[rows[i]] . w[n]` for `DECODED` rows of w; the dot products run four at a time.
+    fn products(x: &[f32], rows: &[u32], w: &[f32], cols: usize, sums: &mut [f32]) {
+        let row = |i: usize| &x[rows[i] as usize * cols..][..cols];
+        let weight = |n: usize| &w[n * cols..][..cols];
+        let (n, whole) = (rows.len(), rows.len() - rows.len() % 4);
+        for (w, sums) in w.chunks_exact(cols).zip(sums.chunks_exact_mut(n)) {
+            for i in (0..whole).step_by(4) {
+                sums[i..i + 4].copy_from_slice(&dots([row(i), row(i + 1), row(i + 2), row(i + 3)], w));
+            }
         }
-    }
-
-    /// Consecutive input rows from `start`, with results where these have theirs.
-    pub(in crate::cpu) fn out_of_scratch(self, start: usize) -> Self {
-        match self {
-            Pick::Consecutive(_, to, n) => Pick::Consecutive(start, to, n),
-            Pick::Routed(r) | Pick::Scattered(r, _) => Pick::Scattered(r, start),
-            Pick::Gathered(r, to) => Pick::Consecutive(start, to, r.len()),
+        for i in whole..n {
+            let four = dots([weight(0), weight(1), weight(2), weight(3)], row(i));
+            for (j, value) in four.into_iter().enumerate() {
+                sums[j * n + i] = value;
+            }
         }
-    }
-}
-
-impl<'a> Rows<'a> {
-    #[inline(always)]
-    pub(in crate::cpu) fn len(&self) -> usize {
-        match self.pick {
-            Pick::Consecutive(_, _, n) => n,
-            Pick::Routed(r) | Pick::Gathered(r, _) | Pick::Scattered(r, _) => r.len(),
-        }
-    }
-
-    /// Input row number `i` of these.
-    #[inline(always)]
-    pub(in crate::cpu) fn source(&self, i: usize) -> usize {
-        match self.pick {
-            Pick::Consecutive(from, _, _) => from + i,
-            Pick::Routed(r) | Pick::Gathered(r, _) => r[i].row as usize,
-            Pick::Scattered(_, from) => from + i,
-        }
-    }
-
-    /// Output row number `i` of these.
-    #[inline(always)]
-    pub(in crate::cpu) fn target(&self, i: usize) -> usize {
-        match self.pick {
-            Pick::Consecutive(_, to, _) => to + i,
-            Pick::Routed(r) | Pick::Scattered(r, _) => r[i].part as usize,
-            Pick::Gathered(_, to) => to + i,
-        }
-    }
-
-    #[inline(always)]
-    fn row(&self, i: usize) -> &'a [f32] {
-        &self.x[self.source(i) * self.cols..][..self.cols]
     }
 }
 
 for_each_isa! {
-    /// `sums[i] = x[i] . w` for every row.
-    fn products(x: Rows<'_>, w: &[f32], sums: &mut [f32]) {
-        let whole = x.len() - x.len() % 4;
-        for i in (0..whole).step_by(4) {
-            sums[i..i + 4].copy_from_slice(&dots([x.row(i), x.row(i + 1), x.row(i + 2), x.row(i + 3)], w));
-        }
-        for (i, sum) in sums.iter_mut().enumerate().skip(whole) {
-            *sum = dots([x.row(i)], w)[0];
+    fn widen_f16(x: &[u8], out: &mut [f32]) {
+        for (o, x) in out.iter_mut().zip(x.chunks_exact(2)) {
+            *o = widen(f16::from_le_bytes([x[0], x[1]]));
         }
     }
 }
 
-/// Columns `outputs` of `out = x . w^T + bias`; `out` has `w.rows` columns.
-///
-/// # Errors
-/// As [`files::quant::decode`].
-///
-/// # Safety
-/// Nobody else accesses these columns of the target rows.
-pub(in crate::cpu) unsafe fn linear(
-    isa: Isa,
-    x: Rows<'_>,
-    w: &HostWeight<'_>,
-    bias: Option<&[f32]>,
-    outputs: Range<usize>,
-    out: Parts<'_, f32>,
-) -> Result<()> {
-    let mut row = vec![0.0; w.cols];
-    let mut sums = vec![0.0; x.len()];
-    for n in outputs {
-        w.decode_row(n, &mut row)?;
-        products(isa, x, &row, &mut sums);
-        for (i, sum) in sums.iter().enumerate() {
-            let value = bias.map_or(*sum, |b| sum + b[n]);
-            // SAFETY: column `n` of target rows belongs to this call, as the caller promises.
-            unsafe { out.set(x.target(i) * w.rows + n, value) };
+for_each_isa! {
+    fn widen_bf16(x: &[u8], out: &mut [f32]) {
+        for (o, x) in out.iter_mut().zip(x.chunks_exact(2)) {
+            *o = f32::from(bf16::from_le_bytes([x[0], x[1]]));
         }
+    }
+}
+
+for_each_isa! {
+    fn copy_f32(x: &[u8], out: &mut [f32]) {
+        for (o, x) in out.iter_mut().zip(x.chunks_exact(4)) {
+            *o = f32::from_le_bytes([x[0], x[1], x[2], x[3]]);
+        }
+    }
+}
+
+fn decode(isa: Isa, w: &HostWeight<'_>, row: usize, out: &mut [f32]) -> Result<()> {
+    match w.format {
+        Format::F32 => copy_f32(isa, w.row(0, row), out),
+        Format::F16 => widen_f16(isa, w.row(0, row), out),
+        Format::BF16 => widen_bf16(isa, w.row(0, row), out),
+        _ => return w.decode_row(row, out),
     }
     Ok(())
 }
 
-/// Columns `outputs` of `out = silu(x . gate^T) * (x . up^T)`.
+/// Calls `take(i, n, x[rows[i]] . w[n])` for all rows and `outputs`.
 ///
 /// # Errors
 /// As [`files::quant::decode`].
-///
-/// # Safety
-/// As [`linear`].
-pub(in crate::cpu) unsafe fn gate_up(
+pub(in crate::cpu) fn products_of(
     isa: Isa,
-    x: Rows<'_>,
-    gate: &HostWeight<'_>,
-    up: &HostWeight<'_>,
+    x: &[f32],
+    rows: &[u32],
+    w: &HostWeight<'_>,
     outputs: Range<usize>,
-    out: Parts<'_, f32>,
+    mut take: impl FnMut(usize, usize, f32),
 ) -> Result<()> {
-    let mut row = vec![0.0; gate.cols];
-    let (mut gates, mut ups) = (vec![0.0; x.len()], vec![0.0; x.len()]);
-    for n in outputs {
-        gate.decode_row(n, &mut row)?;
-        products(isa, x, &row, &mut gates);
-        up.decode_row(n, &mut row)?;
-        products(isa, x, &row, &mut ups);
-        for (i, (g, u)) in gates.iter().zip(&ups).enumerate() {
-            // SAFETY: as in `linear`.
-            unsafe { out.set(x.target(i) * gate.rows + n, silu(*g) * u) };
+    let mut decoded = vec![0.0; DECODED * w.cols];
+    let mut sums = vec![0.0; DECODED * rows.len()];
+    for first in outputs.clone().step_by(DECODED) {
+        let count = DECODED.min(outputs.end - first);
+        for (n, row) in decoded.chunks_exact_mut(w.cols).take(count).enumerate() {
+            decode(isa, w, first + n, row)?;
+        }
+        products(isa, x, rows, &decoded, w.cols, &mut sums);
+        for (n, sums) in sums.chunks_exact(rows.len()).take(count).enumerate() {
+            for (i, sum) in sums.iter().enumerate() {
+                take(i, first + n, *sum);
+            }
         }
     }
     Ok(())

@@ -1,0 +1,205 @@
+//! GGML's 32-value blocks. Their sizes are even but seldom multiples of four: eight blocks are always a whole number
+//! of 16-byte loads, and in every second block the dwords hold neighbours in a rotated order, which x shares.
+
+use std::ops::Range;
+
+use super::{Emit, Order, Source, Unpack, nibbles};
+use crate::cpu::simd::Simd;
+
+/// `d`, nibbles: 18 bytes.
+#[derive(Clone, Copy)]
+pub(super) struct Q4_0;
+/// `d`, `m`, nibbles: 20 bytes.
+#[derive(Clone, Copy)]
+pub(super) struct Q4_1;
+/// `d`, fifth bits, nibbles: 22 bytes.
+#[derive(Clone, Copy)]
+pub(super) struct Q5_0;
+/// `d`, `m`, fifth bits, nibbles: 24 bytes.
+#[derive(Clone, Copy)]
+pub(super) struct Q5_1;
+/// `d`, bytes: 34 bytes.
+#[derive(Clone, Copy)]
+pub(super) struct Q8_0;
+
+/// The high half of `a` and, above it, the low half of `b` stay where they are in memory order:
+/// the last two bytes of what starts at `a`'s second half end up low, as [`Order`] says.
+///
+/// # Safety
+/// The features of `S` are present.
+#[inline(always)]
+pub(super) unsafe fn wrap<S: Simd>(head: S::I, tail: S::I) -> S::I {
+    // SAFETY: as the caller promises.
+    unsafe { S::or(S::and(head, S::splat(0xffff_0000_u32 as i32)), S::and(tail, S::splat(0x0000_ffff))) }
+}
+
+/// Nine dwords of two 18-byte blocks: `(d, nibbles)` of both.
+///
+/// # Safety
+/// The features of `S` are present.
+#[inline(always)]
+pub(super) unsafe fn pair18<S: Simd>(x: [S::I; 9]) -> [(S::F, [S::I; 4]); 2] {
+    // SAFETY: as the caller promises.
+    unsafe {
+        let (first, second) = (S::half_to_f(x[0]), S::half_to_f(S::shr(x[4], 16)));
+        [(first, [wrap::<S>(x[0], x[4]), x[1], x[2], x[3]]), (second, [x[5], x[6], x[7], x[8]])]
+    }
+}
+
+/// The dwords of pair `i` of four, nine each, among nine loads.
+#[inline(always)]
+pub(super) fn nine<I: Copy>(x: &[[I; 4]; 9], i: usize) -> [I; 9] {
+    let at = |n: usize| x[n / 4][n % 4];
+    let n = 9 * i;
+    [at(n), at(n + 1), at(n + 2), at(n + 3), at(n + 4), at(n + 5), at(n + 6), at(n + 7), at(n + 8)]
+}
+
+/// 144 bytes: eight 18-byte blocks.
+///
+/// # Safety
+/// As [`Unpack::unpack`].
+#[inline(always)]
+pub(super) unsafe fn load_nine<S: Simd>(source: &Source, at: usize) -> [[S::I; 4]; 9] {
+    // SAFETY: as the caller promises.
+    unsafe {
+        let l = |i: usize| source.load::<S>(at + 16 * i);
+        [l(0), l(1), l(2), l(3), l(4), l(5), l(6), l(7), l(8)]
+    }
+}
+
+impl Unpack for Q4_0 {
+    const OFFSET: i32 = 8;
+    const ORDER: Order = Order::Rotated16;
+
+    #[inline(always)]
+    unsafe fn unpack<S: Simd, E: Emit<S>>(source: &Source, blocks: Range<usize>, emit: &mut E) {
+        // SAFETY: as the caller promises.
+        unsafe {
+            let none = [S::splat_f(0.0); 2];
+            for b in blocks.clone().step_by(8) {
+                let x = load_nine::<S>(source, 18 * b);
+                for i in 0..4 {
+                    for (j, (d, q)) in pair18::<S>(nine(&x, i)).into_iter().enumerate() {
+                        if b + 2 * i + j < blocks.end {
+                            emit.block(b + 2 * i + j, nibbles::<S>(q), [d; 2], none);
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl Unpack for Q4_1 {
+    const MIN: bool = true;
+
+    #[inline(always)]
+    unsafe fn unpack<S: Simd, E: Emit<S>>(source: &Source, blocks: Range<usize>, emit: &mut E) {
+        // SAFETY: as the caller promises.
+        unsafe {
+            for b in blocks.clone().step_by(4) {
+                let l = |i: usize| source.load::<S>(20 * b + 16 * i);
+                let x = [l(0), l(1), l(2), l(3), l(4)];
+                let at = |n: usize| x[n / 4][n % 4];
+                for i in 0..4 {
+                    if b + i < blocks.end {
+                        let (d, m) = (S::half_to_f(at(5 * i)), S::half_to_f(S::shr(at(5 * i), 16)));
+                        let q = [at(5 * i + 1), at(5 * i + 2), at(5 * i + 3), at(5 * i + 4)];
+                        emit.block(b + i, nibbles::<S>(q), [d; 2], [m; 2]);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Nibbles with their fifth bits; bit `j` of `bits` belongs to value `j`.
+///
+/// # Safety
+/// The features of `S` are present.
+#[inline(always)]
+unsafe fn fifth<S: Simd>(q: [S::I; 4], bits: S::I) -> [S::I; 8] {
+    // SAFETY: as the caller promises.
+    unsafe {
+        let w = nibbles::<S>(q);
+        let five = |i: usize| S::or(w[i], S::spread(bits, i));
+        [five(0), five(1), five(2), five(3), five(4), five(5), five(6), five(7)]
+    }
+}
+
+impl Unpack for Q5_0 {
+    const OFFSET: i32 = 16;
+    const ORDER: Order = Order::Rotated16;
+
+    #[inline(always)]
+    unsafe fn unpack<S: Simd, E: Emit<S>>(source: &Source, blocks: Range<usize>, emit: &mut E) {
+        // SAFETY: as the caller promises.
+        unsafe {
+            let none = [S::splat_f(0.0); 2];
+            for b in blocks.clone().step_by(2) {
+                // 44 bytes: the last load starts early, and its first dword is known already.
+                let (x, y) = (source.load::<S>(22 * b), source.load::<S>(22 * b + 16));
+                let z = source.load::<S>(22 * b + 28);
+                let bits = S::or(S::shr(x[0], 16), S::shl(x[1], 16));
+                // Each half's bits turn by two, as its nibbles do.
+                let turned = S::or(
+                    S::and(S::shl(bits, 2), S::splat(0xfffc_fffc_u32 as i32)),
+                    S::and(S::shr(bits, 14), S::splat(0x0003_0003)),
+                );
+                let q = [wrap::<S>(x[1], y[1]), x[2], x[3], y[0]];
+                emit.block(b, fifth::<S>(q, turned), [S::half_to_f(x[0]); 2], none);
+                if b + 1 < blocks.end {
+                    let d = S::half_to_f(S::shr(y[1], 16));
+                    emit.block(b + 1, fifth::<S>(z, y[2]), [d; 2], none);
+                }
+            }
+        }
+    }
+}
+
+impl Unpack for Q5_1 {
+    const MIN: bool = true;
+
+    #[inline(always)]
+    unsafe fn unpack<S: Simd, E: Emit<S>>(source: &Source, blocks: Range<usize>, emit: &mut E) {
+        // SAFETY: as the caller promises.
+        unsafe {
+            for b in blocks.clone().step_by(2) {
+                let l = |i: usize| source.load::<S>(24 * b + 16 * i);
+                let (x, y, z) = (l(0), l(1), l(2));
+                let halves = |x| ([S::half_to_f(x); 2], [S::half_to_f(S::shr(x, 16)); 2]);
+                let (d, m) = halves(x[0]);
+                emit.block(b, fifth::<S>([x[2], x[3], y[0], y[1]], x[1]), d, m);
+                if b + 1 < blocks.end {
+                    let (d, m) = halves(y[2]);
+                    emit.block(b + 1, fifth::<S>(z, y[3]), d, m);
+                }
+            }
+        }
+    }
+}
+
+impl Unpack for Q8_0 {
+    const WIDE: bool = true;
+    const OFFSET: i32 = 128;
+    const ORDER: Order = Order::Rotated32;
+
+    #[inline(always)]
+    unsafe fn unpack<S: Simd, E: Emit<S>>(source: &Source, blocks: Range<usize>, emit: &mut E) {
+        // SAFETY: as the caller promises.
+        unsafe {
+            let none = [S::splat_f(0.0); 2];
+            let sign = S::splat(0x8080_8080_u32 as i32);
+            for b in blocks.clone().step_by(2) {
+                let (x, y) = (source.load_two::<S>(34 * b), source.load_two::<S>(34 * b + 36));
+                let middle = source.load::<S>(34 * b + 24);
+                let w = [wrap::<S>(x[0], middle[2]), x[1], x[2], x[3], x[4], x[5], x[6], x[7]];
+                emit.block(b, w.map(|w| S::xor(w, sign)), [S::half_to_f(x[0]); 2], none);
+                if b + 1 < blocks.end {
+                    let d = S::half_to_f(S::shr(middle[2], 16));
+                    emit.block(b + 1, y.map(|w| S::xor(w, sign)), [d; 2], none);
+                }
+            }
+        }
+    }
+}

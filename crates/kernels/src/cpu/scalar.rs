@@ -1,0 +1,168 @@
+//! [`Simd`] without any: eight lanes of plain integers and floats.
+
+use half::f16;
+
+use super::math::widen;
+use super::simd::{Kernel, Simd};
+
+/// Plain Rust.
+#[derive(Clone, Copy)]
+pub(super) struct Scalar;
+
+const N: usize = 8;
+
+/// Runs a kernel.
+///
+/// # Safety
+/// What the kernel asks for.
+pub(super) unsafe fn enter<K: Kernel>(kernel: K) {
+    // SAFETY: plain Rust needs no features; the rest is the caller's promise.
+    unsafe { kernel.run::<Scalar>() }
+}
+
+#[inline]
+fn map(a: [i32; N], f: impl Fn(u32) -> u32) -> [i32; N] {
+    a.map(|a| f(a as u32) as i32)
+}
+
+#[inline]
+fn zip(a: [i32; N], b: [i32; N], f: impl Fn(i32, i32) -> i32) -> [i32; N] {
+    std::array::from_fn(|i| f(a[i], b[i]))
+}
+
+// SAFETY: no features are needed, and pointers are used as the trait says.
+unsafe impl Simd for Scalar {
+    const LANES: usize = N;
+    const PANELS: usize = 1;
+    const WIDE_BASE: i32 = 0;
+    type I = [i32; N];
+    type F = [f32; N];
+
+    #[inline]
+    unsafe fn load16(from: *const u8, stride: usize) -> [Self::I; 4] {
+        let mut out = [[0; N]; 4];
+        for row in 0..N {
+            // SAFETY: the caller promises 16 bytes of each row.
+            let dwords = unsafe { from.add(row * stride).cast::<[i32; 4]>().read_unaligned() };
+            for (out, dword) in out.iter_mut().zip(dwords) {
+                out[row] = dword;
+            }
+        }
+        out
+    }
+
+    #[inline]
+    unsafe fn splat(x: i32) -> Self::I {
+        [x; N]
+    }
+
+    #[inline]
+    unsafe fn load(from: *const i32) -> Self::I {
+        // SAFETY: the caller promises LANES dwords.
+        unsafe { from.cast::<Self::I>().read_unaligned() }
+    }
+
+    #[inline]
+    unsafe fn store(x: Self::I, to: *mut i32) {
+        // SAFETY: the caller promises room for LANES dwords.
+        unsafe { to.cast::<Self::I>().write_unaligned(x) }
+    }
+
+    #[inline]
+    unsafe fn and(a: Self::I, b: Self::I) -> Self::I {
+        zip(a, b, |a, b| a & b)
+    }
+
+    #[inline]
+    unsafe fn or(a: Self::I, b: Self::I) -> Self::I {
+        zip(a, b, |a, b| a | b)
+    }
+
+    #[inline]
+    unsafe fn xor(a: Self::I, b: Self::I) -> Self::I {
+        zip(a, b, |a, b| a ^ b)
+    }
+
+    #[inline]
+    unsafe fn sub(a: Self::I, b: Self::I) -> Self::I {
+        zip(a, b, i32::wrapping_sub)
+    }
+
+    #[inline]
+    unsafe fn shr(a: Self::I, n: u32) -> Self::I {
+        map(a, |a| a >> n)
+    }
+
+    #[inline]
+    unsafe fn shl(a: Self::I, n: u32) -> Self::I {
+        map(a, |a| a << n)
+    }
+
+    #[inline]
+    unsafe fn sar(a: Self::I, n: u32) -> Self::I {
+        map(a, |a| (a as i32 >> n) as u32)
+    }
+
+    #[inline]
+    unsafe fn lookup(table: &[u8; 16], index: Self::I) -> Self::I {
+        map(index, |i| u32::from_le_bytes(i.to_le_bytes().map(|i| table[usize::from(i & 15)])))
+    }
+
+    #[inline]
+    unsafe fn spread(bits: Self::I, n: usize) -> Self::I {
+        map(bits, |b| (0..4).map(|i| (b >> (4 * n + i) & 1) << (8 * i + 4)).sum())
+    }
+
+    #[inline]
+    unsafe fn dot<const WIDE: bool>(sum: Self::I, unsigned: Self::I, signed: Self::I) -> Self::I {
+        std::array::from_fn(|i| {
+            let (u, s) = (unsigned[i].to_le_bytes(), signed[i].to_le_bytes());
+            sum[i] + (0..4).map(|i| i32::from(u[i]) * i32::from(s[i] as i8)).sum::<i32>()
+        })
+    }
+
+    #[inline]
+    unsafe fn splat_f(x: f32) -> Self::F {
+        [x; N]
+    }
+
+    #[inline]
+    unsafe fn load_f(from: *const f32) -> Self::F {
+        // SAFETY: the caller promises LANES values.
+        unsafe { from.cast::<Self::F>().read_unaligned() }
+    }
+
+    #[inline]
+    unsafe fn store_f(x: Self::F, to: *mut f32) {
+        // SAFETY: the caller promises room for LANES values.
+        unsafe { to.cast::<Self::F>().write_unaligned(x) }
+    }
+
+    #[inline]
+    unsafe fn mul(a: Self::F, b: Self::F) -> Self::F {
+        std::array::from_fn(|i| a[i] * b[i])
+    }
+
+    #[inline]
+    unsafe fn fma(a: Self::F, b: Self::F, c: Self::F) -> Self::F {
+        std::array::from_fn(|i| a[i].mul_add(b[i], c[i]))
+    }
+
+    #[inline]
+    unsafe fn to_f(x: Self::I) -> Self::F {
+        x.map(|x| x as f32)
+    }
+
+    #[inline]
+    unsafe fn bits_to_f(x: Self::I) -> Self::F {
+        x.map(|x| f32::from_bits(x as u32))
+    }
+
+    #[inline]
+    unsafe fn half_to_f(x: Self::I) -> Self::F {
+        x.map(|x| widen(f16::from_bits(x as u16)))
+    }
+
+    #[inline]
+    unsafe fn prefetch(_at: *const u8) {}
+}
