@@ -196,3 +196,20 @@ fn tool_calls_are_counted() {
     let exact = object["tool_exact"].as_f64().expect("a share");
     assert!([0.0, 1.0].contains(&exact) && object["tool_token_acc"].as_f64() > Some(0.8), "{object}");
 }
+
+/// llama-perplexity's figure on the same weights in float32, for the first chunk (testdata/text/ppl-smollm2.json).
+#[test]
+fn perplexity_of_a_foreign_gguf_is_llama_cpps() {
+    let model = root().join("target/testdata/SmolLM2-135M-Instruct.Q4_1.gguf");
+    if !model.is_file() {
+        let why = format!("SKIP: {} is missing (cargo xtask fetch smollm2)", model.display());
+        assert_ne!(std::env::var("CI").as_deref(), Ok("true"), "{why}");
+        println!("{why}");
+        return;
+    }
+    let args = ["--protocol", "llama.cpp", "--ctx", "128", "--chunks", "1", "--exact", "--json"];
+    let text = root().join("testdata/text/stories.txt");
+    let object = json(tidemill(["eval", "ppl"]).arg(model).arg(text).args(args));
+    let perplexity = object["perplexity"].as_f64().expect("a number");
+    assert!((perplexity / 10.3017 - 1.0).abs() < 0.003, "{object}");
+}
