@@ -13,7 +13,7 @@ use kernels::ops::MlpWeights;
 use kernels::{Backend, Buffer, View, Weight};
 use store::disk::Disk;
 use store::resident::{self, Placement};
-use store::{ExpertId, Lease, SlabMemory};
+use store::{ExpertId, Lease, PAGE_BYTES, SlabMemory};
 
 /// Buffers of resident weights are this large unless one tensor needs more, in bytes. Untouched pages cost nothing.
 const ARENA_BUFFER_BYTES: usize = 256 << 20;
@@ -26,6 +26,9 @@ const PART_ALIGN_BYTES: usize = 256;
 
 /// Bytes of each part that go into the sample which tells one training from another.
 const SAMPLE_BYTES: usize = 64;
+
+/// Parts from this size on are placed so that the drive can write them in place where their file allows.
+const IN_PLACE_BYTES: usize = 256 << 10;
 
 fn slab_memory(buffer: &Buffer) -> Result<SlabMemory> {
     let pointer = buffer
@@ -146,7 +149,7 @@ impl Arena {
         let mut views = Vec::with_capacity(spans.len());
         for span in spans {
             let bytes = usize::try_from(span.bytes).map_err(|_| Error::memory("a tensor exceeds memory"))?;
-            let (slab, range) = self.reserve(bytes)?;
+            let (slab, range) = self.reserve(bytes, span.offset)?;
             let range_in_file = store::Range { file: span.file.0, offset: span.offset, bytes: span.bytes };
             self.placements.push(Placement { range: range_in_file, slab, offset: range.start });
             // SAFETY: the range is this weight's alone; `load` fills it before the model exists, and nothing
@@ -156,24 +159,33 @@ impl Arena {
         Weight::new(shape.format, shape.rows, shape.cols, views)
     }
 
-    fn reserve(&mut self, bytes: usize) -> Result<(usize, Range<usize>)> {
+    /// Memory for `bytes` bytes of a file from `file_offset` on: where the drive can write large parts in place,
+    /// at the same place in the page.
+    fn reserve(&mut self, bytes: usize, file_offset: u64) -> Result<(usize, Range<usize>)> {
         let limit = self.backend.info().buffer_bytes_max;
         if bytes > limit {
             return Err(Error::memory(format!(
                 "a tensor of {bytes} bytes exceeds the device's limit of {limit}"
             )));
         }
-        let last = self
-            .buffers
-            .last()
-            .map(|(buffer, used)| used.next_multiple_of(PART_ALIGN_BYTES) + bytes <= buffer.bytes());
+        let in_page = (file_offset % PAGE_BYTES as u64) as usize;
+        let fits = bytes.saturating_add(PAGE_BYTES) <= limit;
+        let in_place = fits && bytes >= IN_PLACE_BYTES && in_page.is_multiple_of(PART_ALIGN_BYTES);
+        let start = |used: usize| match in_place {
+            true => used + (in_page + PAGE_BYTES - used % PAGE_BYTES) % PAGE_BYTES,
+            false => used.next_multiple_of(PART_ALIGN_BYTES),
+        };
+        let last = self.buffers.last().map(|(buffer, used)| start(*used) + bytes <= buffer.bytes());
         if last != Some(true) {
-            let size = bytes.max(ARENA_BUFFER_BYTES.min(limit)).next_multiple_of(4096).min(limit.max(bytes));
+            let size = (start(0) + bytes)
+                .max(ARENA_BUFFER_BYTES.min(limit))
+                .next_multiple_of(4096)
+                .min(limit.max(bytes));
             self.buffers.push((self.backend.alloc_shared(size)?, 0));
         }
         let slab = self.buffers.len() - 1;
         let used = &mut self.buffers[slab].1;
-        let start = used.next_multiple_of(PART_ALIGN_BYTES);
+        let start = start(*used);
         *used = start + bytes;
         Ok((slab, start..start + bytes))
     }

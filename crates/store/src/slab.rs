@@ -63,6 +63,27 @@ impl SlabMemory {
         unsafe { std::slice::from_raw_parts_mut(self.ptr.as_ptr(), self.bytes) }
     }
 
+    /// A second handle on the same memory.
+    ///
+    /// # Safety
+    /// The two must not write the same bytes, nor one read what the other writes, at the same time.
+    pub(crate) unsafe fn alias(&self) -> Self {
+        Self { ptr: self.ptr, bytes: self.bytes, _keep_alive: self._keep_alive.clone() }
+    }
+
+    /// Copies `from` to byte `offset`, where it must fit.
+    ///
+    /// # Safety
+    /// Nobody else may access those bytes meanwhile.
+    pub(crate) unsafe fn write(&self, offset: usize, from: &[u8]) {
+        assert!(
+            offset.checked_add(from.len()).is_some_and(|end| end <= self.bytes),
+            "a copy inside of its slab"
+        );
+        // SAFETY: inside of the memory by the check, nobody else's by contract, and `from` is other memory.
+        unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), self.ptr.as_ptr().add(offset), from.len()) };
+    }
+
     /// Cuts the memory into as many disjoint windows of `slot_bytes` as fit; `slab` is the number they report.
     /// `slot_bytes` must be a positive multiple of [`PAGE_BYTES`].
     ///
@@ -111,6 +132,19 @@ impl Window {
     /// Size in bytes, a multiple of [`PAGE_BYTES`].
     pub fn bytes(&self) -> usize {
         self.bytes
+    }
+
+    /// A window onto `bytes` bytes at `offset` of slab number `slab`; both whole pages, inside of it.
+    ///
+    /// # Safety
+    /// Nobody else may access those bytes while the window lives.
+    pub(crate) unsafe fn cover(memory: &Arc<SlabMemory>, slab: usize, offset: usize, bytes: usize) -> Self {
+        let inside = offset.checked_add(bytes).is_some_and(|end| end <= memory.bytes);
+        assert!(
+            inside && offset.is_multiple_of(PAGE_BYTES) && bytes.is_multiple_of(PAGE_BYTES),
+            "windows are whole pages of a slab"
+        );
+        Self { memory: memory.clone(), slab, offset, bytes }
     }
 
     /// Cuts it at byte `at` of the slab, which must lie inside of it and on a page; either side may be empty.
