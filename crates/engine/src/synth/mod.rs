@@ -42,7 +42,7 @@ pub use shape::{DeltaShape, Shape};
 use tensors::Weights;
 
 /// The skew of the routers where none is asked for.
-pub const DEFAULT_SKEW: f32 = 0.4;
+pub const DEFAULT_SKEW: f64 = 0.4;
 
 /// Changes whenever the same options would give other bytes.
 const GENERATOR: u32 = 1;
@@ -94,7 +94,7 @@ pub struct SynthOptions {
     /// Which of the random models.
     pub seed: u64,
     /// How uneven the routers' choices are; see the module's text.
-    pub skew: f32,
+    pub skew: f64,
 }
 
 impl SynthOptions {
@@ -248,7 +248,7 @@ mod tests {
         assert!("gguf".parse::<Layout>().unwrap_err().message().contains("gguf-q4_0"));
         let shape = Shape::find("qwen3-moe-tiny").unwrap();
         assert!(shape.with_layers(0).is_err() && shape.with_layers(5).is_err());
-        let options = SynthOptions { skew: f32::NAN, ..SynthOptions::new(shape, Layout::Mlx4Bit) };
+        let options = SynthOptions { skew: f64::NAN, ..SynthOptions::new(shape, Layout::Mlx4Bit) };
         assert!(sizes(&options).is_err());
     }
 

@@ -221,7 +221,7 @@ impl Planner<'_> {
         let common = common_cols(&shape);
         let sigma = ROUTER_LOGIT / (hidden as f32).sqrt();
         let growth = (1.0 + (2 * layer + 1) as f32 * BRANCH * BRANCH).sqrt();
-        let shift = self.options.skew * ROUTER_LOGIT * growth / (common as f32 * COMMON_MEAN);
+        let shift = self.options.skew as f32 * ROUTER_LOGIT * growth / (common as f32 * COMMON_MEAN);
         let router = Fill::Router { sigma, common, shift };
         self.add("mlp.gate.weight", "ffn_gate_inp.weight", &[experts, hidden], Role::Gate, router);
         // silu(unit) * unit has deviation 0.6, and a weighted mean of experts about half of that.
