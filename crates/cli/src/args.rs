@@ -3,7 +3,7 @@
 use clap::{Parser, Subcommand, ValueEnum};
 use engine::{CacheKind, Device, OpenOptions};
 
-use crate::{bench, chat, completions, eval, failure, inspect, logits, run};
+use crate::{bench, chat, completions, eval, failure, inspect, logits, run, synth};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -41,6 +41,8 @@ pub(crate) enum Command {
     Eval(eval::Args),
     /// Show architecture, number formats, and bytes per expert and per token
     Inspect(inspect::Args),
+    /// Make a model of random weights in a published shape, to measure with
+    Synth(synth::Args),
     /// Print a completion script for a shell
     Completions(completions::Args),
 }

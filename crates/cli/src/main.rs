@@ -16,6 +16,7 @@ mod npy;
 mod out;
 mod run;
 mod sampling;
+mod synth;
 
 use std::process::ExitCode;
 
@@ -44,6 +45,7 @@ fn execute(command: Command) -> Result<()> {
         Command::Logits(args) => logits::main(&args),
         Command::Eval(args) => eval::main(&args),
         Command::Inspect(args) => inspect::main(&args),
+        Command::Synth(args) => synth::main(&args),
         Command::Completions(args) => completions::main(&args),
     }
 }

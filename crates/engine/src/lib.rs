@@ -14,6 +14,7 @@ mod scratch;
 mod session;
 mod state;
 mod step;
+pub mod synth;
 pub mod text;
 
 pub use device::Device;
