@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::simd::{Kernel, Simd};
+use super::simd::{Kernel, Simd, array};
 
 /// AVX2, FMA and F16C.
 #[derive(Clone, Copy)]
@@ -46,10 +46,10 @@ macro_rules! avx2 {
             unsafe fn load16(from: *const u8, stride: usize) -> [__m256i; 4] {
                 // SAFETY: as above.
                 unsafe {
-                    let row = |i: usize| _mm_loadu_si128(from.add(i * stride).cast());
-                    let rows =
-                        |i: usize| _mm256_inserti128_si256::<1>(_mm256_castsi128_si256(row(i)), row(4 + i));
-                    let (a, b, c, d) = (rows(0), rows(1), rows(2), rows(3));
+                    let row = array!(i < 8 => _mm_loadu_si128(from.add(i * stride).cast()));
+                    let [a, b, c, d] = array!(i < 4 => {
+                        _mm256_inserti128_si256::<1>(_mm256_castsi128_si256(row[i]), row[4 + i])
+                    });
                     let (ab0, ab1) = (_mm256_unpacklo_epi32(a, b), _mm256_unpackhi_epi32(a, b));
                     let (cd0, cd1) = (_mm256_unpacklo_epi32(c, d), _mm256_unpackhi_epi32(c, d));
                     [
@@ -206,7 +206,7 @@ macro_rules! avx2 {
             #[inline(always)]
             unsafe fn prefetch(at: *const u8) {
                 // SAFETY: as above; a prefetch of any address is harmless.
-                unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
+                unsafe { _mm_prefetch::<_MM_HINT_T1>(at.cast()) }
             }
         }
     };

@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::simd::{Kernel, Simd};
+use super::simd::{Kernel, Simd, array};
 
 /// AVX-512 F, BW, DQ, VL and VNNI.
 #[derive(Clone, Copy)]
@@ -30,14 +30,14 @@ unsafe impl Simd for Avx512 {
     unsafe fn load16(from: *const u8, stride: usize) -> [__m512i; 4] {
         // SAFETY: as above.
         unsafe {
-            let row = |i: usize| _mm_loadu_si128(from.add(i * stride).cast());
             // Lane l of vector i: row 4 l + i. The transpose within lanes then leaves the rows in order.
-            let rows = |i: usize| {
-                let low = _mm256_inserti128_si256::<1>(_mm256_castsi128_si256(row(i)), row(4 + i));
-                let high = _mm256_inserti128_si256::<1>(_mm256_castsi128_si256(row(8 + i)), row(12 + i));
-                _mm512_inserti64x4::<1>(_mm512_castsi256_si512(low), high)
-            };
-            let (a, b, c, d) = (rows(0), rows(1), rows(2), rows(3));
+            let row = array!(i < 16 => _mm_loadu_si128(from.add(i * stride).cast()));
+            let low =
+                array!(i < 4 => _mm256_inserti128_si256::<1>(_mm256_castsi128_si256(row[i]), row[4 + i]));
+            let high =
+                array!(i < 4 => _mm256_inserti128_si256::<1>(_mm256_castsi128_si256(row[8 + i]), row[12 + i]));
+            let [a, b, c, d] =
+                array!(i < 4 => _mm512_inserti64x4::<1>(_mm512_castsi256_si512(low[i]), high[i]));
             let (ab0, ab1) = (_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
             let (cd0, cd1) = (_mm512_unpacklo_epi32(c, d), _mm512_unpackhi_epi32(c, d));
             [
@@ -190,6 +190,6 @@ unsafe impl Simd for Avx512 {
     #[inline(always)]
     unsafe fn prefetch(at: *const u8) {
         // SAFETY: as above; a prefetch of any address is harmless.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(at.cast()) }
     }
 }

@@ -3,6 +3,25 @@
 //! A vector holds one dword or one f32 of each of [`Simd::LANES`] weight rows, so a number in a lane always belongs
 //! to the same output. Formats are unpacked and multiplied by code that is written once over this trait.
 
+/// `[value for i = 0, value for i = 1, ..]`, of `n` values. Kernels build arrays of vectors with this and not with
+/// closures: what a closure calls is compiled without the instruction set's features, so every vector operation in
+/// it becomes a function call.
+macro_rules! array {
+    ($i:ident < $n:expr => $value:expr) => {{
+        let mut values = [{
+            let $i = 0;
+            $value
+        }; $n];
+        let mut $i = 1;
+        while $i < $n {
+            values[$i] = $value;
+            $i += 1;
+        }
+        values
+    }};
+}
+pub(super) use array;
+
 /// One instruction set.
 ///
 /// # Safety
@@ -55,7 +74,7 @@ pub(super) unsafe trait Simd: Copy + 'static {
     unsafe fn bits_to_f(x: Self::I) -> Self::F;
     /// The low half of each dword as an IEEE half.
     unsafe fn half_to_f(x: Self::I) -> Self::F;
-    /// Asks for a cache line.
+    /// Asks for a cache line, in the second cache.
     unsafe fn prefetch(at: *const u8);
 }
 

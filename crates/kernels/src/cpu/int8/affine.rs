@@ -5,7 +5,7 @@ use std::ops::Range;
 use files::ScaleType;
 
 use super::{BLOCK, CHUNK, Emit, Order, Source, Unpack, nibbles};
-use crate::cpu::simd::Simd;
+use crate::cpu::simd::{Simd, array};
 
 /// 2 bits: four values a byte.
 #[derive(Clone, Copy)]
@@ -122,6 +122,16 @@ impl Unpack for Affine8 {
     }
 }
 
+/// Four values of each byte of two dwords.
+///
+/// # Safety
+/// The features of `S` are present.
+#[inline(always)]
+unsafe fn quads<S: Simd>(x: [S::I; 2]) -> [S::I; 8] {
+    // SAFETY: as the caller promises.
+    unsafe { array!(i < 8 => S::and(S::shr(x[i / 4], 2 * (i as u32 % 4)), S::splat(0x0303_0303))) }
+}
+
 impl Unpack for Affine2 {
     const MIN: bool = true;
     const ORDER: Order = Order::Quads;
@@ -131,18 +141,13 @@ impl Unpack for Affine2 {
         // SAFETY: as the caller promises.
         unsafe {
             let groups = Groups::<S>::new(source, &blocks);
-            let four = |x, i: u32| S::and(S::shr(x, 2 * i), S::splat(0x0303_0303));
-            let quads = |a, b| {
-                let q = |i: u32| four(if i < 4 { a } else { b }, i % 4);
-                [q(0), q(1), q(2), q(3), q(4), q(5), q(6), q(7)]
-            };
             for b in blocks.clone().step_by(2) {
                 let x = source.load::<S>(8 * b);
                 let (d, m) = groups.of(b);
-                emit.block(b, quads(x[0], x[1]), d, m);
+                emit.block(b, quads::<S>([x[0], x[1]]), d, m);
                 if b + 1 < blocks.end {
                     let (d, m) = groups.of(b + 1);
-                    emit.block(b + 1, quads(x[2], x[3]), d, m);
+                    emit.block(b + 1, quads::<S>([x[2], x[3]]), d, m);
                 }
             }
         }
@@ -165,8 +170,7 @@ impl<const BITS: usize> Unpack for AffineStream<BITS> {
                     let y = source.load::<S>(4 * BITS * b + 16);
                     (dwords[4], dwords[5]) = (y[0], y[1]);
                 }
-                let four = |i: usize| stream::<S, BITS>(&dwords, 4 * i);
-                let w = [four(0), four(1), four(2), four(3), four(4), four(5), four(6), four(7)];
+                let w = array!(i < 8 => stream::<S, BITS>(&dwords, 4 * i));
                 let (d, m) = groups.of(b);
                 emit.block(b, w, d, m);
             }
@@ -189,7 +193,8 @@ unsafe fn stream<S: Simd, const BITS: usize>(dwords: &[S::I; 6], first: usize) -
         }
         // Value i moves from bit BITS * i to bit 8 * i.
         let mask = (1i32 << BITS) - 1;
-        let one = |i: u32| S::and(S::shl(x, (8 - BITS as u32) * i), S::splat(mask << (8 * i)));
-        S::or(S::or(one(0), one(1)), S::or(one(2), one(3)))
+        let [a, b, c, d] =
+            array!(i < 4 => S::and(S::shl(x, ((8 - BITS) * i) as u32), S::splat(mask << (8 * i))));
+        S::or(S::or(a, b), S::or(c, d))
     }
 }

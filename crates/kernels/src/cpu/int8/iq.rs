@@ -6,7 +6,7 @@ use files::quant::{IQ4_VALUES, MXFP4_VALUES};
 
 use super::legacy::{load_nine, nine, pair18};
 use super::{Emit, Order, Source, Unpack, field, nibbles};
-use crate::cpu::simd::Simd;
+use crate::cpu::simd::{Simd, array};
 
 #[derive(Clone, Copy)]
 pub(super) struct IQ4NL;
@@ -37,7 +37,10 @@ static MXFP4_TABLE: [u8; 16] = raised(MXFP4_VALUES, 12);
 #[inline(always)]
 unsafe fn look<S: Simd>(table: &[u8; 16], q: [S::I; 4]) -> [S::I; 8] {
     // SAFETY: as the caller promises.
-    unsafe { nibbles::<S>(q).map(|q| S::lookup(table, q)) }
+    unsafe {
+        let q = nibbles::<S>(q);
+        array!(i < 8 => S::lookup(table, q[i]))
+    }
 }
 
 impl Unpack for IQ4NL {

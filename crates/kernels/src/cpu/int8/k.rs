@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::{Emit, Source, Unpack, field, high, low};
-use crate::cpu::simd::Simd;
+use crate::cpu::simd::{Simd, array};
 
 #[derive(Clone, Copy)]
 pub(super) struct Q2K;
@@ -105,8 +105,7 @@ unsafe fn bit<S: Simd>(x: S::I, s: usize, to: usize) -> S::I {
 #[inline(always)]
 unsafe fn with_bit<S: Simd>(x: [S::I; 8], bits: &[S::I; 8], s: usize, to: usize) -> [S::I; 8] {
     // SAFETY: as the caller promises.
-    let f = |i: usize| unsafe { S::or(x[i], bit::<S>(bits[i], s, to)) };
-    [f(0), f(1), f(2), f(3), f(4), f(5), f(6), f(7)]
+    unsafe { array!(i < 8 => S::or(x[i], bit::<S>(bits[i], s, to))) }
 }
 
 impl Unpack for Q5K {
@@ -146,10 +145,16 @@ impl Unpack for Q5K {
 #[inline(always)]
 unsafe fn two_bits<S: Simd>(x: [S::I; 8], s: usize, to: usize) -> [S::I; 8] {
     // SAFETY: as the caller promises.
-    x.map(|x| unsafe {
-        let moved = if 2 * s < to { S::shl(x, (to - 2 * s) as u32) } else { S::shr(x, (2 * s - to) as u32) };
-        S::and(moved, S::splat(0x0303_0303 << to))
-    })
+    unsafe {
+        array!(i < 8 => {
+            let moved = if 2 * s < to {
+                S::shl(x[i], (to - 2 * s) as u32)
+            } else {
+                S::shr(x[i], (2 * s - to) as u32)
+            };
+            S::and(moved, S::splat(0x0303_0303 << to))
+        })
+    }
 }
 
 impl Unpack for Q6K {
@@ -165,8 +170,6 @@ impl Unpack for Q6K {
                 let at = b / 8 * 210;
                 let scales = source.load::<S>(at + 192);
                 let d = S::half_to_f(S::shr(source.load::<S>(at + 194)[3], 16));
-                let scale =
-                    |j: usize| scaled::<S>(d, S::sar(S::shl(scales[j / 4], 24 - 8 * (j as u32 % 4)), 24));
                 for h in 0..2 {
                     let bits = source.load_two::<S>(at + 128 + 32 * h);
                     for s in 0..4 {
@@ -178,10 +181,13 @@ impl Unpack for Q6K {
                             join(high::<S>(x), high::<S>(y))
                         };
                         let t = two_bits::<S>(bits, s, 4);
-                        let f = |i: usize| S::or(q[i], t[i]);
-                        let w = [f(0), f(1), f(2), f(3), f(4), f(5), f(6), f(7)];
+                        let w = array!(i < 8 => S::or(q[i], t[i]));
                         let i = 4 * h + s;
-                        emit.block(b + i, w, [scale(2 * i), scale(2 * i + 1)], none);
+                        let d = array!(j < 2 => {
+                            let at = 2 * i + j;
+                            scaled::<S>(d, S::sar(S::shl(scales[at / 4], 24 - 8 * (at as u32 % 4)), 24))
+                        });
+                        emit.block(b + i, w, d, none);
                     }
                 }
             }
@@ -201,18 +207,32 @@ impl Unpack for Q2K {
                 let at = b / 8 * 84;
                 let scales = source.load::<S>(at);
                 let (d, dmin) = scale_and_min::<S>(source.load::<S>(at + 68)[3]);
-                let scale = |j: usize| scaled::<S>(d, field::<S>(scales[j / 4], 8 * (j % 4), 15));
-                let min = |j: usize| scaled::<S>(dmin, field::<S>(scales[j / 4], 8 * (j % 4) + 4, 15));
                 for h in 0..2 {
                     let q = source.load_two::<S>(at + 16 + 32 * h);
                     for s in 0..4 {
                         let i = 4 * h + s;
-                        let d = [scale(2 * i), scale(2 * i + 1)];
-                        emit.block(b + i, two_bits::<S>(q, s, 0), d, [min(2 * i), min(2 * i + 1)]);
+                        let (from, at) = (scales[i / 2], 16 * (i % 2));
+                        let d = array!(j < 2 => scaled::<S>(d, field::<S>(from, at + 8 * j, 15)));
+                        let m = array!(j < 2 => scaled::<S>(dmin, field::<S>(from, at + 8 * j + 4, 15)));
+                        emit.block(b + i, two_bits::<S>(q, s, 0), d, m);
                     }
                 }
             }
         }
+    }
+}
+
+/// Scale `j` of 16 of a Q3_K block, whose 12 bytes of scales are `s`.
+///
+/// # Safety
+/// The features of `S` are present.
+#[inline(always)]
+unsafe fn six_bits_less_32<S: Simd>(s: [S::I; 3], j: usize) -> S::I {
+    // SAFETY: as the caller promises.
+    unsafe {
+        let low = field::<S>(s[j % 8 / 4], 8 * (j % 4) + 4 * (j / 8), 15);
+        let high = field::<S>(s[2], 8 * (j % 4) + 2 * (j / 4), 3);
+        S::sub(S::or(low, S::shl(high, 4)), S::splat(32))
     }
 }
 
@@ -230,19 +250,15 @@ impl Unpack for Q3K {
                 let bits = source.load_two::<S>(at);
                 // The last 16 bytes: two of the values, twelve of scales, d.
                 let x = source.load::<S>(at + 94);
-                let word = |i: usize| S::or(S::shr(x[i], 16), S::shl(x[i + 1], 16));
-                let (s, d) = ([word(0), word(1), word(2)], S::half_to_f(S::shr(x[3], 16)));
-                let scale = |j: usize| {
-                    let low = field::<S>(s[j % 8 / 4], 8 * (j % 4) + 4 * (j / 8), 15);
-                    let high = field::<S>(s[2], 8 * (j % 4) + 2 * (j / 4), 3);
-                    scaled::<S>(d, S::sub(S::or(low, S::shl(high, 4)), S::splat(32)))
-                };
+                let words = array!(i < 3 => S::or(S::shr(x[i], 16), S::shl(x[i + 1], 16)));
+                let d = S::half_to_f(S::shr(x[3], 16));
                 for h in 0..2 {
                     let q = source.load_two::<S>(at + 32 + 32 * h);
                     for s in 0..4 {
                         let i = 4 * h + s;
                         let w = with_bit::<S>(two_bits::<S>(q, s, 0), &bits, i, 2);
-                        emit.block(b + i, w, [scale(2 * i), scale(2 * i + 1)], none);
+                        let d = array!(j < 2 => scaled::<S>(d, six_bits_less_32::<S>(words, 2 * i + j)));
+                        emit.block(b + i, w, d, none);
                     }
                 }
             }

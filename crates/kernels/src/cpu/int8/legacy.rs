@@ -4,7 +4,7 @@
 use std::ops::Range;
 
 use super::{Emit, Order, Source, Unpack, nibbles};
-use crate::cpu::simd::Simd;
+use crate::cpu::simd::{Simd, array};
 
 /// `d`, nibbles: 18 bytes.
 #[derive(Clone, Copy)]
@@ -49,9 +49,7 @@ pub(super) unsafe fn pair18<S: Simd>(x: [S::I; 9]) -> [(S::F, [S::I; 4]); 2] {
 /// The dwords of pair `i` of four, nine each, among nine loads.
 #[inline(always)]
 pub(super) fn nine<I: Copy>(x: &[[I; 4]; 9], i: usize) -> [I; 9] {
-    let at = |n: usize| x[n / 4][n % 4];
-    let n = 9 * i;
-    [at(n), at(n + 1), at(n + 2), at(n + 3), at(n + 4), at(n + 5), at(n + 6), at(n + 7), at(n + 8)]
+    array!(n < 9 => x[(9 * i + n) / 4][(9 * i + n) % 4])
 }
 
 /// 144 bytes: eight 18-byte blocks.
@@ -62,8 +60,7 @@ pub(super) fn nine<I: Copy>(x: &[[I; 4]; 9], i: usize) -> [I; 9] {
 pub(super) unsafe fn load_nine<S: Simd>(source: &Source, at: usize) -> [[S::I; 4]; 9] {
     // SAFETY: as the caller promises.
     unsafe {
-        let l = |i: usize| source.load::<S>(at + 16 * i);
-        [l(0), l(1), l(2), l(3), l(4), l(5), l(6), l(7), l(8)]
+        array!(i < 9 => source.load::<S>(at + 16 * i))
     }
 }
 
@@ -98,13 +95,11 @@ impl Unpack for Q4_1 {
         // SAFETY: as the caller promises.
         unsafe {
             for b in blocks.clone().step_by(4) {
-                let l = |i: usize| source.load::<S>(20 * b + 16 * i);
-                let x = [l(0), l(1), l(2), l(3), l(4)];
-                let at = |n: usize| x[n / 4][n % 4];
+                let x = array!(i < 5 => source.load::<S>(20 * b + 16 * i));
                 for i in 0..4 {
                     if b + i < blocks.end {
-                        let (d, m) = (S::half_to_f(at(5 * i)), S::half_to_f(S::shr(at(5 * i), 16)));
-                        let q = [at(5 * i + 1), at(5 * i + 2), at(5 * i + 3), at(5 * i + 4)];
+                        let [dm, q @ ..] = array!(n < 5 => x[(5 * i + n) / 4][(5 * i + n) % 4]);
+                        let (d, m) = (S::half_to_f(dm), S::half_to_f(S::shr(dm, 16)));
                         emit.block(b + i, nibbles::<S>(q), [d; 2], [m; 2]);
                     }
                 }
@@ -122,8 +117,7 @@ unsafe fn fifth<S: Simd>(q: [S::I; 4], bits: S::I) -> [S::I; 8] {
     // SAFETY: as the caller promises.
     unsafe {
         let w = nibbles::<S>(q);
-        let five = |i: usize| S::or(w[i], S::spread(bits, i));
-        [five(0), five(1), five(2), five(3), five(4), five(5), five(6), five(7)]
+        array!(i < 8 => S::or(w[i], S::spread(bits, i)))
     }
 }
 
@@ -157,6 +151,16 @@ impl Unpack for Q5_0 {
     }
 }
 
+/// Both halves of a dword as floats, each for both halves of a block.
+///
+/// # Safety
+/// The features of `S` are present.
+#[inline(always)]
+unsafe fn both_halves<S: Simd>(x: S::I) -> ([S::F; 2], [S::F; 2]) {
+    // SAFETY: as the caller promises.
+    unsafe { ([S::half_to_f(x); 2], [S::half_to_f(S::shr(x, 16)); 2]) }
+}
+
 impl Unpack for Q5_1 {
     const MIN: bool = true;
 
@@ -165,13 +169,11 @@ impl Unpack for Q5_1 {
         // SAFETY: as the caller promises.
         unsafe {
             for b in blocks.clone().step_by(2) {
-                let l = |i: usize| source.load::<S>(24 * b + 16 * i);
-                let (x, y, z) = (l(0), l(1), l(2));
-                let halves = |x| ([S::half_to_f(x); 2], [S::half_to_f(S::shr(x, 16)); 2]);
-                let (d, m) = halves(x[0]);
+                let [x, y, z] = array!(i < 3 => source.load::<S>(24 * b + 16 * i));
+                let (d, m) = both_halves::<S>(x[0]);
                 emit.block(b, fifth::<S>([x[2], x[3], y[0], y[1]], x[1]), d, m);
                 if b + 1 < blocks.end {
-                    let (d, m) = halves(y[2]);
+                    let (d, m) = both_halves::<S>(y[2]);
                     emit.block(b + 1, fifth::<S>(z, y[3]), d, m);
                 }
             }
@@ -194,10 +196,11 @@ impl Unpack for Q8_0 {
                 let (x, y) = (source.load_two::<S>(34 * b), source.load_two::<S>(34 * b + 36));
                 let middle = source.load::<S>(34 * b + 24);
                 let w = [wrap::<S>(x[0], middle[2]), x[1], x[2], x[3], x[4], x[5], x[6], x[7]];
-                emit.block(b, w.map(|w| S::xor(w, sign)), [S::half_to_f(x[0]); 2], none);
+                let d = S::half_to_f(x[0]);
+                emit.block(b, array!(i < 8 => S::xor(w[i], sign)), [d; 2], none);
                 if b + 1 < blocks.end {
                     let d = S::half_to_f(S::shr(middle[2], 16));
-                    emit.block(b + 1, y.map(|w| S::xor(w, sign)), [d; 2], none);
+                    emit.block(b + 1, array!(i < 8 => S::xor(y[i], sign)), [d; 2], none);
                 }
             }
         }

@@ -24,7 +24,7 @@ use std::ops::Range;
 
 use files::ScaleType;
 
-use super::simd::Simd;
+use super::simd::{Simd, array};
 
 /// Values of a block.
 pub(super) const BLOCK: usize = 32;
@@ -122,7 +122,7 @@ unsafe fn nibbles<S: Simd>(x: [S::I; 4]) -> [S::I; 8] {
 #[inline(always)]
 unsafe fn low<S: Simd>(x: [S::I; 4]) -> [S::I; 4] {
     // SAFETY: as the caller promises.
-    x.map(|x| unsafe { S::and(x, S::splat(0x0f0f_0f0f)) })
+    unsafe { array!(i < 4 => S::and(x[i], S::splat(0x0f0f_0f0f))) }
 }
 
 /// The high nibble of each byte.
@@ -132,7 +132,7 @@ unsafe fn low<S: Simd>(x: [S::I; 4]) -> [S::I; 4] {
 #[inline(always)]
 unsafe fn high<S: Simd>(x: [S::I; 4]) -> [S::I; 4] {
     // SAFETY: as the caller promises.
-    x.map(|x| unsafe { S::and(S::shr(x, 4), S::splat(0x0f0f_0f0f)) })
+    unsafe { array!(i < 4 => S::and(S::shr(x[i], 4), S::splat(0x0f0f_0f0f))) }
 }
 
 /// Bits `at ..` of each dword under `mask`, as floats.

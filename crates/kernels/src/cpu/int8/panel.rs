@@ -12,7 +12,7 @@ use super::legacy::{Q4_0, Q4_1, Q5_0, Q5_1, Q8_0};
 use super::{Activations, BLOCK, CHUNK, Emit, Layout, SLACK, Source, Unpack};
 use crate::buffer::HostWeight;
 use crate::cpu::isa::Isa;
-use crate::cpu::simd::{Kernel, Simd};
+use crate::cpu::simd::{Kernel, Simd, array};
 
 /// Vectors of a block in a panel: bytes, scales, minimums.
 const VECTORS: usize = 12;
@@ -279,10 +279,18 @@ impl<U: Unpack> Kernel for One<U> {
     unsafe fn run<S: Simd>(self) {
         // SAFETY: the caller of the kernel promises the features, the rows and the room.
         unsafe {
-            let mut emit = Direct::<S, U> { x: self.x, total: S::splat_f(0.0), format: PhantomData };
+            let tile_bytes = S::LANES * self.source.strides[0];
+            let next = self.source.rows[0].wrapping_add(tile_bytes);
+            let mut emit = Direct::<S, U> {
+                x: self.x,
+                total: S::splat_f(0.0),
+                next,
+                until: next,
+                step: tile_bytes / self.blocks,
+                format: PhantomData,
+            };
             for start in (0..self.blocks).step_by(CHUNK) {
                 let chunk = start..self.blocks.min(start + CHUNK);
-                prefetch::<S>(&self.source, &chunk, self.blocks);
                 U::unpack::<S, _>(&self.source, chunk, &mut emit);
             }
             S::store_f(emit.total, self.to);
@@ -290,25 +298,13 @@ impl<U: Unpack> Kernel for One<U> {
     }
 }
 
-/// Asks for the part of the next tile that corresponds to a chunk of this one: rows that are read side by side are
-/// too many streams for the processor to foresee, but together they are one stretch of memory.
-///
-/// # Safety
-/// The features of `S` are present.
-#[inline(always)]
-unsafe fn prefetch<S: Simd>(source: &Source, chunk: &std::ops::Range<usize>, blocks: usize) {
-    let bytes = S::LANES * source.strides[0];
-    let next = source.rows[0].wrapping_add(bytes);
-    let (from, to) = (bytes * chunk.start / blocks, bytes * chunk.end / blocks);
-    for at in (from..to).step_by(64) {
-        // SAFETY: as the caller promises; a prefetch may name any address.
-        unsafe { S::prefetch(next.wrapping_add(at)) };
-    }
-}
-
 struct Direct<S: Simd, U> {
     x: Row,
     total: S::F,
+    /// What to prefetch next, up to where, and how much further with each block.
+    next: *const u8,
+    until: *const u8,
+    step: usize,
     format: PhantomData<U>,
 }
 
@@ -317,11 +313,16 @@ impl<S: Simd, U: Unpack> Emit<S> for Direct<S, U> {
     unsafe fn block(&mut self, b: usize, w: [S::I; 8], d: [S::F; 2], m: [S::F; 2]) {
         // SAFETY: the row of x has as many blocks as the weights.
         unsafe {
+            self.until = self.until.wrapping_add(self.step);
+            while self.next < self.until {
+                S::prefetch(self.next);
+                self.next = self.next.wrapping_add(64);
+            }
             let meta = self.x.meta(b);
-            let mut sums = meta.start.map(|s| S::splat(s));
-            for (c, w) in w.into_iter().enumerate() {
+            let mut sums = [S::splat(meta.start[0]), S::splat(meta.start[1])];
+            for c in 0..8 {
                 let h = if U::HALVES { c / 4 } else { 0 };
-                sums[h] = dot::<S, U>(sums[h], w, self.x.dword::<S>(b, c));
+                sums[h] = dot::<S, U>(sums[h], w[c], self.x.dword::<S>(b, c));
             }
             self.total = total::<S, U>(self.total, meta, sums, d, m);
         }
@@ -388,8 +389,8 @@ impl<S: Simd, U: Unpack> Emit<S> for Stored<U> {
         // SAFETY: the panel has room for a chunk.
         unsafe {
             let to = self.to.add((b - self.first) * VECTORS * S::LANES);
-            for (c, w) in w.into_iter().enumerate() {
-                S::store(w, to.add(c * S::LANES).cast());
+            for c in 0..8 {
+                S::store(w[c], to.add(c * S::LANES).cast());
             }
             for h in 0..1 + usize::from(U::HALVES) {
                 S::store_f(d[h], to.add((8 + h) * S::LANES));
@@ -445,21 +446,21 @@ impl<const HALVES: bool, const MIN: bool, const WIDE: bool, const N: usize> Seve
     unsafe fn panels<S: Simd, const P: usize>(self) {
         // SAFETY: as the caller promises.
         unsafe {
-            let sum_at = |p: usize, n: usize| self.work.sums.add((n * P + p) * S::LANES);
-            let mut totals: [[S::F; N]; P] =
-                std::array::from_fn(|p| std::array::from_fn(|n| S::load_f(sum_at(p, n))));
+            let sums = self.work.sums;
+            let mut totals =
+                array!(p < P => array!(n < N => S::load_f(sums.add((n * P + p) * S::LANES))));
             for (i, b) in self.work.blocks.clone().enumerate() {
-                let panel: [*const f32; P] = std::array::from_fn(|p| {
-                    self.work.panel.add(p * self.work.panel_len + i * VECTORS * S::LANES)
-                });
+                let panel =
+                    array!(p < P => self.work.panel.add(p * self.work.panel_len + i * VECTORS * S::LANES));
                 let sums = self.sums::<S, P>(panel, b);
                 for p in 0..P {
-                    let vectors = |at: usize| {
-                        let load = |h: usize| S::load_f(panel[p].add((at + h) * S::LANES));
-                        [load(0), load(usize::from(HALVES))]
+                    let second = usize::from(HALVES);
+                    let d = array!(h < 2 => S::load_f(panel[p].add((8 + h * second) * S::LANES)));
+                    let m = if MIN {
+                        array!(h < 2 => S::load_f(panel[p].add((10 + h * second) * S::LANES)))
+                    } else {
+                        d
                     };
-                    let d = vectors(8);
-                    let m = if MIN { vectors(10) } else { d };
                     for n in 0..N {
                         let meta = self.x[n].meta(b);
                         totals[p][n] = share::<S, HALVES, MIN>(totals[p][n], meta, sums[p][n], d, m);
@@ -468,7 +469,7 @@ impl<const HALVES: bool, const MIN: bool, const WIDE: bool, const N: usize> Seve
             }
             for p in 0..P {
                 for n in 0..N {
-                    S::store_f(totals[p][n], sum_at(p, n));
+                    S::store_f(totals[p][n], sums.add((n * P + p) * S::LANES));
                 }
             }
         }
@@ -483,11 +484,11 @@ impl<const HALVES: bool, const MIN: bool, const WIDE: bool, const N: usize> Seve
     unsafe fn sums<S: Simd, const P: usize>(&self, panel: [*const f32; P], b: usize) -> [[[S::I; 2]; N]; P] {
         // SAFETY: as the caller promises.
         unsafe {
-            let start = |n: usize| self.x[n].meta(b).start.map(|s| S::splat(s));
-            let mut sums: [[[S::I; 2]; N]; P] = std::array::from_fn(|_| std::array::from_fn(start));
+            let mut sums =
+                [array!(n < N => array!(h < 2 => S::splat(self.x[n].meta(b).start[h]))); P];
             for c in 0..8 {
                 let h = if HALVES { c / 4 } else { 0 };
-                let w: [S::I; P] = std::array::from_fn(|p| S::load(panel[p].add(c * S::LANES).cast()));
+                let w = array!(p < P => S::load(panel[p].add(c * S::LANES).cast()));
                 for n in 0..N {
                     let x = self.x[n].dword::<S>(b, c);
                     for p in 0..P {
