@@ -98,6 +98,12 @@ macro_rules! avx2 {
             }
 
             #[inline(always)]
+            unsafe fn add(a: __m256i, b: __m256i) -> __m256i {
+                // SAFETY: as above.
+                unsafe { _mm256_add_epi32(a, b) }
+            }
+
+            #[inline(always)]
             unsafe fn sub(a: __m256i, b: __m256i) -> __m256i {
                 // SAFETY: as above.
                 unsafe { _mm256_sub_epi32(a, b) }

@@ -84,6 +84,11 @@ unsafe impl Simd for Scalar {
     }
 
     #[inline]
+    unsafe fn add(a: Self::I, b: Self::I) -> Self::I {
+        zip(a, b, i32::wrapping_add)
+    }
+
+    #[inline]
     unsafe fn sub(a: Self::I, b: Self::I) -> Self::I {
         zip(a, b, i32::wrapping_sub)
     }

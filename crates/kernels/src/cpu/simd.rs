@@ -48,6 +48,7 @@ pub(super) unsafe trait Simd: Copy + 'static {
     unsafe fn and(a: Self::I, b: Self::I) -> Self::I;
     unsafe fn or(a: Self::I, b: Self::I) -> Self::I;
     unsafe fn xor(a: Self::I, b: Self::I) -> Self::I;
+    unsafe fn add(a: Self::I, b: Self::I) -> Self::I;
     unsafe fn sub(a: Self::I, b: Self::I) -> Self::I;
     /// Logical shifts of dwords; `n` is a constant after inlining.
     unsafe fn shr(a: Self::I, n: u32) -> Self::I;

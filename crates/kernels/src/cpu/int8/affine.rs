@@ -1,5 +1,6 @@
 //! MLX affine formats: packed values, and scales and biases in parts of their own.
 
+use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use files::ScaleType;
@@ -22,8 +23,8 @@ pub(super) struct AffineStream<const BITS: usize>;
 
 /// Scales and biases of a chunk, a vector a group.
 struct Groups<S: Simd> {
-    d: [S::F; CHUNK],
-    m: [S::F; CHUNK],
+    d: [MaybeUninit<S::F>; CHUNK],
+    m: [MaybeUninit<S::F>; CHUNK],
     first: usize,
     shift: u32,
 }
@@ -38,8 +39,8 @@ impl<S: Simd> Groups<S> {
         let count = ((blocks.end - 1) >> shift) + 1 - first;
         // SAFETY: as the caller promises.
         unsafe {
-            let zeros = [S::splat_f(0.0); CHUNK];
-            let mut groups = Self { d: zeros, m: zeros, first, shift };
+            let none = [MaybeUninit::uninit(); CHUNK];
+            let mut groups = Self { d: none, m: none, first, shift };
             for (part, values) in [(1, &mut groups.d), (2, &mut groups.m)] {
                 let from = source.rows[part].add(first * source.scale.bytes());
                 let step = 16 / source.scale.bytes();
@@ -52,10 +53,14 @@ impl<S: Simd> Groups<S> {
         }
     }
 
+    /// # Safety
+    /// The block is one of those given to [`Groups::new`].
     #[inline(always)]
-    fn of(&self, block: usize) -> ([S::F; 2], [S::F; 2]) {
-        let i = (block >> self.shift) - self.first;
-        ([self.d[i]; 2], [self.m[i]; 2])
+    unsafe fn of(&self, block: usize) -> ([S::F; 2], [S::F; 2]) {
+        // Within bounds as it is; the mask tells the compiler.
+        let i = ((block >> self.shift) - self.first) % CHUNK;
+        // SAFETY: `new` filled the groups of its blocks.
+        unsafe { ([self.d[i].assume_init(); 2], [self.m[i].assume_init(); 2]) }
     }
 }
 
@@ -64,24 +69,25 @@ impl<S: Simd> Groups<S> {
 /// # Safety
 /// The features of `S` are present.
 #[inline(always)]
-unsafe fn widen<S: Simd>(ty: ScaleType, x: [S::I; 4], out: &mut [S::F]) {
+unsafe fn widen<S: Simd>(ty: ScaleType, x: [S::I; 4], out: &mut [MaybeUninit<S::F>]) {
     // SAFETY: as the caller promises.
     unsafe {
         match ty {
             ScaleType::F32 => {
                 for (out, x) in out.iter_mut().zip(x) {
-                    *out = S::bits_to_f(x);
+                    out.write(S::bits_to_f(x));
                 }
             }
             ScaleType::F16 => {
                 for (out, x) in out.chunks_exact_mut(2).zip(x) {
-                    (out[0], out[1]) = (S::half_to_f(x), S::half_to_f(S::shr(x, 16)));
+                    out[0].write(S::half_to_f(x));
+                    out[1].write(S::half_to_f(S::shr(x, 16)));
                 }
             }
             ScaleType::BF16 => {
                 for (out, x) in out.chunks_exact_mut(2).zip(x) {
-                    let high = S::and(x, S::splat(0xffff_0000_u32 as i32));
-                    (out[0], out[1]) = (S::bits_to_f(S::shl(x, 16)), S::bits_to_f(high));
+                    out[0].write(S::bits_to_f(S::shl(x, 16)));
+                    out[1].write(S::bits_to_f(S::and(x, S::splat(0xffff_0000_u32 as i32))));
                 }
             }
         }

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use files::quant::{IQ4_VALUES, MXFP4_VALUES};
 
-use super::legacy::{load_nine, nine, pair18};
+use super::legacy::{Pairs, pair18};
 use super::{Emit, Order, Source, Unpack, field, nibbles};
 use crate::cpu::simd::{Simd, array};
 
@@ -54,12 +54,14 @@ impl Unpack for IQ4NL {
         unsafe {
             let none = [S::splat_f(0.0); 2];
             for b in blocks.clone().step_by(8) {
-                let x = load_nine::<S>(source, 18 * b);
+                let mut pairs = Pairs::<S>::new(source, 18 * b);
                 for i in 0..4 {
-                    for (j, (d, q)) in pair18::<S>(nine(&x, i)).into_iter().enumerate() {
-                        if b + 2 * i + j < blocks.end {
-                            emit.block(b + 2 * i + j, look::<S>(&IQ4_TABLE, q), [d; 2], none);
-                        }
+                    let [first, second] = pair18::<S>(pairs.pair(source, 18 * b, i));
+                    if b + 2 * i < blocks.end {
+                        emit.block(b + 2 * i, look::<S>(&IQ4_TABLE, first.1), [first.0; 2], none);
+                    }
+                    if b + 2 * i + 1 < blocks.end {
+                        emit.block(b + 2 * i + 1, look::<S>(&IQ4_TABLE, second.1), [second.0; 2], none);
                     }
                 }
             }

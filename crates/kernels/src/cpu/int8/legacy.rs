@@ -46,21 +46,34 @@ pub(super) unsafe fn pair18<S: Simd>(x: [S::I; 9]) -> [(S::F, [S::I; 4]); 2] {
     }
 }
 
-/// The dwords of pair `i` of four, nine each, among nine loads.
-#[inline(always)]
-pub(super) fn nine<I: Copy>(x: &[[I; 4]; 9], i: usize) -> [I; 9] {
-    array!(n < 9 => x[(9 * i + n) / 4][(9 * i + n) % 4])
+/// Eight 18-byte blocks at `at`, as four pairs of nine dwords, each read when it is asked for: `next` holds what the
+/// last load of the pair before had left.
+#[derive(Clone, Copy)]
+pub(super) struct Pairs<S: Simd> {
+    next: [S::I; 4],
 }
 
-/// 144 bytes: eight 18-byte blocks.
-///
-/// # Safety
-/// As [`Unpack::unpack`].
-#[inline(always)]
-pub(super) unsafe fn load_nine<S: Simd>(source: &Source, at: usize) -> [[S::I; 4]; 9] {
-    // SAFETY: as the caller promises.
-    unsafe {
-        array!(i < 9 => source.load::<S>(at + 16 * i))
+impl<S: Simd> Pairs<S> {
+    /// # Safety
+    /// As [`Unpack::unpack`].
+    #[inline(always)]
+    pub(super) unsafe fn new(source: &Source, at: usize) -> Self {
+        // SAFETY: as the caller promises.
+        Self { next: unsafe { source.load::<S>(at) } }
+    }
+
+    /// Pair `i`, after the pairs before it.
+    ///
+    /// # Safety
+    /// As [`Unpack::unpack`].
+    #[inline(always)]
+    pub(super) unsafe fn pair(&mut self, source: &Source, at: usize, i: usize) -> [S::I; 9] {
+        // SAFETY: as the caller promises.
+        unsafe {
+            let (x, y) = (self.next, source.load_two::<S>(at + 16 * (2 * i + 1)));
+            self.next = [y[4], y[5], y[6], y[7]];
+            array!(n < 9 => if i + n < 4 { x[i + n] } else { y[i + n - 4] })
+        }
     }
 }
 
@@ -74,12 +87,14 @@ impl Unpack for Q4_0 {
         unsafe {
             let none = [S::splat_f(0.0); 2];
             for b in blocks.clone().step_by(8) {
-                let x = load_nine::<S>(source, 18 * b);
+                let mut pairs = Pairs::<S>::new(source, 18 * b);
                 for i in 0..4 {
-                    for (j, (d, q)) in pair18::<S>(nine(&x, i)).into_iter().enumerate() {
-                        if b + 2 * i + j < blocks.end {
-                            emit.block(b + 2 * i + j, nibbles::<S>(q), [d; 2], none);
-                        }
+                    let [first, second] = pair18::<S>(pairs.pair(source, 18 * b, i));
+                    if b + 2 * i < blocks.end {
+                        emit.block(b + 2 * i, nibbles::<S>(first.1), [first.0; 2], none);
+                    }
+                    if b + 2 * i + 1 < blocks.end {
+                        emit.block(b + 2 * i + 1, nibbles::<S>(second.1), [second.0; 2], none);
                     }
                 }
             }

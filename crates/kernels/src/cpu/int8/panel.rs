@@ -291,9 +291,28 @@ impl<U: Unpack> Kernel for One<U> {
             };
             for start in (0..self.blocks).step_by(CHUNK) {
                 let chunk = start..self.blocks.min(start + CHUNK);
+                self.prefetch_scales::<S>(&chunk);
                 U::unpack::<S, _>(&self.source, chunk, &mut emit);
             }
             S::store_f(emit.total, self.to);
+        }
+    }
+}
+
+impl<U: Unpack> One<U> {
+    /// Asks for the next tile's share of the parts that hold scales.
+    ///
+    /// # Safety
+    /// As [`Kernel::run`].
+    #[inline(always)]
+    unsafe fn prefetch_scales<S: Simd>(&self, chunk: &std::ops::Range<usize>) {
+        for part in 1..3 {
+            let tile_bytes = S::LANES * self.source.strides[part];
+            let next = self.source.rows[part].wrapping_add(tile_bytes);
+            for at in (tile_bytes * chunk.start / self.blocks..tile_bytes * chunk.end / self.blocks).step_by(64) {
+                // SAFETY: as the caller promises; a prefetch may name any address.
+                unsafe { S::prefetch(next.wrapping_add(at)) };
+            }
         }
     }
 }
@@ -319,10 +338,13 @@ impl<S: Simd, U: Unpack> Emit<S> for Direct<S, U> {
                 self.next = self.next.wrapping_add(64);
             }
             let meta = self.x.meta(b);
-            let mut sums = [S::splat(meta.start[0]), S::splat(meta.start[1])];
+            // Two chains, for the processor's sake.
+            let mut sums = [S::splat(meta.start[0]), S::splat(if U::HALVES { meta.start[1] } else { 0 })];
             for c in 0..8 {
-                let h = if U::HALVES { c / 4 } else { 0 };
-                sums[h] = dot::<S, U>(sums[h], w[c], self.x.dword::<S>(b, c));
+                sums[c / 4] = dot::<S, U>(sums[c / 4], w[c], self.x.dword::<S>(b, c));
+            }
+            if !U::HALVES {
+                sums[0] = S::add(sums[0], sums[1]);
             }
             self.total = total::<S, U>(self.total, meta, sums, d, m);
         }
