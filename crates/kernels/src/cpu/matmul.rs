@@ -5,7 +5,6 @@ use std::ops::Range;
 use files::{Format, Result};
 
 use super::int8::{self, Activations, BLOCK, Layout, Tile, X_ROWS};
-use super::math::silu;
 use super::shared::Parts;
 use super::{Cpu, portable};
 use crate::buffer::HostWeight;
@@ -100,22 +99,25 @@ impl Cpu {
         let out = Parts::new(out);
         self.pool.run(w.rows.div_ceil(tile), |item| {
             let outputs = item * tile..w.rows.min((item + 1) * tile);
-            self.outputs(input, &rows, w, outputs, |i, n, sum| {
-                let value = bias.map_or(sum, |b| sum + b[n]);
+            self.outputs(input, &rows, w, outputs, |i, n, sums| {
                 // SAFETY: each item has its own columns.
-                unsafe { out.set(i * w.rows + n, value) };
+                let out = unsafe { out.part(i * w.rows + n, sums.len()) };
+                out.copy_from_slice(sums);
+                if let Some(bias) = bias {
+                    out.iter_mut().zip(&bias[n..]).for_each(|(out, bias)| *out += bias);
+                }
             })
         })
     }
 
-    /// Calls `take(i, n, x[rows[i]] . w[n])` for all rows and `outputs`.
+    /// Calls `take(i, n, sums)`, where `sums` are `x[rows[i]] . w[n ..]`, until all rows have all `outputs`.
     fn outputs(
         &self,
         input: Input<'_>,
         rows: &[u32],
         w: &HostWeight<'_>,
         outputs: Range<usize>,
-        mut take: impl FnMut(usize, usize, f32),
+        mut take: impl FnMut(usize, usize, &[f32]),
     ) -> Result<()> {
         let bytes = match input {
             Input::Float(x) => return portable::products_of(self.isa, x, rows, w, outputs, take),
@@ -128,9 +130,7 @@ impl Cpu {
             int8::products(self.isa, tile, bytes, rows, &mut sums, &mut scratch);
             let stride = tile.rows.next_multiple_of(self.isa.lanes());
             for (i, sums) in sums.chunks_exact(stride).take(rows.len()).enumerate() {
-                for (n, sum) in sums[..tile.rows].iter().enumerate() {
-                    take(i, first + n, *sum);
-                }
+                take(i, first, &sums[..tile.rows]);
             }
         }
         Ok(())
@@ -226,9 +226,10 @@ impl Cpu {
                     let (j, from) = (item / tiles, item % tiles * tile);
                     let (job, outputs) = (&jobs[j], from..hidden.min(from + tile));
                     let rows: Vec<u32> = (starts[j]..starts[j + 1]).collect();
-                    self.outputs(input, &rows, &job.weights[2], outputs, |i, n, sum| {
+                    self.outputs(input, &rows, &job.weights[2], outputs, |i, n, sums| {
                         // SAFETY: each item has its own columns of its job's rows; no row is in two jobs.
-                        unsafe { out.set(job.to[i] as usize * hidden + n, sum) };
+                        let out = unsafe { out.part(job.to[i] as usize * hidden + n, sums.len()) };
+                        out.copy_from_slice(sums);
                     })
                 })
             })
@@ -249,15 +250,14 @@ impl Cpu {
         target: Parts<'_, f32>,
     ) -> Result<()> {
         let [gate, up, _] = &job.weights;
-        let (first, width, inner) = (outputs.start, outputs.len(), gate.rows);
-        let mut gated = vec![0.0; job.from.len() * width];
-        self.outputs(gates, &job.from, gate, outputs.clone(), |i, n, sum| {
-            gated[i * width + n - first] = sum;
+        let inner = gate.rows;
+        // SAFETY: as the caller promises, here and below.
+        let part = |i: usize, n: usize, len: usize| unsafe { target.part((start + i) * inner + n, len) };
+        self.outputs(gates, &job.from, gate, outputs.clone(), |i, n, sums| {
+            part(i, n, sums.len()).copy_from_slice(sums);
         })?;
-        self.outputs(ups, &job.from, up, outputs, |i, n, sum| {
-            let value = silu(gated[i * width + n - first]) * sum;
-            // SAFETY: as the caller promises.
-            unsafe { target.set((start + i) * inner + n, value) };
+        self.outputs(ups, &job.from, up, outputs, |i, n, sums| {
+            portable::silu_mul(self.isa, part(i, n, sums.len()), sums);
         })
     }
 }

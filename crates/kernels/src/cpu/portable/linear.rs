@@ -7,7 +7,7 @@ use half::{bf16, f16};
 
 use crate::buffer::HostWeight;
 use crate::cpu::isa::{Isa, for_each_isa};
-use crate::cpu::math::{dots, widen};
+use crate::cpu::math::{dots, silu, widen};
 
 /// Weight rows that are decoded at a time.
 const DECODED: usize = 4;
@@ -66,7 +66,7 @@ fn decode(isa: Isa, w: &HostWeight<'_>, row: usize, out: &mut [f32]) -> Result<(
     Ok(())
 }
 
-/// Calls `take(i, n, x[rows[i]] . w[n])` for all rows and `outputs`.
+/// Calls `take(i, n, sums)`, where `sums` are `x[rows[i]] . w[n ..]`, until all rows have all `outputs`.
 ///
 /// # Errors
 /// As [`files::quant::decode`].
@@ -76,7 +76,7 @@ pub(in crate::cpu) fn products_of(
     rows: &[u32],
     w: &HostWeight<'_>,
     outputs: Range<usize>,
-    mut take: impl FnMut(usize, usize, f32),
+    mut take: impl FnMut(usize, usize, &[f32]),
 ) -> Result<()> {
     let mut decoded = vec![0.0; DECODED * w.cols];
     let mut sums = vec![0.0; DECODED * rows.len()];
@@ -86,11 +86,19 @@ pub(in crate::cpu) fn products_of(
             decode(isa, w, first + n, row)?;
         }
         products(isa, x, rows, &decoded, w.cols, &mut sums);
-        for (n, sums) in sums.chunks_exact(rows.len()).take(count).enumerate() {
-            for (i, sum) in sums.iter().enumerate() {
-                take(i, first + n, *sum);
-            }
+        for i in 0..rows.len() {
+            let of_row: [f32; DECODED] = std::array::from_fn(|n| sums[n * rows.len() + i]);
+            take(i, first, &of_row[..count]);
         }
     }
     Ok(())
+}
+
+for_each_isa! {
+    /// `gate = silu(gate) * up`
+    pub(in crate::cpu) fn silu_mul(gate: &mut [f32], up: &[f32]) {
+        for (gate, up) in gate.iter_mut().zip(up) {
+            *gate = silu(*gate) * up;
+        }
+    }
 }
