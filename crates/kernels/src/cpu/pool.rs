@@ -1,9 +1,10 @@
 //! A pool for hundreds of short fork-joins a token.
 //!
-//! Workers look for the next job in a bounded spin and then park. The spin shrinks when a worker notices that it
-//! lost its core in the middle of it (the machine is oversubscribed) and grows back when spinning pays. Items are
-//! handed out one by one, the caller works along, and a join waits only for workers that took part: a worker
-//! that the system does not run costs nothing but its help.
+//! Workers look for the next job in a bounded spin and then park. Items are handed out one by one, the caller works
+//! along, and a join waits only for workers that took part: a worker that the system does not run costs nothing
+//! but its help. A worker that loses its core in the middle of an item does cost: the join waits until the system
+//! runs it again, for milliseconds. When the caller sees that, or loses its own core, the machine has less cores to
+//! spare than the pool has threads, and the caller works alone for a while: [`Rest`].
 
 use std::cell::UnsafeCell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -20,12 +21,14 @@ const OPEN: u64 = 1 << 31;
 const ENTERED: u64 = OPEN - 1;
 const JOB: u64 = 1 << 32;
 
-/// The longest spin before a worker parks: about the longest gap between two ops of a token.
-const SPIN_MAX: Duration = Duration::from_micros(60);
-/// The shortest; a pool that found the machine busy recovers from here.
-const SPIN_MIN: Duration = Duration::from_micros(1);
-/// A pause in a spin that only the loss of the core explains.
-const PREEMPTED: Duration = Duration::from_micros(300);
+/// The spin before a thread parks. Longer than the gaps between the ops of a token: waking a thread takes longer than
+/// many an op.
+const SPIN: Duration = Duration::from_micros(200);
+/// Time lost in a job that only the loss of a core explains.
+const PREEMPTED: Duration = Duration::from_micros(400);
+/// The first rest after the loss of a core, and the longest.
+const REST_MIN: Duration = Duration::from_millis(8);
+const REST_MAX: Duration = Duration::from_millis(256);
 
 type Item<'a> = dyn Fn(usize) -> Result<()> + Sync + 'a;
 
@@ -61,7 +64,7 @@ pub(crate) struct Pool {
     shared: Arc<Shared>,
     workers: Vec<JoinHandle<()>>,
     /// Held while a job runs: ops that are called from several threads take turns.
-    turn: Mutex<()>,
+    turn: Mutex<Rest>,
 }
 
 impl std::fmt::Debug for Pool {
@@ -89,10 +92,10 @@ impl Pool {
             caller: Mutex::new(None),
             sleeping: (0..helpers).map(|_| AtomicBool::new(false)).collect(),
         });
-        let mut pool = Self { shared, workers: Vec::with_capacity(helpers), turn: Mutex::new(()) };
+        let mut pool = Self { shared, workers: Vec::with_capacity(helpers), turn: Mutex::default() };
         // More threads than cores: a spinning worker would hold the core that another one needs.
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        let spin = if threads > cores { Duration::ZERO } else { SPIN_MAX };
+        let spin = if threads > cores { Duration::ZERO } else { SPIN };
         for index in 0..helpers {
             let shared = pool.shared.clone();
             let worker = std::thread::Builder::new()
@@ -118,10 +121,21 @@ impl Pool {
         if self.workers.is_empty() || items <= 1 {
             return (0..items).try_for_each(run);
         }
-        let _turn = lock(&self.turn);
+        let mut rest = lock(&self.turn);
+        let start = Instant::now();
+        if rest.until.is_some_and(|until| start < until) {
+            return (0..items).try_for_each(run);
+        }
+        let cpu_start = thread_cpu_time();
         self.open(items, &run);
-        drain(&self.shared, &run, items);
+        let longest = drain(&self.shared, &run, items);
+        let drained = Instant::now();
+        let lost = (drained - start).saturating_sub(thread_cpu_time() - cpu_start);
         self.join();
+        let now = Instant::now();
+        // The last item of a worker may have begun just before the caller's last one ended.
+        let overdue = (now - drained).saturating_sub(2 * longest);
+        rest.judge(now, lost.max(overdue) > PREEMPTED);
         match lock(&self.shared.failure).take() {
             Some(error) => Err(error),
             None => Ok(()),
@@ -153,7 +167,7 @@ impl Pool {
         let shared = &*self.shared;
         let entered = shared.ticket.fetch_and(!OPEN, Ordering::SeqCst) & ENTERED;
         let done = || shared.finished.load(Ordering::SeqCst) == entered;
-        let mut clock = Clock::new(SPIN_MAX);
+        let mut clock = Clock::new(SPIN);
         while !done() {
             if clock.tick() {
                 continue;
@@ -184,21 +198,55 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Takes items until none is left.
-fn drain(shared: &Shared, run: &Item<'_>, items: usize) {
+/// When the caller works alone, because another program wants the cores.
+#[derive(Debug, Default)]
+struct Rest {
+    until: Option<Instant>,
+    length: Duration,
+}
+
+impl Rest {
+    /// Learns from a job whether a core was lost in it. Rests grow while that goes on, so that what trying again costs
+    /// becomes small, and shrink when it has not happened for some time.
+    fn judge(&mut self, now: Instant, core_lost: bool) {
+        if core_lost {
+            self.length = (2 * self.length).clamp(REST_MIN, REST_MAX);
+            self.until = Some(now + self.length);
+        } else if self.until.is_some_and(|until| now > until + self.length) {
+            self.length /= 2;
+            self.until = (self.length >= REST_MIN).then_some(now);
+        }
+    }
+}
+
+/// For how long this thread ran.
+fn thread_cpu_time() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    Duration::new(time.tv_sec.unsigned_abs(), u32::try_from(time.tv_nsec).unwrap_or(0))
+}
+
+/// Takes items until none is left. Returns the time of the longest.
+fn drain(shared: &Shared, run: &Item<'_>, items: usize) -> Duration {
+    let (mut longest, mut last) = (Duration::ZERO, Instant::now());
     while !shared.failed.load(Ordering::Relaxed) {
         let item = shared.next.fetch_add(1, Ordering::Relaxed);
         if item >= items {
-            return;
+            break;
         }
         let error = match catch_unwind(AssertUnwindSafe(|| run(item))) {
-            Ok(Ok(())) => continue,
+            Ok(Ok(())) => {
+                let now = Instant::now();
+                longest = longest.max(now - last);
+                last = now;
+                continue;
+            }
             Ok(Err(error)) => error,
             Err(panic) => panicked(&*panic),
         };
         shared.failed.store(true, Ordering::Relaxed);
         lock(&shared.failure).get_or_insert(error);
     }
+    longest
 }
 
 fn panicked(panic: &(dyn std::any::Any + Send)) -> Error {
@@ -209,9 +257,8 @@ fn panicked(panic: &(dyn std::any::Any + Send)) -> Error {
 
 /// The life of a worker.
 fn work(shared: &Shared, index: usize, spin: Duration) {
-    let mut spin_now = spin;
     let mut seen = 0;
-    while let Some(ticket) = wait(shared, index, seen, spin, &mut spin_now) {
+    while let Some(ticket) = wait(shared, index, seen, spin) {
         seen = ticket / JOB;
         // SAFETY: this worker entered the ticket while it was open, so the caller wrote the job before and does
         // not touch it, nor let go of what it points to, until `finished` counts this worker.
@@ -230,8 +277,8 @@ fn work(shared: &Shared, index: usize, spin: Duration) {
 }
 
 /// Enters the next open job and returns its ticket; `None` when the pool stops.
-fn wait(shared: &Shared, index: usize, seen: u64, spin: Duration, spin_now: &mut Duration) -> Option<u64> {
-    let mut clock = Clock::new(*spin_now);
+fn wait(shared: &Shared, index: usize, seen: u64, spin: Duration) -> Option<u64> {
+    let mut clock = Clock::new(spin);
     loop {
         if shared.stop.load(Ordering::SeqCst) {
             return None;
@@ -241,8 +288,6 @@ fn wait(shared: &Shared, index: usize, seen: u64, spin: Duration, spin_now: &mut
             let entry =
                 shared.ticket.compare_exchange_weak(ticket, ticket + 1, Ordering::SeqCst, Ordering::Relaxed);
             if entry.is_ok() {
-                *spin_now = if clock.preempted { *spin_now / 2 } else { *spin_now * 2 };
-                *spin_now = (*spin_now).clamp(SPIN_MIN.min(spin), spin);
                 return Some(ticket);
             }
             continue;
@@ -250,7 +295,6 @@ fn wait(shared: &Shared, index: usize, seen: u64, spin: Duration, spin_now: &mut
         if clock.tick() {
             continue;
         }
-        *spin_now = (*spin_now / 2).max(SPIN_MIN.min(spin));
         shared.sleeping[index].store(true, Ordering::SeqCst);
         while !shared.stop.load(Ordering::SeqCst) && !news(shared, seen) {
             std::thread::park();
@@ -264,31 +308,22 @@ fn news(shared: &Shared, seen: u64) -> bool {
     ticket & OPEN != 0 && ticket / JOB != seen
 }
 
-/// Measures a spin, and whether it was interrupted.
+/// Measures a spin.
 struct Clock {
     end: Instant,
-    last: Instant,
     ticks: u32,
-    preempted: bool,
 }
 
 impl Clock {
     fn new(spin: Duration) -> Self {
-        let now = Instant::now();
-        Self { end: now + spin, last: now, ticks: 0, preempted: false }
+        Self { end: Instant::now() + spin, ticks: 0 }
     }
 
     /// Pauses a moment; false when the spin is over.
     fn tick(&mut self) -> bool {
         std::hint::spin_loop();
         self.ticks += 1;
-        if !self.ticks.is_multiple_of(16) {
-            return true;
-        }
-        let now = Instant::now();
-        self.preempted |= now - self.last > PREEMPTED;
-        self.last = now;
-        now < self.end && !self.preempted
+        !self.ticks.is_multiple_of(16) || Instant::now() < self.end
     }
 }
 
@@ -313,19 +348,44 @@ mod tests {
     }
 
     #[test]
+    fn rests_grow_while_cores_are_lost_and_end_when_they_are_not() {
+        let (mut rest, mut now) = (Rest::default(), Instant::now());
+        rest.judge(now, false);
+        assert_eq!((rest.until, rest.length), (None, Duration::ZERO));
+        for _ in 0..10 {
+            now = rest.until.unwrap_or(now);
+            rest.judge(now, true);
+        }
+        assert_eq!((rest.until, rest.length), (Some(now + REST_MAX), REST_MAX));
+        rest.judge(now + REST_MAX, false);
+        assert_eq!(rest.length, REST_MAX, "one good job proves little");
+        for _ in 0..10 {
+            now += 4 * REST_MAX;
+            rest.judge(now, false);
+        }
+        assert_eq!(rest.until, None);
+    }
+
+    #[test]
     fn workers_that_parked_wake_up() {
         let pool = Pool::new(2).unwrap();
-        for _ in 0..3 {
-            std::thread::sleep(Duration::from_millis(5));
-            let (here, others) = (std::thread::current().id(), AtomicUsize::new(0));
+        let here = std::thread::current().id();
+        // On a busy machine the worker may come too late, or the pool may rest, but not every time.
+        let helped = (0..200).any(|_| {
+            std::thread::sleep(Duration::from_millis(2));
+            let others = AtomicUsize::new(0);
             pool.run(64, |_| {
-                std::thread::sleep(Duration::from_micros(200));
+                let end = Instant::now() + Duration::from_micros(100);
+                while Instant::now() < end {
+                    std::hint::spin_loop();
+                }
                 others.fetch_add(usize::from(std::thread::current().id() != here), Ordering::Relaxed);
                 Ok(())
             })
             .unwrap();
-            assert!(others.load(Ordering::Relaxed) > 0, "no worker helped");
-        }
+            others.load(Ordering::Relaxed) > 0
+        });
+        assert!(helped, "no worker helped in 200 jobs");
     }
 
     #[test]
