@@ -295,11 +295,14 @@ fn wait(shared: &Shared, index: usize, seen: u64, spin: Duration) -> Option<u64>
         if clock.tick() {
             continue;
         }
+        // Marked anew before each look: whoever wakes this worker clears the mark.
         shared.sleeping[index].store(true, Ordering::SeqCst);
-        while !shared.stop.load(Ordering::SeqCst) && !news(shared, seen) {
+        if !shared.stop.load(Ordering::SeqCst) && !news(shared, seen) {
             std::thread::park();
         }
         shared.sleeping[index].store(false, Ordering::SeqCst);
+        // The job that it was woken for may be over, but where one was, more will come.
+        clock = Clock::new(spin);
     }
 }
 
@@ -372,6 +375,9 @@ mod tests {
         let here = std::thread::current().id();
         // On a busy machine the worker may come too late, or the pool may rest, but not every time.
         let helped = (0..200).any(|_| {
+            std::thread::sleep(Duration::from_millis(2));
+            // Over before the worker is awake; it must hear of the next job all the same.
+            pool.run(2, |_| Ok(())).unwrap();
             std::thread::sleep(Duration::from_millis(2));
             let others = AtomicUsize::new(0);
             pool.run(64, |_| {
