@@ -32,7 +32,7 @@ struct Job<'a> {
 impl Cpu {
     /// Outputs of one item, for a product that has `outputs` in all: several items a thread, whole tiles.
     fn tile(&self, outputs: usize) -> usize {
-        (outputs / (8 * self.pool.threads())).clamp(32, 128) / 32 * 32
+        (outputs / (4 * self.pool.threads())).clamp(32, 1024) / 32 * 32
     }
 
     fn layout(&self, format: Format, cols: usize) -> Option<Layout> {
