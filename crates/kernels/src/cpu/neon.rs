@@ -2,14 +2,15 @@
 //!
 //! `SDOT` and `USDOT` are written in assembly: their intrinsics are not in stable Rust. `SMMLA` is not used: it wants
 //! eight consecutive values of two rows in a vector where lanes here hold four of one, and rearranging costs what it
-//! saves. What i8mm adds is `USDOT`, which takes unsigned bytes as they are.
+//! saves. What i8mm adds is `USDOT`, which takes unsigned bytes as they are. "Instruction requires: dotprod" from the
+//! compiler means that a kernel calls [`Simd::dot`] where it is not inlined: from a closure, say.
 //!
 //! All three are tested under an emulator of the processors that have them; none has been timed on one.
 
 use std::arch::aarch64::*;
 use std::arch::asm;
 
-use super::simd::{Kernel, Simd};
+use super::simd::{Kernel, Simd, array};
 
 /// What every 64-bit Arm processor has.
 #[derive(Clone, Copy)]
@@ -51,22 +52,6 @@ pub(super) unsafe fn enter_dot<K: Kernel>(kernel: K) {
 pub(super) unsafe fn enter_i8mm<K: Kernel>(kernel: K) {
     // SAFETY: the features are those of this function; the rest is the caller's promise.
     unsafe { kernel.run::<NeonI8mm>() }
-}
-
-/// The value for both vectors.
-macro_rules! both {
-    ($i:ident => $value:expr) => {
-        [
-            {
-                let $i = 0;
-                $value
-            },
-            {
-                let $i = 1;
-                $value
-            },
-        ]
-    };
 }
 
 /// An operation on unsigned dwords.
@@ -159,7 +144,7 @@ macro_rules! neon {
             unsafe fn load16(from: *const u8, stride: usize) -> [Self::I; 4] {
                 // SAFETY: as above.
                 unsafe {
-                    let [a, b] = both!(half => {
+                    let [a, b] = array!(half < 2 => {
                         let from = from.add(4 * half * stride);
                         transpose([
                             vreinterpretq_s32_u8(vld1q_u8(from)),
@@ -181,7 +166,7 @@ macro_rules! neon {
             #[inline(always)]
             unsafe fn load(from: *const i32) -> Self::I {
                 // SAFETY: as above.
-                unsafe { both!(i => vld1q_s32(from.add(4 * i))) }
+                unsafe { array!(i < 2 => vld1q_s32(from.add(4 * i))) }
             }
 
             #[inline(always)]
@@ -196,44 +181,50 @@ macro_rules! neon {
             #[inline(always)]
             unsafe fn and(a: Self::I, b: Self::I) -> Self::I {
                 // SAFETY: as above.
-                unsafe { both!(i => vandq_s32(a[i], b[i])) }
+                unsafe { array!(i < 2 => vandq_s32(a[i], b[i])) }
             }
 
             #[inline(always)]
             unsafe fn or(a: Self::I, b: Self::I) -> Self::I {
                 // SAFETY: as above.
-                unsafe { both!(i => vorrq_s32(a[i], b[i])) }
+                unsafe { array!(i < 2 => vorrq_s32(a[i], b[i])) }
             }
 
             #[inline(always)]
             unsafe fn xor(a: Self::I, b: Self::I) -> Self::I {
                 // SAFETY: as above.
-                unsafe { both!(i => veorq_s32(a[i], b[i])) }
+                unsafe { array!(i < 2 => veorq_s32(a[i], b[i])) }
+            }
+
+            #[inline(always)]
+            unsafe fn add(a: Self::I, b: Self::I) -> Self::I {
+                // SAFETY: as above.
+                unsafe { array!(i < 2 => vaddq_s32(a[i], b[i])) }
             }
 
             #[inline(always)]
             unsafe fn sub(a: Self::I, b: Self::I) -> Self::I {
                 // SAFETY: as above.
-                unsafe { both!(i => vsubq_s32(a[i], b[i])) }
+                unsafe { array!(i < 2 => vsubq_s32(a[i], b[i])) }
             }
 
             // Shifts by a vector: a constant one becomes a shift by an immediate.
             #[inline(always)]
             unsafe fn shr(a: Self::I, n: u32) -> Self::I {
                 // SAFETY: as above.
-                unsafe { both!(i => unsigned!(vshlq_u32(a[i], vdupq_n_s32(-(n as i32))))) }
+                unsafe { array!(i < 2 => unsigned!(vshlq_u32(a[i], vdupq_n_s32(-(n as i32))))) }
             }
 
             #[inline(always)]
             unsafe fn shl(a: Self::I, n: u32) -> Self::I {
                 // SAFETY: as above.
-                unsafe { both!(i => vshlq_s32(a[i], vdupq_n_s32(n as i32))) }
+                unsafe { array!(i < 2 => vshlq_s32(a[i], vdupq_n_s32(n as i32))) }
             }
 
             #[inline(always)]
             unsafe fn sar(a: Self::I, n: u32) -> Self::I {
                 // SAFETY: as above.
-                unsafe { both!(i => vshlq_s32(a[i], vdupq_n_s32(-(n as i32)))) }
+                unsafe { array!(i < 2 => vshlq_s32(a[i], vdupq_n_s32(-(n as i32)))) }
             }
 
             #[inline(always)]
@@ -241,7 +232,7 @@ macro_rules! neon {
                 // SAFETY: as above; the table has 16 bytes.
                 unsafe {
                     let table = vld1q_u8(table.as_ptr());
-                    both!(i => vreinterpretq_s32_u8(vqtbl1q_u8(table, vreinterpretq_u8_s32(index[i]))))
+                    array!(i < 2 => vreinterpretq_s32_u8(vqtbl1q_u8(table, vreinterpretq_u8_s32(index[i]))))
                 }
             }
 
@@ -250,7 +241,7 @@ macro_rules! neon {
                 // SAFETY: as above.
                 unsafe {
                     let (from, each) = spread_masks(n);
-                    both!(i => {
+                    array!(i < 2 => {
                         let set = vtstq_u8(vqtbl1q_u8(vreinterpretq_u8_s32(bits[i]), from), each);
                         vreinterpretq_s32_u8(vandq_u8(set, vdupq_n_u8(16)))
                     })
@@ -261,7 +252,7 @@ macro_rules! neon {
             unsafe fn dot<const $wide: bool>(sum: Self::I, unsigned: Self::I, signed: Self::I) -> Self::I {
                 // SAFETY: as above.
                 unsafe {
-                    both!(i => {
+                    array!(i < 2 => {
                         let ($sum, $unsigned) = (sum[i], vreinterpretq_u8_s32(unsigned[i]));
                         let $signed = vreinterpretq_s8_s32(signed[i]);
                         $dot
@@ -278,7 +269,7 @@ macro_rules! neon {
             #[inline(always)]
             unsafe fn load_f(from: *const f32) -> Self::F {
                 // SAFETY: as above.
-                unsafe { both!(i => vld1q_f32(from.add(4 * i))) }
+                unsafe { array!(i < 2 => vld1q_f32(from.add(4 * i))) }
             }
 
             #[inline(always)]
@@ -293,38 +284,38 @@ macro_rules! neon {
             #[inline(always)]
             unsafe fn mul(a: Self::F, b: Self::F) -> Self::F {
                 // SAFETY: as above.
-                unsafe { both!(i => vmulq_f32(a[i], b[i])) }
+                unsafe { array!(i < 2 => vmulq_f32(a[i], b[i])) }
             }
 
             #[inline(always)]
             unsafe fn fma(a: Self::F, b: Self::F, c: Self::F) -> Self::F {
                 // SAFETY: as above.
-                unsafe { both!(i => vfmaq_f32(c[i], a[i], b[i])) }
+                unsafe { array!(i < 2 => vfmaq_f32(c[i], a[i], b[i])) }
             }
 
             #[inline(always)]
             unsafe fn to_f(x: Self::I) -> Self::F {
                 // SAFETY: as above.
-                unsafe { both!(i => vcvtq_f32_s32(x[i])) }
+                unsafe { array!(i < 2 => vcvtq_f32_s32(x[i])) }
             }
 
             #[inline(always)]
             unsafe fn bits_to_f(x: Self::I) -> Self::F {
                 // SAFETY: as above.
-                unsafe { both!(i => vreinterpretq_f32_s32(x[i])) }
+                unsafe { array!(i < 2 => vreinterpretq_f32_s32(x[i])) }
             }
 
             #[inline(always)]
             unsafe fn half_to_f(x: Self::I) -> Self::F {
                 // SAFETY: as above.
-                unsafe { both!(i => vcvt_f32_f16(vreinterpret_f16_s16(vmovn_s32(x[i])))) }
+                unsafe { array!(i < 2 => vcvt_f32_f16(vreinterpret_f16_s16(vmovn_s32(x[i])))) }
             }
 
             #[inline(always)]
             unsafe fn prefetch(at: *const u8) {
                 // SAFETY: a prefetch of any address is harmless.
                 unsafe {
-                    asm!("prfm pldl1keep, [{at}]", at = in(reg) at, options(nomem, nostack, preserves_flags));
+                    asm!("prfm pldl2keep, [{at}]", at = in(reg) at, options(nomem, nostack, preserves_flags));
                 }
             }
         }
