@@ -1,8 +1,9 @@
-//! The CPU backend against the reference, for every instruction set that this machine has.
+//! The CPU backend against the reference and against itself, for every instruction set that this machine has.
 
 mod common;
 
-use common::Rig;
+use common::{Encoded, Rig, Rng, output, same, tensor, values};
+use files::Format;
 use tidemill_kernels::cpu::{Cpu, CpuOptions, Isa};
 use tidemill_kernels::ops::Precision;
 
@@ -21,3 +22,23 @@ fn rigs() -> Vec<Rig> {
 }
 
 conformance!(rigs);
+
+#[test]
+fn all_instruction_sets_give_the_same_bits() {
+    let mut rng = Rng::new(31);
+    for format in Format::all() {
+        for rows in [1, 2, 3, 6] {
+            let (cols, outputs) = (256 * rng.within(1..=3), rng.within(1..=70));
+            let (w, x) = (Encoded::random(format, outputs, cols, &mut rng), rng.values(rows * cols, 1.0));
+            let mut first: [Option<Vec<f32>>; 2] = [None, None];
+            for (i, rig) in rigs().iter().enumerate() {
+                let b = &*rig.backend;
+                let mut out = output(b, rows, outputs);
+                b.linear(&tensor(b, rows, cols, &x), &w.weight(rig), None, &mut out).unwrap();
+                let got = values(b, &out);
+                let want = first[i % 2].get_or_insert_with(|| got.clone());
+                same(rig, &format!("{format} [{rows}, {cols}] -> {outputs}"), &got, want);
+            }
+        }
+    }
+}

@@ -48,8 +48,21 @@ const SKIPPED_FOLDERS: [&str; 9] = [
 ];
 
 /// File endings (or whole names) that the laws of text apply to.
-const TEXT_ENDINGS: [&str; 12] =
-    [".rs", ".wgsl", ".toml", ".md", ".py", ".sh", ".h", ".c", ".yml", ".yaml", ".ci/run", ".gitignore"];
+const TEXT_ENDINGS: [&str; 13] = [
+    ".rs",
+    ".wgsl",
+    ".toml",
+    ".md",
+    ".py",
+    ".sh",
+    ".h",
+    ".c",
+    ".yml",
+    ".yaml",
+    ".ci/run",
+    ".ci/aarch64",
+    ".gitignore",
+];
 
 /// Checks the whole repository at `root`: every source file and every crate's dependencies.
 ///

@@ -34,8 +34,7 @@ unsafe impl Simd for Avx512 {
             let row = array!(i < 16 => _mm_loadu_si128(from.add(i * stride).cast()));
             let low =
                 array!(i < 4 => _mm256_inserti128_si256::<1>(_mm256_castsi128_si256(row[i]), row[4 + i]));
-            let high =
-                array!(i < 4 => _mm256_inserti128_si256::<1>(_mm256_castsi128_si256(row[8 + i]), row[12 + i]));
+            let high = array!(i < 4 => _mm256_inserti128_si256::<1>(_mm256_castsi128_si256(row[8 + i]), row[12 + i]));
             let [a, b, c, d] =
                 array!(i < 4 => _mm512_inserti64x4::<1>(_mm512_castsi256_si512(low[i]), high[i]));
             let (ab0, ab1) = (_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));

@@ -1,5 +1,7 @@
 //! Which instructions the kernels use: found once, when a [`super::Cpu`] is made.
 
+#[cfg(target_arch = "aarch64")]
+use super::neon::{Neon, NeonDot, NeonI8mm};
 #[cfg(target_arch = "x86_64")]
 use super::{
     avx2::{Avx2, Avx2Vnni},
@@ -21,6 +23,12 @@ pub enum Isa {
     Avx2Vnni,
     #[cfg(target_arch = "x86_64")]
     Avx512,
+    #[cfg(target_arch = "aarch64")]
+    Neon,
+    #[cfg(target_arch = "aarch64")]
+    NeonDot,
+    #[cfg(target_arch = "aarch64")]
+    NeonI8mm,
 }
 
 impl Isa {
@@ -52,6 +60,21 @@ impl Isa {
                 all.push(Isa::Avx512);
             }
         }
+        #[cfg(target_arch = "aarch64")]
+        {
+            use std::arch::is_aarch64_feature_detected as has;
+            let neon = has!("neon");
+            let dot = neon && has!("dotprod");
+            if neon {
+                all.push(Isa::Neon);
+            }
+            if dot {
+                all.push(Isa::NeonDot);
+            }
+            if dot && has!("i8mm") {
+                all.push(Isa::NeonI8mm);
+            }
+        }
         all
     }
 
@@ -65,6 +88,12 @@ impl Isa {
             Isa::Avx2Vnni => "AVX2 VNNI",
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 => "AVX-512 VNNI",
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon => "NEON",
+            #[cfg(target_arch = "aarch64")]
+            Isa::NeonDot => "NEON dotprod",
+            #[cfg(target_arch = "aarch64")]
+            Isa::NeonI8mm => "NEON i8mm",
         }
     }
 
@@ -76,6 +105,8 @@ impl Isa {
             Isa::Avx2 | Isa::Avx2Vnni => Avx2::LANES,
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 => Avx512::LANES,
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon | Isa::NeonDot | Isa::NeonI8mm => Neon::LANES,
         }
     }
 
@@ -87,6 +118,8 @@ impl Isa {
             Isa::Avx2 | Isa::Avx2Vnni => Avx2::PANELS * Avx2::LANES,
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 => Avx512::PANELS * Avx512::LANES,
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon | Isa::NeonDot | Isa::NeonI8mm => Neon::PANELS * Neon::LANES,
         }
     }
 
@@ -100,6 +133,12 @@ impl Isa {
             Isa::Avx2Vnni => Avx2Vnni::WIDE_BASE,
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 => Avx512::WIDE_BASE,
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon => Neon::WIDE_BASE,
+            #[cfg(target_arch = "aarch64")]
+            Isa::NeonDot => NeonDot::WIDE_BASE,
+            #[cfg(target_arch = "aarch64")]
+            Isa::NeonI8mm => NeonI8mm::WIDE_BASE,
         }
     }
 
@@ -119,6 +158,12 @@ impl Isa {
                 Isa::Avx2Vnni => super::avx2::enter_vnni(kernel),
                 #[cfg(target_arch = "x86_64")]
                 Isa::Avx512 => super::avx512::enter(kernel),
+                #[cfg(target_arch = "aarch64")]
+                Isa::Neon => super::neon::enter(kernel),
+                #[cfg(target_arch = "aarch64")]
+                Isa::NeonDot => super::neon::enter_dot(kernel),
+                #[cfg(target_arch = "aarch64")]
+                Isa::NeonI8mm => super::neon::enter_i8mm(kernel),
             }
         }
     }
@@ -148,6 +193,11 @@ macro_rules! for_each_isa {
                 // SAFETY: as above.
                 #[cfg(target_arch = "x86_64")]
                 $crate::cpu::isa::Isa::Avx512 => unsafe { avx512($($arg),*) },
+                // Plain code has NEON anyway, and integer dot products are no part of it.
+                #[cfg(target_arch = "aarch64")]
+                $crate::cpu::isa::Isa::Neon
+                | $crate::cpu::isa::Isa::NeonDot
+                | $crate::cpu::isa::Isa::NeonI8mm => body($($arg),*),
             }
         }
     };

@@ -14,6 +14,8 @@ mod int8;
 mod isa;
 mod math;
 mod matmul;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod pool;
 mod portable;
 mod scalar;

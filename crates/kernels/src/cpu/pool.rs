@@ -119,12 +119,12 @@ impl Pool {
     /// not have run.
     pub(crate) fn run(&self, items: usize, run: impl Fn(usize) -> Result<()> + Sync) -> Result<()> {
         if self.workers.is_empty() || items <= 1 {
-            return (0..items).try_for_each(run);
+            return (0..items).try_for_each(|item| attempt(&run, item));
         }
         let mut rest = lock(&self.turn);
         let start = Instant::now();
         if rest.until.is_some_and(|until| start < until) {
-            return (0..items).try_for_each(run);
+            return (0..items).try_for_each(|item| attempt(&run, item));
         }
         let cpu_start = thread_cpu_time();
         self.open(items, &run);
@@ -233,20 +233,21 @@ fn drain(shared: &Shared, run: &Item<'_>, items: usize) -> Duration {
         if item >= items {
             break;
         }
-        let error = match catch_unwind(AssertUnwindSafe(|| run(item))) {
-            Ok(Ok(())) => {
-                let now = Instant::now();
-                longest = longest.max(now - last);
-                last = now;
-                continue;
-            }
-            Ok(Err(error)) => error,
-            Err(panic) => panicked(&*panic),
+        let Err(error) = attempt(run, item) else {
+            let now = Instant::now();
+            longest = longest.max(now - last);
+            last = now;
+            continue;
         };
         shared.failed.store(true, Ordering::Relaxed);
         lock(&shared.failure).get_or_insert(error);
     }
     longest
+}
+
+/// Runs an item; a panic becomes an error.
+fn attempt(run: &Item<'_>, item: usize) -> Result<()> {
+    catch_unwind(AssertUnwindSafe(|| run(item))).unwrap_or_else(|panic| Err(panicked(&*panic)))
 }
 
 fn panicked(panic: &(dyn std::any::Any + Send)) -> Error {
@@ -396,17 +397,20 @@ mod tests {
 
     #[test]
     fn errors_and_panics_reach_the_caller_and_the_pool_stays_usable() {
-        let pool = Pool::new(3).unwrap();
-        let error = pool.run(100, |i| if i == 57 { Err(Error::invalid("item 57")) } else { Ok(()) });
-        assert_eq!(error.unwrap_err().kind(), ErrorKind::InvalidRequest);
-        let error = pool.run(100, |i| {
-            assert!(i != 31, "thirty-one");
-            Ok(())
-        });
-        let error = error.unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::Device);
-        assert!(error.to_string().contains("thirty-one"), "{error}");
-        pool.run(100, |_| Ok(())).unwrap();
+        let resting = Pool::new(3).unwrap();
+        lock(&resting.turn).until = Some(Instant::now() + Duration::from_secs(3600));
+        for pool in [Pool::new(3).unwrap(), Pool::new(1).unwrap(), resting] {
+            let error = pool.run(100, |i| if i == 57 { Err(Error::invalid("item 57")) } else { Ok(()) });
+            assert_eq!(error.unwrap_err().kind(), ErrorKind::InvalidRequest);
+            let error = pool.run(100, |i| {
+                assert!(i != 31, "thirty-one");
+                Ok(())
+            });
+            let error = error.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Device);
+            assert!(error.to_string().contains("thirty-one"), "{error}");
+            pool.run(100, |_| Ok(())).unwrap();
+        }
     }
 
     #[test]

@@ -85,3 +85,151 @@ pub(super) trait Kernel {
     /// The instruction set's features are present; and what the kernel's own documentation asks for.
     unsafe fn run<S: Simd>(self);
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cpu::isa::Isa;
+
+    /// Rows of the inputs: a multiple of all numbers of lanes.
+    const ROWS: usize = 16;
+
+    /// Dword `c` of row `r` at `[4 * r + c]`, four vectors' worth.
+    type Rows = [u32; 4 * ROWS];
+
+    /// An operation, a number that tells its uses apart, and a dword of each row.
+    type Results = Vec<(&'static str, usize, [u32; ROWS])>;
+
+    /// Applies every operation to the rows and keeps what comes out of each, row by row.
+    struct Every<'a> {
+        a: &'a Rows,
+        b: &'a Rows,
+        out: &'a mut Results,
+    }
+
+    impl Kernel for Every<'_> {
+        #[inline(always)]
+        unsafe fn run<S: Simd>(self) {
+            // SAFETY: the caller promises the features; the rows and the results have room.
+            unsafe {
+                for first in (0..ROWS).step_by(S::LANES) {
+                    let a = S::load16(self.a[4 * first..].as_ptr().cast(), 16);
+                    let b = S::load16(self.b[4 * first..].as_ptr().cast(), 16);
+                    integers::<S>(a, b, first, self.out);
+                    bytes::<S>(a, b, first, self.out);
+                    floats::<S>(a, b, first, self.out);
+                }
+            }
+        }
+    }
+
+    /// Keeps a vector.
+    #[inline(always)]
+    unsafe fn keep<S: Simd>(out: &mut Results, name: (&'static str, usize), first: usize, x: S::I) {
+        if first == 0 {
+            out.push((name.0, name.1, [0; ROWS]));
+        }
+        let kept = out.iter_mut().find(|(n, i, _)| (*n, *i) == name).unwrap();
+        // SAFETY: there is room from `first` for a vector.
+        unsafe { S::store(x, kept.2[first..].as_mut_ptr().cast()) };
+    }
+
+    #[inline(always)]
+    unsafe fn integers<S: Simd>(a: [S::I; 4], b: [S::I; 4], first: usize, out: &mut Results) {
+        // SAFETY: the caller promises the features.
+        unsafe {
+            for c in 0..4 {
+                keep::<S>(out, ("load16", c), first, a[c]);
+                keep::<S>(out, ("and", c), first, S::and(a[c], b[c]));
+                keep::<S>(out, ("or", c), first, S::or(a[c], b[c]));
+                keep::<S>(out, ("xor", c), first, S::xor(a[c], b[c]));
+                keep::<S>(out, ("add", c), first, S::add(a[c], b[c]));
+                keep::<S>(out, ("sub", c), first, S::sub(a[c], b[c]));
+            }
+            keep::<S>(out, ("splat", 0), first, S::splat(-123_456_789));
+            for n in 0..32 {
+                keep::<S>(out, ("shr", n), first, S::shr(a[0], n as u32));
+                keep::<S>(out, ("shl", n), first, S::shl(a[0], n as u32));
+                keep::<S>(out, ("sar", n), first, S::sar(a[0], n as u32));
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn bytes<S: Simd>(a: [S::I; 4], b: [S::I; 4], first: usize, out: &mut Results) {
+        static TABLE: [u8; 16] = [7, 255, 0, 128, 3, 99, 127, 129, 1, 64, 31, 200, 254, 13, 77, 250];
+        // SAFETY: the caller promises the features.
+        unsafe {
+            for n in 0..8 {
+                keep::<S>(out, ("spread", n), first, S::spread(a[0], n));
+            }
+            // The base, taken from each byte, comes back in two halves, which are narrow.
+            let (sum, half) = (S::sar(a[1], 8), S::splat(S::WIDE_BASE / 2 * 0x0101_0101));
+            for c in 0..4 {
+                let index = S::and(a[c], S::splat(0x0f0f_0f0f));
+                keep::<S>(out, ("lookup", c), first, S::lookup(&TABLE, index));
+                let narrow = S::and(a[c], S::splat(0x7f7f_7f7f));
+                keep::<S>(out, ("dot", c), first, S::dot::<false>(sum, narrow, b[c]));
+                let lowered = S::dot::<true>(sum, a[c], b[c]);
+                let wide = S::dot::<false>(S::dot::<false>(lowered, half, b[c]), half, b[c]);
+                keep::<S>(out, ("wide dot", c), first, wide);
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn floats<S: Simd>(a: [S::I; 4], b: [S::I; 4], first: usize, out: &mut Results) {
+        // SAFETY: the caller promises the features; the buffer has room for a vector.
+        unsafe {
+            for c in 0..4 {
+                let mut buffer = [0f32; ROWS];
+                let (x, y) = (S::to_f(a[c]), S::to_f(b[c]));
+                // No infinities and no NaNs: their bits may differ.
+                let finite = S::bits_to_f(S::and(a[c], S::splat(0xbfff_ffff_u32 as i32)));
+                let half = S::half_to_f(S::and(a[c], S::splat(0xffff_bfff_u32 as i32)));
+                let values = [x, finite, half, S::mul(x, finite), S::fma(x, y, S::mul(y, finite))];
+                for (n, value) in [0, 1, 2, 3, 4].into_iter().zip(values) {
+                    S::store_f(value, buffer.as_mut_ptr());
+                    S::store_f(S::mul(S::load_f(buffer.as_ptr()), S::splat_f(1.0)), buffer.as_mut_ptr());
+                    let name = ["to_f", "bits_to_f", "half_to_f", "mul", "fma"][n];
+                    keep::<S>(out, (name, c), first, S::load(buffer.as_ptr().cast()));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn every_operation_gives_the_bits_of_the_scalar_one() {
+        let mut state = 0x9e37_79b9u32;
+        let mut next = || {
+            state ^= state << 13;
+            state ^= state >> 17;
+            state ^= state << 5;
+            state
+        };
+        for round in 0..200 {
+            // The first rounds hold the bytes at which a dot product would overflow.
+            let a = std::array::from_fn(|_| {
+                if round < 4 { [0, !0, 0x8080_8080, 0x7f7f_7f7f][round] } else { next() }
+            });
+            let signed =
+                |b: u32| u32::from_le_bytes(b.to_le_bytes().map(|b| if b == 0x80 { 0x81 } else { b }));
+            let b = std::array::from_fn(|i| match round {
+                0..4 => [0x7f7f_7f7f, 0x8181_8181, 0x7f81_7f81, 0x817f_7f81][i % 4],
+                _ => signed(next()),
+            });
+            let results = |isa: Isa| {
+                let mut out = Results::new();
+                // SAFETY: the kernel needs nothing but the features, and this machine has them.
+                unsafe { isa.enter(Every { a: &a, b: &b, out: &mut out }) };
+                out
+            };
+            let want = results(Isa::Portable);
+            for isa in Isa::available() {
+                for (got, want) in results(isa).iter().zip(&want) {
+                    assert_eq!(got, want, "{}", isa.name());
+                }
+            }
+        }
+    }
+}

@@ -309,7 +309,9 @@ impl<U: Unpack> One<U> {
         for part in 1..3 {
             let tile_bytes = S::LANES * self.source.strides[part];
             let next = self.source.rows[part].wrapping_add(tile_bytes);
-            for at in (tile_bytes * chunk.start / self.blocks..tile_bytes * chunk.end / self.blocks).step_by(64) {
+            for at in
+                (tile_bytes * chunk.start / self.blocks..tile_bytes * chunk.end / self.blocks).step_by(64)
+            {
                 // SAFETY: as the caller promises; a prefetch may name any address.
                 unsafe { S::prefetch(next.wrapping_add(at)) };
             }
@@ -469,8 +471,7 @@ impl<const HALVES: bool, const MIN: bool, const WIDE: bool, const N: usize> Seve
         // SAFETY: as the caller promises.
         unsafe {
             let sums = self.work.sums;
-            let mut totals =
-                array!(p < P => array!(n < N => S::load_f(sums.add((n * P + p) * S::LANES))));
+            let mut totals = array!(p < P => array!(n < N => S::load_f(sums.add((n * P + p) * S::LANES))));
             for (i, b) in self.work.blocks.clone().enumerate() {
                 let panel =
                     array!(p < P => self.work.panel.add(p * self.work.panel_len + i * VECTORS * S::LANES));
@@ -506,8 +507,7 @@ impl<const HALVES: bool, const MIN: bool, const WIDE: bool, const N: usize> Seve
     unsafe fn sums<S: Simd, const P: usize>(&self, panel: [*const f32; P], b: usize) -> [[[S::I; 2]; N]; P] {
         // SAFETY: as the caller promises.
         unsafe {
-            let mut sums =
-                [array!(n < N => array!(h < 2 => S::splat(self.x[n].meta(b).start[h]))); P];
+            let mut sums = [array!(n < N => array!(h < 2 => S::splat(self.x[n].meta(b).start[h]))); P];
             for c in 0..8 {
                 let h = if HALVES { c / 4 } else { 0 };
                 let w = array!(p < P => S::load(panel[p].add(c * S::LANES).cast()));
