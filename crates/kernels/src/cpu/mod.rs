@@ -20,6 +20,7 @@ mod scalar;
 mod scratch;
 mod shared;
 mod simd;
+mod wide;
 
 use std::ops::Range;
 
@@ -40,8 +41,6 @@ use shared::Parts;
 
 /// Values below which an element-wise op is not worth a fork-join.
 const FORK_VALUES: usize = 1 << 15;
-/// Rows of a query tile that share the reading of the cache.
-const QUERY_ROWS: usize = 8;
 /// Values of router logits that are held at a time.
 const LOGITS: usize = 1 << 20;
 
@@ -61,6 +60,7 @@ pub struct Cpu {
     isa: Isa,
     pool: Pool,
     scratch: Scratch<Vec<f32>>,
+    partials: Scratch<Vec<f32>>,
     quantised: Scratch<Activations>,
 }
 
@@ -103,6 +103,7 @@ impl Cpu {
             isa,
             pool: Pool::new(threads)?,
             scratch: Scratch::default(),
+            partials: Scratch::default(),
             quantised: Scratch::default(),
         })
     }
@@ -205,7 +206,16 @@ impl Backend for Cpu {
 
     fn kv_append(&self, k: &Tensor, v: &Tensor, segment: &Segment, cache: &mut KvCache) -> Result<()> {
         check::kv_append(k, v, segment, cache)?;
-        portable::kv_append(k.host()?, v.host()?, segment, cache)
+        let cols = k.cols();
+        let rows = segment.rows.start * cols..segment.rows.end * cols;
+        let append =
+            portable::Append::new([&k.host()?[rows.clone()], &v.host()?[rows]], segment.position, cache)?;
+        self.split(segment.rows.len(), 2 * cols, |r| {
+            for row in r {
+                // SAFETY: each row is visited once.
+                unsafe { portable::append(self.isa, append, row) };
+            }
+        })
     }
 
     fn attention(
@@ -217,17 +227,16 @@ impl Backend for Cpu {
         out: &mut Tensor,
     ) -> Result<()> {
         check::attention(q, segment, cache, spec, out)?;
-        let work = portable::Attention { q: q.host()?, spec, cache, out: Parts::new(out.host_mut()?) };
-        let (rows, heads) = (segment.rows.clone(), cache.kv_heads);
-        let tiles = rows.len().div_ceil(QUERY_ROWS);
-        self.pool.run(tiles * heads, |item| {
-            // Late rows see the most positions: they come first, so that no thread ends with one of them.
-            let from = rows.start + (tiles - 1 - item / heads) * QUERY_ROWS;
-            let tile = from..rows.end.min(from + QUERY_ROWS);
-            let position = segment.position + from - rows.start;
-            // SAFETY: each item has its own rows or heads.
-            unsafe { portable::attention(self.isa, work, tile, position, item % heads) }
-        })
+        let work = portable::Attention {
+            isa: self.isa,
+            q: q.host()?,
+            spec,
+            cache,
+            out: Parts::new(out.host_mut()?),
+            scratch: &self.scratch,
+            partials: &self.partials,
+        };
+        portable::attention(&self.pool, work, segment)
     }
 
     fn short_conv(

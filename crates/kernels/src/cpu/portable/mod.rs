@@ -9,7 +9,7 @@ mod norm;
 mod rope;
 mod route;
 
-pub(super) use attention::{Attention, attention, kv_append};
+pub(super) use attention::{Append, Attention, append, attention};
 pub(super) use combine::{add, combine};
 pub(super) use conv::{Conv, short_conv};
 pub(super) use delta::{Delta, STRIP, delta_rule};
