@@ -60,31 +60,45 @@ fn read_roof(c: &mut Criterion) {
     }
 }
 
-/// Multiply-adds of vectors in registers; elements are operations, two for each.
+/// Makes multiply-adds of vectors in registers.
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma")]
-fn multiply_adds(rounds: usize) -> f32 {
-    use std::arch::x86_64::{_mm256_cvtss_f32, _mm256_fmadd_ps, _mm256_set1_ps};
-    let (a, b) = (_mm256_set1_ps(black_box(0.999)), _mm256_set1_ps(black_box(1e-3)));
-    let mut sums = [_mm256_set1_ps(1.0); 12];
-    for _ in 0..black_box(rounds) {
-        for sum in &mut sums {
-            *sum = _mm256_fmadd_ps(*sum, a, b);
+macro_rules! multiply_adds {
+    ($name:ident, $features:literal, $splat:ident, $fma:ident, $first:ident) => {
+        #[target_feature(enable = $features)]
+        fn $name(rounds: usize) -> f32 {
+            use std::arch::x86_64::{$first, $fma, $splat};
+            let (a, b) = ($splat(black_box(0.999)), $splat(black_box(1e-3)));
+            let mut sums = [$splat(1.0); 12];
+            for _ in 0..black_box(rounds) {
+                for sum in &mut sums {
+                    *sum = $fma(*sum, a, b);
+                }
+            }
+            sums.iter().map(|s| $first(*s)).sum()
         }
-    }
-    sums.iter().map(|s| _mm256_cvtss_f32(*s)).sum()
+    };
 }
 
 #[cfg(target_arch = "x86_64")]
+multiply_adds!(eight_lanes, "avx2,fma", _mm256_set1_ps, _mm256_fmadd_ps, _mm256_cvtss_f32);
+#[cfg(target_arch = "x86_64")]
+multiply_adds!(sixteen_lanes, "avx512f", _mm512_set1_ps, _mm512_fmadd_ps, _mm512_cvtss_f32);
+
+/// The roof of multiply-adds; elements are operations, two for each.
+#[cfg(target_arch = "x86_64")]
 fn multiply_add_roof(c: &mut Criterion) {
     const ROUNDS: usize = 1 << 20;
-    if !is_x86_feature_detected!("avx2") || !is_x86_feature_detected!("fma") {
-        return;
-    }
     let mut group = c.benchmark_group("roof multiply-add");
-    group.throughput(Throughput::Elements((ROUNDS * 12 * 8 * 2) as u64));
-    // SAFETY: the features were just detected.
-    group.bench_function(BenchmarkId::from_parameter(1), |b| b.iter(|| unsafe { multiply_adds(ROUNDS) }));
+    if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+        group.throughput(Throughput::Elements((ROUNDS * 12 * 8 * 2) as u64));
+        // SAFETY: the features were just detected.
+        group.bench_function("8 lanes", |b| b.iter(|| unsafe { eight_lanes(ROUNDS) }));
+    }
+    if is_x86_feature_detected!("avx512f") {
+        group.throughput(Throughput::Elements((ROUNDS * 12 * 16 * 2) as u64));
+        // SAFETY: as above.
+        group.bench_function("16 lanes", |b| b.iter(|| unsafe { sixteen_lanes(ROUNDS) }));
+    }
     group.finish();
 }
 

@@ -38,6 +38,8 @@ pub(super) unsafe trait Wide: Copy {
     unsafe fn fma(self, b: Self, c: Self) -> Self;
     /// The sums of the lanes of four vectors.
     unsafe fn sums(x: [Self; 4]) -> [f32; 4];
+    /// Asks for a cache line, at any address.
+    unsafe fn prefetch(at: *const u8);
 }
 
 /// Plain Rust.
@@ -123,6 +125,9 @@ unsafe impl Wide for Plain {
     unsafe fn sums(x: [Self; 4]) -> [f32; 4] {
         [tree_sum(x[0].0), tree_sum(x[1].0), tree_sum(x[2].0), tree_sum(x[3].0)]
     }
+
+    #[inline(always)]
+    unsafe fn prefetch(_at: *const u8) {}
 }
 
 /// Two vectors of AVX2.
@@ -225,6 +230,12 @@ unsafe impl Wide for Ymm {
             [out[0], out[4], out[2], out[6]]
         }
     }
+
+    #[inline(always)]
+    unsafe fn prefetch(at: *const u8) {
+        // SAFETY: as above; a prefetch of any address is harmless.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
+    }
 }
 
 /// A vector of AVX-512.
@@ -309,6 +320,12 @@ unsafe impl Wide for Zmm {
             _mm_storeu_ps(out.as_mut_ptr(), _mm512_castps512_ps128(_mm512_permutexvar_ps(first, sums)));
             out
         }
+    }
+
+    #[inline(always)]
+    unsafe fn prefetch(at: *const u8) {
+        // SAFETY: as above; a prefetch of any address is harmless.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
     }
 }
 

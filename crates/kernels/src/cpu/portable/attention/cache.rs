@@ -122,6 +122,12 @@ pub(super) unsafe trait Heads: Copy {
     unsafe fn load<W: Wide>(self, j: usize, at: usize) -> W;
     /// Value `at` of position `j`.
     unsafe fn value(self, j: usize, at: usize) -> f32;
+    /// The heads from position `j` on.
+    fn after(self, j: usize) -> Self;
+    /// Where they begin.
+    fn start(self) -> *const u8;
+    /// Bytes of a position.
+    fn bytes(self) -> usize;
 }
 
 /// Heads as f32, `stride` values apart.
@@ -144,6 +150,21 @@ unsafe impl Heads for Floats {
         // SAFETY: the trait's contract.
         unsafe { *self.start.add(j * self.stride + at) }
     }
+
+    #[inline(always)]
+    fn after(self, j: usize) -> Self {
+        Self { start: self.start.wrapping_add(j * self.stride), ..self }
+    }
+
+    #[inline(always)]
+    fn start(self) -> *const u8 {
+        self.start.cast()
+    }
+
+    #[inline(always)]
+    fn bytes(self) -> usize {
+        4 * self.stride
+    }
 }
 
 /// Heads as f16, `stride` values apart.
@@ -165,6 +186,21 @@ unsafe impl Heads for Halves {
     unsafe fn value(self, j: usize, at: usize) -> f32 {
         // SAFETY: the trait's contract.
         widen(unsafe { *self.start.add(j * self.stride + at) })
+    }
+
+    #[inline(always)]
+    fn after(self, j: usize) -> Self {
+        Self { start: self.start.wrapping_add(j * self.stride), ..self }
+    }
+
+    #[inline(always)]
+    fn start(self) -> *const u8 {
+        self.start.cast()
+    }
+
+    #[inline(always)]
+    fn bytes(self) -> usize {
+        2 * self.stride
     }
 }
 
@@ -196,5 +232,20 @@ unsafe impl Heads for Bytes {
             let scale = head.add(self.dim + 2 * (at / KvFormat::BLOCK)).cast::<f16>();
             f32::from(*head.add(at).cast::<i8>()) * widen(scale.read_unaligned())
         }
+    }
+
+    #[inline(always)]
+    fn after(self, j: usize) -> Self {
+        Self { start: self.start.wrapping_add(j * self.stride), ..self }
+    }
+
+    #[inline(always)]
+    fn start(self) -> *const u8 {
+        self.start.cast()
+    }
+
+    #[inline(always)]
+    fn bytes(self) -> usize {
+        self.stride
     }
 }

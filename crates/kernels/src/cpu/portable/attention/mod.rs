@@ -229,7 +229,9 @@ fn one_chunk(
     let (queries, rest) = work.split_at_mut(sizes.count * sizes.padded);
     let (scores, widened) = rest.split_at_mut(sizes.count * CHUNK);
     for (q, query) in queries.chunks_exact_mut(sizes.padded).enumerate() {
-        query[..dim].copy_from_slice(&a.q[a.head(tile, q) * a.stride()..][..dim]);
+        for (to, x) in query[..dim].iter_mut().zip(&a.q[a.head(tile, q) * a.stride()..][..dim]) {
+            *to = a.spec.scale * x;
+        }
         query[dim..].fill(0.0);
     }
     sizes.clear(result);
@@ -244,7 +246,6 @@ fn one_chunk(
         group: a.group(),
         first_sees: tile.position as isize + 1 - first as isize,
         positions,
-        scale: a.spec.scale,
     };
     let stored = |bytes| Stored { bytes, format: a.cache.format, dim };
     // SAFETY: the slices hold these positions; the buffers were cut to these shapes and are not used meanwhile.

@@ -10,6 +10,8 @@ use super::cache::{Bytes, Floats, Halves, Heads};
 use crate::cpu::wide::{LANES, Wide, for_each_width};
 use crate::ops::KvFormat;
 
+/// What a prefetch brings.
+const LINE_BYTES: usize = 64;
 /// Heads are widened to f32 before they are multiplied with more queries than these.
 const DIRECT: usize = 4;
 
@@ -26,7 +28,7 @@ pub(super) struct Stored<'a> {
 /// Queries of a tile and what is known of them, over one chunk of positions.
 #[derive(Clone, Copy)]
 pub(super) struct Job {
-    /// `[count, padded]`
+    /// `[count, padded]`, times the factor on the scores.
     pub queries: *const f32,
     /// `[count, CHUNK]`: scores, and then weights.
     pub scores: *mut f32,
@@ -44,7 +46,6 @@ pub(super) struct Job {
     pub first_sees: isize,
     /// Positions of the chunk that the last row sees.
     pub positions: usize,
-    pub scale: f32,
 }
 
 impl Job {
@@ -57,8 +58,8 @@ impl Job {
 
 /// What is done with heads that have been found.
 trait Product {
-    /// Takes the positions `from .. from + n` of the chunk, which are number `0 .. n` of `heads`.
-    unsafe fn take<W: Wide, H: Heads>(job: &Job, heads: H, from: usize, n: usize);
+    /// Takes the positions `from .. from + n` of the chunk; `heads` begins with them.
+    unsafe fn take<W: Wide, H: Heads>(job: &Job, heads: H, ahead: Ahead, from: usize, n: usize);
 }
 
 struct Scores;
@@ -94,63 +95,80 @@ unsafe fn all_positions<W: Wide, P: Product>(stored: Stored<'_>, job: &Job) {
         match stored.format {
             KvFormat::F32 => {
                 let heads = Floats { start: start.cast(), stride: dim };
-                if job.padded == dim {
-                    P::take::<W, _>(job, heads, 0, job.positions);
-                } else {
-                    widened::<W, P, _>(job, heads, dim);
-                }
+                some_positions::<W, P, _>(job, heads, dim, job.padded == dim && job.count <= DIRECT);
             }
             KvFormat::F16 => {
                 let heads = Halves { start: start.cast::<f16>(), stride: dim };
-                if job.padded == dim && job.count <= DIRECT {
-                    P::take::<W, _>(job, heads, 0, job.positions);
-                } else {
-                    widened::<W, P, _>(job, heads, dim);
-                }
+                some_positions::<W, P, _>(job, heads, dim, job.padded == dim && job.count <= DIRECT);
             }
             KvFormat::Q8 => {
                 let heads = Bytes { start, stride: stored.format.head_bytes(dim), dim };
-                if job.count <= DIRECT {
-                    P::take::<W, _>(job, heads, 0, job.positions);
-                } else {
-                    widened::<W, P, _>(job, heads, dim);
-                }
+                some_positions::<W, P, _>(job, heads, dim, job.count <= DIRECT);
             }
         }
     }
 }
 
-/// Widens some positions at a time and takes those.
+/// Takes some positions at a time, `direct`ly or widened.
 #[inline(always)]
-unsafe fn widened<W: Wide, P: Product, H: Heads>(job: &Job, heads: H, dim: usize) {
+unsafe fn some_positions<W: Wide, P: Product, H: Heads>(job: &Job, heads: H, dim: usize, direct: bool) {
     let whole = dim - dim % LANES;
     let mut from = 0;
     while from < job.positions {
         let n = job.widened_rows.min(job.positions - from);
+        let ahead = Ahead { start: heads.after(from + job.widened_rows).start(), bytes: heads.bytes() };
         // SAFETY: the caller's promise; `n` rows of `padded` values fit.
         unsafe {
-            for j in 0..n {
-                let row = job.widened.add(j * job.padded);
-                for at in (0..whole).step_by(LANES) {
-                    heads.load::<W>(from + j, at).store(row.add(at));
+            if direct {
+                P::take::<W, _>(job, heads.after(from), ahead, from, n);
+            } else {
+                for j in 0..n {
+                    let row = job.widened.add(j * job.padded);
+                    for at in (0..whole).step_by(LANES) {
+                        heads.load::<W>(from + j, at).store(row.add(at));
+                    }
+                    for at in whole..job.padded {
+                        *row.add(at) = if at < dim { heads.value(from + j, at) } else { 0.0 };
+                    }
                 }
-                for at in whole..job.padded {
-                    *row.add(at) = if at < dim { heads.value(from + j, at) } else { 0.0 };
-                }
+                let widened = Floats { start: job.widened, stride: job.padded };
+                P::take::<W, _>(job, widened, ahead, from, n);
             }
-            P::take::<W, _>(job, Floats { start: job.widened, stride: job.padded }, from, n);
         }
         from += n;
     }
 }
 
+/// The heads that come after those at work, as the cache holds them: memory fetches them meanwhile.
+#[derive(Clone, Copy)]
+struct Ahead {
+    start: *const u8,
+    /// Of a position; 0 for nothing to fetch.
+    bytes: usize,
+}
+
+impl Ahead {
+    #[inline(always)]
+    unsafe fn fetch<W: Wide>(self, j: usize) {
+        let mut at = 0;
+        while at < self.bytes {
+            // SAFETY: the caller's promise.
+            unsafe { W::prefetch(self.start.wrapping_add(j * self.bytes + at)) };
+            at += LINE_BYTES;
+        }
+    }
+}
+
 impl Product for Scores {
     #[inline(always)]
-    unsafe fn take<W: Wide, H: Heads>(job: &Job, heads: H, from: usize, n: usize) {
+    unsafe fn take<W: Wide, H: Heads>(job: &Job, heads: H, ahead: Ahead, from: usize, n: usize) {
         let mut j = 0;
         // SAFETY: tiles stay inside the counts of queries and positions.
         unsafe {
             while j + 4 <= n {
+                for k in j..j + 4 {
+                    ahead.fetch::<W>(k);
+                }
                 let mut q = 0;
                 while q + W::TILE <= job.count {
                     if W::TILE == 4 {
@@ -212,10 +230,16 @@ unsafe fn score_tile<W: Wide, H: Heads, const Q: usize, const K: usize>(
                 }
             }
             let four = W::sums(four);
+            if K == 4 {
+                let to = job.scores.add((q + first / K) * CHUNK + from + j);
+                to.cast::<[f32; 4]>().write_unaligned(four);
+                first += 4;
+                continue;
+            }
             for f in 0..4 {
                 if first + f < Q * K {
                     let (i, k) = ((first + f) / K, (first + f) % K);
-                    *job.scores.add((q + i) * CHUNK + from + j + k) = job.scale * four[f];
+                    *job.scores.add((q + i) * CHUNK + from + j + k) = four[f];
                 }
             }
             first += 4;
@@ -225,27 +249,30 @@ unsafe fn score_tile<W: Wide, H: Heads, const Q: usize, const K: usize>(
 
 impl Product for Values {
     #[inline(always)]
-    unsafe fn take<W: Wide, H: Heads>(job: &Job, heads: H, from: usize, n: usize) {
+    unsafe fn take<W: Wide, H: Heads>(job: &Job, heads: H, ahead: Ahead, from: usize, n: usize) {
+        let nothing = Ahead { bytes: 0, ..ahead };
         let mut q = 0;
         // SAFETY: tiles stay inside the counts of queries and positions.
         unsafe {
             while q + W::TILE <= job.count {
+                let ahead = if q == 0 { ahead } else { nothing };
                 // Later queries see no less.
                 let all = job.seen(q).saturating_sub(from).min(n);
                 if W::TILE == 4 {
-                    value_tiles::<W, H, 4, 4>(job, heads, q, from, 0, all);
+                    value_tiles::<W, H, 4, 4>(job, heads, ahead, [q, from, 0, all]);
                 } else {
-                    value_tiles::<W, H, 2, 2>(job, heads, q, from, 0, all);
+                    value_tiles::<W, H, 2, 2>(job, heads, ahead, [q, from, 0, all]);
                 }
                 for i in q..q + W::TILE {
                     let end = job.seen(i).saturating_sub(from).min(n);
-                    value_tiles::<W, H, 1, 4>(job, heads, i, from, all, end);
+                    value_tiles::<W, H, 1, 4>(job, heads, nothing, [i, from, all, end]);
                 }
                 q += W::TILE;
             }
             while q < job.count {
                 let end = job.seen(q).saturating_sub(from).min(n);
-                value_tiles::<W, H, 1, 4>(job, heads, q, from, 0, end);
+                let ahead = if q == 0 { ahead } else { nothing };
+                value_tiles::<W, H, 1, 4>(job, heads, ahead, [q, from, 0, end]);
                 q += 1;
             }
         }
@@ -257,10 +284,8 @@ impl Product for Values {
 unsafe fn value_tiles<W: Wide, H: Heads, const Q: usize, const D: usize>(
     job: &Job,
     heads: H,
-    q: usize,
-    from: usize,
-    start: usize,
-    end: usize,
+    mut ahead: Ahead,
+    [q, from, start, end]: [usize; 4],
 ) {
     if start >= end {
         return;
@@ -269,11 +294,13 @@ unsafe fn value_tiles<W: Wide, H: Heads, const Q: usize, const D: usize>(
     // SAFETY: the caller's promise.
     unsafe {
         while at + D * LANES <= job.padded {
-            value_tile::<W, H, Q, D>(job, heads, [q, from, start, end], at);
+            value_tile::<W, H, Q, D>(job, heads, ahead, [q, from, start, end], at);
+            ahead.bytes = 0;
             at += D * LANES;
         }
         while at < job.padded {
-            value_tile::<W, H, Q, 1>(job, heads, [q, from, start, end], at);
+            value_tile::<W, H, Q, 1>(job, heads, ahead, [q, from, start, end], at);
+            ahead.bytes = 0;
             at += LANES;
         }
     }
@@ -283,6 +310,7 @@ unsafe fn value_tiles<W: Wide, H: Heads, const Q: usize, const D: usize>(
 unsafe fn value_tile<W: Wide, H: Heads, const Q: usize, const D: usize>(
     job: &Job,
     heads: H,
+    ahead: Ahead,
     [q, from, start, end]: [usize; 4],
     at: usize,
 ) {
@@ -296,6 +324,7 @@ unsafe fn value_tile<W: Wide, H: Heads, const Q: usize, const D: usize>(
         }
         let mut j = start;
         while j < end {
+            ahead.fetch::<W>(j);
             let mut values = [W::splat(0.0); D];
             for d in 0..D {
                 values[d] = heads.load::<W>(j, at + d * LANES);
