@@ -276,6 +276,7 @@ impl Backend for Cpu {
         let rows = input.segment.rows.clone();
         let (channels, heads, dv) = (spec.channels(), spec.value_heads, spec.value_head_dim);
         let delta = portable::Delta {
+            isa: self.isa,
             spec,
             qkv: &input.qkv.host()?[rows.start * channels..rows.end * channels],
             a: &input.a.host()?[rows.start * heads..rows.end * heads],
@@ -285,14 +286,29 @@ impl Backend for Cpu {
             state: Parts::new(state.host_mut()?),
             out: Parts::new(&mut out.host_mut()?[rows.start * heads * dv..rows.end * heads * dv]),
         };
-        let strips = dv.div_ceil(portable::STRIP);
-        self.split(heads * strips, spec.key_head_dim * portable::STRIP * rows.len(), |items| {
-            for item in items {
-                // SAFETY: each strip of columns of each head is visited once.
-                unsafe {
-                    portable::delta_rule(self.isa, delta, item / strips, item % strips * portable::STRIP);
+        if rows.is_empty() || spec.key_head_dim == 0 {
+            return Ok(());
+        }
+        let (each, strips) = (delta.factors(), dv.div_ceil(delta.strip()));
+        self.partials.with(|factors| {
+            factors.resize(factors.len().max(rows.len() * each), 0.0);
+            let parts = Parts::new(factors);
+            self.split(rows.len(), 4 * spec.key_heads * spec.key_head_dim, |r| {
+                for row in r {
+                    // SAFETY: each row is visited once.
+                    portable::factors(self.isa, delta, row, unsafe { parts.part(row * each, each) });
                 }
-            }
+            })?;
+            let factors = &*factors;
+            self.split(heads * strips, spec.key_head_dim * delta.strip() * rows.len(), |items| {
+                self.scratch.with(|copy| {
+                    for item in items {
+                        let (head, start) = (item / strips, item % strips * delta.strip());
+                        // SAFETY: each strip of columns of each head is visited once.
+                        unsafe { portable::delta_rule(delta, factors, head, start, copy) };
+                    }
+                });
+            })
         })
     }
 

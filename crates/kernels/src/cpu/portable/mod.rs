@@ -12,7 +12,7 @@ mod route;
 pub(super) use attention::{Append, Attention, append, attention};
 pub(super) use combine::{add, combine};
 pub(super) use conv::{Conv, short_conv};
-pub(super) use delta::{Delta, STRIP, delta_rule};
+pub(super) use delta::{Delta, delta_rule, factors};
 pub(super) use linear::products_of;
 pub(super) use norm::{gated_norm, rms_norm};
 pub(super) use rope::norm_rope;
