@@ -30,6 +30,13 @@ fn want_segment(op: &str, segment: &Segment, rows: usize) -> Result<()> {
     fail(op, format!("segment {:?} leaves {rows} rows", segment.rows))
 }
 
+fn want_cache(op: &str, cache: &KvCache) -> Result<()> {
+    cache.format.check(cache.head_dim)?;
+    let bytes = KvCache::bytes(cache.kv_heads, cache.head_dim, cache.capacity, cache.format) / 2;
+    let least = cache.keys.bytes().min(cache.values.bytes());
+    if least < bytes { fail(op, format!("{least} bytes do not hold a cache of {bytes}")) } else { Ok(()) }
+}
+
 /// Checks [`crate::Backend::embed`].
 pub fn embed(table: &Weight, ids: &[u32], out: &Tensor) -> Result<()> {
     if let Some(id) = ids.iter().find(|&&id| id as usize >= table.rows()) {
@@ -98,6 +105,7 @@ pub fn kv_append(k: &Tensor, v: &Tensor, segment: &Segment, cache: &KvCache) -> 
     want_segment("kv_append", segment, k.rows())?;
     want("kv_append", "k", k, k.rows(), cache.kv_heads * cache.head_dim)?;
     want("kv_append", "v", v, k.rows(), cache.kv_heads * cache.head_dim)?;
+    want_cache("kv_append", cache)?;
     if segment.position + segment.rows.len() > cache.capacity {
         let end = segment.position + segment.rows.len();
         return fail("kv_append", format!("position {end} is past the cache's {}", cache.capacity));
@@ -121,6 +129,7 @@ pub fn attention(
     {
         return fail("attention", format!("{spec:?} does not fit {} heads of the cache", cache.kv_heads));
     }
+    want_cache("attention", cache)?;
     let stride = spec.head_dim * (1 + usize::from(spec.gated));
     want("attention", "q", q, q.rows(), spec.heads * stride)?;
     if segment.position + segment.rows.len() > cache.capacity {

@@ -44,15 +44,37 @@ pub enum KvFormat {
     F32,
     /// IEEE half.
     F16,
+    /// Signed bytes in blocks of [`KvFormat::BLOCK`] values along a head, each block with a scale, the largest
+    /// magnitude / 127 as IEEE half: value = byte * scale. A block with a value that is not finite has the scale NaN.
+    Q8,
 }
 
 impl KvFormat {
-    /// Bytes of one value.
-    pub fn bytes(self) -> usize {
+    /// Values that share a scale in [`KvFormat::Q8`].
+    pub const BLOCK: usize = 32;
+
+    /// Bytes of one head at one position: its values; for [`KvFormat::Q8`] the bytes of all blocks, then their
+    /// scales, then padding to a multiple of 4.
+    pub fn head_bytes(self, head_dim: usize) -> usize {
         match self {
-            KvFormat::F32 => 4,
-            KvFormat::F16 => 2,
+            KvFormat::F32 => 4 * head_dim,
+            KvFormat::F16 => 2 * head_dim,
+            KvFormat::Q8 => (head_dim + 2 * (head_dim / Self::BLOCK)).next_multiple_of(4),
         }
+    }
+
+    /// Whether heads of `head_dim` values can be stored like this.
+    ///
+    /// # Errors
+    /// [`files::ErrorKind::Unsupported`] when they are no whole number of blocks.
+    pub fn check(self, head_dim: usize) -> Result<()> {
+        if self == KvFormat::Q8 && !head_dim.is_multiple_of(Self::BLOCK) {
+            return Err(Error::unsupported(format!(
+                "an 8-bit KV cache needs heads of a multiple of {} values; this model's have {head_dim}",
+                Self::BLOCK
+            )));
+        }
+        Ok(())
     }
 }
 
@@ -82,7 +104,7 @@ pub struct RopeSpec {
     pub amplitude: f32,
 }
 
-/// Keys and values of one sequence in one layer: `[kv_heads, capacity, head_dim]` each.
+/// Keys and values of one sequence in one layer: `[kv_heads, capacity]` heads each, as [`KvFormat::head_bytes`] says.
 #[derive(Debug)]
 pub struct KvCache {
     /// Keys, rotated.
@@ -102,7 +124,7 @@ pub struct KvCache {
 impl KvCache {
     /// Bytes of keys and values together for one cache of this shape.
     pub fn bytes(kv_heads: usize, head_dim: usize, capacity: usize, format: KvFormat) -> usize {
-        2 * kv_heads * head_dim * capacity * format.bytes()
+        2 * kv_heads * capacity * format.head_bytes(head_dim)
     }
 }
 

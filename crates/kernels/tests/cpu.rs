@@ -5,7 +5,7 @@ mod common;
 use common::{Encoded, Rig, Rng, output, same, tensor, values};
 use files::Format;
 use tidemill_kernels::cpu::{Cpu, CpuOptions, Isa};
-use tidemill_kernels::ops::Precision;
+use tidemill_kernels::ops::{KvFormat, Precision};
 
 fn rigs() -> Vec<Rig> {
     let mut rigs = Vec::new();
@@ -38,6 +38,34 @@ fn all_instruction_sets_give_the_same_bits() {
                 let got = values(b, &out);
                 let want = first[i % 2].get_or_insert_with(|| got.clone());
                 same(rig, &format!("{format} [{rows}, {cols}] -> {outputs}"), &got, want);
+            }
+        }
+    }
+}
+
+/// The same bits whatever the instructions and the number of threads.
+#[test]
+fn attention_agrees_on_all_instruction_sets_and_threads() {
+    let rig = |isa: Isa, threads| {
+        let options = CpuOptions { threads: Some(threads), precision: Precision::Fast };
+        let backend = Box::new(Cpu::with_isa(options, isa).unwrap());
+        Rig { name: format!("{}, {threads} threads", isa.name()), backend, batch_invariant: true, align: 1 }
+    };
+    let mut rng = common::Rng::new(31);
+    for format in [KvFormat::F32, KvFormat::F16, KvFormat::Q8] {
+        for (history, rows) in common::attention::LONG.into_iter().chain([(70, 40)]) {
+            let case = common::attention::Case::random(&mut rng, format, history, rows);
+            let want = case.run(&rig(Isa::Portable, 1), &[rows]);
+            for isa in Isa::available() {
+                for threads in [1, 2, 3] {
+                    let rig = rig(isa, threads);
+                    common::same(
+                        &rig,
+                        &format!("{format:?} {history} + {rows}"),
+                        &case.run(&rig, &[rows]),
+                        &want,
+                    );
+                }
             }
         }
     }

@@ -8,7 +8,7 @@ use naga::valid::{Capabilities, ValidationFlags, Validator};
 use tidemill_kernels::gpu::source::{KERNELS, Kernel, Variant, wgsl};
 
 /// Values for the constants of a kernel.
-fn constants(kernel: &Kernel, tail: u32) -> [u32; 4] {
+fn constants(kernel: &Kernel, tail: u32, kv_format: u32) -> [u32; 4] {
     let mut all = [0; 4];
     for (slot, name) in all.iter_mut().zip(kernel.constants) {
         *slot = match *name {
@@ -16,6 +16,7 @@ fn constants(kernel: &Kernel, tail: u32) -> [u32; 4] {
             "TOKENS" | "KERNEL" | "TOP_K" => 4,
             "HEAD_DIM" | "KEY_DIM" => 128,
             "EXPERTS" => 512,
+            "FORMAT" => kv_format,
             _ => 1,
         };
     }
@@ -48,9 +49,13 @@ fn all_shaders_translate_to_metal() {
             all.iter_mut().zip(kernel.weights).for_each(|(slot, _)| *slot = Some(format));
             // Only floats have rows that are no multiple of eight.
             let tail = u32::from(matches!(format, Format::F32 | Format::F16 | Format::BF16));
-            let variant = Variant { name: kernel.name, formats: all, constants: constants(kernel, tail) };
-            translate(kernel, &variant, true);
-            translate(kernel, &variant, false);
+            let kv_formats = if kernel.constants.contains(&"FORMAT") { 0..3 } else { 0..1 };
+            for kv_format in kv_formats {
+                let constants = constants(kernel, tail, kv_format);
+                let variant = Variant { name: kernel.name, formats: all, constants };
+                translate(kernel, &variant, true);
+                translate(kernel, &variant, false);
+            }
         }
     }
 }

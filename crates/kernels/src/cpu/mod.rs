@@ -22,6 +22,7 @@ mod scalar;
 mod scratch;
 mod shared;
 mod simd;
+mod wide;
 
 use std::ops::Range;
 
@@ -42,8 +43,6 @@ use shared::Parts;
 
 /// Values below which an element-wise op is not worth a fork-join.
 const FORK_VALUES: usize = 1 << 15;
-/// Rows of a query tile that share the reading of the cache.
-const QUERY_ROWS: usize = 8;
 /// Values of router logits that are held at a time.
 const LOGITS: usize = 1 << 20;
 
@@ -63,6 +62,7 @@ pub struct Cpu {
     isa: Isa,
     pool: Pool,
     scratch: Scratch<Vec<f32>>,
+    partials: Scratch<Vec<f32>>,
     quantised: Scratch<Activations>,
 }
 
@@ -105,6 +105,7 @@ impl Cpu {
             isa,
             pool: Pool::new(threads)?,
             scratch: Scratch::default(),
+            partials: Scratch::default(),
             quantised: Scratch::default(),
         })
     }
@@ -207,7 +208,16 @@ impl Backend for Cpu {
 
     fn kv_append(&self, k: &Tensor, v: &Tensor, segment: &Segment, cache: &mut KvCache) -> Result<()> {
         check::kv_append(k, v, segment, cache)?;
-        portable::kv_append(k.host()?, v.host()?, segment, cache)
+        let cols = k.cols();
+        let rows = segment.rows.start * cols..segment.rows.end * cols;
+        let append =
+            portable::Append::new([&k.host()?[rows.clone()], &v.host()?[rows]], segment.position, cache)?;
+        self.split(segment.rows.len(), 2 * cols, |r| {
+            for row in r {
+                // SAFETY: each row is visited once.
+                unsafe { portable::append(self.isa, append, row) };
+            }
+        })
     }
 
     fn attention(
@@ -219,17 +229,16 @@ impl Backend for Cpu {
         out: &mut Tensor,
     ) -> Result<()> {
         check::attention(q, segment, cache, spec, out)?;
-        let work = portable::Attention { q: q.host()?, spec, cache, out: Parts::new(out.host_mut()?) };
-        let (rows, heads) = (segment.rows.clone(), cache.kv_heads);
-        let tiles = rows.len().div_ceil(QUERY_ROWS);
-        self.pool.run(tiles * heads, |item| {
-            // Late rows see the most positions: they come first, so that no thread ends with one of them.
-            let from = rows.start + (tiles - 1 - item / heads) * QUERY_ROWS;
-            let tile = from..rows.end.min(from + QUERY_ROWS);
-            let position = segment.position + from - rows.start;
-            // SAFETY: each item has its own rows or heads.
-            unsafe { portable::attention(self.isa, work, tile, position, item % heads) }
-        })
+        let work = portable::Attention {
+            isa: self.isa,
+            q: q.host()?,
+            spec,
+            cache,
+            out: Parts::new(out.host_mut()?),
+            scratch: &self.scratch,
+            partials: &self.partials,
+        };
+        portable::attention(&self.pool, work, segment)
     }
 
     fn short_conv(
@@ -269,6 +278,7 @@ impl Backend for Cpu {
         let rows = input.segment.rows.clone();
         let (channels, heads, dv) = (spec.channels(), spec.value_heads, spec.value_head_dim);
         let delta = portable::Delta {
+            isa: self.isa,
             spec,
             qkv: &input.qkv.host()?[rows.start * channels..rows.end * channels],
             a: &input.a.host()?[rows.start * heads..rows.end * heads],
@@ -278,14 +288,29 @@ impl Backend for Cpu {
             state: Parts::new(state.host_mut()?),
             out: Parts::new(&mut out.host_mut()?[rows.start * heads * dv..rows.end * heads * dv]),
         };
-        let strips = dv.div_ceil(portable::STRIP);
-        self.split(heads * strips, spec.key_head_dim * portable::STRIP * rows.len(), |items| {
-            for item in items {
-                // SAFETY: each strip of columns of each head is visited once.
-                unsafe {
-                    portable::delta_rule(self.isa, delta, item / strips, item % strips * portable::STRIP);
+        if rows.is_empty() || spec.key_head_dim == 0 {
+            return Ok(());
+        }
+        let (each, strips) = (delta.factors(), dv.div_ceil(delta.strip()));
+        self.partials.with(|factors| {
+            factors.resize(factors.len().max(rows.len() * each), 0.0);
+            let parts = Parts::new(factors);
+            self.split(rows.len(), 4 * spec.key_heads * spec.key_head_dim, |r| {
+                for row in r {
+                    // SAFETY: each row is visited once.
+                    portable::factors(self.isa, delta, row, unsafe { parts.part(row * each, each) });
                 }
-            }
+            })?;
+            let factors = &*factors;
+            self.split(heads * strips, spec.key_head_dim * delta.strip() * rows.len(), |items| {
+                self.scratch.with(|copy| {
+                    for item in items {
+                        let (head, start) = (item / strips, item % strips * delta.strip());
+                        // SAFETY: each strip of columns of each head is visited once.
+                        unsafe { portable::delta_rule(delta, factors, head, start, copy) };
+                    }
+                });
+            })
         })
     }
 

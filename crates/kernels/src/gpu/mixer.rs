@@ -16,14 +16,16 @@ fn head_dim(what: &str, dim: usize) -> Result<u32> {
     Ok(dim as u32)
 }
 
-/// Whether the cache holds halves; two of them share a word.
-fn half(cache: &KvCache) -> Result<u32> {
+/// The shaders' number of the cache's format, and how many values an item of [`source::KV_APPEND`] stores of each
+/// head: a word, or two blocks.
+fn format(cache: &KvCache) -> Result<(u32, usize)> {
     match cache.format {
-        KvFormat::F32 => Ok(0),
-        KvFormat::F16 if cache.head_dim.is_multiple_of(2) => Ok(1),
+        KvFormat::F32 => Ok((0, 1)),
+        KvFormat::F16 if cache.head_dim.is_multiple_of(2) => Ok((1, 2)),
         KvFormat::F16 => {
             Err(Error::unsupported(format!("a half-precision cache of {} values a head", cache.head_dim)))
         }
+        KvFormat::Q8 => Ok((2, 2 * KvFormat::BLOCK)),
     }
 }
 
@@ -62,8 +64,8 @@ impl Gpu {
         segment: &Segment,
         cache: &mut KvCache,
     ) -> Result<()> {
-        let half = half(cache)?;
-        let words = segment.rows.len() * cache.kv_heads * cache.head_dim / (1 + half as usize);
+        let (format, values) = format(cache)?;
+        let count = segment.rows.len() * cache.kv_heads * cache.head_dim.div_ceil(values);
         let bindings = [
             binding(k)?,
             binding(v)?,
@@ -75,10 +77,10 @@ impl Gpu {
             cache.capacity as u32,
             segment.rows.start as u32,
             segment.position as u32,
-            words as u32,
+            count as u32,
         ];
-        let constants = [head_dim("cached", cache.head_dim)?, half];
-        self.simple(&source::KV_APPEND, &constants, &bindings, &params, items(&source::KV_APPEND, words))
+        let constants = [head_dim("cached", cache.head_dim)?, format];
+        self.simple(&source::KV_APPEND, &constants, &bindings, &params, items(&source::KV_APPEND, count))
     }
 
     pub(super) fn attend(
@@ -103,7 +105,7 @@ impl Gpu {
             segment.position as u32,
             spec.scale.to_bits(),
         ];
-        let constants = [head_dim("attention", spec.head_dim)?, half(cache)?, u32::from(spec.gated)];
+        let constants = [head_dim("attention", spec.head_dim)?, format(cache)?.0, u32::from(spec.gated)];
         let groups = [spec.heads as u32, segment.rows.len() as u32, 1];
         self.simple(&source::ATTENTION, &constants, &bindings, &params, groups)
     }

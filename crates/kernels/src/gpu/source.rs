@@ -59,8 +59,8 @@ kernels! {
     ADD = "add" "wr" weights [] constants [] team 64;
     GATHER_ROWS = "gather_rows" "rrw" weights [] constants [] team 64;
     NORM_ROPE = "norm_rope" "wrr" weights [] constants ["HEAD_DIM", "NORM", "INTERLEAVED"] team 64;
-    KV_APPEND = "kv_append" "rrww" weights [] constants ["HEAD_DIM", "HALF"] team 64;
-    ATTENTION = "attention" "rrrw" weights [] constants ["HEAD_DIM", "HALF", "GATED"] team 128;
+    KV_APPEND = "kv_append" "rrww" weights [] constants ["HEAD_DIM", "FORMAT"] team 64;
+    ATTENTION = "attention" "rrrw" weights [] constants ["HEAD_DIM", "FORMAT", "GATED"] team 128;
     SHORT_CONV = "short_conv" "rrww" weights [] constants ["KERNEL"] team 64;
     DELTA_RULE = "delta_rule" "rrrrrww" weights [] constants ["KEY_DIM", "TILED"] team 32;
     GATED_NORM = "gated_norm" "wrr" weights [] constants [] team 64;

@@ -17,30 +17,63 @@ pub fn kv_append(k: &[f32], v: &[f32], segment: &Segment, cache: &mut KvCache) -
         for (i, row) in segment.rows.clone().enumerate() {
             for h in 0..heads {
                 let values = &source[(row * heads + h) * dim..][..dim];
-                store(target, format, (h * capacity + segment.position + i) * dim, values)?;
+                store(target, format, h * capacity + segment.position + i, values)?;
             }
         }
     }
     Ok(())
 }
 
+/// Stores the values of a head as head number `at` of the block.
 fn store(block: &mut Block, format: KvFormat, at: usize, values: &[f32]) -> Result<()> {
+    let dim = values.len();
     match format {
-        KvFormat::F32 => block.host_mut::<f32>()?[at..][..values.len()].copy_from_slice(values),
+        KvFormat::F32 => block.host_mut::<f32>()?[at * dim..][..dim].copy_from_slice(values),
         KvFormat::F16 => {
-            let target = &mut block.host_mut::<f16>()?[at..][..values.len()];
+            let target = &mut block.host_mut::<f16>()?[at * dim..][..dim];
             target.iter_mut().zip(values).for_each(|(t, v)| *t = f16::from_f32(*v));
+        }
+        KvFormat::Q8 => {
+            let bytes = format.head_bytes(dim);
+            quantise(values, &mut block.host_mut::<u8>()?[at * bytes..][..bytes]);
         }
     }
     Ok(())
 }
 
+/// One head as [`KvFormat::Q8`].
+fn quantise(values: &[f32], target: &mut [u8]) {
+    let (bytes, scales) = target.split_at_mut(values.len());
+    let blocks = values.chunks(KvFormat::BLOCK).zip(bytes.chunks_mut(KvFormat::BLOCK));
+    for ((values, bytes), scale) in blocks.zip(scales.chunks_exact_mut(2)) {
+        let max = values.iter().fold(0.0f32, |max, v| max.max(v.abs()));
+        let finite = values.iter().all(|v| v.is_finite());
+        let step = if finite { f16::from_f32(max / 127.0) } else { f16::NAN };
+        scale.copy_from_slice(&step.to_le_bytes());
+        for (byte, v) in bytes.iter_mut().zip(values) {
+            let q = if step > f16::ZERO { (v / step.to_f32()).round_ties_even() } else { 0.0 };
+            *byte = q.clamp(-127.0, 127.0) as i8 as u8;
+        }
+    }
+}
+
+/// The values of head number `at` of the block.
 fn load(block: &Block, format: KvFormat, at: usize, out: &mut [f32]) -> Result<()> {
+    let dim = out.len();
     match format {
-        KvFormat::F32 => out.copy_from_slice(&block.host::<f32>()?[at..][..out.len()]),
+        KvFormat::F32 => out.copy_from_slice(&block.host::<f32>()?[at * dim..][..dim]),
         KvFormat::F16 => {
-            let source = &block.host::<f16>()?[at..][..out.len()];
+            let source = &block.host::<f16>()?[at * dim..][..dim];
             out.iter_mut().zip(source).for_each(|(o, s)| *o = s.to_f32());
+        }
+        KvFormat::Q8 => {
+            let bytes = format.head_bytes(dim);
+            let (bytes, scales) = block.host::<u8>()?[at * bytes..][..bytes].split_at(dim);
+            for (i, (o, byte)) in out.iter_mut().zip(bytes).enumerate() {
+                let at = 2 * (i / KvFormat::BLOCK);
+                let scale = f16::from_le_bytes([scales[at], scales[at + 1]]);
+                *o = f32::from(*byte as i8) * scale.to_f32();
+            }
         }
     }
     Ok(())
@@ -68,7 +101,7 @@ pub fn attention(
             let base = head / group * cache.capacity;
             let mut scores = Vec::with_capacity(position + 1);
             for j in 0..=position {
-                load(&cache.keys, cache.format, (base + j) * dim, &mut vector)?;
+                load(&cache.keys, cache.format, base + j, &mut vector)?;
                 scores.push(spec.scale * super::linear::dot(&query[..dim], &vector));
             }
             let max = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
@@ -76,7 +109,7 @@ pub fn attention(
             let out = &mut out[(row * spec.heads + head) * dim..][..dim];
             out.fill(0.0);
             for (j, score) in scores.iter().enumerate() {
-                load(&cache.values, cache.format, (base + j) * dim, &mut vector)?;
+                load(&cache.values, cache.format, base + j, &mut vector)?;
                 let weight = (score - max).exp() / sum;
                 out.iter_mut().zip(&vector).for_each(|(o, v)| *o += weight * v);
             }

@@ -38,7 +38,8 @@ pub fn norm_rope(rig: &Rig) {
     }
 }
 
-struct Case {
+/// A sequence, its cache, and what is asked of it.
+pub struct Case {
     spec: AttentionSpec,
     kv_heads: usize,
     capacity: usize,
@@ -51,8 +52,13 @@ struct Case {
 }
 
 impl Case {
-    fn random(rng: &mut Rng, format: KvFormat, history: usize, rows: usize) -> Self {
-        let (kv_heads, group, head_dim) = (rng.within(1..=3), rng.within(1..=4), 4 * rng.within(1..=32));
+    pub fn random(rng: &mut Rng, format: KvFormat, history: usize, rows: usize) -> Self {
+        let (kv_heads, group) = (rng.within(1..=3), rng.within(1..=7));
+        let head_dim = match format {
+            KvFormat::Q8 => KvFormat::BLOCK * rng.within(1..=5),
+            _ if rng.flag() => 16 * rng.within(1..=9),
+            _ => 4 * rng.within(1..=32),
+        };
         let spec = AttentionSpec {
             heads: kv_heads * group,
             head_dim,
@@ -66,11 +72,12 @@ impl Case {
         Self { spec, kv_heads, capacity: total + rng.within(0..=9), format, history, rows, q, k, v }
     }
 
-    /// Appends and attends in steps of the given sizes; returns the outputs of the rows after the history.
-    fn run(&self, rig: &Rig, steps: &[usize]) -> Vec<f32> {
+    /// Appends and attends in steps of the given sizes, after the history; returns all outputs. A long history is only
+    /// appended.
+    pub fn run(&self, rig: &Rig, steps: &[usize]) -> Vec<f32> {
         let b = &*rig.backend;
         let dim = self.spec.head_dim;
-        let bytes = self.kv_heads * self.capacity * dim * self.format.bytes();
+        let bytes = KvCache::bytes(self.kv_heads, dim, self.capacity, self.format) / 2;
         let mut cache = KvCache {
             keys: b.alloc(bytes).unwrap(),
             values: b.alloc(bytes).unwrap(),
@@ -92,6 +99,10 @@ impl Case {
             let segment = Segment { rows: 1..1 + n, position };
             let mut out = output(b, n + 2, self.spec.heads * dim);
             b.kv_append(&cut(&self.k, kv_cols), &cut(&self.v, kv_cols), &segment, &mut cache).unwrap();
+            if n > 256 {
+                position += n;
+                continue;
+            }
             b.attention(&cut(&self.q, q_cols), &segment, &cache, &self.spec, &mut out).unwrap();
             let values = values(b, &out);
             let cols = self.spec.heads * dim;
@@ -104,21 +115,74 @@ impl Case {
     }
 }
 
+/// Devices that divide and round a little differently may choose the next byte for a value of an 8-bit cache.
+fn bound(rig: &Rig, format: KvFormat) -> f32 {
+    if format == KvFormat::Q8 && !rig.batch_invariant { 1e-2 } else { 2e-5 }
+}
+
 pub fn attention(rig: &Rig) {
     let mut rng = Rng::new(12);
-    for format in [KvFormat::F32, KvFormat::F16] {
+    for format in [KvFormat::F32, KvFormat::F16, KvFormat::Q8] {
         for history in [0, 1, 63, 64, 190] {
             for rows in [1, rng.within(2..=40)] {
                 let case = Case::random(&mut rng, format, history, rows);
                 let what = format!("{:?} {format:?} {history} + {rows}", case.spec);
                 let got = case.run(rig, &[rows]);
                 let want = case.run(&Rig::reference(), &[rows]);
-                close(rig, &what, &got, &want, |i| 2e-5 * (want[i].abs() + 1.0));
+                close(rig, &what, &got, &want, |i| bound(rig, format) * (want[i].abs() + 1.0));
                 if rig.batch_invariant && rows > 1 {
                     let cut = rng.within(1..=rows - 1);
                     same(rig, &what, &case.run(rig, &[cut, rows - cut]), &got);
                     same(rig, &what, &case.run(rig, &vec![1; rows]), &got);
                 }
+            }
+        }
+    }
+}
+
+/// History and rows of contexts of several chunks, around their ends, which threads may share.
+pub const LONG: [(usize, usize); 5] = [(509, 6), (511, 1), (512, 1), (1020, 9), (1700, 1)];
+
+pub fn long_attention(rig: &Rig) {
+    let mut rng = Rng::new(13);
+    for format in [KvFormat::F32, KvFormat::F16, KvFormat::Q8] {
+        for (history, rows) in LONG {
+            let case = Case::random(&mut rng, format, history, rows);
+            let what = format!("{:?} {format:?} {history} + {rows}", case.spec);
+            let got = case.run(rig, &[rows]);
+            let want = case.run(&Rig::reference(), &[rows]);
+            close(rig, &what, &got, &want, |i| bound(rig, format) * (want[i].abs() + 1.0));
+            if rig.batch_invariant && rows > 1 {
+                same(rig, &what, &case.run(rig, &vec![1; rows]), &got);
+            }
+        }
+    }
+}
+
+/// What an 8-bit cache makes of values: half a step of each block's largest, and NaN for a block that is broken.
+pub fn eight_bit_cache(rig: &Rig) {
+    let mut rng = Rng::new(14);
+    let (dim, spec) = (96, AttentionSpec { heads: 1, head_dim: 96, gated: false, scale: 1.0 });
+    for broken in [None, Some(f32::NAN), Some(f32::INFINITY)] {
+        // Blocks of very different magnitudes; a block of zeros.
+        let mut v: Vec<f32> = rng.values(32, 1e-3);
+        v.extend(rng.values(32, 100.0));
+        v.extend([0.0; 32]);
+        if let Some(value) = broken {
+            v[40] = value;
+        }
+        let (q, k) = (vec![0.5; dim], vec![0.25; dim]);
+        let spec = spec.clone();
+        let case =
+            Case { spec, kv_heads: 1, capacity: 3, format: KvFormat::Q8, history: 0, rows: 1, q, k, v };
+        let got = case.run(rig, &[1]);
+        for (i, (got, v)) in got.iter().zip(&case.v).enumerate() {
+            let max = case.v[i / 32 * 32..][..32].iter().fold(0.0f32, |m, v| m.max(v.abs()));
+            if broken.is_some() && i / 32 == 1 {
+                assert!(got.is_nan(), "{}: {got} hides {broken:?}", rig.name);
+            } else {
+                let step = max / 127.0;
+                assert!((got - v).abs() <= 0.52 * step, "{}: {got} for {v}, step {step}", rig.name);
             }
         }
     }

@@ -42,7 +42,7 @@ impl Rig {
 macro_rules! conformance {
     ($rigs:ident) => {
         $crate::conformance!($rigs, dense: embed linear rms_norm add gather_rows gated_norm);
-        $crate::conformance!($rigs, attention: norm_rope attention);
+        $crate::conformance!($rigs, attention: norm_rope attention long_attention eight_bit_cache);
         $crate::conformance!($rigs, recurrent: short_conv delta_rule);
         $crate::conformance!($rigs, experts: mlp route expert_mlp combine);
         $crate::conformance!($rigs, errors: shapes tokens nan_routes);

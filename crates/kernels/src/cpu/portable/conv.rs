@@ -6,6 +6,8 @@ use crate::cpu::shared::Parts;
 
 /// Channels that are worked on together.
 const WIDTH: usize = 64;
+/// Taps that are laid out for them once; more than models have.
+const TAPS: usize = 8;
 
 /// What [`short_conv`] works on.
 #[derive(Clone, Copy)]
@@ -36,42 +38,69 @@ for_each_isa! {
     fn channels(conv: Conv<'_>, start: usize, len: usize) {
         let (kernel, stride) = (conv.kernel, conv.channels);
         let rows = conv.x.len() / stride;
-        // Taps of neighbouring channels side by side.
-        let mut taps = vec![[0.0f32; WIDTH]; kernel];
-        for (i, taps) in taps.iter_mut().enumerate() {
-            for (c, tap) in taps[..len].iter_mut().enumerate() {
-                *tap = conv.weight[(start + c) * kernel + i];
-            }
+        let mut taps = [[0.0f32; WIDTH]; TAPS];
+        for i in 0..kernel.min(TAPS) {
+            taps[i] = taps_of(&conv, start, len, i);
         }
-        let input = |t: usize| {
-            // Time counts from the oldest input in the state.
-            if t < kernel - 1 {
-                // SAFETY: these channels belong to this call, and `set` below comes after the reads.
-                unsafe { &*conv.state.part(t * stride + start, len) }
-            } else {
-                &conv.x[(t + 1 - kernel) * stride + start..][..len]
-            }
-        };
         for t in 0..rows {
             let mut sums = [0.0f32; WIDTH];
-            for (i, taps) in taps.iter().enumerate() {
-                for ((sum, tap), x) in sums.iter_mut().zip(taps).zip(input(t + i)) {
-                    *sum += tap * x;
+            for i in 0..kernel {
+                let x = input(&conv, start, len, t + i);
+                if i < TAPS {
+                    accumulate(&mut sums, &taps[i], x);
+                } else {
+                    accumulate(&mut sums, &taps_of(&conv, start, len, i), x);
                 }
             }
-            // SAFETY: these channels belong to this call.
-            let out = unsafe { conv.out.part(t * stride + start, len) };
-            for (o, sum) in out.iter_mut().zip(sums) {
-                *o = silu(sum);
+            for sum in &mut sums {
+                *sum = silu(*sum);
             }
+            // SAFETY: these channels belong to this call.
+            unsafe { conv.out.part(t * stride + start, len) }.copy_from_slice(&sums[..len]);
         }
         for i in 0..kernel - 1 {
-            for c in 0..len {
-                let value = input(rows + i)[c];
-                // SAFETY: these channels belong to this call; rows move towards the front, so none is read after
-                // it was overwritten.
-                unsafe { conv.state.set(i * stride + start + c, value) };
-            }
+            let mut values = [0.0f32; WIDTH];
+            values[..len].copy_from_slice(input(&conv, start, len, rows + i));
+            // SAFETY: these channels belong to this call; rows move towards the front, so none is read after it was
+            // overwritten.
+            unsafe { conv.state.part(i * stride + start, len) }.copy_from_slice(&values[..len]);
         }
+    }
+}
+
+/// Tap `i` of neighbouring channels, side by side.
+#[inline(always)]
+fn taps_of(conv: &Conv<'_>, start: usize, len: usize, i: usize) -> [f32; WIDTH] {
+    let mut taps = [0.0f32; WIDTH];
+    for (tap, weights) in
+        taps[..len].iter_mut().zip(conv.weight[start * conv.kernel..].chunks_exact(conv.kernel))
+    {
+        *tap = weights[i];
+    }
+    taps
+}
+
+/// The channels' input at time `t`, counted from the oldest in the state.
+#[inline(always)]
+fn input<'a>(conv: &Conv<'a>, start: usize, len: usize, t: usize) -> &'a [f32] {
+    if t < conv.kernel - 1 {
+        // SAFETY: these channels belong to the caller, who writes them only after this result is gone.
+        unsafe { conv.state.part(t * conv.channels + start, len) }
+    } else {
+        &conv.x[(t + 1 - conv.kernel) * conv.channels + start..][..len]
+    }
+}
+
+/// `sums += taps * x`
+#[inline(always)]
+fn accumulate(sums: &mut [f32; WIDTH], taps: &[f32; WIDTH], x: &[f32]) {
+    if let Ok(x) = <&[f32; WIDTH]>::try_from(x) {
+        for i in 0..WIDTH {
+            sums[i] += taps[i] * x[i];
+        }
+        return;
+    }
+    for ((sum, tap), x) in sums.iter_mut().zip(taps).zip(x) {
+        *sum += tap * x;
     }
 }

@@ -9,10 +9,10 @@ mod norm;
 mod rope;
 mod route;
 
-pub(super) use attention::{Attention, attention, kv_append};
+pub(super) use attention::{Append, Attention, append, attention};
 pub(super) use combine::{add, combine};
 pub(super) use conv::{Conv, short_conv};
-pub(super) use delta::{Delta, STRIP, delta_rule};
+pub(super) use delta::{Delta, delta_rule, factors};
 pub(super) use linear::{products_of, silu_mul};
 pub(super) use norm::{gated_norm, rms_norm};
 pub(super) use rope::norm_rope;

@@ -20,23 +20,52 @@ const LEAST = -3.4e38;
 var<workgroup> query: array<f32, HEAD_DIM>;
 var<workgroup> weights: array<f32, TEAM>;
 
-fn score(at: u32) -> f32 {
+// Of FORMAT.
+const HALF = 1u;
+const BYTES = 2u;
+// Words of a head of bytes: its values, then a half for each block of 32.
+const HEAD_WORDS = (HEAD_DIM + HEAD_DIM / 16u + 3u) / 4u;
+
+fn query4(at: u32) -> vec4<f32> {
+    return vec4<f32>(query[at], query[at + 1u], query[at + 2u], query[at + 3u]);
+}
+
+fn score(head: u32) -> f32 {
     var sum = 0.0;
-    if HALF == 1u {
+    if FORMAT == BYTES {
+        let start = head * HEAD_WORDS;
+        for (var b = 0u; b < HEAD_DIM / 32u; b++) {
+            let scale = f16_value(keys[start + HEAD_DIM / 4u + b / 2u] >> (16u * (b & 1u)));
+            var part = 0.0;
+            for (var w = b * 8u; w < b * 8u + 8u; w++) {
+                part += dot(query4(4u * w), vec4<f32>(unpack4xI8(keys[start + w])));
+            }
+            sum += scale * part;
+        }
+    } else if FORMAT == HALF {
+        let at = head * HEAD_DIM;
         for (var i = 0u; i < HEAD_DIM; i += 2u) {
             let pair = unpack2x16float(keys[(at + i) / 2u]);
             sum += query[i] * pair.x + query[i + 1u] * pair.y;
         }
     } else {
         for (var i = 0u; i < HEAD_DIM; i++) {
-            sum += query[i] * bitcast<f32>(keys[at + i]);
+            sum += query[i] * bitcast<f32>(keys[head * HEAD_DIM + i]);
         }
     }
     return sum * p.scale;
 }
 
-fn value_at(at: u32) -> f32 {
-    if HALF == 1u {
+// Value `d` of a head.
+fn value_at(head: u32, d: u32) -> f32 {
+    if FORMAT == BYTES {
+        let start = head * HEAD_WORDS;
+        let block = d / 32u;
+        let scale = f16_value(values[start + HEAD_DIM / 4u + block / 2u] >> (16u * (block & 1u)));
+        return scale * f32(unpack4xI8(values[start + d / 4u])[d & 3u]);
+    }
+    let at = head * HEAD_DIM + d;
+    if FORMAT == HALF {
         return unpack2x16float(values[at / 2u])[at & 1u];
     }
     return bitcast<f32>(values[at]);
@@ -60,7 +89,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, $TEAM_ARGUMENTS) {
         let j = block + t;
         var own = LEAST;
         if j < count {
-            own = score((kv_base + j) * HEAD_DIM);
+            own = score(kv_base + j);
         }
         let higher = max(most, team_max(own, t));
         var e = 0.0;
@@ -78,7 +107,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, $TEAM_ARGUMENTS) {
             if d < HEAD_DIM {
                 var sum = sums[i] * shrink;
                 for (var b = 0u; b < block_count; b++) {
-                    sum += weights[b] * value_at((kv_base + block + b) * HEAD_DIM + d);
+                    sum += weights[b] * value_at(kv_base + block + b, d);
                 }
                 sums[i] = sum;
             }

@@ -1,0 +1,334 @@
+//! Causal attention over a KV cache.
+//!
+//! A row's softmax is put together from chunks of absolute positions, each with a maximum, a sum and weighted values of
+//! its own (Milakov & Gimelshein 2018; Dao et al. 2023), merged in the order of the positions. What a chunk yields
+//! and how it is merged depends neither on the rows that are computed together nor on who computes it: a long context
+//! of one row is shared by all threads, and the result is the same bits.
+
+mod cache;
+mod tiles;
+
+use std::ops::Range;
+
+use files::Result;
+
+pub(in crate::cpu) use cache::{Append, append};
+
+use crate::cpu::isa::{Isa, for_each_isa};
+use crate::cpu::math::{exp, sigmoid, sum_of};
+use crate::cpu::pool::Pool;
+use crate::cpu::scratch::Scratch;
+use crate::cpu::shared::Parts;
+use crate::cpu::wide::LANES;
+use crate::ops::{AttentionSpec, KvCache, Segment};
+use tiles::{Job, Stored};
+
+/// Positions of a chunk.
+const CHUNK: usize = 512;
+/// Queries that share the reading of keys and values, if the rows give that many.
+const QUERIES: usize = 32;
+/// Values that are widened at a time: half of a first-level cache.
+const WIDENED: usize = 4096;
+/// With fewer items than this for each thread, chunks become items too.
+const ITEMS: usize = 4;
+/// Values of chunks' results that are held before they are merged.
+const PARTIALS: usize = 1 << 19;
+
+/// What [`attention`] works on.
+#[derive(Clone, Copy)]
+pub(in crate::cpu) struct Attention<'a> {
+    pub isa: Isa,
+    pub q: &'a [f32],
+    pub spec: &'a AttentionSpec,
+    pub cache: &'a KvCache,
+    pub out: Parts<'a, f32>,
+    /// One buffer for each item at work.
+    pub scratch: &'a Scratch<Vec<f32>>,
+    /// One buffer for a whole op.
+    pub partials: &'a Scratch<Vec<f32>>,
+}
+
+/// Rows that are worked on together, and the KV head whose queries are.
+#[derive(Clone)]
+struct Tile {
+    rows: Range<usize>,
+    /// Of the first row.
+    position: usize,
+    kv_head: usize,
+}
+
+/// All rows of a segment; see [`crate::Backend::attention`].
+///
+/// # Errors
+/// [`files::ErrorKind::Device`] when the cache is not in host memory.
+pub(in crate::cpu) fn attention(pool: &Pool, a: Attention<'_>, segment: &Segment) -> Result<()> {
+    let heads = a.cache.kv_heads;
+    let tile_rows = (QUERIES / a.group()).clamp(1, QUERIES);
+    let tiles = segment.rows.len().div_ceil(tile_rows);
+    let tile = |item: usize| {
+        // Late rows see the most positions: they come first, so that no thread ends with one of them.
+        let from = (tiles - 1 - item / heads) * tile_rows;
+        let rows = segment.rows.start + from..segment.rows.end.min(segment.rows.start + from + tile_rows);
+        Tile { rows, position: segment.position + from, kv_head: item % heads }
+    };
+    let items = tiles * heads;
+    let chunks = (segment.position + segment.rows.len()).div_ceil(CHUNK);
+    if chunks > 1 && pool.threads() > 1 && items < ITEMS * pool.threads() {
+        return by_chunks(pool, a, items, chunks, tile);
+    }
+    pool.run(items, |item| whole(a, &tile(item)))
+}
+
+/// A tile, chunk after chunk.
+fn whole(a: Attention<'_>, tile: &Tile) -> Result<()> {
+    let sizes = Sizes::new(a, tile);
+    a.scratch.with(|buffer| {
+        let (work, results) = at_least(buffer, sizes.work + 2 * sizes.result).split_at_mut(sizes.work);
+        let (total, part) = results.split_at_mut(sizes.result);
+        sizes.clear(total);
+        for chunk in 0..tile.chunks() {
+            one_chunk(a, tile, &sizes, chunk, work, part)?;
+            merge(a.isa, total, part, sizes.count);
+        }
+        finish_tile(a, tile, total);
+        Ok(())
+    })
+}
+
+/// Few tiles and a long context: chunks are computed by all threads, and merged in their order.
+fn by_chunks(
+    pool: &Pool,
+    a: Attention<'_>,
+    items: usize,
+    chunks: usize,
+    tile: impl Fn(usize) -> Tile + Sync,
+) -> Result<()> {
+    // No tile has more rows than the last item's, which are the segment's first.
+    let most = Sizes::new(a, &tile(items - 1)).result;
+    let round = (PARTIALS / (items * most)).clamp(1, chunks);
+    a.partials.with(|buffer| {
+        let buffer = at_least(buffer, items * (round + 1) * most);
+        let (totals, parts) = buffer.split_at_mut(items * most);
+        let (totals, parts) = (Parts::new(totals), Parts::new(parts));
+        for first in (0..chunks).step_by(round) {
+            let here = round.min(chunks - first);
+            pool.run(items * here, |i| {
+                let (tile, chunk) = (tile(i / here), first + i % here);
+                let sizes = Sizes::new(a, &tile);
+                if chunk >= tile.chunks() {
+                    return Ok(());
+                }
+                // SAFETY: each chunk of each tile has a place of its own.
+                let part = unsafe { parts.part((i / here * round + i % here) * most, sizes.result) };
+                a.scratch.with(|work| one_chunk(a, &tile, &sizes, chunk, at_least(work, sizes.work), part))
+            })?;
+            pool.run(items, |item| {
+                let tile = tile(item);
+                let sizes = Sizes::new(a, &tile);
+                // SAFETY: each tile has places of its own, and the chunks have been computed.
+                let total = unsafe { totals.part(item * most, sizes.result) };
+                if first == 0 {
+                    sizes.clear(total);
+                }
+                for chunk in first..tile.chunks().min(first + here) {
+                    // SAFETY: as above.
+                    let part = unsafe { parts.part((item * round + chunk - first) * most, sizes.result) };
+                    merge(a.isa, total, part, sizes.count);
+                }
+                if first + here >= chunks {
+                    finish_tile(a, &tile, total);
+                }
+                Ok(())
+            })?;
+        }
+        Ok(())
+    })
+}
+
+impl Attention<'_> {
+    /// Query heads of a KV head.
+    fn group(&self) -> usize {
+        self.spec.heads / self.cache.kv_heads
+    }
+
+    /// Values of a query, and of its gate.
+    fn stride(&self) -> usize {
+        self.spec.head_dim * (1 + usize::from(self.spec.gated))
+    }
+
+    /// The number of query `q` of a tile among all heads of all rows.
+    fn head(&self, tile: &Tile, q: usize) -> usize {
+        let group = self.group();
+        (tile.rows.start + q / group) * self.spec.heads + tile.kv_head * group + q % group
+    }
+}
+
+impl Tile {
+    /// Chunks that its last row sees.
+    fn chunks(&self) -> usize {
+        (self.position + self.rows.len()).div_ceil(CHUNK)
+    }
+}
+
+/// How a tile's buffers are laid out, in values.
+struct Sizes {
+    /// Queries.
+    count: usize,
+    /// A head, in whole vectors.
+    padded: usize,
+    widened_rows: usize,
+    /// Queries, scores, widened heads.
+    work: usize,
+    /// Weighted values of all queries, then their maxima, then their sums.
+    result: usize,
+}
+
+impl Sizes {
+    fn new(a: Attention<'_>, tile: &Tile) -> Self {
+        let count = tile.rows.len() * a.group();
+        let padded = a.spec.head_dim.next_multiple_of(LANES);
+        // Multiples of four, for whole tiles.
+        let widened_rows = (WIDENED / padded / 4 * 4).clamp(4, CHUNK);
+        let work = count * (padded + CHUNK) + widened_rows * padded;
+        Self { count, padded, widened_rows, work, result: count * (padded + 2) }
+    }
+
+    /// The result of no positions.
+    fn clear(&self, result: &mut [f32]) {
+        let (values, rest) = result.split_at_mut(self.count * self.padded);
+        let (max, sum) = rest.split_at_mut(self.count);
+        values.fill(0.0);
+        max.fill(f32::NEG_INFINITY);
+        sum.fill(0.0);
+    }
+}
+
+/// The first `len` values of a buffer that grows to hold them.
+fn at_least(buffer: &mut Vec<f32>, len: usize) -> &mut [f32] {
+    if buffer.len() < len {
+        buffer.resize(len, 0.0);
+    }
+    &mut buffer[..len]
+}
+
+/// The result of one chunk of positions for the queries of a tile.
+fn one_chunk(
+    a: Attention<'_>,
+    tile: &Tile,
+    sizes: &Sizes,
+    chunk: usize,
+    work: &mut [f32],
+    result: &mut [f32],
+) -> Result<()> {
+    let (dim, first) = (a.spec.head_dim, chunk * CHUNK);
+    let positions = CHUNK.min(tile.position + tile.rows.len() - first);
+    let bytes = a.cache.format.head_bytes(dim);
+    let start = (tile.kv_head * a.cache.capacity + first) * bytes;
+    let span = start..start + positions * bytes;
+    let (keys, values) = (&a.cache.keys.host::<u8>()?[span.clone()], &a.cache.values.host::<u8>()?[span]);
+    let (queries, rest) = work.split_at_mut(sizes.count * sizes.padded);
+    let (scores, widened) = rest.split_at_mut(sizes.count * CHUNK);
+    for (q, query) in queries.chunks_exact_mut(sizes.padded).enumerate() {
+        for (to, x) in query[..dim].iter_mut().zip(&a.q[a.head(tile, q) * a.stride()..][..dim]) {
+            *to = a.spec.scale * x;
+        }
+        query[dim..].fill(0.0);
+    }
+    sizes.clear(result);
+    let job = Job {
+        queries: queries.as_ptr(),
+        scores: scores.as_mut_ptr(),
+        values: result.as_mut_ptr(),
+        widened: widened.as_mut_ptr(),
+        widened_rows: sizes.widened_rows,
+        count: sizes.count,
+        padded: sizes.padded,
+        group: a.group(),
+        first_sees: tile.position as isize + 1 - first as isize,
+        positions,
+    };
+    let stored = |bytes| Stored { bytes, format: a.cache.format, dim };
+    // SAFETY: the slices hold these positions; the buffers were cut to these shapes and are not used meanwhile.
+    unsafe { tiles::scores(a.isa, stored(keys), job) };
+    let (max, sum) = result[sizes.count * sizes.padded..].split_at_mut(sizes.count);
+    for (q, scores) in scores.chunks_exact_mut(CHUNK).enumerate() {
+        let seen = job.seen(q);
+        if seen > 0 {
+            // Whole vectors: what is not seen weighs nothing.
+            scores[seen..seen.next_multiple_of(LANES)].fill(f32::NEG_INFINITY);
+            [max[q], sum[q]] = weigh(a.isa, &mut scores[..seen.next_multiple_of(LANES)]);
+        }
+    }
+    // SAFETY: as above.
+    unsafe { tiles::values(a.isa, stored(values), job) };
+    Ok(())
+}
+
+for_each_isa! {
+    /// Turns scores into weights; returns their maximum and their sum.
+    fn weigh(scores: &mut [f32]) -> [f32; 2] {
+        let mut lanes = [f32::NEG_INFINITY; LANES];
+        for scores in scores.chunks_exact(LANES) {
+            for i in 0..LANES {
+                // A NaN must reach the output: it fails the comparison and is seen by `exp` below.
+                lanes[i] = if scores[i] > lanes[i] { scores[i] } else { lanes[i] };
+            }
+        }
+        let mut max = f32::NEG_INFINITY;
+        for lane in lanes {
+            max = if lane > max { lane } else { max };
+        }
+        let shift = if max == f32::NEG_INFINITY { 0.0 } else { max };
+        for s in scores.iter_mut() {
+            *s = exp(*s - shift);
+        }
+        [shift, sum_of(scores)]
+    }
+}
+
+for_each_isa! {
+    /// Takes a chunk's result into the total of the chunks before it.
+    fn merge(total: &mut [f32], part: &[f32], count: usize) {
+        let values = total.len() - 2 * count;
+        let padded = values / count;
+        for q in 0..count {
+            let (max, sum) = (part[values + q], part[values + count + q]);
+            if sum == 0.0 {
+                continue; // no position of the chunk is seen
+            }
+            let old = total[values + q];
+            let new = if max > old { max } else { old };
+            let (keep, add) = (exp(old - new), exp(max - new));
+            total[values + q] = new;
+            total[values + count + q] = total[values + count + q] * keep + sum * add;
+            let part = &part[q * padded..][..padded];
+            for (t, p) in total[q * padded..][..padded].iter_mut().zip(part) {
+                *t = *t * keep + p * add;
+            }
+        }
+    }
+}
+
+/// Writes the outputs of a tile.
+fn finish_tile(a: Attention<'_>, tile: &Tile, total: &[f32]) {
+    let (dim, count) = (a.spec.head_dim, tile.rows.len() * a.group());
+    let values = total.len() - 2 * count;
+    for (q, sums) in total[..values].chunks_exact(values / count).enumerate() {
+        let head = a.head(tile, q);
+        let gate = if a.spec.gated { &a.q[head * a.stride() + dim..][..dim] } else { &[] };
+        // SAFETY: this head of this row belongs to this tile.
+        let out = unsafe { a.out.part(head * dim, dim) };
+        finish(a.isa, sums, total[values + count + q], gate, out);
+    }
+}
+
+for_each_isa! {
+    fn finish(values: &[f32], sum: f32, gate: &[f32], out: &mut [f32]) {
+        for (o, v) in out.iter_mut().zip(values) {
+            *o = v / sum;
+        }
+        for (o, g) in out.iter_mut().zip(gate) {
+            *o *= sigmoid(*g);
+        }
+    }
+}

@@ -1,0 +1,365 @@
+//! Sixteen floats at a time, for the kernels that the compiler does not vectorise well by itself: sums that stay in
+//! registers over a loop.
+//!
+//! Every implementation does the same operations in the same order, so all give the same bits: a sum's lane `i` holds
+//! the values `i`, `i + 16`, .., and lanes are summed as [`super::math::tree_sum`] does. What a kernel calls must be
+//! `#[inline(always)]`, and closures are left out: neither would be compiled for the instruction set.
+
+#[cfg(target_arch = "x86_64")]
+use std::arch::x86_64::*;
+
+use half::f16;
+
+use super::math::{tree_sum, widen};
+
+/// Lanes of a [`Wide`].
+pub(super) const LANES: usize = 16;
+
+/// Sixteen floats.
+///
+/// # Safety
+/// All methods: the instruction set's features are present. Pointers are valid for the sixteen values that a method
+/// reads or writes, at any alignment.
+pub(super) unsafe trait Wide: Copy {
+    /// A tile of so many rows and columns of sums fits the registers.
+    const TILE: usize;
+
+    unsafe fn splat(x: f32) -> Self;
+    /// One half, widened.
+    unsafe fn splat_half(from: *const f16) -> Self;
+    unsafe fn load(from: *const f32) -> Self;
+    unsafe fn load_half(from: *const f16) -> Self;
+    unsafe fn load_bytes(from: *const i8) -> Self;
+    unsafe fn store(self, to: *mut f32);
+    /// Rounds to the nearest half.
+    unsafe fn store_half(self, to: *mut f16);
+    unsafe fn mul(self, b: Self) -> Self;
+    /// `self * b + c`, rounded once.
+    unsafe fn fma(self, b: Self, c: Self) -> Self;
+    /// The sums of the lanes of four vectors.
+    unsafe fn sums(x: [Self; 4]) -> [f32; 4];
+    /// Asks for a cache line, at any address.
+    unsafe fn prefetch(at: *const u8);
+}
+
+/// Plain Rust.
+#[derive(Clone, Copy)]
+pub(super) struct Plain([f32; LANES]);
+
+// SAFETY: no features are needed, and pointers are used as the trait says.
+unsafe impl Wide for Plain {
+    const TILE: usize = 2;
+
+    #[inline(always)]
+    unsafe fn splat(x: f32) -> Self {
+        Self([x; LANES])
+    }
+
+    #[inline(always)]
+    unsafe fn splat_half(from: *const f16) -> Self {
+        // SAFETY: the caller promises a half there.
+        Self([widen(unsafe { from.read_unaligned() }); LANES])
+    }
+
+    #[inline(always)]
+    unsafe fn load(from: *const f32) -> Self {
+        // SAFETY: the caller promises sixteen values there.
+        Self(unsafe { from.cast::<[f32; LANES]>().read_unaligned() })
+    }
+
+    #[inline(always)]
+    unsafe fn load_half(from: *const f16) -> Self {
+        // SAFETY: the caller promises sixteen values there.
+        let halves = unsafe { from.cast::<[f16; LANES]>().read_unaligned() };
+        let mut out = [0.0; LANES];
+        for i in 0..LANES {
+            out[i] = widen(halves[i]);
+        }
+        Self(out)
+    }
+
+    #[inline(always)]
+    unsafe fn load_bytes(from: *const i8) -> Self {
+        // SAFETY: the caller promises sixteen values there.
+        let bytes = unsafe { from.cast::<[i8; LANES]>().read_unaligned() };
+        let mut out = [0.0; LANES];
+        for i in 0..LANES {
+            out[i] = f32::from(bytes[i]);
+        }
+        Self(out)
+    }
+
+    #[inline(always)]
+    unsafe fn store(self, to: *mut f32) {
+        // SAFETY: the caller promises room for sixteen values.
+        unsafe { to.cast::<[f32; LANES]>().write_unaligned(self.0) }
+    }
+
+    #[inline(always)]
+    unsafe fn store_half(self, to: *mut f16) {
+        let mut out = [f16::ZERO; LANES];
+        for i in 0..LANES {
+            out[i] = f16::from_f32(self.0[i]);
+        }
+        // SAFETY: the caller promises room for sixteen values.
+        unsafe { to.cast::<[f16; LANES]>().write_unaligned(out) }
+    }
+
+    #[inline(always)]
+    unsafe fn mul(mut self, b: Self) -> Self {
+        for i in 0..LANES {
+            self.0[i] *= b.0[i];
+        }
+        self
+    }
+
+    #[inline(always)]
+    unsafe fn fma(mut self, b: Self, c: Self) -> Self {
+        for i in 0..LANES {
+            self.0[i] = self.0[i].mul_add(b.0[i], c.0[i]);
+        }
+        self
+    }
+
+    #[inline(always)]
+    unsafe fn sums(x: [Self; 4]) -> [f32; 4] {
+        [tree_sum(x[0].0), tree_sum(x[1].0), tree_sum(x[2].0), tree_sum(x[3].0)]
+    }
+
+    #[inline(always)]
+    unsafe fn prefetch(_at: *const u8) {}
+}
+
+/// Two vectors of AVX2.
+#[cfg(target_arch = "x86_64")]
+#[derive(Clone, Copy)]
+pub(super) struct Ymm(__m256, __m256);
+
+// SAFETY: the methods need what the trait's contract promises: AVX2, FMA and F16C, and valid pointers.
+#[cfg(target_arch = "x86_64")]
+unsafe impl Wide for Ymm {
+    const TILE: usize = 2;
+
+    #[inline(always)]
+    unsafe fn splat(x: f32) -> Self {
+        // SAFETY: the trait's contract.
+        unsafe { Self(_mm256_set1_ps(x), _mm256_set1_ps(x)) }
+    }
+
+    #[inline(always)]
+    unsafe fn splat_half(from: *const f16) -> Self {
+        // SAFETY: as above.
+        unsafe {
+            let x = _mm256_cvtph_ps(_mm_set1_epi16(from.cast::<i16>().read_unaligned()));
+            Self(x, x)
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn load(from: *const f32) -> Self {
+        // SAFETY: as above.
+        unsafe { Self(_mm256_loadu_ps(from), _mm256_loadu_ps(from.add(8))) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_half(from: *const f16) -> Self {
+        // SAFETY: as above.
+        unsafe {
+            let (low, high) = (_mm_loadu_si128(from.cast()), _mm_loadu_si128(from.add(8).cast()));
+            Self(_mm256_cvtph_ps(low), _mm256_cvtph_ps(high))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn load_bytes(from: *const i8) -> Self {
+        // SAFETY: as above.
+        unsafe {
+            let (low, high) = (_mm_loadl_epi64(from.cast()), _mm_loadl_epi64(from.add(8).cast()));
+            let low = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(low));
+            Self(low, _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(high)))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn store(self, to: *mut f32) {
+        // SAFETY: as above.
+        unsafe {
+            _mm256_storeu_ps(to, self.0);
+            _mm256_storeu_ps(to.add(8), self.1);
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn store_half(self, to: *mut f16) {
+        // SAFETY: as above.
+        unsafe {
+            _mm_storeu_si128(to.cast(), _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(self.0));
+            _mm_storeu_si128(to.add(8).cast(), _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(self.1));
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn mul(self, b: Self) -> Self {
+        // SAFETY: as above.
+        unsafe { Self(_mm256_mul_ps(self.0, b.0), _mm256_mul_ps(self.1, b.1)) }
+    }
+
+    #[inline(always)]
+    unsafe fn fma(self, b: Self, c: Self) -> Self {
+        // SAFETY: as above.
+        unsafe { Self(_mm256_fmadd_ps(self.0, b.0, c.0), _mm256_fmadd_ps(self.1, b.1, c.1)) }
+    }
+
+    #[inline(always)]
+    unsafe fn sums(x: [Self; 4]) -> [f32; 4] {
+        // SAFETY: as above; the array has eight values.
+        unsafe {
+            let (a, b) = (_mm256_add_ps(x[0].0, x[0].1), _mm256_add_ps(x[1].0, x[1].1));
+            let (c, d) = (_mm256_add_ps(x[2].0, x[2].1), _mm256_add_ps(x[3].0, x[3].1));
+            let (p, q) = (_mm256_permute2f128_ps::<0x20>(a, b), _mm256_permute2f128_ps::<0x31>(a, b));
+            let ab = _mm256_add_ps(p, q);
+            let (p, q) = (_mm256_permute2f128_ps::<0x20>(c, d), _mm256_permute2f128_ps::<0x31>(c, d));
+            let cd = _mm256_add_ps(p, q);
+            let p = _mm256_shuffle_ps::<0b01_00_01_00>(ab, cd);
+            let q = _mm256_shuffle_ps::<0b11_10_11_10>(ab, cd);
+            // a a c c in the low half, b b d d in the high one.
+            let sums = _mm256_add_ps(p, q);
+            let sums = _mm256_add_ps(sums, _mm256_permute_ps::<0b10_11_00_01>(sums));
+            let mut out = [0.0; 8];
+            _mm256_storeu_ps(out.as_mut_ptr(), sums);
+            [out[0], out[4], out[2], out[6]]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn prefetch(at: *const u8) {
+        // SAFETY: as above; a prefetch of any address is harmless.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
+    }
+}
+
+/// A vector of AVX-512.
+#[cfg(target_arch = "x86_64")]
+#[derive(Clone, Copy)]
+pub(super) struct Zmm(__m512);
+
+// SAFETY: the methods need what the trait's contract promises: AVX-512 F and DQ, and valid pointers.
+#[cfg(target_arch = "x86_64")]
+unsafe impl Wide for Zmm {
+    const TILE: usize = 4;
+
+    #[inline(always)]
+    unsafe fn splat(x: f32) -> Self {
+        // SAFETY: the trait's contract.
+        unsafe { Self(_mm512_set1_ps(x)) }
+    }
+
+    #[inline(always)]
+    unsafe fn splat_half(from: *const f16) -> Self {
+        // SAFETY: as above.
+        unsafe { Self(_mm512_cvtph_ps(_mm256_set1_epi16(from.cast::<i16>().read_unaligned()))) }
+    }
+
+    #[inline(always)]
+    unsafe fn load(from: *const f32) -> Self {
+        // SAFETY: as above.
+        unsafe { Self(_mm512_loadu_ps(from)) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_half(from: *const f16) -> Self {
+        // SAFETY: as above.
+        unsafe { Self(_mm512_cvtph_ps(_mm256_loadu_si256(from.cast()))) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_bytes(from: *const i8) -> Self {
+        // SAFETY: as above.
+        unsafe { Self(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(from.cast())))) }
+    }
+
+    #[inline(always)]
+    unsafe fn store(self, to: *mut f32) {
+        // SAFETY: as above.
+        unsafe { _mm512_storeu_ps(to, self.0) }
+    }
+
+    #[inline(always)]
+    unsafe fn store_half(self, to: *mut f16) {
+        // SAFETY: as above.
+        unsafe { _mm256_storeu_si256(to.cast(), _mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(self.0)) }
+    }
+
+    #[inline(always)]
+    unsafe fn mul(self, b: Self) -> Self {
+        // SAFETY: as above.
+        unsafe { Self(_mm512_mul_ps(self.0, b.0)) }
+    }
+
+    #[inline(always)]
+    unsafe fn fma(self, b: Self, c: Self) -> Self {
+        // SAFETY: as above.
+        unsafe { Self(_mm512_fmadd_ps(self.0, b.0, c.0)) }
+    }
+
+    #[inline(always)]
+    unsafe fn sums(x: [Self; 4]) -> [f32; 4] {
+        // SAFETY: as above; the array has four values.
+        unsafe {
+            let p = _mm512_shuffle_f32x4::<0b01_00_01_00>(x[0].0, x[1].0);
+            let ab = _mm512_add_ps(p, _mm512_shuffle_f32x4::<0b11_10_11_10>(x[0].0, x[1].0));
+            let p = _mm512_shuffle_f32x4::<0b01_00_01_00>(x[2].0, x[3].0);
+            let cd = _mm512_add_ps(p, _mm512_shuffle_f32x4::<0b11_10_11_10>(x[2].0, x[3].0));
+            // A quarter for each of the four.
+            let p = _mm512_shuffle_f32x4::<0b10_00_10_00>(ab, cd);
+            let sums = _mm512_add_ps(p, _mm512_shuffle_f32x4::<0b11_01_11_01>(ab, cd));
+            let sums = _mm512_add_ps(sums, _mm512_permute_ps::<0b01_00_11_10>(sums));
+            let sums = _mm512_add_ps(sums, _mm512_permute_ps::<0b10_11_00_01>(sums));
+            let first = _mm512_setr_epi32(0, 4, 8, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0);
+            let mut out = [0.0; 4];
+            _mm_storeu_ps(out.as_mut_ptr(), _mm512_castps512_ps128(_mm512_permutexvar_ps(first, sums)));
+            out
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn prefetch(at: *const u8) {
+        // SAFETY: as above; a prefetch of any address is harmless.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
+    }
+}
+
+/// Compiles a kernel over a [`Wide`] once for every instruction set; the first argument of the result picks one.
+macro_rules! for_each_width {
+    ($(#[$meta:meta])* $vis:vis unsafe fn $name:ident<$wide:ident>($($arg:ident: $ty:ty),* $(,)?) $body:block) => {
+        $(#[$meta])*
+        $vis unsafe fn $name(isa: $crate::cpu::isa::Isa, $($arg: $ty),*) {
+            #[inline(always)]
+            unsafe fn body<$wide: $crate::cpu::wide::Wide>($($arg: $ty),*) $body
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx2,fma,f16c")]
+            unsafe fn avx2($($arg: $ty),*) {
+                // SAFETY: the features are those of this function; the rest is the caller's promise.
+                unsafe { body::<$crate::cpu::wide::Ymm>($($arg),*) }
+            }
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+            unsafe fn avx512($($arg: $ty),*) {
+                // SAFETY: as above.
+                unsafe { body::<$crate::cpu::wide::Zmm>($($arg),*) }
+            }
+            // SAFETY: an `Isa` other than portable exists only where its features were detected; the rest is the
+            // caller's promise.
+            unsafe {
+                match isa {
+                    #[cfg(target_arch = "x86_64")]
+                    $crate::cpu::isa::Isa::Avx2 | $crate::cpu::isa::Isa::Avx2Vnni => avx2($($arg),*),
+                    #[cfg(target_arch = "x86_64")]
+                    $crate::cpu::isa::Isa::Avx512 => avx512($($arg),*),
+                    _ => body::<$crate::cpu::wide::Plain>($($arg),*),
+                }
+            }
+        }
+    };
+}
+pub(super) use for_each_width;
