@@ -14,6 +14,7 @@ use crate::key::ExpertKey;
 #[derive(Debug)]
 pub struct Lfu {
     half_life: f64,
+    /// In half-lives since the first want.
     now: f64,
     history: HashMap<ExpertKey, f64>,
     pool: HashMap<ExpertKey, Score>,
@@ -73,8 +74,8 @@ impl Policy for Lfu {
     }
 
     fn touch(&mut self, key: ExpertKey) {
-        self.now += 1.0;
-        let fresh = self.now / self.half_life;
+        self.now += 1.0 / self.half_life;
+        let fresh = self.now;
         let score = self.history.entry(key).or_insert(f64::NEG_INFINITY);
         // log2(2^score + 2^fresh), without leaving the range of floats; fresh is never below score - 1e3.
         *score = fresh.max(*score) + (1.0 + (-(fresh - *score).abs()).exp2()).log2();
@@ -99,5 +100,9 @@ impl Policy for Lfu {
         if let Some(score) = self.pool.remove(&key) {
             self.order.remove(&(score, key));
         }
+    }
+
+    fn resize(&mut self, slots: usize) {
+        self.half_life = Self::HALF_LIFE_PER_SLOT * slots.max(1) as f64;
     }
 }
