@@ -365,7 +365,7 @@ fn open_store(
     }
     let slot_bytes = plan.slot_bytes as usize;
     let (slabs, memory) = Slabs::allocate(backend.as_ref(), plan.slots as usize, slot_bytes)?;
-    let options = StoreOptions { slot_bytes, policy: None };
+    let options = StoreOptions { slot_bytes, policy: None, give_back: None };
     let store = ExpertStore::new(disk.clone(), layouts, memory, options)?;
     Ok(Some((Mutex::new(store), slabs)))
 }

@@ -10,8 +10,8 @@ use crate::disk::{Completion, Disk, Fill, Inbox, Priority, ReadRequest, Ticket};
 use crate::key::{ExpertId, ExpertKey, ExpertLayout, LayerId};
 use crate::mask::ExpertMask;
 use crate::policy::{Lfu, Policy};
-use crate::slab::SlabMemory;
-use crate::slots::{Filled, Held, Lease, SlotPool};
+use crate::slab::{GiveBack, SlabMemory};
+use crate::slots::{Filled, Held, Lease, Settling, SlotPool};
 use crate::stats::{LayerStats, ReadStats};
 
 /// Choices of an [`ExpertStore`].
@@ -20,6 +20,8 @@ pub struct StoreOptions {
     pub slot_bytes: usize,
     /// Who gives up its slot; `None` is [`Lfu`] for the number of slots.
     pub policy: Option<Box<dyn Policy>>,
+    /// Takes the memory of slots that [`ExpertStore::resize`] retires; `None` keeps it.
+    pub give_back: Option<GiveBack>,
 }
 
 /// Experts in a pool of slots, one pool over all layers, filled from disk.
@@ -85,7 +87,7 @@ impl ExpertStore {
         Ok(Self {
             disk,
             layouts,
-            pool: SlotPool::new(windows),
+            pool: SlotPool::new(windows, options.give_back),
             policy,
             inbox: Inbox::default(),
             want: Want::default(),
@@ -97,7 +99,38 @@ impl ExpertStore {
 
     /// How many experts fit.
     pub fn slots(&self) -> usize {
-        self.pool.len()
+        self.pool.limit()
+    }
+
+    /// How many would fit at most: the slots that the store was made with.
+    pub fn slots_max(&self) -> usize {
+        self.pool.most()
+    }
+
+    /// Slots that hold an expert or are being read into; the others may have no memory behind them yet.
+    pub fn slots_used(&self) -> usize {
+        self.pool.used()
+    }
+
+    /// Uses `slots` slots from now on, at least one and at most those that the store was made with. When that is
+    /// fewer than before, the policy gives up experts, what remains moves together, and the memory of the other
+    /// slots goes back to the system; slots that are leased or being read follow with a later want. Never changes
+    /// which bytes a lease has.
+    pub fn resize(&mut self, slots: usize) {
+        let slots = slots.clamp(1, self.pool.most());
+        self.collect();
+        self.pool.set_limit(slots);
+        self.policy.resize(slots);
+        self.settle();
+    }
+
+    /// Empties the slots above the limit, as far as nobody holds them.
+    fn settle(&mut self) {
+        while let Settling::NeedsRoom = self.pool.settle() {
+            if !self.give_up(&|_| true) {
+                return;
+            }
+        }
     }
 
     /// What was counted so far.
@@ -126,6 +159,9 @@ impl ExpertStore {
         self.release(before, |key| key.layer == layer && experts.contains(key.expert));
         self.want.layer = layer;
         self.collect();
+        if self.pool.is_unsettled() {
+            self.settle();
+        }
         let (mut misses, mut promoted) = (Vec::new(), Vec::new());
         for expert in experts.iter() {
             let key = ExpertKey { layer, expert };
@@ -170,7 +206,7 @@ impl ExpertStore {
                 continue;
             }
             let on_their_way = self.hinted.values().flatten().count();
-            let room = on_their_way < self.pool.len() / 4;
+            let room = on_their_way < self.pool.limit() / 4;
             let spare = |k: ExpertKey| !(k.layer == layer && experts.contains(k.expert));
             if !room || !self.make_room(spare) {
                 return;
@@ -320,9 +356,17 @@ impl ExpertStore {
 
     /// Makes sure that a slot is empty, at the cost of one cached expert that is `spare` and unpinned.
     fn make_room(&mut self, spare: impl Fn(ExpertKey) -> bool) -> bool {
-        if self.pool.has_empty() {
-            return true;
+        // More than one round where the slot of the victim is above a lowered limit.
+        while !self.pool.has_empty() {
+            if !self.give_up(&spare) {
+                return false;
+            }
         }
+        true
+    }
+
+    /// Empties the slot of the cached expert that the policy picks among those that are `spare` and unpinned.
+    fn give_up(&mut self, spare: &dyn Fn(ExpertKey) -> bool) -> bool {
         let pool = &self.pool;
         let Some(victim) = self.policy.evict(&|key| pool.evictable(key) && spare(key)) else { return false };
         self.hinted.remove(&victim);
@@ -352,7 +396,7 @@ impl ExpertStore {
             "layer {}: {} more experts are wanted, but all {} expert slots are held by leases; drop some first",
             self.want.layer.0,
             self.want.queued.len(),
-            self.pool.len()
+            self.pool.limit()
         ))
     }
 }

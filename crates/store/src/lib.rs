@@ -24,6 +24,6 @@ pub use experts::{ExpertStore, StoreOptions};
 pub use key::{ExpertId, ExpertKey, ExpertLayout, LayerId, Range, slot_bytes};
 pub use mask::ExpertMask;
 pub use memory::AnonymousMemory;
-pub use slab::{PAGE_BYTES, SlabMemory, Window};
+pub use slab::{GiveBack, PAGE_BYTES, SlabMemory, Window};
 pub use slots::{Lease, LeasePart};
 pub use stats::{LayerStats, ReadStats};
