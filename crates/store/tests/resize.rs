@@ -49,7 +49,8 @@ fn session(model: &Model, store: &mut ExpertStore, random: &mut Random) {
     let mut held: Vec<Lease> = Vec::new();
     for _ in 0..15 {
         let layer = LayerId(random.below(LAYERS) as u16);
-        let wanted: BTreeSet<u16> = (0..random.below(EXPERTS)).map(|_| random.below(EXPERTS) as u16).collect();
+        let wanted: BTreeSet<u16> =
+            (0..random.below(EXPERTS)).map(|_| random.below(EXPERTS) as u16).collect();
         store.want(layer, &mask(wanted.iter().copied())).unwrap();
         let mut left = wanted;
         loop {

@@ -180,7 +180,8 @@ fn decode_want(from: &mut Reader<'_>, experts: &[u32]) -> Result<TraceWant> {
     };
     let (count, dense) = (from.number()?, |n: u64| n % 2 == 1);
     let (count, dense) = (count / 2, dense(count));
-    let wrong = || Error::corrupt(format!("a want of layer {layer} does not name {count} of {of_layer} experts"));
+    let wrong =
+        || Error::corrupt(format!("a want of layer {layer} does not name {count} of {of_layer} experts"));
     if count > u64::from(of_layer) {
         return Err(wrong());
     }
