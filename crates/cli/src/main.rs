@@ -14,6 +14,7 @@ mod load;
 mod logits;
 mod npy;
 mod out;
+mod remembered;
 mod run;
 mod sampling;
 mod synth;

@@ -1,6 +1,6 @@
 //! The expert store: what is wanted now is pinned or read, and handed out as it arrives.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -41,6 +41,8 @@ pub struct ExpertStore {
     want: Want,
     /// Reads that a hint started and no want has asked for, and whether they are still on their way.
     hinted: HashMap<ExpertKey, Option<Ticket>>,
+    /// What an earlier run had in memory, still to be read when nothing else is.
+    warm: VecDeque<ExpertKey>,
     stats: ReadStats,
     busy_until: Option<Instant>,
 }
@@ -55,6 +57,8 @@ struct Want {
     queued: VecDeque<ExpertKey>,
     /// On their way.
     reading: HashMap<ExpertKey, Ticket>,
+    /// Those among them that a hint had started.
+    guessed: HashSet<ExpertKey>,
     failed: Option<Error>,
 }
 
@@ -92,6 +96,7 @@ impl ExpertStore {
             inbox: Inbox::default(),
             want: Want::default(),
             hinted: HashMap::new(),
+            warm: VecDeque::new(),
             stats,
             busy_until: None,
         })
@@ -179,6 +184,7 @@ impl ExpertStore {
                     stats.misses += 1;
                     promoted.push(ticket);
                     self.want.reading.insert(key, ticket);
+                    self.want.guessed.insert(key);
                 }
                 None => {
                     stats.misses += 1;
@@ -187,6 +193,12 @@ impl ExpertStore {
             }
         }
         self.disk.promote(&promoted);
+        // Guesses for this layer that turned out wrong: what has not started need not be read.
+        let wrong = |key: &ExpertKey, ticket: &mut Option<Ticket>| {
+            ticket.is_some() && key.layer == layer && !experts.contains(key.expert)
+        };
+        let wrong: Vec<_> = self.hinted.extract_if(wrong).filter_map(|hint| hint.1).collect();
+        self.abandon(&wrong);
         misses.sort_by_key(|&key| self.layout(key).and_then(|l| l.parts.first()).copied());
         self.want.queued = misses.into();
         self.start_queued();
@@ -211,11 +223,16 @@ impl ExpertStore {
             if !room || !self.make_room(spare) {
                 return;
             }
-            if let Some((ticket, request)) = self.request(key, Priority::Speculative) {
-                self.hinted.insert(key, Some(ticket));
-                self.stats.layers[layer.0 as usize].hinted += 1;
-                self.disk.submit(vec![request]);
-            }
+            self.speculate(key);
+        }
+    }
+
+    /// Starts a speculative read into an empty slot.
+    fn speculate(&mut self, key: ExpertKey) {
+        if let Some((ticket, request)) = self.request(key, Priority::Speculative) {
+            self.hinted.insert(key, Some(ticket));
+            self.stats.layers[key.layer.0 as usize].hinted += 1;
+            self.disk.submit(vec![request]);
         }
     }
 
@@ -241,11 +258,20 @@ impl ExpertStore {
                 return Ok(None);
             }
             let before = Instant::now();
+            let short_of_slots = !self.want.queued.is_empty();
+            let guessed = self.want.guessed.len();
             let Some(completion) = self.inbox.wait(self.disk.as_ref()) else {
                 return Err(self.starved());
             };
-            self.stats.layers[self.want.layer.0 as usize].wait += before.elapsed();
+            let waited = before.elapsed();
             self.finish(completion);
+            let stats = &mut self.stats.layers[self.want.layer.0 as usize];
+            stats.wait += waited;
+            if short_of_slots {
+                stats.wait_slots += waited;
+            } else if self.want.guessed.len() < guessed {
+                stats.wait_guesses += waited;
+            }
             self.collect();
         }
     }
@@ -272,6 +298,44 @@ impl ExpertStore {
     pub fn poll(&mut self) {
         self.collect();
         self.start_queued();
+        self.read_warm();
+    }
+
+    /// Whether nothing that was wanted or hinted is still on its way or waits for a slot.
+    pub fn is_idle(&self) -> bool {
+        let guesses = self.hinted.values().any(Option::is_some);
+        self.want.queued.is_empty() && self.want.reading.is_empty() && !guesses
+    }
+
+    /// The experts in memory.
+    pub fn held(&self) -> Vec<ExpertKey> {
+        self.pool.ready()
+    }
+
+    /// Says what an earlier run had in memory. It is read by [`poll`](Self::poll), as long as nothing is wanted and a
+    /// slot is empty; it pushes nothing out, and is the first to go.
+    pub fn warm(&mut self, experts: impl IntoIterator<Item = ExpertKey>) {
+        self.warm = experts.into_iter().collect();
+    }
+
+    /// Whether [`poll`](Self::poll) would read more of what [`warm`](Self::warm) named, now or later.
+    pub fn is_warming(&self) -> bool {
+        !self.warm.is_empty()
+    }
+
+    fn read_warm(&mut self) {
+        while self.want.queued.is_empty() && self.want.reading.is_empty() {
+            let on_their_way = self.hinted.values().flatten().count();
+            if on_their_way > self.pool.limit() / 4 {
+                return;
+            }
+            let Some(key) = self.warm.pop_front() else { return };
+            if !self.pool.has_empty() {
+                self.warm.clear();
+            } else if self.layout(key).is_some() && self.pool.find(key).is_none() {
+                self.speculate(key);
+            }
+        }
     }
 
     /// Ends the current want: what was not handed out is unpinned, and its reads are given up.
@@ -316,6 +380,7 @@ impl ExpertStore {
         }
         if let Some(Held::Ready(filled)) = self.pool.find(key) {
             self.policy.insert(key);
+            self.want.guessed.remove(&key);
             if self.want.reading.remove(&key).is_some() {
                 self.want.ready.push_back((key, filled));
             } else if let Some(on_its_way) = self.hinted.get_mut(&key) {

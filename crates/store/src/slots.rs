@@ -95,6 +95,12 @@ impl SlotPool {
         self.states.len() - self.retired - self.empty.len()
     }
 
+    /// The experts in memory.
+    pub(crate) fn ready(&self) -> Vec<ExpertKey> {
+        let key = |state: &State| if let State::Ready(filled) = state { Some(filled.key) } else { None };
+        self.states.iter().filter_map(key).collect()
+    }
+
     /// Lets only the first `limit` slots be used. Those above that still hold something need [`Self::settle`].
     pub(crate) fn set_limit(&mut self, limit: usize) {
         let limit = limit.clamp(1, self.states.len());
