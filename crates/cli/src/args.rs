@@ -6,7 +6,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 use engine::drive::{DiskKind, DriveOptions};
 use engine::{CacheKind, Device, OpenOptions, PolicyKind};
 
-use crate::{bench, chat, completions, eval, failure, inspect, logits, run, synth};
+use crate::{bench, chat, completions, doctor, eval, failure, inspect, logits, run, synth};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -42,6 +42,8 @@ pub(crate) enum Command {
     Logits(logits::Args),
     /// Measure how well a model predicts known texts or tool calls
     Eval(eval::Args),
+    /// Examine this machine, and predict what it will do with a model, downloaded or not
+    Doctor(doctor::Args),
     /// Show architecture, number formats, and bytes per expert and per token
     Inspect(inspect::Args),
     /// Make a model of random weights in a published shape, to measure with

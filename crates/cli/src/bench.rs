@@ -4,7 +4,7 @@ mod replay;
 mod report;
 
 use std::ops::ControlFlow;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use engine::{Error, ReadStats, Session, trace_of};
@@ -47,6 +47,9 @@ pub(crate) struct Args {
     /// Tokens to generate before measuring, to fill the expert slots as they would be in mid-answer
     #[arg(long, value_name = "N", default_value_t = 0)]
     warm_up_tokens: u32,
+    /// Take the prompt and the tokens after it from this text, instead of generating what the model likes
+    #[arg(long, value_name = "FILE")]
+    text: Option<PathBuf>,
     /// Write what the routers choose to a file
     #[arg(long, value_name = "FILE", conflicts_with = "trace")]
     record_trace: Option<PathBuf>,
@@ -93,12 +96,16 @@ pub(crate) fn main(args: &Args) -> Result<()> {
         let message = format!("{tokens} tokens do not fit --ctx {}", loaded.model.context());
         return Err(Error::invalid(message).into());
     }
-    let prompt = prompt(&loaded, prompt_tokens);
+    let text = match &args.text {
+        Some(file) => given_text(&loaded, file, tokens)?,
+        None => prompt(&loaded, prompt_tokens),
+    };
+    let (prompt, answer) = text.split_at(prompt_tokens);
     let mut session = Session::new(&loaded.model)?;
     if args.record_trace.is_some() {
         session.record_routes();
     }
-    let measured = measure(&mut session, &prompt, args.warm_up_tokens as usize, gen_tokens)?;
+    let measured = measure(&mut session, prompt, answer, args.warm_up_tokens as usize, gen_tokens)?;
     if let Some(file) = &args.record_trace {
         trace_of(&loaded.model, &session.take_routes()).write(file)?;
     }
@@ -119,9 +126,24 @@ fn prompt(loaded: &Loaded, tokens: usize) -> Vec<u32> {
     text.iter().copied().cycle().take(tokens).collect()
 }
 
+/// The first `tokens` tokens of a file.
+fn given_text(loaded: &Loaded, file: &Path, tokens: usize) -> Result<Vec<u32>> {
+    let named = |e| Error::io(file.display(), e);
+    let text = std::fs::read_to_string(file).map_err(named)?;
+    let mut all = loaded.tokenizer()?.encode_document(&text)?;
+    if all.len() < tokens {
+        let have = all.len();
+        return Err(Error::invalid(format!("{}: {have} tokens, {tokens} are wanted", file.display())).into());
+    }
+    all.truncate(tokens);
+    Ok(all)
+}
+
+/// Feeds the prompt, then `answer` as far as it goes and what the model likes best after that.
 fn measure(
     session: &mut Session,
     prompt: &[u32],
+    answer: &[u32],
     warm_up_tokens: usize,
     gen_tokens: usize,
 ) -> Result<Measured> {
@@ -143,7 +165,8 @@ fn measure(
         work.flow()
     })?;
     let prefill = start.elapsed();
-    let mut token = best(session.logits());
+    let mut answer = answer.iter().copied();
+    let mut token = answer.next().unwrap_or_else(|| best(session.logits()));
     let time_to_first_token = start.elapsed();
     let prompt_reads = model.read_stats();
     let mut generate = |tokens: usize| {
@@ -153,7 +176,7 @@ fn measure(
                 return Err(Failure::interrupted());
             }
             session.append(&[token], &mut |_, _| ControlFlow::Continue(()))?;
-            token = best(session.logits());
+            token = answer.next().unwrap_or_else(|| best(session.logits()));
             bar.inc(1);
         }
         Ok(start.elapsed())

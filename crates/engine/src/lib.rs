@@ -2,6 +2,7 @@
 
 mod bridge;
 mod device;
+pub mod doctor;
 pub mod drive;
 pub mod eval;
 pub mod generate;

@@ -171,3 +171,25 @@ fn no_policy_beats_the_optimum_and_all_agree_where_everything_fits() {
         }
     }
 }
+
+/// Routing of the bundled model, recorded with `bench --text … --record-trace`.
+fn recorded(name: &str) -> Trace {
+    let path = format!("{}/../../testdata/traces/{name}.trace", env!("CARGO_MANIFEST_DIR"));
+    Trace::read(std::path::Path::new(&path)).unwrap()
+}
+
+#[test]
+fn on_recorded_routing_aged_lfu_is_the_best_at_every_size() {
+    for name in ["demo-stories", "demo-tools"] {
+        let trace = recorded(name);
+        for percent in [5, 10, 20, 30, 50, 75] {
+            let slots = trace.total_experts() as usize * percent / 100;
+            let all = replay_all(&trace, slots);
+            let [lfu, lru, s3, best] = [0, 1, 2, 3].map(|i| all[i].decode.hit_rate());
+            assert!(
+                lfu >= lru && lfu >= s3 && lfu < best,
+                "{name}, {percent} %: {lfu:.3} {lru:.3} {s3:.3} {best:.3}"
+            );
+        }
+    }
+}
