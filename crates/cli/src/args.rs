@@ -1,9 +1,12 @@
 //! The command line: commands, and the options that most of them share.
 
-use clap::{Parser, Subcommand, ValueEnum};
-use engine::{CacheKind, Device, OpenOptions};
+use std::path::PathBuf;
 
-use crate::{bench, chat, completions, eval, failure, inspect, logits, run, synth};
+use clap::{Parser, Subcommand, ValueEnum};
+use engine::drive::{DiskKind, DriveOptions};
+use engine::{CacheKind, Device, OpenOptions, PolicyKind};
+
+use crate::{bench, chat, completions, doctor, eval, failure, inspect, logits, run, synth};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -39,6 +42,8 @@ pub(crate) enum Command {
     Logits(logits::Args),
     /// Measure how well a model predicts known texts or tool calls
     Eval(eval::Args),
+    /// Examine this machine, and predict what it will do with a model, downloaded or not
+    Doctor(doctor::Args),
     /// Show architecture, number formats, and bytes per expert and per token
     Inspect(inspect::Args),
     /// Make a model of random weights in a published shape, to measure with
@@ -63,6 +68,24 @@ pub(crate) struct ComputeArgs {
     /// Who keeps experts in memory: slots of our own, or the operating system's page cache
     #[arg(long, value_enum, default_value_t = CacheArg::Slots)]
     pub(crate) cache: CacheArg,
+    /// Who reads: what a probe of the drive finds best, io_uring, reading threads, or threads and the page cache
+    #[arg(long, value_enum, default_value_t = DiskArg::Auto)]
+    pub(crate) disk: DiskArg,
+    /// Pretend that the drive reads no more than this, in decimal gigabytes per second
+    #[arg(long, value_name = "GB/s", value_parser = rate)]
+    pub(crate) throttle: Option<f64>,
+    /// A directory on another drive with copies of the model's files, to read from both
+    #[arg(long, value_name = "DIR")]
+    pub(crate) mirror: Option<PathBuf>,
+    /// Which expert gives up its slot
+    #[arg(long, value_enum, default_value_t = PolicyArg::Lfu, hide = true)]
+    pub(crate) policy: PolicyArg,
+    /// At most this many expert slots
+    #[arg(long, value_name = "N", value_parser = positive, hide = true)]
+    pub(crate) max_slots: Option<usize>,
+    /// Keep the planned slots whatever other programs need
+    #[arg(long, hide = true)]
+    pub(crate) fixed_slots: bool,
     /// Threads for arithmetic; default: one for each core
     #[arg(long, value_name = "N", value_parser = positive)]
     pub(crate) threads: Option<usize>,
@@ -96,6 +119,24 @@ impl ComputeArgs {
             context: self.ctx,
             experts_per_token: self.experts_per_token,
             chunk_tokens: self.chunk_tokens,
+            drive: DriveOptions {
+                kind: match self.disk {
+                    DiskArg::Auto => DiskKind::Auto,
+                    DiskArg::Uring => DiskKind::Uring,
+                    DiskArg::Pread => DiskKind::Pread,
+                    DiskArg::Buffered => DiskKind::Buffered,
+                },
+                known: None,
+                throttle_bytes_per_s: self.throttle.map(|rate| rate * 1e9),
+                mirror: self.mirror.clone(),
+            },
+            policy: match self.policy {
+                PolicyArg::Lfu => PolicyKind::Lfu,
+                PolicyArg::Lru => PolicyKind::Lru,
+                PolicyArg::S3fifo => PolicyKind::S3Fifo,
+            },
+            slots_max: self.max_slots,
+            fixed_slots: self.fixed_slots,
             ..OpenOptions::default()
         }
     }
@@ -119,6 +160,37 @@ pub(crate) enum CacheArg {
     Slots,
     /// The operating system's page cache
     Os,
+}
+
+/// `--disk`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum DiskArg {
+    /// What a probe of the drive finds best
+    Auto,
+    /// io_uring
+    Uring,
+    /// Reading threads
+    Pread,
+    /// Reading threads and the page cache
+    Buffered,
+}
+
+/// `--policy`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum PolicyArg {
+    /// Least frequently used, with aging
+    Lfu,
+    /// Least recently used
+    Lru,
+    /// Three queues
+    S3fifo,
+}
+
+fn rate(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(rate) if rate > 0.0 && rate <= 1e6 => Ok(rate),
+        _ => Err("not a rate; write 3.5 for 3.5 GB/s".into()),
+    }
 }
 
 fn positive(text: &str) -> Result<usize, String> {

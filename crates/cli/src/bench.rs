@@ -1,12 +1,14 @@
 //! `tidemill bench`: how fast a prompt is read and an answer is generated.
 
+mod replay;
+mod report;
+
 use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use engine::{Error, Session};
-use serde_json::{Value, json};
+use engine::{Error, ReadStats, Session, trace_of};
 
-use crate::answer::Reads;
 use crate::args::ComputeArgs;
 use crate::failure::{Failure, Result};
 use crate::interrupt::Work;
@@ -17,8 +19,11 @@ const EXAMPLES: &str = "\
 Examples:
   tidemill bench model.gguf --memory 12GiB
   tidemill bench --prompt-tokens 512 --gen-tokens 64 --json
+  tidemill bench model.gguf --record-trace run.trace     keep what the routers chose
+  tidemill bench --trace run.trace                       how each eviction policy would have done with it
 
-Figures of reading are of the generated tokens; those of the prompt begin with `prompt_`.";
+Figures of reading are of the generated tokens; those of the prompt begin with `prompt_`. The drive is measured before
+and after, with reads like those of a token; `drive_fraction` is the part of that rate that decoding reached.";
 
 /// Words that models have seen: routers choose differently on noise.
 const TEXT: &str = "The mill stands where the river meets the sea. Twice a day the tide comes in and fills the pond \
@@ -39,6 +44,21 @@ pub(crate) struct Args {
     /// Tokens to generate after it
     #[arg(long, value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..))]
     gen_tokens: u32,
+    /// Tokens to generate before measuring, to fill the expert slots as they would be in mid-answer
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    warm_up_tokens: u32,
+    /// Take the prompt and the tokens after it from this text, instead of generating what the model likes
+    #[arg(long, value_name = "FILE")]
+    text: Option<PathBuf>,
+    /// Write what the routers choose to a file
+    #[arg(long, value_name = "FILE", conflicts_with = "trace")]
+    record_trace: Option<PathBuf>,
+    /// Run no model: replay a recorded file through every eviction policy and several pool sizes
+    #[arg(long, value_name = "FILE", conflicts_with = "model")]
+    trace: Option<PathBuf>,
+    /// Pool sizes for --trace; default: from 2 to 100 percent of the experts
+    #[arg(long, value_name = "N,N", value_delimiter = ',', requires = "trace")]
+    slots: Vec<usize>,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -48,51 +68,51 @@ pub(crate) struct Args {
 
 /// What was measured.
 struct Measured {
+    prompt_tokens: usize,
     prefill: Duration,
-    prompt_reads: Reads,
+    prompt_reads: Option<ReadStats>,
     time_to_first_token: Duration,
+    gen_tokens: usize,
     decode: Duration,
-    decoded: usize,
-    reads: Reads,
+    reads: Option<ReadStats>,
+    /// Rates of the drive before and after, in bytes/s; none where nothing needs to be read.
+    drive_bytes_per_s: Vec<f64>,
 }
 
-/// Measures.
+/// The drive is measured this long, before and after.
+const DRIVE_TIME: Duration = Duration::from_millis(700);
+
+/// Measures, or replays.
 pub(crate) fn main(args: &Args) -> Result<()> {
+    if let Some(trace) = &args.trace {
+        return replay::main(trace, &args.slots, args.json);
+    }
     let (prompt_tokens, gen_tokens) = (args.prompt_tokens as usize, args.gen_tokens as usize);
+    let tokens = prompt_tokens + args.warm_up_tokens as usize + gen_tokens;
     let mut compute = args.compute.clone();
-    compute.ctx = compute.ctx.or(Some(prompt_tokens + gen_tokens));
+    compute.ctx = compute.ctx.or(Some(tokens));
     let loaded = Loaded::open(args.model.as_deref(), &compute)?;
-    if prompt_tokens + gen_tokens > loaded.model.context() {
-        let message =
-            format!("{prompt_tokens} + {gen_tokens} tokens do not fit --ctx {}", loaded.model.context());
+    if tokens > loaded.model.context() {
+        let message = format!("{tokens} tokens do not fit --ctx {}", loaded.model.context());
         return Err(Error::invalid(message).into());
     }
-    let prompt = prompt(&loaded, prompt_tokens);
+    let text = match &args.text {
+        Some(file) => given_text(&loaded, file, tokens)?,
+        None => prompt(&loaded, prompt_tokens),
+    };
+    let (prompt, answer) = text.split_at(prompt_tokens);
     let mut session = Session::new(&loaded.model)?;
-    let measured = measure(&mut session, &prompt, gen_tokens)?;
+    if args.record_trace.is_some() {
+        session.record_routes();
+    }
+    let measured = measure(&mut session, prompt, answer, args.warm_up_tokens as usize, gen_tokens)?;
+    if let Some(file) = &args.record_trace {
+        trace_of(&loaded.model, &session.take_routes()).write(file)?;
+    }
     if args.json {
-        return out::json(&to_json(&loaded, &measured, prompt_tokens, gen_tokens));
+        return out::json(&report::json(&loaded, &measured));
     }
-    let per_token = measured.reads.bytes / measured.decoded.max(1) as u64;
-    let mut table = format!(
-        "prefill    {:>10.1} tokens/s   {prompt_tokens} tokens\ndecode     {:>10.1} tokens/s   {gen_tokens} tokens\n\
-         first token{:>10.3} s\n",
-        rate(prompt_tokens, measured.prefill),
-        rate(measured.decoded, measured.decode),
-        measured.time_to_first_token.as_secs_f64(),
-    );
-    if let Some(hit_rate) = measured.reads.hit_rate {
-        table += &format!(
-            "reads      {:>10} per token, {} per second while reading\nexperts    {:>10.1} % in memory when wanted\n",
-            out::bytes(per_token),
-            out::bytes(measured.reads.bytes_per_s() as u64),
-            100.0 * hit_rate,
-        );
-    }
-    let plan = loaded.model.plan();
-    let peak = engine::rss_peak_bytes().map_or("unknown".into(), out::bytes);
-    table += &format!("memory     {peak:>10} at most, {} planned\n", out::bytes(plan.total_bytes));
-    out::print(&table, false)?;
+    out::print(&report::table(&loaded, &measured), false)?;
     out::note(loaded.model.describe());
     Ok(())
 }
@@ -106,65 +126,80 @@ fn prompt(loaded: &Loaded, tokens: usize) -> Vec<u32> {
     text.iter().copied().cycle().take(tokens).collect()
 }
 
-fn measure(session: &mut Session, prompt: &[u32], gen_tokens: usize) -> Result<Measured> {
+/// The first `tokens` tokens of a file.
+fn given_text(loaded: &Loaded, file: &Path, tokens: usize) -> Result<Vec<u32>> {
+    let named = |e| Error::io(file.display(), e);
+    let text = std::fs::read_to_string(file).map_err(named)?;
+    let mut all = loaded.tokenizer()?.encode_document(&text)?;
+    if all.len() < tokens {
+        let have = all.len();
+        return Err(Error::invalid(format!("{}: {have} tokens, {tokens} are wanted", file.display())).into());
+    }
+    all.truncate(tokens);
+    Ok(all)
+}
+
+/// Feeds the prompt, then `answer` as far as it goes and what the model likes best after that.
+fn measure(
+    session: &mut Session,
+    prompt: &[u32],
+    answer: &[u32],
+    warm_up_tokens: usize,
+    gen_tokens: usize,
+) -> Result<Measured> {
     let work = Work::begin();
     let mut go = |_: f64, _: usize| work.flow();
+    let model = session.model().clone();
+    let mut drive_bytes_per_s = Vec::new();
+    drive_bytes_per_s.extend(model.measure_drive(DRIVE_TIME)?);
     // Warm-up: code, threads, the drive's first reads.
     session.set_prompt(&prompt[..prompt.len().min(16)], &mut go)?;
     session.reset()?;
-    let model = session.model().clone();
+    session.take_routes();
     model.reset_read_stats();
 
-    let bar = count_bar("measuring", (prompt.len() + gen_tokens) as u64);
+    let bar = count_bar("measuring", (prompt.len() + warm_up_tokens + gen_tokens) as u64);
     let start = Instant::now();
     session.set_prompt(prompt, &mut |done, _| {
         bar.set_position(done as u64);
         work.flow()
     })?;
     let prefill = start.elapsed();
-    let mut token = best(session.logits());
+    let mut answer = answer.iter().copied();
+    let mut token = answer.next().unwrap_or_else(|| best(session.logits()));
     let time_to_first_token = start.elapsed();
-    let prompt_reads = Reads::of(session);
-    model.reset_read_stats();
-    let start = Instant::now();
-    for _ in 0..gen_tokens {
-        if work.is_interrupted() {
-            return Err(Failure::interrupted());
+    let prompt_reads = model.read_stats();
+    let mut generate = |tokens: usize| {
+        let start = Instant::now();
+        for _ in 0..tokens {
+            if work.is_interrupted() {
+                return Err(Failure::interrupted());
+            }
+            session.append(&[token], &mut |_, _| ControlFlow::Continue(()))?;
+            token = answer.next().unwrap_or_else(|| best(session.logits()));
+            bar.inc(1);
         }
-        session.append(&[token], &mut |_, _| ControlFlow::Continue(()))?;
-        token = best(session.logits());
-        bar.inc(1);
-    }
-    let decode = start.elapsed();
+        Ok(start.elapsed())
+    };
+    generate(warm_up_tokens)?;
+    model.reset_read_stats();
+    let decode = generate(gen_tokens)?;
+    let reads = model.read_stats();
     bar.finish_and_clear();
-    let reads = Reads::of(session);
-    Ok(Measured { prefill, prompt_reads, time_to_first_token, decode, decoded: gen_tokens, reads })
+    drive_bytes_per_s.extend(model.measure_drive(DRIVE_TIME)?);
+    Ok(Measured {
+        prompt_tokens: prompt.len(),
+        prefill,
+        prompt_reads,
+        time_to_first_token,
+        gen_tokens,
+        decode,
+        reads,
+        drive_bytes_per_s,
+    })
 }
 
 fn best(logits: &[f32]) -> u32 {
     let best = logits.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1).then(b.0.cmp(&a.0)));
     best.map_or(0, |(id, _)| id as u32)
-}
-
-fn rate(tokens: usize, time: Duration) -> f64 {
-    if time.is_zero() { 0.0 } else { tokens as f64 / time.as_secs_f64() }
-}
-
-fn to_json(loaded: &Loaded, m: &Measured, prompt_tokens: usize, gen_tokens: usize) -> Value {
-    let mut map = serde_json::Map::new();
-    let mut put = |key: &str, value: Value| map.insert(key.into(), value);
-    put("prompt_tokens", json!(prompt_tokens));
-    put("gen_tokens", json!(gen_tokens));
-    put("prefill_tokens_per_s", json!(rate(prompt_tokens, m.prefill)));
-    put("decode_tokens_per_s", json!(rate(m.decoded, m.decode)));
-    put("time_to_first_token_s", json!(m.time_to_first_token.as_secs_f64()));
-    put("read_bytes_per_token", json!(m.reads.bytes as f64 / m.decoded.max(1) as f64));
-    put("drive_bytes_per_s", json!(m.reads.bytes_per_s()));
-    put("drive_fraction", Value::Null); // what the drive can do is not measured yet
-    put("expert_hit_rate", json!(m.reads.hit_rate));
-    put("prompt_read_bytes", json!(m.prompt_reads.bytes));
-    put("prompt_drive_bytes_per_s", json!(m.prompt_reads.bytes_per_s()));
-    put("prompt_expert_hit_rate", json!(m.prompt_reads.hit_rate));
-    map.extend(loaded.describe());
-    Value::Object(map)
 }

@@ -14,9 +14,9 @@ use crate::answer::{Conversation, Display, answer, read_tools};
 use crate::args::ComputeArgs;
 use crate::failure::{Failure, Result, one_line};
 use crate::load::{Loaded, Templates};
-use crate::out;
 use crate::run::parse_switch;
 use crate::sampling::SamplingArgs;
+use crate::{out, remembered};
 use commands::Command;
 use input::{Input, Typed};
 
@@ -54,6 +54,7 @@ pub(crate) struct Args {
 pub(crate) fn main(args: &Args) -> Result<()> {
     let tools = args.tools.as_deref().map(read_tools).transpose()?.unwrap_or_default();
     let loaded = Loaded::open(args.model.as_deref(), &args.compute)?;
+    remembered::warm(&loaded.model);
     let mut input = Input::open();
     let mut chat = Chat {
         tokenizer: loaded.tokenizer()?,
@@ -74,20 +75,9 @@ pub(crate) fn main(args: &Args) -> Result<()> {
             loaded.model.describe()
         ));
     }
-    loop {
-        let done = match input.next()? {
-            Typed::End => return Ok(()),
-            Typed::Line(line) => chat.line(&line),
-        };
-        match done {
-            Ok(true) => {}
-            Ok(false) => return Ok(()),
-            Err(Failure::Error(e)) if input.is_interactive() => {
-                out::note(format_args!("error: {}", one_line(&e)))
-            }
-            Err(failure) => return Err(failure),
-        }
-    }
+    let done = chat.talk(&mut input);
+    remembered::keep_warm(&loaded.model);
+    done
 }
 
 /// A conversation and what it needs.
@@ -107,6 +97,24 @@ struct Chat {
 }
 
 impl Chat {
+    /// Takes lines until the user leaves.
+    fn talk(&mut self, input: &mut Input) -> Result<()> {
+        loop {
+            let done = match input.next()? {
+                Typed::End => return Ok(()),
+                Typed::Line(line) => self.line(&line),
+            };
+            match done {
+                Ok(true) => {}
+                Ok(false) => return Ok(()),
+                Err(Failure::Error(e)) if input.is_interactive() => {
+                    out::note(format_args!("error: {}", one_line(&e)))
+                }
+                Err(failure) => return Err(failure),
+            }
+        }
+    }
+
     /// Takes what was typed: a command, or something for the model. Whether the chat goes on.
     fn line(&mut self, line: &str) -> Result<bool> {
         match Command::parse(line)? {

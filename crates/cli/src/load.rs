@@ -12,7 +12,7 @@ use serde_json::{Map, Value, json};
 use crate::args::ComputeArgs;
 use crate::failure::Result;
 use crate::interrupt::Work;
-use crate::{bundled, out};
+use crate::{bundled, out, remembered};
 
 /// What the built-in model is called.
 const BUNDLED: &str = "demo";
@@ -63,7 +63,9 @@ impl Loaded {
         let work = Work::begin();
         let path = resolve(model)?;
         let bar = bytes_bar("loading");
-        let opened = Model::open(&path, &compute.open_options(), &mut |done, total| {
+        let mut options = compute.open_options();
+        options.drive.known = remembered::drive(&path);
+        let opened = Model::open(&path, &options, &mut |done, total| {
             bar.set_length(total);
             bar.set_position(done);
             work.flow()
@@ -71,6 +73,9 @@ impl Loaded {
         bar.finish_and_clear();
         let model_name = model.unwrap_or(BUNDLED).to_owned();
         let model = opened?;
+        if let Some(choice) = model.probed_drive() {
+            remembered::keep_drive(&path, &choice);
+        }
         let own = model.meta().moe.as_ref().map(|moe| moe.top_k);
         let lossy = compute.experts_per_token.filter(|k| own.is_some_and(|own| own != *k));
         if let (Some(k), Some(own)) = (lossy, own) {

@@ -6,6 +6,7 @@ mod bench;
 mod bundled;
 mod chat;
 mod completions;
+mod doctor;
 mod eval;
 mod failure;
 mod inspect;
@@ -14,6 +15,7 @@ mod load;
 mod logits;
 mod npy;
 mod out;
+mod remembered;
 mod run;
 mod sampling;
 mod synth;
@@ -44,6 +46,7 @@ fn execute(command: Command) -> Result<()> {
         Command::Bench(args) => bench::main(&args),
         Command::Logits(args) => logits::main(&args),
         Command::Eval(args) => eval::main(&args),
+        Command::Doctor(args) => doctor::main(&args),
         Command::Inspect(args) => inspect::main(&args),
         Command::Synth(args) => synth::main(&args),
         Command::Completions(args) => completions::main(&args),

@@ -7,7 +7,7 @@ use common::{succeed, tidemill};
 #[test]
 fn help_of_every_command() {
     let mut all = String::new();
-    let commands: [&[&str]; 10] = [
+    let commands: [&[&str]; 11] = [
         &[],
         &["chat"],
         &["run"],
@@ -16,6 +16,7 @@ fn help_of_every_command() {
         &["eval"],
         &["eval", "ppl"],
         &["eval", "tools"],
+        &["doctor"],
         &["inspect"],
         &["completions"],
     ];

@@ -5,7 +5,7 @@ mod common;
 use std::io::Read;
 use std::process::Stdio;
 
-use common::{fails, json, piped, root, succeed, tidemill};
+use common::{fails, golden, json, piped, root, succeed, tidemill};
 use serde_json::json;
 
 const STORY: &str = "Tell me a story about a brave hedgehog named Luca and a magic whistle.";
@@ -164,6 +164,49 @@ fn bench_measures_what_it_names() {
     }
     assert!(object["drive_fraction"].is_null() && object["read_bytes_per_token"].is_number(), "{object}");
     fails(["bench", "--ctx", "16"], 2, &["--ctx 16"]);
+}
+
+#[test]
+fn bench_from_a_slow_drive_says_where_the_time_went() {
+    let model = golden("qwen3_5_moe-e512/mlx-4bit");
+    let model = model.to_str().expect("UTF-8");
+    let common = ["--prompt-tokens", "24", "--gen-tokens", "8", "--max-slots", "30", "--throttle", "0.02"];
+    let object = json(tidemill(["bench", model, "--json", "--exact", "--ctx", "64"]).args(common));
+    let number = |key: &str| object[key].as_f64().unwrap_or_else(|| panic!("{key}: {object}"));
+    assert!(number("slots") > 0.0 && number("read_bytes_per_token") > 0.0, "{object}");
+    assert!(number("drive_fraction") > 0.05 && number("drive_fraction") < 1.3, "{object}");
+    assert!(number("drive_bytes_per_s") < 25e6 && number("stall_drive_s") > 0.0, "{object}");
+    assert!((0.0..=1.0).contains(&number("overlap_fraction")), "{object}");
+    let layers = object["layers"].as_array().expect("a list");
+    let read: f64 = layers.iter().filter_map(|l| l["read_bytes"].as_f64()).sum();
+    assert!((read / 8.0 - number("read_bytes_per_token")).abs() < 1.0, "{object}");
+    let (table, _) = succeed(tidemill(["bench", model, "--ctx", "64"]).args(common));
+    for line in ["waiting ", "overlap ", "drive ", "layer   0 "] {
+        assert!(table.contains(line), "{line:?} is not in:\n{table}");
+    }
+    fails(["bench", "--throttle", "fast"], 2, &["--throttle", "3.5 GB/s"]);
+    fails(["bench", "--mirror", "/nonexistent"], 3, &["/nonexistent"]);
+}
+
+#[test]
+fn a_recorded_trace_replays_through_every_policy() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let trace = dir.path().join("run.trace");
+    let record = ["bench", "--prompt-tokens", "24", "--gen-tokens", "20", "--json", "--record-trace"];
+    json(tidemill(record).arg(&trace));
+    let object = json(tidemill(["bench", "--json", "--trace"]).arg(&trace));
+    let results = object["results"].as_array().expect("a list");
+    assert_eq!((results.len(), &object["steps"]), (36, &json!(21)));
+    let all_fit = results.last().expect("not empty");
+    assert_eq!((&all_fit["policy"], &all_fit["slots"]), (&json!("optimum"), &object["experts"]));
+    for result in results {
+        let rate = result["decode_hit_rate"].as_f64().expect("a number");
+        assert!(rate <= all_fit["decode_hit_rate"].as_f64().expect("a number"), "{result}");
+    }
+    let (table, _) = succeed(tidemill(["bench", "--slots", "3,20", "--trace"]).arg(&trace));
+    assert!(table.lines().count() == 4 && table.contains("s3fifo"), "{table}");
+    std::fs::write(&trace, "nonsense").expect("writes");
+    fails(["bench", "--trace", trace.to_str().expect("UTF-8")], 4, &["run.trace", "not a routing trace"]);
 }
 
 #[test]

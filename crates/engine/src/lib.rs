@@ -2,13 +2,17 @@
 
 mod bridge;
 mod device;
+pub mod doctor;
+pub mod drive;
 pub mod eval;
 pub mod generate;
 pub mod inspect;
 mod layers;
+mod lookahead;
 mod model;
 mod models;
 mod overhead;
+mod pool;
 pub mod sample;
 mod scratch;
 mod session;
@@ -16,6 +20,7 @@ mod state;
 mod step;
 pub mod synth;
 pub mod text;
+mod trace;
 
 pub use device::Device;
 pub use files::{Dialect, Error, ErrorKind, Meta, Result};
@@ -23,3 +28,6 @@ pub use model::{CacheKind, LoadProgress, Model, OpenOptions};
 pub use models::ARCHITECTURES;
 pub use session::{FeedProgress, RouteRecord, Session};
 pub use store::plan::rss_peak_bytes;
+pub use store::policy::{PolicyKind, Replay, Trace, TraceReplay, replay_all};
+pub use store::{LayerStats, ReadStats};
+pub use trace::trace_of;

@@ -4,17 +4,22 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use files::{Error, Meta, Result, TensorIndex};
 use kernels::Backend;
-use store::disk::{Disk, PreadDisk, PreadOptions};
+use store::disk::{Disk, DiskChoice};
+use store::governor::{Governor, GovernorOptions};
 use store::plan::{Plan, PlanInput, machine_memory, plan};
+use store::policy::{PolicyKind, Trace};
 use store::{ExpertLayout, ExpertStore, StoreOptions};
 
 use crate::bridge::Slabs;
 use crate::device::{Device, open_device};
+use crate::drive::{self, DriveOptions, OpenedDrive};
 use crate::models::{self, Bound, Decoder};
 use crate::overhead::{Overhead, tokenizer_bytes};
+use crate::pool::{self, ExpertPool};
 use crate::scratch::Scratch;
 use crate::state::{Checkpoints, LayerShape, SequenceState};
 
@@ -68,6 +73,12 @@ pub struct OpenOptions {
     pub backend: Option<Arc<dyn Backend>>,
     /// A disk engine over the model's files, in their order, instead of opening them.
     pub disk: Option<Arc<dyn Disk>>,
+    /// How to read the model's files.
+    pub drive: DriveOptions,
+    /// Which expert gives up its slot.
+    pub policy: PolicyKind,
+    /// Use the slots of the plan whatever other programs need: no governor.
+    pub fixed_slots: bool,
 }
 
 /// Called while a model loads with bytes done and bytes in all; may break off.
@@ -80,7 +91,7 @@ pub struct Model {
     pub(crate) backend: Arc<dyn Backend>,
     pub(crate) scratch: Arc<Scratch>,
     states: Vec<LayerShape>,
-    experts: Option<(Mutex<ExpertStore>, Slabs)>,
+    experts: Option<(Mutex<ExpertPool>, Slabs)>,
     turn: Mutex<()>,
     /// Sessions that live now, and the most that the budget has room for.
     sessions: AtomicUsize,
@@ -89,7 +100,7 @@ pub struct Model {
     context: usize,
     chunk_tokens: usize,
     fingerprint: u64,
-    disk: Arc<dyn Disk>,
+    drive: OpenedDrive,
     path: PathBuf,
 }
 
@@ -124,16 +135,18 @@ impl Model {
             tokenizer_bytes: tokenizer_bytes(&meta),
             vocab: meta.vocab_size,
         };
+        let total_experts = overhead.experts;
         let sizes = Sizes::new(&decoder, &states, &experts, arena.bytes(), overhead, context, sessions)?;
         let (plan, chunk_tokens) = sizes.plan(options, &meta)?;
         let sessions_max = sizes.sessions_max(&plan);
-        let disk = open_disk(&index, options)?;
-        let sample = arena.load(&disk, progress)?;
+        let streams = plan.slots < total_experts;
+        let drive = drive::open(index.files(), options, streams)?;
+        let sample = arena.load(&drive.disk, progress)?;
         let fingerprint = fingerprint(&meta, &index, &backend, decoder.top_k(), &sample);
-        let experts = open_store(&backend, &disk, experts, &plan)?;
+        let experts = open_pool(&backend, &drive.disk, experts, &plan, decoder.top_k(), options)?;
         let scratch = Scratch::new(backend.clone(), plan.scratch_bytes as usize);
         let path = path.to_path_buf();
-        Ok(Arc::new(Self {
+        let model = Arc::new(Self {
             meta,
             decoder,
             backend,
@@ -147,9 +160,13 @@ impl Model {
             context,
             chunk_tokens,
             fingerprint,
-            disk,
+            drive,
             path,
-        }))
+        });
+        if model.experts.is_some() {
+            pool::watch(&model)?;
+        }
+        Ok(model)
     }
 
     /// What the file says about the model.
@@ -184,19 +201,81 @@ impl Model {
 
     /// The device and the disk engine, for people.
     pub fn describe(&self) -> String {
-        format!("{}; {}", self.backend.info().name, self.disk.describe())
+        format!("{}; {}", self.backend.info().name, self.drive.disk.describe())
     }
 
     /// Counts of the expert store since the last reset; `None` for a dense model.
     pub fn read_stats(&self) -> Option<store::ReadStats> {
-        self.lock_store().map(|store| store.stats().clone())
+        self.lock_pool().map(|pool| pool.store.stats().clone())
     }
 
     /// Starts counting anew.
     pub fn reset_read_stats(&self) {
-        if let Some(mut store) = self.lock_store() {
-            store.reset_stats();
+        if let Some(mut pool) = self.lock_pool() {
+            pool.store.reset_stats();
         }
+    }
+
+    /// Expert slots in use now: those of the plan, or fewer while other programs need the memory.
+    pub fn slots(&self) -> usize {
+        self.lock_pool().map_or(0, |pool| pool.store.slots())
+    }
+
+    /// Uses `slots` of the planned expert slots from the next step on, and gives the memory of the others back; the
+    /// governor, where there is one, may decide otherwise later. Never changes a token. Waits for the running step.
+    pub fn use_slots(&self, slots: usize) {
+        if let Some(mut pool) = self.lock_pool() {
+            pool.store.resize(slots);
+        }
+    }
+
+    /// What a probe of the drive chose while this model was opened, worth remembering for [`DriveOptions::known`].
+    pub fn probed_drive(&self) -> Option<DiskChoice> {
+        self.drive.probed
+    }
+
+    /// The rate in bytes/s at which the drive delivers experts that nobody could foresee, in reads as large as a
+    /// token's, measured for about `time`; `None` when nothing could be read: no experts, or all are in memory.
+    /// Experts in memory give way.
+    ///
+    /// # Errors
+    /// As a step that reads.
+    pub fn measure_drive(&self, time: Duration) -> Result<Option<f64>> {
+        match self.lock_pool() {
+            Some(mut pool) => pool.measure_drive(&self.decoder.experts(), time),
+            None => Ok(None),
+        }
+    }
+
+    /// An empty trace of this model's routing.
+    pub(crate) fn new_trace(&self) -> Trace {
+        Trace { slot_bytes: self.plan.slot_bytes, experts: self.decoder.experts(), steps: Vec::new() }
+    }
+
+    /// The experts in memory, as a trace of one step: a hint for [`Self::warm`] in the next run. `None` when there is
+    /// nothing to remember: no experts, or room for all.
+    pub fn warm_set(&self) -> Option<Trace> {
+        let pool = self.lock_pool().filter(|pool| pool.streams())?;
+        Some(pool.warm_set(self.new_trace()))
+    }
+
+    /// Reads what an earlier run had in memory whenever the drive has nothing else to do. A trace of another model is
+    /// ignored.
+    pub fn warm(&self, experts: &Trace) {
+        if experts.experts == self.decoder.experts()
+            && let Some(mut pool) = self.lock_pool()
+        {
+            pool.warm(experts);
+        }
+    }
+
+    /// Looks after the pool if no step is using it; says whether there is more to do soon.
+    pub(crate) fn govern_idle(&self) -> bool {
+        let Some((pool, _)) = &self.experts else { return false };
+        let Ok(mut pool) = pool.try_lock() else { return false };
+        pool.govern();
+        pool.store.poll();
+        pool.store.is_warming()
     }
 
     /// An empty state for one more session, which says [`Self::session_ended`] at its end.
@@ -217,8 +296,8 @@ impl Model {
         self.sessions.fetch_sub(1, Ordering::AcqRel);
     }
 
-    /// What a saved state must match.
-    pub(crate) fn fingerprint(&self) -> u64 {
+    /// A number that tells this model, its weights and its precision from others.
+    pub fn fingerprint(&self) -> u64 {
         self.fingerprint
     }
 
@@ -227,10 +306,10 @@ impl Model {
         self.turn.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The expert store, for the one step that runs.
-    pub(crate) fn lock_store(&self) -> Option<MutexGuard<'_, ExpertStore>> {
-        let (store, _) = self.experts.as_ref()?;
-        Some(store.lock().unwrap_or_else(PoisonError::into_inner))
+    /// The experts, for the one step that runs.
+    pub(crate) fn lock_pool(&self) -> Option<MutexGuard<'_, ExpertPool>> {
+        let (pool, _) = self.experts.as_ref()?;
+        Some(pool.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// The memory of the expert slots.
@@ -346,28 +425,27 @@ impl<'a> Sizes<'a> {
     }
 }
 
-fn open_disk(index: &TensorIndex, options: &OpenOptions) -> Result<Arc<dyn Disk>> {
-    if let Some(disk) = &options.disk {
-        return Ok(disk.clone());
-    }
-    let direct = options.cache == CacheKind::Slots;
-    Ok(Arc::new(PreadDisk::open(index.files(), &PreadOptions { direct, ..PreadOptions::default() })?))
-}
-
-fn open_store(
+fn open_pool(
     backend: &Arc<dyn Backend>,
     disk: &Arc<dyn Disk>,
     layouts: Vec<Vec<ExpertLayout>>,
     plan: &Plan,
-) -> Result<Option<(Mutex<ExpertStore>, Slabs)>> {
+    top_k: usize,
+    options: &OpenOptions,
+) -> Result<Option<(Mutex<ExpertPool>, Slabs)>> {
     if plan.slots == 0 {
         return Ok(None);
     }
-    let slot_bytes = plan.slot_bytes as usize;
-    let (slabs, memory) = Slabs::allocate(backend.as_ref(), plan.slots as usize, slot_bytes)?;
-    let options = StoreOptions { slot_bytes, policy: None };
-    let store = ExpertStore::new(disk.clone(), layouts, memory, options)?;
-    Ok(Some((Mutex::new(store), slabs)))
+    let total = layouts.iter().map(Vec::len).sum();
+    let (slots, slot_bytes) = (plan.slots as usize, plan.slot_bytes as usize);
+    let (slabs, memory) = Slabs::allocate(backend.as_ref(), slots, slot_bytes)?;
+    let policy = Some(options.policy.policy(slots));
+    let store_options = StoreOptions { slot_bytes, policy, give_back: Some(slabs.give_back()) };
+    let store = ExpertStore::new(disk.clone(), layouts, memory, store_options)?;
+    let governed =
+        GovernorOptions { slot_bytes: plan.slot_bytes, slots_min: top_k, slots_max: store.slots_max() };
+    let governor = (!options.fixed_slots).then(|| Governor::new(governed));
+    Ok(Some((Mutex::new(ExpertPool::new(store, governor, total)), slabs)))
 }
 
 /// A number that differs for models whose states must not be mixed up: FNV-1a over what shapes them and a `sample`

@@ -3,6 +3,7 @@
 use std::ops::{ControlFlow, Range};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Instant;
 
 use files::{Error, Result};
 use kernels::ops::{Routes, Segment};
@@ -29,6 +30,15 @@ pub struct RouteRecord {
     pub position: usize,
     /// Its choices, one row a token.
     pub routes: Routes,
+}
+
+/// What becomes of tokens when not all of them could be computed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Unfinished {
+    /// The sequence is as before.
+    Drop,
+    /// What was computed stays.
+    KeepChunks,
 }
 
 /// A sequence of tokens and what the model remembers of it.
@@ -103,7 +113,8 @@ impl Session {
     /// were reused.
     ///
     /// # Errors
-    /// As [`Self::append`]; when computing fails, the tokens that are the same remain.
+    /// As [`Self::append`]; when computing fails or is interrupted, the tokens that are the same and the chunks that
+    /// were finished remain, so that the same call goes on from there.
     pub fn set_prompt(&mut self, prompt: &[u32], progress: FeedProgress<'_>) -> Result<usize> {
         check_tokens(prompt, self.model.meta.vocab_size)?;
         self.check_context(prompt.len())?;
@@ -115,7 +126,7 @@ impl Session {
         let kept = same.min(prompt.len().saturating_sub(1));
         self.shorten(kept)?;
         let reused = self.state.position();
-        self.append(&prompt[kept..], progress)?;
+        self.extend(&prompt[kept..], progress, Unfinished::KeepChunks)?;
         Ok(reused)
     }
 
@@ -125,6 +136,10 @@ impl Session {
     /// `InvalidRequest` for no tokens or one outside the vocabulary, `ContextFull` when they do not fit, `Cancelled` when
     /// `progress` broke off, and what the drive or device reports. The sequence is then as before the call.
     pub fn append(&mut self, tokens: &[u32], progress: FeedProgress<'_>) -> Result<()> {
+        self.extend(tokens, progress, Unfinished::Drop)
+    }
+
+    fn extend(&mut self, tokens: &[u32], progress: FeedProgress<'_>, unfinished: Unfinished) -> Result<()> {
         if tokens.is_empty() {
             return Err(Error::invalid("there are no tokens to compute"));
         }
@@ -139,7 +154,8 @@ impl Session {
             Ok(())
         });
         if let Err(e) = fed {
-            self.shorten(before)?;
+            let computed = self.state.position().max(before);
+            self.shorten(if unfinished == Unfinished::KeepChunks { computed } else { before })?;
             return Err(e);
         }
         self.logits = last;
@@ -237,11 +253,14 @@ impl Session {
         let rows = range.len();
         self.state.check_room(rows)?;
         let _turn = model.wait_for_turn();
-        let mut store = model.lock_store();
-        let experts = store.as_deref_mut().zip(model.slabs()).map(|(store, slabs)| {
+        let mut pool = model.lock_pool();
+        let decodes = rows == 1;
+        let experts = pool.as_deref_mut().zip(model.slabs()).map(|(pool, slabs)| {
             let more_follows = range.end < self.tokens.len();
-            Experts { store, slabs, sweep: None, more_follows }
+            let looks_ahead = decodes && pool.lookahead.begin();
+            Experts { pool, slabs, sweep: None, more_follows, looks_ahead }
         });
+        let started = Instant::now();
         let mut recorded = Vec::new();
         let segment = Segment { rows: 0..rows, position: range.start };
         let mut step = Step {
@@ -258,6 +277,9 @@ impl Session {
         let last = wanted.end.min(range.end).saturating_sub(range.start);
         emit_logits(model, &step, &x, first..last.max(first), range.start, sink)?;
         drop(step);
+        if let Some(pool) = pool.as_deref_mut().filter(|_| decodes) {
+            pool.lookahead.end(started.elapsed());
+        }
         self.state.advance(rows);
         if let Some(routes) = &mut self.routes {
             let position = range.start;

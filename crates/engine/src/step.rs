@@ -6,9 +6,10 @@ use std::sync::Arc;
 use files::{Error, ErrorKind, Result};
 use kernels::ops::{Routes, Segment};
 use kernels::{Backend, Tensor, Weight};
-use store::{ExpertMask, ExpertStore, LayerId};
+use store::{ExpertMask, LayerId};
 
 use crate::bridge::Slabs;
+use crate::pool::ExpertPool;
 use crate::scratch::{Activation, RouteActivation, Scratch};
 use crate::state::{LayerState, SequenceState};
 
@@ -23,13 +24,15 @@ pub(crate) struct SequenceRows<'a> {
 /// Where an expert's bytes become weights: the streaming store and the memory it fills.
 pub(crate) struct Experts<'a> {
     /// Reads experts into slots.
-    pub(crate) store: &'a mut ExpertStore,
+    pub(crate) pool: &'a mut ExpertPool,
     /// The slots as the kernels see them.
     pub(crate) slabs: &'a Slabs,
     /// Whole layers to read ahead, if this step uses nearly all experts of each layer.
     pub(crate) sweep: Option<Sweep>,
     /// Whether another chunk of the same prompt follows, so that reading goes on into its first layer.
     pub(crate) more_follows: bool,
+    /// Whether to guess what the next layer's router will choose.
+    pub(crate) looks_ahead: bool,
 }
 
 /// The experts of a whole layer that are read while others compute.
@@ -45,7 +48,7 @@ impl Experts<'_> {
     /// Starts as many of the sweep's reads as have room; worth calling whenever slots may have come free.
     pub(crate) fn read_ahead(&mut self) {
         if let Some(sweep) = &self.sweep {
-            self.store.hint(sweep.layer, &sweep.experts);
+            self.pool.store.hint(sweep.layer, &sweep.experts);
         }
     }
 }
@@ -127,6 +130,11 @@ impl Step<'_> {
         if let Some(experts) = &mut self.experts {
             experts.read_ahead();
         }
+    }
+
+    /// Whether the drive has nothing to do and guessing is worthwhile.
+    pub(crate) fn looks_ahead(&self) -> bool {
+        self.experts.as_ref().is_some_and(|e| e.looks_ahead && e.pool.store.is_idle())
     }
 
     /// Reports that `done` layers are done.

@@ -1,6 +1,6 @@
 //! The expert store: what is wanted now is pinned or read, and handed out as it arrives.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -10,8 +10,8 @@ use crate::disk::{Completion, Disk, Fill, Inbox, Priority, ReadRequest, Ticket};
 use crate::key::{ExpertId, ExpertKey, ExpertLayout, LayerId};
 use crate::mask::ExpertMask;
 use crate::policy::{Lfu, Policy};
-use crate::slab::SlabMemory;
-use crate::slots::{Filled, Held, Lease, SlotPool};
+use crate::slab::{GiveBack, SlabMemory};
+use crate::slots::{Filled, Held, Lease, Settling, SlotPool};
 use crate::stats::{LayerStats, ReadStats};
 
 /// Choices of an [`ExpertStore`].
@@ -20,6 +20,8 @@ pub struct StoreOptions {
     pub slot_bytes: usize,
     /// Who gives up its slot; `None` is [`Lfu`] for the number of slots.
     pub policy: Option<Box<dyn Policy>>,
+    /// Takes the memory of slots that [`ExpertStore::resize`] retires; `None` keeps it.
+    pub give_back: Option<GiveBack>,
 }
 
 /// Experts in a pool of slots, one pool over all layers, filled from disk.
@@ -39,6 +41,8 @@ pub struct ExpertStore {
     want: Want,
     /// Reads that a hint started and no want has asked for, and whether they are still on their way.
     hinted: HashMap<ExpertKey, Option<Ticket>>,
+    /// What an earlier run had in memory, still to be read when nothing else is.
+    warm: VecDeque<ExpertKey>,
     stats: ReadStats,
     busy_until: Option<Instant>,
 }
@@ -53,6 +57,8 @@ struct Want {
     queued: VecDeque<ExpertKey>,
     /// On their way.
     reading: HashMap<ExpertKey, Ticket>,
+    /// Those among them that a hint had started.
+    guessed: HashSet<ExpertKey>,
     failed: Option<Error>,
 }
 
@@ -85,11 +91,12 @@ impl ExpertStore {
         Ok(Self {
             disk,
             layouts,
-            pool: SlotPool::new(windows),
+            pool: SlotPool::new(windows, options.give_back),
             policy,
             inbox: Inbox::default(),
             want: Want::default(),
             hinted: HashMap::new(),
+            warm: VecDeque::new(),
             stats,
             busy_until: None,
         })
@@ -97,7 +104,38 @@ impl ExpertStore {
 
     /// How many experts fit.
     pub fn slots(&self) -> usize {
-        self.pool.len()
+        self.pool.limit()
+    }
+
+    /// How many would fit at most: the slots that the store was made with.
+    pub fn slots_max(&self) -> usize {
+        self.pool.most()
+    }
+
+    /// Slots that hold an expert or are being read into; the others may have no memory behind them yet.
+    pub fn slots_used(&self) -> usize {
+        self.pool.used()
+    }
+
+    /// Uses `slots` slots from now on, at least one and at most those that the store was made with. When that is
+    /// fewer than before, the policy gives up experts, what remains moves together, and the memory of the other
+    /// slots goes back to the system; slots that are leased or being read follow with a later want. Never changes
+    /// which bytes a lease has.
+    pub fn resize(&mut self, slots: usize) {
+        let slots = slots.clamp(1, self.pool.most());
+        self.collect();
+        self.pool.set_limit(slots);
+        self.policy.resize(slots);
+        self.settle();
+    }
+
+    /// Empties the slots above the limit, as far as nobody holds them.
+    fn settle(&mut self) {
+        while let Settling::NeedsRoom = self.pool.settle() {
+            if !self.give_up(&|_| true) {
+                return;
+            }
+        }
     }
 
     /// What was counted so far.
@@ -126,6 +164,9 @@ impl ExpertStore {
         self.release(before, |key| key.layer == layer && experts.contains(key.expert));
         self.want.layer = layer;
         self.collect();
+        if self.pool.is_unsettled() {
+            self.settle();
+        }
         let (mut misses, mut promoted) = (Vec::new(), Vec::new());
         for expert in experts.iter() {
             let key = ExpertKey { layer, expert };
@@ -143,6 +184,7 @@ impl ExpertStore {
                     stats.misses += 1;
                     promoted.push(ticket);
                     self.want.reading.insert(key, ticket);
+                    self.want.guessed.insert(key);
                 }
                 None => {
                     stats.misses += 1;
@@ -151,6 +193,12 @@ impl ExpertStore {
             }
         }
         self.disk.promote(&promoted);
+        // Guesses for this layer that turned out wrong: what has not started need not be read.
+        let wrong = |key: &ExpertKey, ticket: &mut Option<Ticket>| {
+            ticket.is_some() && key.layer == layer && !experts.contains(key.expert)
+        };
+        let wrong: Vec<_> = self.hinted.extract_if(wrong).filter_map(|hint| hint.1).collect();
+        self.abandon(&wrong);
         misses.sort_by_key(|&key| self.layout(key).and_then(|l| l.parts.first()).copied());
         self.want.queued = misses.into();
         self.start_queued();
@@ -170,16 +218,21 @@ impl ExpertStore {
                 continue;
             }
             let on_their_way = self.hinted.values().flatten().count();
-            let room = on_their_way < self.pool.len() / 4;
+            let room = on_their_way < self.pool.limit() / 4;
             let spare = |k: ExpertKey| !(k.layer == layer && experts.contains(k.expert));
             if !room || !self.make_room(spare) {
                 return;
             }
-            if let Some((ticket, request)) = self.request(key, Priority::Speculative) {
-                self.hinted.insert(key, Some(ticket));
-                self.stats.layers[layer.0 as usize].hinted += 1;
-                self.disk.submit(vec![request]);
-            }
+            self.speculate(key);
+        }
+    }
+
+    /// Starts a speculative read into an empty slot.
+    fn speculate(&mut self, key: ExpertKey) {
+        if let Some((ticket, request)) = self.request(key, Priority::Speculative) {
+            self.hinted.insert(key, Some(ticket));
+            self.stats.layers[key.layer.0 as usize].hinted += 1;
+            self.disk.submit(vec![request]);
         }
     }
 
@@ -205,11 +258,20 @@ impl ExpertStore {
                 return Ok(None);
             }
             let before = Instant::now();
+            let short_of_slots = !self.want.queued.is_empty();
+            let guessed = self.want.guessed.len();
             let Some(completion) = self.inbox.wait(self.disk.as_ref()) else {
                 return Err(self.starved());
             };
-            self.stats.layers[self.want.layer.0 as usize].wait += before.elapsed();
+            let waited = before.elapsed();
             self.finish(completion);
+            let stats = &mut self.stats.layers[self.want.layer.0 as usize];
+            stats.wait += waited;
+            if short_of_slots {
+                stats.wait_slots += waited;
+            } else if self.want.guessed.len() < guessed {
+                stats.wait_guesses += waited;
+            }
             self.collect();
         }
     }
@@ -236,6 +298,44 @@ impl ExpertStore {
     pub fn poll(&mut self) {
         self.collect();
         self.start_queued();
+        self.read_warm();
+    }
+
+    /// Whether nothing that was wanted or hinted is still on its way or waits for a slot.
+    pub fn is_idle(&self) -> bool {
+        let guesses = self.hinted.values().any(Option::is_some);
+        self.want.queued.is_empty() && self.want.reading.is_empty() && !guesses
+    }
+
+    /// The experts in memory.
+    pub fn held(&self) -> Vec<ExpertKey> {
+        self.pool.ready()
+    }
+
+    /// Says what an earlier run had in memory. It is read by [`poll`](Self::poll), as long as nothing is wanted and a
+    /// slot is empty; it pushes nothing out, and is the first to go.
+    pub fn warm(&mut self, experts: impl IntoIterator<Item = ExpertKey>) {
+        self.warm = experts.into_iter().collect();
+    }
+
+    /// Whether [`poll`](Self::poll) would read more of what [`warm`](Self::warm) named, now or later.
+    pub fn is_warming(&self) -> bool {
+        !self.warm.is_empty()
+    }
+
+    fn read_warm(&mut self) {
+        while self.want.queued.is_empty() && self.want.reading.is_empty() {
+            let on_their_way = self.hinted.values().flatten().count();
+            if on_their_way > self.pool.limit() / 4 {
+                return;
+            }
+            let Some(key) = self.warm.pop_front() else { return };
+            if !self.pool.has_empty() {
+                self.warm.clear();
+            } else if self.layout(key).is_some() && self.pool.find(key).is_none() {
+                self.speculate(key);
+            }
+        }
     }
 
     /// Ends the current want: what was not handed out is unpinned, and its reads are given up.
@@ -280,6 +380,7 @@ impl ExpertStore {
         }
         if let Some(Held::Ready(filled)) = self.pool.find(key) {
             self.policy.insert(key);
+            self.want.guessed.remove(&key);
             if self.want.reading.remove(&key).is_some() {
                 self.want.ready.push_back((key, filled));
             } else if let Some(on_its_way) = self.hinted.get_mut(&key) {
@@ -320,9 +421,17 @@ impl ExpertStore {
 
     /// Makes sure that a slot is empty, at the cost of one cached expert that is `spare` and unpinned.
     fn make_room(&mut self, spare: impl Fn(ExpertKey) -> bool) -> bool {
-        if self.pool.has_empty() {
-            return true;
+        // More than one round where the slot of the victim is above a lowered limit.
+        while !self.pool.has_empty() {
+            if !self.give_up(&spare) {
+                return false;
+            }
         }
+        true
+    }
+
+    /// Empties the slot of the cached expert that the policy picks among those that are `spare` and unpinned.
+    fn give_up(&mut self, spare: &dyn Fn(ExpertKey) -> bool) -> bool {
         let pool = &self.pool;
         let Some(victim) = self.policy.evict(&|key| pool.evictable(key) && spare(key)) else { return false };
         self.hinted.remove(&victim);
@@ -352,7 +461,7 @@ impl ExpertStore {
             "layer {}: {} more experts are wanted, but all {} expert slots are held by leases; drop some first",
             self.want.layer.0,
             self.want.queued.len(),
-            self.pool.len()
+            self.pool.limit()
         ))
     }
 }

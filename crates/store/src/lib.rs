@@ -7,9 +7,11 @@
 //!   completes, so memory in flight can neither be freed nor reused.
 //! * [`ExpertStore`]: `want(mask)`, then `next()` until it is exhausted; a dropped [`Lease`] is a reusable slot.
 //! * [`resident`]: the weights that are always needed. [`plan`]: how the memory budget is divided.
+//! * [`governor`]: how many of the planned slots are used while other programs want memory too.
 
 pub mod disk;
 mod experts;
+pub mod governor;
 mod key;
 mod mask;
 mod memory;
@@ -24,6 +26,6 @@ pub use experts::{ExpertStore, StoreOptions};
 pub use key::{ExpertId, ExpertKey, ExpertLayout, LayerId, Range, slot_bytes};
 pub use mask::ExpertMask;
 pub use memory::AnonymousMemory;
-pub use slab::{PAGE_BYTES, SlabMemory, Window};
+pub use slab::{GiveBack, PAGE_BYTES, SlabMemory, Window};
 pub use slots::{Lease, LeasePart};
 pub use stats::{LayerStats, ReadStats};

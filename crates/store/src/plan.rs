@@ -8,7 +8,10 @@ use std::fmt;
 
 use files::{Error, Result};
 
-pub use machine::{MachineMemory, machine_memory, machine_memory_at, rss_peak_bytes};
+pub use machine::{
+    MachineMemory, MemoryPressure, machine_memory, machine_memory_at, memory_pressure, memory_pressure_at,
+    rss_peak_bytes,
+};
 
 /// What must fit, all in bytes or counts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -1,5 +1,6 @@
 //! Memory the caller hands over, and the exclusive windows into it that reads fill.
 
+use std::ops::Range;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
@@ -9,6 +10,11 @@ use crate::memory::AnonymousMemory;
 
 /// The alignment of direct reads in offset, length and memory, in bytes. A multiple of every drive's block size.
 pub const PAGE_BYTES: usize = 4096;
+
+/// Told of a slab's number and the bytes of one slot in it that hold nothing for now. Its owner may give the memory
+/// behind them back to the system, if the addresses stay valid and initialised; this is the one moment at which
+/// somebody but the store may change what is there. The slot is used again without notice after it has returned.
+pub type GiveBack = Box<dyn FnMut(usize, Range<usize>) + Send>;
 
 /// A stretch of memory that this crate may fill: a kernel buffer, or anonymous memory.
 /// Several of them make a slot pool, because GPUs limit how much one binding covers.
@@ -28,8 +34,8 @@ impl SlabMemory {
     ///
     /// # Safety
     /// The memory must be initialised, and valid for reads and writes, as long as `keep_alive` lives. Until this
-    /// value and everything made from it (stores, leases, reads in flight) is gone, nobody else may write to it,
-    /// and nobody may read it except inside the parts of a live [`crate::Lease`], or, for
+    /// value and everything made from it (stores, leases, reads in flight) is gone, nobody else may write to it
+    /// (except in a [`GiveBack`]), and nobody may read it except inside the parts of a live [`crate::Lease`], or, for
     /// [`crate::resident::load`], after that call has returned.
     ///
     /// # Errors
@@ -170,6 +176,14 @@ impl Window {
     pub(crate) fn as_ptr(&self) -> NonNull<u8> {
         // SAFETY: windows are cut inside their slab, so the address stays within one allocation.
         unsafe { self.memory.ptr.add(self.offset) }
+    }
+
+    /// Copies all bytes of a window of the same size.
+    pub(crate) fn copy_from(&mut self, from: &Self) {
+        assert_eq!(self.bytes, from.bytes, "slots of one pool");
+        // SAFETY: both are valid for `bytes` by the slab's contract, windows are disjoint, `self` is borrowed
+        // mutably, and writers of `from` would own it or borrow it mutably.
+        unsafe { std::ptr::copy_nonoverlapping(from.as_ptr().as_ptr(), self.as_ptr().as_ptr(), self.bytes) };
     }
 
     /// The bytes.

@@ -1,14 +1,15 @@
 //! The slots of the expert pool and the leases on them.
 //!
 //! A slot is empty, being read into (its window is with the disk), or ready; a ready slot is pinned while anybody
-//! but the pool holds its [`Filled`]. A failed or cancelled read empties its slot again.
+//! but the pool holds its [`Filled`]. A failed or cancelled read empties its slot again. Slots from the pool's limit
+//! on are retired when they are empty: their memory goes back to the system until the limit rises.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use crate::disk::Ticket;
 use crate::key::{ExpertId, ExpertKey};
-use crate::slab::Window;
+use crate::slab::{GiveBack, Window};
 
 /// Index of a slot in the pool.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -17,6 +18,7 @@ pub(crate) struct SlotId(u32);
 /// The memory of a ready slot. Whoever holds a clone of the pool's `Arc` pins the content.
 #[derive(Debug)]
 pub(crate) struct Filled {
+    key: ExpertKey,
     window: Window,
 }
 
@@ -29,8 +31,18 @@ enum State {
         kept: bool,
     },
     Ready(Arc<Filled>),
+    /// Empty, above the limit, and without memory.
+    Retired(Window),
     /// Between two states, inside one method.
     Moving,
+}
+
+/// What lowering the limit needs next.
+pub(crate) enum Settling {
+    /// Nothing: no slot above the limit holds anything that could go.
+    Done,
+    /// An empty slot below the limit, for an expert above it.
+    NeedsRoom,
 }
 
 /// What the pool knows about an expert.
@@ -44,15 +56,22 @@ pub(crate) enum Held {
 /// All slots, and which expert is where.
 pub(crate) struct SlotPool {
     states: Vec<State>,
+    /// Slots below the limit that can be read into.
     empty: Vec<SlotId>,
+    limit: usize,
+    retired: usize,
+    give_back: Option<GiveBack>,
     by_key: HashMap<ExpertKey, SlotId>,
     by_ticket: HashMap<Ticket, SlotId>,
 }
 
 impl SlotPool {
-    /// A pool of these windows, all empty.
-    pub(crate) fn new(windows: Vec<Window>) -> Self {
+    /// A pool of these windows, all empty. `give_back` takes the memory of retired slots.
+    pub(crate) fn new(windows: Vec<Window>, give_back: Option<GiveBack>) -> Self {
         Self {
+            limit: windows.len(),
+            retired: 0,
+            give_back,
             // The last one goes first: reversed, so that slots fill in ascending order.
             empty: (0..windows.len() as u32).rev().map(SlotId).collect(),
             states: windows.into_iter().map(State::Empty).collect(),
@@ -61,9 +80,101 @@ impl SlotPool {
         }
     }
 
-    /// How many slots there are.
-    pub(crate) fn len(&self) -> usize {
+    /// How many slots may be used.
+    pub(crate) fn limit(&self) -> usize {
+        self.limit
+    }
+
+    /// How many slots there is address space for.
+    pub(crate) fn most(&self) -> usize {
         self.states.len()
+    }
+
+    /// Slots that hold an expert or are being read into.
+    pub(crate) fn used(&self) -> usize {
+        self.states.len() - self.retired - self.empty.len()
+    }
+
+    /// The experts in memory.
+    pub(crate) fn ready(&self) -> Vec<ExpertKey> {
+        let key = |state: &State| if let State::Ready(filled) = state { Some(filled.key) } else { None };
+        self.states.iter().filter_map(key).collect()
+    }
+
+    /// Lets only the first `limit` slots be used. Those above that still hold something need [`Self::settle`].
+    pub(crate) fn set_limit(&mut self, limit: usize) {
+        let limit = limit.clamp(1, self.states.len());
+        self.limit = limit;
+        self.empty.retain(|slot| (slot.0 as usize) < limit);
+        for (i, state) in self.states.iter_mut().enumerate() {
+            match std::mem::replace(state, State::Moving) {
+                State::Empty(window) if i >= limit => {
+                    *state = State::Retired(give_back(&mut self.give_back, window));
+                    self.retired += 1;
+                }
+                State::Retired(window) if i < limit => {
+                    *state = State::Empty(window);
+                    self.retired -= 1;
+                    // Beneath the others: memory that is there already is used first.
+                    self.empty.insert(0, SlotId(i as u32));
+                }
+                other => *state = other,
+            }
+        }
+    }
+
+    /// Whether slots above the limit are still in use.
+    pub(crate) fn is_unsettled(&self) -> bool {
+        self.states.len() - self.limit > self.retired
+    }
+
+    /// Moves unpinned experts from above the limit into empty slots below it.
+    pub(crate) fn settle(&mut self) -> Settling {
+        for from in self.limit..self.states.len() {
+            let State::Ready(filled) = &self.states[from] else { continue };
+            if Arc::strong_count(filled) > 1 {
+                continue;
+            }
+            let Some(to) = self.empty.pop() else { return Settling::NeedsRoom };
+            self.relocate(SlotId(from as u32), to);
+        }
+        Settling::Done
+    }
+
+    /// Copies the content of a ready, unpinned slot into an empty one, and retires it.
+    fn relocate(&mut self, from: SlotId, to: SlotId) {
+        let source = std::mem::replace(&mut self.states[from.0 as usize], State::Moving);
+        let target = std::mem::replace(&mut self.states[to.0 as usize], State::Moving);
+        match (source, target) {
+            (State::Ready(filled), State::Empty(mut window)) => match Arc::try_unwrap(filled) {
+                Ok(Filled { key, window: source }) => {
+                    window.copy_from(&source);
+                    self.states[to.0 as usize] = State::Ready(Arc::new(Filled { key, window }));
+                    self.by_key.insert(key, to);
+                    self.put_empty(from, source);
+                }
+                Err(filled) => {
+                    self.states[from.0 as usize] = State::Ready(filled);
+                    self.put_empty(to, window);
+                }
+            },
+            (source, target) => {
+                self.states[from.0 as usize] = source;
+                self.states[to.0 as usize] = target;
+            }
+        }
+    }
+
+    /// Slot `slot` holds nothing any more.
+    fn put_empty(&mut self, slot: SlotId, window: Window) {
+        let state = &mut self.states[slot.0 as usize];
+        if (slot.0 as usize) < self.limit {
+            *state = State::Empty(window);
+            self.empty.push(slot);
+        } else {
+            *state = State::Retired(give_back(&mut self.give_back, window));
+            self.retired += 1;
+        }
     }
 
     /// Whether a read can start at once.
@@ -76,7 +187,7 @@ impl SlotPool {
         match &self.states[self.by_key.get(&key)?.0 as usize] {
             State::Ready(filled) => Some(Held::Ready(filled.clone())),
             State::Reading { ticket, .. } => Some(Held::Reading(*ticket)),
-            State::Empty(_) | State::Moving => None,
+            State::Empty(_) | State::Retired(_) | State::Moving => None,
         }
     }
 
@@ -116,10 +227,9 @@ impl SlotPool {
         let state = &mut self.states[slot.0 as usize];
         let State::Reading { key, kept, .. } = *state else { return None };
         if kept && good {
-            *state = State::Ready(Arc::new(Filled { window }));
+            *state = State::Ready(Arc::new(Filled { key, window }));
         } else {
-            *state = State::Empty(window);
-            self.empty.push(slot);
+            self.put_empty(slot, window);
             if kept {
                 self.by_key.remove(&key);
             }
@@ -141,8 +251,7 @@ impl SlotPool {
             // `try_unwrap` orders the last holder's reads of the bytes before whatever is written to them next.
             State::Ready(filled) => match Arc::try_unwrap(filled) {
                 Ok(filled) => {
-                    *state = State::Empty(filled.window);
-                    self.empty.push(slot);
+                    self.put_empty(slot, filled.window);
                     self.by_key.remove(&key);
                     true
                 }
@@ -157,6 +266,14 @@ impl SlotPool {
             }
         }
     }
+}
+
+/// Lets the owner of the memory give it back to the system; the pool alone holds the window meanwhile.
+fn give_back(hook: &mut Option<GiveBack>, window: Window) -> Window {
+    if let Some(hook) = hook {
+        hook(window.slab(), window.offset()..window.offset() + window.bytes());
+    }
+    window
 }
 
 /// The bytes of one part of a leased expert.

@@ -17,6 +17,10 @@ pub struct LayerStats {
     pub hints_used: u64,
     /// Time during which `next` had nothing to hand out.
     pub wait: Duration,
+    /// The part of it in which wanted experts could not be read because every slot was leased or being read into.
+    pub wait_slots: Duration,
+    /// The part of it that ended with an expert which a hint had begun to read, too late.
+    pub wait_guesses: Duration,
 }
 
 /// Counts since the store was made or the statistics were reset.
@@ -40,6 +44,8 @@ impl ReadStats {
             hinted: a.hinted + b.hinted,
             hints_used: a.hints_used + b.hints_used,
             wait: a.wait + b.wait,
+            wait_slots: a.wait_slots + b.wait_slots,
+            wait_guesses: a.wait_guesses + b.wait_guesses,
         })
     }
 

@@ -302,9 +302,14 @@ fn bad_wants_and_bad_layouts_are_refused() {
     let open = |layouts: &[Vec<_>], slot_bytes, slab_bytes| {
         let policy = Some(Box::new(Lru::new()) as Box<dyn tidemill_store::policy::Policy>);
         let slabs = vec![SlabMemory::anonymous(slab_bytes).unwrap()];
-        ExpertStore::new(disk.clone(), layouts.to_vec(), slabs, StoreOptions { slot_bytes, policy })
-            .map(|_| ())
-            .unwrap_err()
+        ExpertStore::new(
+            disk.clone(),
+            layouts.to_vec(),
+            slabs,
+            StoreOptions { slot_bytes, policy, give_back: None },
+        )
+        .map(|_| ())
+        .unwrap_err()
     };
     let slot = model.slot_bytes();
     assert_eq!(open(&model.layouts, slot - 4096, slot).kind(), ErrorKind::InvalidRequest);

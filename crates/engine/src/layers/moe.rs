@@ -48,8 +48,9 @@ impl Moe {
         let routes = routes.map_err(|e| e.context(format!("layer {layer}")))?;
         let by_expert = RowsByExpert::new(&routes, self.router.rows())?;
         let wanted = by_expert.mask();
-        if let Some(Experts { store, sweep, more_follows, .. }) = &mut s.experts {
-            store.want(id, &wanted)?; // reads start now
+        if let Some(Experts { pool, sweep, more_follows, .. }) = &mut s.experts {
+            pool.govern();
+            pool.store.want(id, &wanted)?; // reads start now
             let covered = wanted.count() as f64 >= SWEEP_COVERAGE * self.router.rows() as f64;
             let follows = !self.is_last || *more_follows;
             *sweep = (covered && follows).then(|| self.next.clone());
@@ -64,6 +65,20 @@ impl Moe {
             trace.push((id, routes));
         }
         Ok(out)
+    }
+
+    /// Lets an idle drive read what this layer's router will probably choose: it is asked about `h`, the state `[1,
+    /// hidden]` before the layer's mixer, and the better half of its answer is believed.
+    pub(crate) fn look_ahead(&self, s: &mut Step<'_>, layer: usize, h: &Tensor) -> Result<()> {
+        let spec = RouteSpec { top_k: self.spec.top_k.div_ceil(2), ..self.spec };
+        let mut chosen = s.route_buffers(spec.top_k)?;
+        s.backend.route(h, &self.router, &spec, &mut chosen)?;
+        let routes = s.backend.read_routes(&chosen, h.rows(), &spec)?;
+        let guess: ExpertMask = routes.ids.iter().map(|&id| ExpertId(id as u16)).collect();
+        if let Some(experts) = &mut s.experts {
+            experts.pool.store.hint(LayerId(layer as u16), &guess);
+        }
+        Ok(())
     }
 
     /// Multiplies experts as they arrive; each writes rows of `parts` that are its own.
@@ -83,7 +98,7 @@ impl Moe {
             )));
         };
         loop {
-            let leases = experts.store.next_batch(usize::MAX)?;
+            let leases = experts.pool.store.next_batch(usize::MAX)?;
             if leases.is_empty() {
                 return Ok(());
             }

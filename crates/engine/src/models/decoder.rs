@@ -41,9 +41,23 @@ impl Decoder {
             let h = s.rms_norm(&x, &layer.mlp_norm)?;
             let y = layer.mlp.run(s, l, &h)?;
             s.add(&mut x, &y)?;
+            drop((h, y));
+            self.look_ahead(s, l + 1, &x)?;
             s.layer_done(l + 1)?;
         }
         Ok(x)
+    }
+
+    /// While layer `next`'s mixer computes, the drive could read what its router will choose.
+    fn look_ahead(&self, s: &mut Step<'_>, next: usize, x: &Activation) -> Result<()> {
+        let Some(Block { mlp_norm, mlp: FeedForward::Moe(moe), .. }) = self.layers.get(next) else {
+            return Ok(());
+        };
+        if !s.looks_ahead() {
+            return Ok(());
+        }
+        let h = s.rms_norm(x, mlp_norm)?;
+        moe.look_ahead(s, next, &h)
     }
 
     /// The logits `[rows, vocab]` of some rows of what [`Self::forward`] returned.
@@ -105,6 +119,13 @@ impl Decoder {
         let head = 2 * hidden + self.head.weight.rows();
         // A tensor is rounded up to a page; a layer makes fewer than 16.
         (4 * (rows * layer + logit_rows * head) + 32 * 4096) as u64
+    }
+
+    /// Routed experts of each layer; 0 for a layer without.
+    pub(crate) fn experts(&self) -> Vec<u32> {
+        let experts =
+            |l: &Block| if let FeedForward::Moe(moe) = &l.mlp { moe.router.rows() as u32 } else { 0 };
+        self.layers.iter().map(experts).collect()
     }
 
     /// Most experts that one token uses; 0 for a dense model.

@@ -4,6 +4,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod drive;
 mod faults;
 mod identity;
 mod limits;

@@ -23,7 +23,10 @@ use files::Result;
 pub use inbox::Inbox;
 pub use mirror::MirrorDisk;
 pub use pread::{PreadDisk, PreadOptions};
-pub use probe::{DiskChoice, DriveProbe, DriveRate, Engine, choose, drive_key, measure, open, probe};
+pub use probe::{
+    DiskChoice, DriveProbe, DriveRate, Engine, PROBE_FILE_BYTES_MIN, choose, drive_key, measure, open,
+    open_exactly, probe,
+};
 pub use sim::{Fault, FaultKind, SimDisk, SimOptions};
 pub use throttle::{ThrottleOptions, ThrottledDisk};
 #[cfg(target_os = "linux")]

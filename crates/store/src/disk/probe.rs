@@ -62,8 +62,8 @@ impl DriveProbe {
     }
 }
 
-/// A file must have this size to be worth probing: below it, a drive's own cache answers.
-const FILE_BYTES_MIN: u64 = 64 << 20;
+/// A file must have this size to be worth probing, in bytes: below it, a drive's own cache answers.
+pub const PROBE_FILE_BYTES_MIN: u64 = 64 << 20;
 
 /// Each way is measured this often, taking turns: the rate of a shared drive changes by the second.
 const ROUNDS: u32 = 3;
@@ -86,7 +86,11 @@ pub fn open(paths: &[PathBuf], choice: &DiskChoice) -> Result<Arc<dyn Disk>> {
     }
 }
 
-fn open_exactly(paths: &[PathBuf], choice: &DiskChoice) -> Result<Arc<dyn Disk>> {
+/// Opens files with the chosen engine, and with no other.
+///
+/// # Errors
+/// `Unsupported` where the system refuses io_uring; `NotFound` or `Io` naming the file that does not open.
+pub fn open_exactly(paths: &[PathBuf], choice: &DiskChoice) -> Result<Arc<dyn Disk>> {
     let DiskChoice { engine, direct, piece_bytes, depth } = *choice;
     match engine {
         Engine::Pread => {
@@ -142,7 +146,7 @@ fn candidates() -> Vec<DiskChoice> {
 /// `InvalidRequest` for a file below 64 MiB; else the error of opening, reading or memory.
 pub fn probe(path: &Path, time: Duration) -> Result<DriveProbe> {
     let meta = std::fs::metadata(path).map_err(|e| Error::io(path.display(), e))?;
-    if meta.len() < FILE_BYTES_MIN {
+    if meta.len() < PROBE_FILE_BYTES_MIN {
         return Err(Error::invalid(format!(
             "{}: {} bytes are too few to probe a drive with",
             path.display(),
@@ -265,11 +269,11 @@ mod tests {
     fn probes_real_files_and_refuses_small_ones() {
         let dir = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
         let path = dir.path().join("model.bin");
-        std::fs::write(&path, vec![7; FILE_BYTES_MIN as usize]).unwrap();
+        std::fs::write(&path, vec![7; PROBE_FILE_BYTES_MIN as usize]).unwrap();
         let seen = probe(&path, Duration::from_millis(50)).unwrap();
         assert!(seen.rates.len() >= 6 && seen.rates.iter().all(|r| r.bytes_per_s > 1e6), "{seen:?}");
         let disk = open(std::slice::from_ref(&path), &choose(&seen)).unwrap();
-        assert_eq!(disk.file_bytes(0), Some(FILE_BYTES_MIN));
+        assert_eq!(disk.file_bytes(0), Some(PROBE_FILE_BYTES_MIN));
         assert_eq!(drive_key(&path).unwrap(), drive_key(dir.path()).unwrap());
         std::fs::write(&path, [1]).unwrap();
         let error = probe(&path, Duration::ZERO).unwrap_err();

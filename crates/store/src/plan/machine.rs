@@ -55,6 +55,39 @@ pub fn machine_memory_at(root: &Path) -> Result<MachineMemory> {
     Ok(memory)
 }
 
+/// Signs that memory is short, beside [`MachineMemory::available_bytes`].
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct MemoryPressure {
+    /// Memory of this process that the system has moved to swap.
+    pub swapped_bytes: u64,
+    /// Share of the last 10 s in which something waited for memory, in percent, in the innermost control group that
+    /// keeps count, else in the whole machine; `None` where the system does not tell.
+    pub stalled_percent: Option<f64>,
+}
+
+/// Reads the signs; what the system does not tell is left at its default.
+/// Source: the kernel's documentation of pressure stall information (psi.rst).
+pub fn memory_pressure() -> MemoryPressure {
+    memory_pressure_at(Path::new("/"))
+}
+
+/// Reads the signs of a Linux machine below `root`, which is `/` but for tests.
+pub fn memory_pressure_at(root: &Path) -> MemoryPressure {
+    let status = fs::read_to_string(root.join("proc/self/status")).unwrap_or_default();
+    let mut files: Vec<_> =
+        group_dirs(root).into_iter().map(|(dir, _)| dir.join("memory.pressure")).collect();
+    files.push(root.join("proc/pressure/memory"));
+    let stalled_percent = files.iter().find_map(|path| some_avg10(&fs::read_to_string(path).ok()?));
+    MemoryPressure { swapped_bytes: kib_field(&status, "VmSwap:").unwrap_or(0), stalled_percent }
+}
+
+/// `some avg10=1.23 …` as 1.23.
+fn some_avg10(text: &str) -> Option<f64> {
+    let some = text.lines().find_map(|line| line.strip_prefix("some "))?;
+    let avg10 = some.split_whitespace().find_map(|field| field.strip_prefix("avg10="))?;
+    avg10.parse().ok().filter(|percent: &f64| percent.is_finite())
+}
+
 /// Most memory this process has had resident at once, in bytes; `None` where the system does not tell.
 pub fn rss_peak_bytes() -> Option<u64> {
     #[cfg(target_os = "macos")]
@@ -78,6 +111,12 @@ struct Group {
 
 /// Our control groups with a memory controller, the innermost first, up to the root of each hierarchy.
 fn groups(root: &Path) -> Vec<Group> {
+    let read = |(dir, v2): (PathBuf, bool)| if v2 { group_v2(&dir) } else { group_v1(&dir) };
+    group_dirs(root).into_iter().filter_map(read).collect()
+}
+
+/// The directories of these groups, and whether they are of version 2.
+fn group_dirs(root: &Path) -> Vec<(PathBuf, bool)> {
     let text = fs::read_to_string(root.join("proc/self/cgroup")).unwrap_or_default();
     let mut found = Vec::new();
     for line in text.lines() {
@@ -90,10 +129,7 @@ fn groups(root: &Path) -> Vec<Group> {
             (_, true) => root.join("sys/fs/cgroup/memory"),
             _ => continue,
         };
-        for dir in ancestors(&mount, path) {
-            let group = if v2 { group_v2(&dir) } else { group_v1(&dir) };
-            found.extend(group);
-        }
+        found.extend(ancestors(&mount, path).into_iter().map(|dir| (dir, v2)));
     }
     found
 }
@@ -200,7 +236,7 @@ mod tests {
 
     const GIB: u64 = 1 << 30;
 
-    fn machine(files: &[(&str, &str)]) -> MachineMemory {
+    fn root(files: &[(&str, &str)]) -> tempfile::TempDir {
         let root = tempfile::tempdir().unwrap();
         let meminfo = "MemTotal:       33554432 kB\nMemFree: 1 kB\nMemAvailable:   25165824 kB\n";
         for (path, content) in [("proc/meminfo", meminfo)].iter().chain(files) {
@@ -208,7 +244,24 @@ mod tests {
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             fs::write(path, content).unwrap();
         }
-        machine_memory_at(root.path()).unwrap()
+        root
+    }
+
+    fn machine(files: &[(&str, &str)]) -> MachineMemory {
+        machine_memory_at(root(files).path()).unwrap()
+    }
+
+    #[test]
+    fn the_innermost_group_tells_its_pressure_before_the_machine() {
+        let quiet = "some avg10=0.00 avg60=0.00 avg300=0.00 total=0\nfull avg10=0.00 avg60=0.00 avg300=0.00 total=0\n";
+        let mut files =
+            vec![("proc/pressure/memory", quiet), ("proc/self/status", "VmRSS: 9 kB\nVmSwap:\t   12 kB\n")];
+        let at = |files: &[(&str, &str)]| memory_pressure_at(root(files).path());
+        assert_eq!(at(&files), MemoryPressure { swapped_bytes: 12 << 10, stalled_percent: Some(0.0) });
+        files.push(("proc/self/cgroup", "4:memory:/x\n0::/a/b\n"));
+        files.push(("sys/fs/cgroup/a/memory.pressure", "some avg10=12.50 avg60=1.00 avg300=0.1 total=5\n"));
+        assert_eq!(at(&files).stalled_percent, Some(12.5));
+        assert_eq!(at(&[("proc/pressure/memory", "some avg10=nan")]), MemoryPressure::default());
     }
 
     #[test]

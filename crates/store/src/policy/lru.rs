@@ -54,4 +54,6 @@ impl Policy for Lru {
             self.order.remove(&(used, key));
         }
     }
+
+    fn resize(&mut self, _slots: usize) {}
 }

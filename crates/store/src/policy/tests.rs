@@ -64,7 +64,7 @@ fn replays_of_known_traces() {
     assert_eq!(replay(&cycle, &mut Lru::new(), 0), Replay { wanted: 9, hits: 0 });
     // One want larger than the pool still ends, and what is left of it serves the next one.
     let wide = TraceWant { layer: LayerId(0), experts: (0..5).map(ExpertId).collect() };
-    assert_eq!(replay(&[wide.clone(), wide], &mut Lru::new(), 2), Replay { wanted: 10, hits: 2 });
+    assert_eq!(replay(&[wide.clone(), wide.clone()], &mut Lru::new(), 2), Replay { wanted: 10, hits: 2 });
 }
 
 /// Routing with a skew (few experts take most of the load), whose favourites drift.
@@ -108,5 +108,88 @@ fn aged_lfu_beats_lru_on_skewed_routing_with_a_small_pool() {
         let lru = replay(&trace, &mut Lru::new(), slots).hit_rate();
         let lfu = replay(&trace, &mut Lfu::new(slots), slots).hit_rate();
         assert!(lfu > lru + gain, "{slots} slots: lfu {lfu:.3}, lru {lru:.3}");
+    }
+}
+
+#[test]
+fn s3fifo_keeps_what_is_wanted_again_and_knows_those_that_come_back() {
+    let mut s3 = S3Fifo::new(10);
+    (0..4).for_each(|e| s3.insert(key(e)));
+    (0..2).for_each(|_| s3.touch(key(0)));
+    assert_eq!(s3.evict(&|k| k != key(1)), Some(key(2)), "0 is wanted often, 1 may not go");
+    assert_eq!(s3.evict(&|_| true), Some(key(1)));
+    s3.insert(key(2)); // known: straight to the main queue
+    s3.insert(key(9));
+    assert_eq!(s3.evict(&|_| true), Some(key(3)));
+    assert_eq!(s3.evict(&|k| k != key(9)), Some(key(0)), "all that is left in front of 2");
+    s3.forget(key(2));
+    assert_eq!((s3.evict(&|_| true), s3.evict(&|_| true)), (Some(key(9)), None));
+}
+
+#[test]
+fn no_policy_gives_up_what_may_not_go_or_is_not_there() {
+    let trace = skewed(3, 16, 3, 60, 1.0);
+    for kind in PolicyKind::ALL {
+        let mut policy = kind.policy(12);
+        let mut pool = BTreeSet::new();
+        for (i, want) in trace.iter().enumerate() {
+            let keys = keys_of(want);
+            for &key in &keys {
+                policy.touch(key);
+                while pool.len() >= 12 - i % 5 {
+                    let victim = policy.evict(&|k| !keys.contains(&k)).unwrap();
+                    assert!(pool.remove(&victim) && !keys.contains(&victim), "{}", policy.name());
+                }
+                if pool.insert(key) {
+                    policy.insert(key);
+                }
+            }
+            if i % 7 == 0 {
+                policy.resize(12 - i % 5);
+                let gone = pool.pop_first().unwrap();
+                policy.forget(gone);
+            }
+        }
+        let left = std::iter::from_fn(|| policy.evict(&|_| true)).collect::<BTreeSet<_>>();
+        assert_eq!(left, pool, "{}", policy.name());
+    }
+}
+
+#[test]
+fn no_policy_beats_the_optimum_and_all_agree_where_everything_fits() {
+    let wants = skewed(6, 32, 4, 400, 1.0);
+    let steps = wants.chunks(6).map(|wants| TraceStep { rows: 1, wants: wants.to_vec() }).collect();
+    let mut trace = Trace { slot_bytes: 0, experts: vec![32; 6], steps };
+    trace.steps[0].rows = 9;
+    for slots in [0, 10, 40, 100, 192] {
+        let all = replay_all(&trace, slots);
+        assert_eq!(all.iter().map(|r| r.policy).collect::<Vec<_>>(), ["lfu", "lru", "s3fifo", "optimum"]);
+        let best = all[3].decode.hits;
+        assert!(all.iter().all(|r| r.decode.hits <= best && r.prompt.wanted == 24), "{slots}: {all:?}");
+        if slots == 192 {
+            assert!(all.iter().all(|r| r.decode.hits == best), "{all:?}");
+        }
+    }
+}
+
+/// Routing of the bundled model, recorded with `bench --text … --record-trace`.
+fn recorded(name: &str) -> Trace {
+    let path = format!("{}/../../testdata/traces/{name}.trace", env!("CARGO_MANIFEST_DIR"));
+    Trace::read(std::path::Path::new(&path)).unwrap()
+}
+
+#[test]
+fn on_recorded_routing_aged_lfu_is_the_best_at_every_size() {
+    for name in ["demo-stories", "demo-tools"] {
+        let trace = recorded(name);
+        for percent in [5, 10, 20, 30, 50, 75] {
+            let slots = trace.total_experts() as usize * percent / 100;
+            let all = replay_all(&trace, slots);
+            let [lfu, lru, s3, best] = [0, 1, 2, 3].map(|i| all[i].decode.hit_rate());
+            assert!(
+                lfu >= lru && lfu >= s3 && lfu < best,
+                "{name}, {percent} %: {lfu:.3} {lru:.3} {s3:.3} {best:.3}"
+            );
+        }
     }
 }

@@ -73,7 +73,7 @@ impl Model {
             slabs.push(SlabMemory::anonymous(here * slot_bytes + slot_bytes / 2).unwrap());
             rest -= here;
         }
-        let options = StoreOptions { slot_bytes, policy: None };
+        let options = StoreOptions { slot_bytes, policy: None, give_back: None };
         let store = ExpertStore::new(disk, self.layouts.clone(), slabs, options).unwrap();
         assert_eq!(store.slots(), slots);
         store

@@ -1,0 +1,192 @@
+//! What a measurement says: a table for people, an object for programs.
+
+use std::time::Duration;
+
+use engine::{LayerStats, ReadStats};
+use serde_json::{Map, Value, json};
+
+use super::Measured;
+use crate::load::Loaded;
+use crate::out;
+
+/// Columns of the longest bar.
+const BAR_COLUMNS: f64 = 24.0;
+
+/// Figures of a time in which experts were read.
+struct Reading {
+    time_s: f64,
+    busy_s: f64,
+    stats: ReadStats,
+    total: LayerStats,
+}
+
+impl Reading {
+    fn new(stats: &ReadStats, time: Duration) -> Self {
+        let (time_s, busy_s) = (time.as_secs_f64(), stats.busy.as_secs_f64());
+        Self { time_s, busy_s, stats: stats.clone(), total: stats.total() }
+    }
+
+    fn wait_s(&self) -> f64 {
+        self.total.wait.as_secs_f64()
+    }
+
+    /// The drive's rate while it worked.
+    fn drive_bytes_per_s(&self) -> f64 {
+        ratio(self.total.read_bytes as f64, self.busy_s)
+    }
+
+    /// The part of the drive's working time in which nobody waited for it.
+    fn overlap(&self) -> f64 {
+        (1.0 - ratio(self.wait_s(), self.busy_s)).clamp(0.0, 1.0)
+    }
+
+    /// What was read in the whole time against what the drive could have delivered in it.
+    fn drive_fraction(&self, drive_bytes_per_s: f64) -> f64 {
+        ratio(self.total.read_bytes as f64, self.time_s * drive_bytes_per_s)
+    }
+
+    /// Seconds waited for the drive alone, for guesses that came late, for slots.
+    fn stalls_s(&self) -> [f64; 3] {
+        let [guesses, slots] = [self.total.wait_guesses, self.total.wait_slots].map(|t| t.as_secs_f64());
+        [(self.wait_s() - guesses - slots).max(0.0), guesses, slots]
+    }
+}
+
+impl Measured {
+    fn reading(&self) -> Option<Reading> {
+        self.reads.as_ref().map(|stats| Reading::new(stats, self.decode))
+    }
+
+    fn prompt_reading(&self) -> Option<Reading> {
+        self.prompt_reads.as_ref().map(|stats| Reading::new(stats, self.prefill))
+    }
+
+    /// The mean of the drive's rates before and after.
+    fn drive(&self) -> Option<f64> {
+        let rates = &self.drive_bytes_per_s;
+        (!rates.is_empty()).then(|| rates.iter().sum::<f64>() / rates.len() as f64)
+    }
+}
+
+fn ratio(a: f64, b: f64) -> f64 {
+    if b > 0.0 { a / b } else { 0.0 }
+}
+
+fn rate(tokens: usize, time: Duration) -> f64 {
+    ratio(tokens as f64, time.as_secs_f64())
+}
+
+/// A table for people.
+pub(super) fn table(loaded: &Loaded, m: &Measured) -> String {
+    let mut text = format!(
+        "prefill    {:>10.1} tokens/s   {} tokens\ndecode     {:>10.1} tokens/s   {} tokens\n\
+         first token{:>10.3} s\n",
+        rate(m.prompt_tokens, m.prefill),
+        m.prompt_tokens,
+        rate(m.gen_tokens, m.decode),
+        m.gen_tokens,
+        m.time_to_first_token.as_secs_f64(),
+    );
+    if let Some(r) = m.reading() {
+        let per_token = r.total.read_bytes / m.gen_tokens.max(1) as u64;
+        text += &format!(
+            "reads      {:>10} per token, {} per second while reading\nexperts    {:>10.1} % in memory when wanted\n",
+            out::bytes(per_token),
+            out::bytes(r.drive_bytes_per_s() as u64),
+            100.0 * r.stats.hit_rate(),
+        );
+        let [drive, guesses, slots] = r.stalls_s().map(|s| 100.0 * ratio(s, r.time_s));
+        text += &format!(
+            "waiting    {:>10.1} % of the time: drive {drive:.1}, late guesses {guesses:.1}, slots {slots:.1}\n\
+             overlap    {:>10.1} % of the reading is hidden behind arithmetic\n",
+            drive + guesses + slots,
+            100.0 * r.overlap(),
+        );
+    }
+    if let (Some(drive), Some(r), Some(p)) = (m.drive(), m.reading(), m.prompt_reading()) {
+        let seen: Vec<_> = m.drive_bytes_per_s.iter().map(|r| format!("{:.2}", r / 1e9)).collect();
+        text += &format!(
+            "drive      {:>10.1} % used in decode, {:.1} % in prefill, of {} GB/s\n",
+            100.0 * r.drive_fraction(drive),
+            100.0 * p.drive_fraction(drive),
+            seen.join(" and "),
+        );
+    }
+    let plan = loaded.model.plan();
+    let peak = engine::rss_peak_bytes().map_or("unknown".into(), out::bytes);
+    text += &format!("memory     {peak:>10} at most, {} planned\n", out::bytes(plan.total_bytes));
+    text + &m.reading().map(|r| layers(&r)).unwrap_or_default()
+}
+
+/// A line for each layer that read something, with a bar of its waiting.
+fn layers(r: &Reading) -> String {
+    let longest = r.stats.layers.iter().map(|l| l.wait).max().unwrap_or_default().as_secs_f64();
+    let mut text = String::new();
+    for (i, layer) in r.stats.layers.iter().enumerate().filter(|(_, l)| l.read_bytes > 0) {
+        let wait_s = layer.wait.as_secs_f64();
+        let bar = "#".repeat((BAR_COLUMNS * ratio(wait_s, longest)).round() as usize);
+        let line = format!(
+            "layer {i:>3}  {:>5.1} % hits {:>11} read {:>9.1} ms waiting  {bar}",
+            100.0 * hit_rate(layer),
+            out::bytes(layer.read_bytes),
+            1e3 * wait_s
+        );
+        text += line.trim_end();
+        text.push('\n');
+    }
+    text
+}
+
+fn hit_rate(layer: &LayerStats) -> f64 {
+    let wanted = layer.hits + layer.misses;
+    if wanted == 0 { 1.0 } else { layer.hits as f64 / wanted as f64 }
+}
+
+/// An object for programs.
+pub(super) fn json(loaded: &Loaded, m: &Measured) -> Value {
+    let mut map = Map::new();
+    let mut put = |key: &str, value: Value| map.insert(key.into(), value);
+    put("prompt_tokens", json!(m.prompt_tokens));
+    put("gen_tokens", json!(m.gen_tokens));
+    put("prefill_tokens_per_s", json!(rate(m.prompt_tokens, m.prefill)));
+    put("decode_tokens_per_s", json!(rate(m.gen_tokens, m.decode)));
+    put("time_to_first_token_s", json!(m.time_to_first_token.as_secs_f64()));
+    put("probed_drive_bytes_per_s", json!(m.drive_bytes_per_s));
+    if let Some(r) = m.reading() {
+        let [drive, guesses, slots] = r.stalls_s();
+        put("read_bytes_per_token", json!(ratio(r.total.read_bytes as f64, m.gen_tokens as f64)));
+        put("drive_bytes_per_s", json!(r.drive_bytes_per_s()));
+        put("drive_fraction", json!(m.drive().map(|d| r.drive_fraction(d))));
+        put("expert_hit_rate", json!(r.stats.hit_rate()));
+        put("overlap_fraction", json!(r.overlap()));
+        put("stall_drive_s", json!(drive));
+        put("stall_late_guess_s", json!(guesses));
+        put("stall_slots_s", json!(slots));
+        put("decode_s", json!(r.time_s));
+        put("evictions", json!(r.stats.evictions));
+        put("guessed_reads", json!(r.total.hinted));
+        put("guessed_reads_used", json!(r.total.hints_used));
+        put("layers", r.stats.layers.iter().enumerate().map(|(i, l)| layer_json(i, l)).collect());
+    }
+    if let Some(p) = m.prompt_reading() {
+        put("prompt_read_bytes", json!(p.total.read_bytes));
+        put("prompt_drive_bytes_per_s", json!(p.drive_bytes_per_s()));
+        put("prompt_drive_fraction", json!(m.drive().map(|d| p.drive_fraction(d))));
+        put("prompt_expert_hit_rate", json!(p.stats.hit_rate()));
+        put("prompt_experts_read", json!(p.total.misses));
+        put("prompt_stall_s", json!(p.wait_s()));
+    }
+    put("slots", json!(loaded.model.slots()));
+    map.extend(loaded.describe());
+    Value::Object(map)
+}
+
+fn layer_json(layer: usize, l: &LayerStats) -> Value {
+    json!({
+        "layer": layer,
+        "hits": l.hits,
+        "misses": l.misses,
+        "read_bytes": l.read_bytes,
+        "wait_s": l.wait.as_secs_f64(),
+    })
+}

@@ -1,0 +1,239 @@
+//! `tidemill doctor`: what this machine will do with a model, also before it is downloaded.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use engine::Error;
+use engine::doctor::{
+    Conditions, Demand, DeviceRates, DriveProbe, MachineMemory, Prediction, advice, choose,
+    default_budget_bytes, device_rates, machine_memory, memory_bytes_per_s, predict, probe, probe_directory,
+};
+use engine::drive::{DiskChoice, Engine};
+use engine::inspect::Inspection;
+use engine::synth::{Layout, Shape};
+use serde_json::{Value, json};
+
+use crate::args::ComputeArgs;
+use crate::failure::Result;
+use crate::load::resolve;
+use crate::{bundled, out};
+
+const EXAMPLES: &str = "\
+Examples:
+  tidemill doctor                                   this machine
+  tidemill doctor model.gguf --memory 12GiB         and a model that is here
+  tidemill doctor qwen3.5-397b-a17b --dir /data     and one that is not, on the drive that it would be on
+
+MODEL may be a published shape (`tidemill synth --list` names them). Nothing is downloaded; for about a second 256 MiB
+are written to the drive, where no model is there to read.";
+
+/// Arguments of `doctor`.
+#[derive(clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Args {
+    /// A model, or the name of a published shape
+    model: Option<String>,
+    /// The directory whose drive is probed where no model is; default: the cache directory
+    #[arg(long, value_name = "DIR")]
+    dir: Option<PathBuf>,
+    /// Tokens of the prompt to predict for
+    #[arg(long, value_name = "N", default_value_t = 2048, value_parser = clap::value_parser!(u32).range(1..))]
+    prompt_tokens: u32,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    compute: ComputeArgs,
+}
+
+/// Time for the drive, and for the device.
+const DRIVE_TIME: Duration = Duration::from_millis(1500);
+const DEVICE_TIME: Duration = Duration::from_millis(1200);
+
+/// Files below this cannot be probed with, in bytes.
+const PROBE_BYTES_MIN: u64 = 64 << 20;
+
+/// What was found.
+struct Findings {
+    memory: MachineMemory,
+    memory_bytes_per_s: f64,
+    device: DeviceRates,
+    drive: DriveProbe,
+    demand: Option<Demand>,
+    conditions: Conditions,
+}
+
+/// Examines and predicts.
+pub(crate) fn main(args: &Args) -> Result<()> {
+    let (demand, file) = match &args.model {
+        None => (None, None),
+        Some(name) => target(name)?,
+    };
+    let drive = match file {
+        Some(file) => probe(&file, DRIVE_TIME)?,
+        None => probe_directory(&directory(args)?, DRIVE_TIME)?,
+    };
+    let device = device_rates(&args.compute.open_options(), DEVICE_TIME)?;
+    let memory = machine_memory()?;
+    let throttle = args.compute.throttle.map_or(f64::INFINITY, |rate| rate * 1e9);
+    let conditions = Conditions {
+        decode_bytes_per_s: device.decode_bytes_per_s,
+        prefill_macs_per_s: device.prefill_macs_per_s,
+        drive_bytes_per_s: drive.best_bytes_per_s().min(throttle),
+        budget_bytes: args.compute.memory.unwrap_or_else(|| default_budget_bytes(memory.available_bytes)),
+        context: args.compute.ctx.unwrap_or(8192),
+        prompt_tokens: args.prompt_tokens as usize,
+    };
+    let memory_bytes_per_s = memory_bytes_per_s(device.threads.max(1))?;
+    let findings = Findings { memory, memory_bytes_per_s, device, drive, demand, conditions };
+    if args.json {
+        return out::json(&to_json(&findings));
+    }
+    out::print(&to_text(&findings), false)
+}
+
+/// What the name asks of a machine, and a file of it that the drive can be probed with.
+fn target(name: &str) -> Result<(Option<Demand>, Option<PathBuf>)> {
+    let resolved = resolve(Some(name));
+    let path = match (resolved, Shape::find(name)) {
+        (Ok(path), _) => path,
+        (Err(_), Ok(shape)) => return Ok((Some(Demand::of_shape(shape, Layout::Mlx4Bit)?), None)),
+        (Err(error), Err(_)) => return Err(error),
+    };
+    let sizes = Inspection::of(&path)?.files.into_iter();
+    let sizes = sizes.map(|file| (std::fs::metadata(&file).map_or(0, |meta| meta.len()), file));
+    let largest = sizes.max().filter(|(bytes, _)| *bytes >= PROBE_BYTES_MIN).map(|(_, file)| file);
+    Ok((Some(Demand::of_model(&path)?), largest))
+}
+
+fn directory(args: &Args) -> Result<PathBuf> {
+    if let Some(dir) = &args.dir {
+        return Ok(dir.clone());
+    }
+    let named = |e| Error::io("cache directory", e);
+    let cache = bundled::cache_dir(|name| std::env::var_os(name)).map_err(named)?;
+    std::fs::create_dir_all(&cache).map_err(named)?;
+    Ok(cache)
+}
+
+fn describe(choice: &DiskChoice) -> String {
+    let engine = match choice.engine {
+        Engine::Pread => "pread",
+        Engine::Uring => "io_uring",
+    };
+    let mode = if choice.direct { "direct" } else { "buffered" };
+    format!("{engine}, {mode}, {} x {}", choice.depth, out::bytes(choice.piece_bytes as u64))
+}
+
+fn to_text(f: &Findings) -> String {
+    let mut text = format!(
+        "memory     {:>12} available of {}, {:.1} GB/s\n",
+        out::bytes(f.memory.available_bytes),
+        out::bytes(f.memory.total_bytes),
+        f.memory_bytes_per_s / 1e9
+    );
+    text += &format!(
+        "device     {}\n           {:>7.2} GB/s of 4-bit weights with one row, {:.0} G multiply-adds/s with many\n",
+        f.device.name,
+        f.device.decode_bytes_per_s / 1e9,
+        f.device.prefill_macs_per_s / 1e9
+    );
+    let chosen = choose(&f.drive);
+    for rate in &f.drive.rates {
+        let mark = if rate.choice == chosen { "  chosen" } else { "" };
+        let line =
+            format!("drive      {:>7.2} GB/s   {:<34}{mark}", rate.bytes_per_s / 1e9, describe(&rate.choice));
+        text += line.trim_end();
+        text.push('\n');
+    }
+    if let Some(demand) = &f.demand {
+        text += &prediction(demand, &f.conditions);
+    }
+    text
+}
+
+fn prediction(demand: &Demand, on: &Conditions) -> String {
+    let seen = predict(demand, on);
+    let mut text = format!(
+        "\n{}: {} resident, {} of experts, {} a token\n",
+        demand.name,
+        out::bytes(demand.resident_bytes),
+        out::bytes(demand.experts_bytes),
+        out::bytes(demand.token_expert_bytes)
+    );
+    if !seen.fits {
+        let (floor, budget) = (out::bytes(seen.floor_bytes), out::bytes(on.budget_bytes));
+        return text + &format!("does not fit: it needs about {floor}, the budget is {budget}\n");
+    }
+    text += &format!(
+        "in {} of memory {:.0} % of the experts have a slot, about {:.0} % of those wanted are in one\n",
+        out::bytes(on.budget_bytes),
+        100.0 * seen.slots_fraction,
+        100.0 * seen.hit_rate
+    );
+    let names = |drive: f64, arithmetic: f64| if drive > arithmetic { "the drive" } else { "arithmetic" };
+    text += &format!(
+        "decode     {:>10.2} tokens/s   limited by {}\nprefill    {:>10.1} tokens/s   limited by {}, {} tokens\n",
+        seen.decode_tokens_per_s,
+        names(seen.token_drive_s, seen.token_arithmetic_s),
+        seen.prefill_tokens_per_s,
+        names(seen.prompt_drive_s, seen.prompt_arithmetic_s),
+        on.prompt_tokens
+    );
+    for (what, decode, prefill) in advice(demand, on) {
+        text += &format!("{what}: decode x {decode:.2}, prefill x {prefill:.2}\n");
+    }
+    text
+}
+
+fn to_json(f: &Findings) -> Value {
+    let rates = f.drive.rates.iter().map(|rate| {
+        json!({
+            "way": describe(&rate.choice),
+            "piece_bytes": rate.choice.piece_bytes,
+            "depth": rate.choice.depth,
+            "direct": rate.choice.direct,
+            "bytes_per_s": rate.bytes_per_s,
+        })
+    });
+    let mut object = json!({
+        "memory_available_bytes": f.memory.available_bytes,
+        "memory_total_bytes": f.memory.total_bytes,
+        "memory_bytes_per_s": f.memory_bytes_per_s,
+        "device": f.device.name,
+        "device_decode_bytes_per_s": f.device.decode_bytes_per_s,
+        "device_prefill_macs_per_s": f.device.prefill_macs_per_s,
+        "drive_bytes_per_s": f.conditions.drive_bytes_per_s,
+        "drive_chosen": describe(&choose(&f.drive)),
+        "drive_rates": rates.collect::<Vec<_>>(),
+        "budget_bytes": f.conditions.budget_bytes,
+    });
+    if let Some(demand) = &f.demand {
+        object["model"] = json!(demand.name);
+        object["resident_bytes"] = json!(demand.resident_bytes);
+        object["experts_bytes"] = json!(demand.experts_bytes);
+        object["token_expert_bytes"] = json!(demand.token_expert_bytes);
+        object["prediction"] = prediction_json(&predict(demand, &f.conditions));
+        let advice = advice(demand, &f.conditions);
+        let advice = advice.iter().map(|(what, decode, prefill)| {
+            json!({"what": what, "decode_factor": decode, "prefill_factor": prefill})
+        });
+        object["advice"] = advice.collect();
+    }
+    object
+}
+
+fn prediction_json(seen: &Prediction) -> Value {
+    json!({
+        "fits": seen.fits,
+        "floor_bytes": seen.floor_bytes,
+        "slots_fraction": seen.slots_fraction,
+        "expert_hit_rate": seen.hit_rate,
+        "decode_tokens_per_s": seen.decode_tokens_per_s,
+        "prefill_tokens_per_s": seen.prefill_tokens_per_s,
+        "token_drive_s": seen.token_drive_s,
+        "token_arithmetic_s": seen.token_arithmetic_s,
+        "prompt_drive_s": seen.prompt_drive_s,
+        "prompt_arithmetic_s": seen.prompt_arithmetic_s,
+    })
+}

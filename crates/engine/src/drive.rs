@@ -1,0 +1,135 @@
+//! Which way to read a model's files: as asked, as a probe of this very drive chose before, or as one chooses now.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use files::{Error, Result};
+use store::disk::{
+    Disk, MirrorDisk, PROBE_FILE_BYTES_MIN, ThrottleOptions, ThrottledDisk, choose, measure, open_exactly,
+    probe,
+};
+
+pub use store::disk::{DiskChoice, Engine, drive_key};
+
+use crate::model::{CacheKind, OpenOptions};
+
+/// Who reads.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DiskKind {
+    /// What a probe of the drive finds best.
+    #[default]
+    Auto,
+    /// io_uring, past the page cache.
+    Uring,
+    /// A pool of reading threads, past the page cache.
+    Pread,
+    /// A pool of reading threads, through the page cache.
+    Buffered,
+}
+
+/// How to read a model's files.
+#[derive(Clone, Debug, Default)]
+pub struct DriveOptions {
+    /// Who reads.
+    pub kind: DiskKind,
+    /// What a probe of this drive chose before; `None` probes it where much will be read.
+    pub known: Option<DiskChoice>,
+    /// Pretend that the drive reads no more than this.
+    pub throttle_bytes_per_s: Option<f64>,
+    /// A directory on another drive with copies of the files, to read from both.
+    pub mirror: Option<PathBuf>,
+}
+
+/// Files that can be read.
+pub(crate) struct OpenedDrive {
+    /// Reads them.
+    pub(crate) disk: Arc<dyn Disk>,
+    /// What a probe has just chosen.
+    pub(crate) probed: Option<DiskChoice>,
+}
+
+/// A probe takes about this long, once in the life of a drive.
+const PROBE_TIME: Duration = Duration::from_millis(800);
+
+/// Each of two drives is measured this long, to know which one takes more of the work.
+const MIRROR_TIME: Duration = Duration::from_millis(150);
+
+/// Opens `paths`. With `streams`, experts will be read again and again, and the way matters.
+pub(crate) fn open(paths: &[PathBuf], options: &OpenOptions, streams: bool) -> Result<OpenedDrive> {
+    if let Some(disk) = &options.disk {
+        return Ok(OpenedDrive { disk: disk.clone(), probed: None });
+    }
+    let (choice, probed) = way(paths, &options.drive, options.cache, streams)?;
+    let mut disk = match (options.drive.kind, open_exactly(paths, &choice)) {
+        (DiskKind::Auto, Err(e)) if e.kind() == files::ErrorKind::Unsupported => {
+            store::disk::open(paths, &choice)?
+        }
+        (_, opened) => opened?,
+    };
+    if let Some(copies) = &options.drive.mirror {
+        disk = mirrored(disk, paths, copies, &choice)?;
+    }
+    if let Some(bytes_per_s) = options.drive.throttle_bytes_per_s {
+        let throttle = ThrottleOptions { bytes_per_s, latency: Duration::ZERO };
+        disk = Arc::new(ThrottledDisk::new(disk, &throttle)?);
+    }
+    Ok(OpenedDrive { disk, probed: probed.then_some(choice) })
+}
+
+/// The way to read, and whether a probe has just found it.
+fn way(
+    paths: &[PathBuf],
+    options: &DriveOptions,
+    cache: CacheKind,
+    streams: bool,
+) -> Result<(DiskChoice, bool)> {
+    let direct = cache == CacheKind::Slots;
+    let of_engine = |engine, depth| {
+        let known = options.known.filter(|known| known.engine == engine);
+        DiskChoice { direct, ..known.unwrap_or(DiskChoice { engine, depth, ..DiskChoice::default() }) }
+    };
+    Ok(match options.kind {
+        DiskKind::Uring => (of_engine(Engine::Uring, 16), false),
+        DiskKind::Pread => (of_engine(Engine::Pread, 8), false),
+        DiskKind::Buffered => (DiskChoice { direct: false, ..of_engine(Engine::Pread, 8) }, false),
+        DiskKind::Auto if !direct => (DiskChoice { direct: false, ..DiskChoice::default() }, false),
+        DiskKind::Auto => match (options.known, largest(paths)) {
+            (Some(known), _) => (known, false),
+            (None, Some(file)) if streams => (choose(&probe(file, PROBE_TIME)?), true),
+            _ => (DiskChoice::default(), false),
+        },
+    })
+}
+
+/// The largest of the files, if it is large enough to tell a drive's rate.
+fn largest(paths: &[PathBuf]) -> Option<&Path> {
+    let sizes = paths.iter().map(|p| (std::fs::metadata(p).map_or(0, |meta| meta.len()), p));
+    let (bytes, path) = sizes.max()?;
+    (bytes >= PROBE_FILE_BYTES_MIN).then_some(path)
+}
+
+/// Both drives as one, each with work in proportion to its rate.
+fn mirrored(
+    first: Arc<dyn Disk>,
+    paths: &[PathBuf],
+    copies: &Path,
+    choice: &DiskChoice,
+) -> Result<Arc<dyn Disk>> {
+    let copy = |path: &PathBuf| {
+        let name =
+            path.file_name().ok_or_else(|| Error::invalid(format!("{} has no name", path.display())))?;
+        Ok(copies.join(name))
+    };
+    let copies = paths.iter().map(copy).collect::<Result<Vec<_>>>()?;
+    let second = store::disk::open(&copies, choice)?;
+    let rate = |paths: &[PathBuf]| {
+        // Where no file is large enough to tell, the drives count as equals, and so where the engine is refused.
+        largest(paths).and_then(|file| measure(file, choice, MIRROR_TIME, 1).ok()).unwrap_or(1.0)
+    };
+    let rates = match (rate(paths), rate(&copies)) {
+        (a, b) if a > 1.0 && b > 1.0 => [a, b],
+        _ => [1e9, 1e9],
+    };
+    Ok(Arc::new(MirrorDisk::new([first, second], rates)?))
+}

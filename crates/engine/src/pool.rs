@@ -1,0 +1,135 @@
+//! The experts of a model in memory: the store, and what decides how it is used while the model runs.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use files::{Error, Result};
+use store::governor::{Governor, observe};
+use store::policy::{Trace, TraceStep, TraceWant};
+use store::{ExpertId, ExpertKey, ExpertMask, ExpertStore, LayerId};
+
+use crate::lookahead::Lookahead;
+use crate::model::Model;
+
+/// How often the governor looks at the machine: reading its files takes a tenth of a millisecond.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
+
+/// How often an idle pool is looked after, and how often while it is being warmed.
+const IDLE_EVERY: Duration = Duration::from_secs(1);
+const WARMING_EVERY: Duration = Duration::from_millis(5);
+
+/// Experts wanted at a time when the drive is measured: enough to keep any queue full.
+const MEASURED_EXPERTS: u64 = 64;
+
+/// The store of a model's experts with its governor.
+pub(crate) struct ExpertPool {
+    /// Reads experts into slots.
+    pub(crate) store: ExpertStore,
+    /// Whether guessing the next layer's experts pays.
+    pub(crate) lookahead: Lookahead,
+    governor: Option<Governor>,
+    clock: Instant,
+    next_look: Duration,
+    total_experts: usize,
+}
+
+impl ExpertPool {
+    /// A pool over `store`, sized by `governor` if there is one; the model has `total_experts`.
+    pub(crate) fn new(store: ExpertStore, governor: Option<Governor>, total_experts: usize) -> Self {
+        let lookahead = Lookahead::new(store.slots() < total_experts);
+        let clock = Instant::now();
+        Self { store, lookahead, governor, clock, next_look: Duration::ZERO, total_experts }
+    }
+
+    /// Whether there are more experts than slots.
+    pub(crate) fn streams(&self) -> bool {
+        self.store.slots() < self.total_experts
+    }
+
+    /// Sizes the pool anew, if it is time to look.
+    pub(crate) fn govern(&mut self) {
+        let now = self.clock.elapsed();
+        let Some(governor) = self.governor.as_mut().filter(|_| now >= self.next_look) else { return };
+        self.next_look = now + LOOK_EVERY;
+        // A system that does not tell keeps the pool of the plan.
+        if let Ok(seen) = observe(&self.store, now)
+            && let Some(slots) = governor.decide(&seen)
+        {
+            self.store.resize(slots);
+        }
+    }
+
+    /// See [`Model::measure_drive`].
+    pub(crate) fn measure_drive(&mut self, experts: &[u32], time: Duration) -> Result<Option<f64>> {
+        let layers: Vec<_> = (0..experts.len()).filter(|l| experts[*l] > 0).collect();
+        if layers.is_empty() || !self.streams() {
+            return Ok(None);
+        }
+        let before = self.store.stats().clone();
+        let start = Instant::now();
+        let mut random = 0u64;
+        let mut below = |bound: usize| {
+            // splitmix64, Steele et al. 2014
+            random = random.wrapping_add(0x9E37_79B9_7F4A_7C15);
+            let mut z = random;
+            z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+            z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+            ((z ^ (z >> 31)) % bound as u64) as usize
+        };
+        while start.elapsed() < time {
+            let layer = layers[below(layers.len())];
+            let of_layer = experts[layer] as usize;
+            let wanted: ExpertMask =
+                (0..MEASURED_EXPERTS).map(|_| ExpertId(below(of_layer) as u16)).collect();
+            self.store.want(LayerId(layer as u16), &wanted)?;
+            while self.store.next()?.is_some() {}
+        }
+        let after = self.store.stats();
+        let bytes = after.total().read_bytes - before.total().read_bytes;
+        let busy = after.busy.saturating_sub(before.busy).as_secs_f64();
+        Ok((bytes > 0 && busy > 0.0).then(|| bytes as f64 / busy))
+    }
+
+    /// The experts in memory, as the only step of `trace`.
+    pub(crate) fn warm_set(&self, mut trace: Trace) -> Trace {
+        let mut layers = BTreeMap::<LayerId, Vec<ExpertId>>::new();
+        for key in self.store.held() {
+            layers.entry(key.layer).or_default().push(key.expert);
+        }
+        let wants = layers.into_iter().map(|(layer, mut experts)| {
+            experts.sort_unstable();
+            TraceWant { layer, experts }
+        });
+        trace.steps = vec![TraceStep { rows: 0, wants: wants.collect() }];
+        trace
+    }
+
+    /// Reads the experts of `trace` when the drive has nothing else to do.
+    pub(crate) fn warm(&mut self, trace: &Trace) {
+        let keys = trace
+            .wants()
+            .flat_map(|want| want.experts.iter().map(|&expert| ExpertKey { layer: want.layer, expert }));
+        self.store.warm(keys.collect::<Vec<_>>());
+    }
+}
+
+/// Looks after the pool of `model` between its steps, from a thread of its own that ends with the model: other programs
+/// want memory also while nobody asks this one anything.
+///
+/// # Errors
+/// `Io` when no thread can be started.
+pub(crate) fn watch(model: &Arc<Model>) -> Result<()> {
+    let model = Arc::downgrade(model);
+    let run = move || {
+        let mut pause = WARMING_EVERY;
+        loop {
+            thread::sleep(pause);
+            let Some(model) = model.upgrade() else { return };
+            pause = if model.govern_idle() { WARMING_EVERY } else { IDLE_EVERY };
+        }
+    };
+    let builder = thread::Builder::new().name("governor".into()).stack_size(256 << 10);
+    builder.spawn(run).map(drop).map_err(|e| Error::io("governor thread", e))
+}
