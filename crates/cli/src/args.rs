@@ -1,7 +1,7 @@
 //! The command line: commands, and the options that most of them share.
 
 use clap::{Parser, Subcommand, ValueEnum};
-use engine::{CacheKind, Device, OpenOptions};
+use engine::{CacheKind, Device, KvFormat, OpenOptions};
 
 use crate::{bench, chat, completions, eval, failure, inspect, logits, run, synth};
 
@@ -57,6 +57,10 @@ pub(crate) struct ComputeArgs {
     /// float32 activations throughout: slower, the mode in which results are checked
     #[arg(long)]
     pub(crate) exact: bool,
+    /// How keys and values of the context are stored: q8 takes half the memory, and changes answers a little; --exact
+    /// keeps them in float32
+    #[arg(long, value_enum, value_name = "FORMAT", conflicts_with = "exact")]
+    pub(crate) kv: Option<KvArg>,
     /// The ceiling for everything Tidemill keeps in memory, such as 12GiB; default: what the machine can spare
     #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
     pub(crate) memory: Option<u64>,
@@ -87,6 +91,10 @@ impl ComputeArgs {
                 DeviceArg::Gpu => Device::Gpu,
             },
             exact: self.exact,
+            kv_format: self.kv.map(|kv| match kv {
+                KvArg::F16 => KvFormat::F16,
+                KvArg::Q8 => KvFormat::Q8,
+            }),
             memory_bytes: self.memory,
             cache: match self.cache {
                 CacheArg::Slots => CacheKind::Slots,
@@ -110,6 +118,15 @@ pub(crate) enum DeviceArg {
     Cpu,
     /// The first GPU
     Gpu,
+}
+
+/// `--kv`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum KvArg {
+    /// Half precision, the default
+    F16,
+    /// Signed bytes in blocks of 32 with a scale each
+    Q8,
 }
 
 /// `--cache`

@@ -19,6 +19,7 @@ pub mod text;
 
 pub use device::Device;
 pub use files::{Dialect, Error, ErrorKind, Meta, Result};
+pub use kernels::ops::KvFormat;
 pub use model::{CacheKind, LoadProgress, Model, OpenOptions};
 pub use models::ARCHITECTURES;
 pub use session::{FeedProgress, RouteRecord, Session};
