@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand, ValueEnum};
 use engine::drive::{DiskKind, DriveOptions};
-use engine::{CacheKind, Device, OpenOptions, PolicyKind};
+use engine::{CacheKind, Device, KvFormat, OpenOptions, PolicyKind};
 
 use crate::{bench, chat, completions, doctor, eval, failure, inspect, logits, run, synth};
 
@@ -62,6 +62,10 @@ pub(crate) struct ComputeArgs {
     /// float32 activations throughout: slower, the mode in which results are checked
     #[arg(long)]
     pub(crate) exact: bool,
+    /// How keys and values of the context are stored: q8 takes half the memory, and changes answers a little; --exact
+    /// keeps them in float32
+    #[arg(long, value_enum, value_name = "FORMAT", conflicts_with = "exact")]
+    pub(crate) kv: Option<KvArg>,
     /// The ceiling for everything Tidemill keeps in memory, such as 12GiB; default: what the machine can spare
     #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
     pub(crate) memory: Option<u64>,
@@ -110,6 +114,10 @@ impl ComputeArgs {
                 DeviceArg::Gpu => Device::Gpu,
             },
             exact: self.exact,
+            kv_format: self.kv.map(|kv| match kv {
+                KvArg::F16 => KvFormat::F16,
+                KvArg::Q8 => KvFormat::Q8,
+            }),
             memory_bytes: self.memory,
             cache: match self.cache {
                 CacheArg::Slots => CacheKind::Slots,
@@ -151,6 +159,15 @@ pub(crate) enum DeviceArg {
     Cpu,
     /// The first GPU
     Gpu,
+}
+
+/// `--kv`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum KvArg {
+    /// Half precision, the default
+    F16,
+    /// Signed bytes in blocks of 32 with a scale each
+    Q8,
 }
 
 /// `--cache`

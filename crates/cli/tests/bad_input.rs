@@ -101,6 +101,10 @@ fn bad_options_are_one_line() {
     fails(["run", "-p", "x", "--stop", ""], 2, &["stop"]);
     fails(["run", "-p", "x", "--experts-per-token", "33"], 2, &["33 experts", "32"]);
     fails(["run", "-p", "x", "--ctx", "99999"], 2, &["99999", "4096"]);
+    fails(["run", "-p", "x", "--kv", "q3"], 2, &["--kv", "f16, q8"]);
+    fails(["run", "-p", "x", "--kv", "q8", "--exact"], 2, &["--kv", "--exact"]);
+    let narrow = golden("llama-dense/bf16");
+    fails(["run", text(&narrow), "-p", "x", "--kv", "q8"], 5, &["8-bit KV cache", "32", "16"]);
     fails(["run", "-p", "x", "--device", "tpu"], 2, &["--device", "auto, cpu, gpu"]);
     fails(["run", "-p", "x", "--raw", "--system", "y"], 2, &["--raw", "--system"]);
     fails(["run", "-p", "", "--raw"], 2, &["prompt is empty"]);

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use files::{Dialect, Error, ErrorKind, Format, Meta, Result, Tensor, TensorIndex, TokenizerSource};
 use kernels::Backend;
-use kernels::ops::Precision;
+use kernels::ops::KvFormat;
 use kernels::reference::Reference;
 use store::ExpertLayout;
 
@@ -116,7 +116,7 @@ impl Inspection {
 fn footprint(index: &TensorIndex, meta: &Meta) -> Result<Footprint> {
     meta.check()?;
     let backend: Arc<dyn Backend> = Arc::new(Reference::default());
-    let Bound { decoder, states: _, experts, arena } = models::bind(index, meta, &backend, None)?;
+    let Bound { decoder, experts, arena } = models::bind(index, meta, &backend, None)?;
     let layout_bytes = |layout: &ExpertLayout| layout.parts.iter().map(|part| part.bytes).sum::<u64>();
     let mut found = Footprint { resident_bytes: arena.bytes(), ..Footprint::default() };
     for layer in experts.iter().filter(|layer| !layer.is_empty()) {
@@ -126,7 +126,7 @@ fn footprint(index: &TensorIndex, meta: &Meta) -> Result<Footprint> {
         found.expert_bytes = found.expert_bytes.max(largest);
         found.expert_bytes_per_token += largest * decoder.top_k() as u64;
     }
-    let states = decoder.state_shapes(Precision::Fast);
+    let states = decoder.state_shapes(KvFormat::F16)?;
     found.recurrent_bytes = states.iter().map(LayerShape::recurrent_bytes).sum();
     // The difference of two lengths: what is fixed falls out.
     let at = |context: usize| states.iter().map(|s| s.bytes(context)).sum::<u64>();

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use files::{Error, Meta, Result, TensorIndex};
 use kernels::Backend;
+use kernels::ops::{KvFormat, Precision};
 use store::disk::{Disk, DiskChoice};
 use store::governor::{Governor, GovernorOptions};
 use store::plan::{Plan, PlanInput, machine_memory, plan};
@@ -57,6 +58,9 @@ pub struct OpenOptions {
     pub memory_bytes: Option<u64>,
     /// Who keeps experts in memory.
     pub cache: CacheKind,
+    /// How keys and values are stored; `None` is f16, or f32 where activations are. f32 and 8 bits change answers a
+    /// little, one way and the other.
+    pub kv_format: Option<KvFormat>,
     /// Threads that compute; `None` is one for each core.
     pub threads: Option<usize>,
     /// Positions of a sequence; `None` is the model's own context, at most 8192.
@@ -118,8 +122,10 @@ impl Model {
             Some(backend) => backend.clone(),
             None => open_device(options)?,
         };
-        let Bound { decoder, states, experts, arena } =
+        let Bound { decoder, experts, arena } =
             models::bind(&index, &meta, &backend, options.experts_per_token)?;
+        let kv_format = kv_format(backend.info().precision, options.kv_format)?;
+        let states = decoder.state_shapes(kv_format)?;
         let context = context(&meta, options.context)?;
         let sessions = options.sessions.unwrap_or(1);
         if sessions == 0 {
@@ -326,6 +332,14 @@ fn check_experts_per_token(meta: &Meta, asked: Option<usize>) -> Result<()> {
             Err(Error::invalid(format!("{k} experts per token: the model has {} a layer", moe.experts)))
         }
         Some(_) => Ok(()),
+    }
+}
+
+fn kv_format(precision: Precision, asked: Option<KvFormat>) -> Result<KvFormat> {
+    match (precision, asked) {
+        (Precision::Exact, None | Some(KvFormat::F32)) => Ok(KvFormat::F32),
+        (Precision::Exact, Some(_)) => Err(Error::invalid("exact results need keys and values in f32")),
+        (Precision::Fast, asked) => Ok(asked.unwrap_or(KvFormat::F16)),
     }
 }
 

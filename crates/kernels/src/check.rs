@@ -164,6 +164,9 @@ pub fn delta_rule(input: &DeltaInput<'_>, spec: &DeltaSpec, state: &Tensor, out:
     if spec.key_heads == 0 || !spec.value_heads.is_multiple_of(spec.key_heads) {
         return fail(op, format!("{spec:?}: value heads must be a multiple of key heads"));
     }
+    if spec.key_head_dim == 0 {
+        return fail(op, format!("{spec:?}: heads without values"));
+    }
     want(op, "qkv", input.qkv, rows, spec.channels())?;
     want(op, "a", input.a, rows, spec.value_heads)?;
     want(op, "b", input.b, rows, spec.value_heads)?;

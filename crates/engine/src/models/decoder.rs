@@ -2,7 +2,7 @@
 
 use files::Result;
 use kernels::Weight;
-use kernels::ops::{KvFormat, Precision};
+use kernels::ops::KvFormat;
 use store::{ExpertId, LayerId};
 
 use crate::layers::{FeedForward, Mixer};
@@ -91,20 +91,22 @@ impl Decoder {
         }
     }
 
-    /// What each layer remembers.
-    pub(crate) fn state_shapes(&self, precision: Precision) -> Vec<LayerShape> {
-        let format = match precision {
-            Precision::Exact => KvFormat::F32,
-            Precision::Fast => KvFormat::F16,
-        };
+    /// What each layer remembers, with keys and values in `format`.
+    ///
+    /// # Errors
+    /// `Unsupported` when a layer's heads cannot be stored like this.
+    pub(crate) fn state_shapes(&self, format: KvFormat) -> Result<Vec<LayerShape>> {
         let shape = |block: &Block| match &block.mixer {
-            Mixer::Attention(a) => LayerShape::Kv { kv_heads: a.kv_heads, head_dim: a.spec.head_dim, format },
-            Mixer::Delta(d) => LayerShape::Delta {
+            Mixer::Attention(a) => {
+                format.check(a.spec.head_dim)?;
+                Ok(LayerShape::Kv { kv_heads: a.kv_heads, head_dim: a.spec.head_dim, format })
+            }
+            Mixer::Delta(d) => Ok(LayerShape::Delta {
                 conv_rows: d.conv.cols() - 1,
                 channels: d.spec.channels(),
                 value_heads: d.spec.value_heads,
                 head_state: d.spec.key_head_dim * d.spec.value_head_dim,
-            },
+            }),
         };
         self.layers.iter().map(shape).collect()
     }

@@ -17,14 +17,11 @@ pub(crate) use bind::Binder;
 pub(crate) use decoder::Decoder;
 
 use crate::bridge::Arena;
-use crate::state::LayerShape;
 
 /// A model bound to its tensors: weights that [`Arena::load`] has yet to fill, and where the experts are.
 pub(crate) struct Bound {
     /// The layers.
     pub(crate) decoder: Decoder,
-    /// What a sequence remembers, layer by layer.
-    pub(crate) states: Vec<LayerShape>,
     /// Where the experts are, `[layer][expert]`; empty for dense layers.
     pub(crate) experts: Vec<Vec<ExpertLayout>>,
     /// The resident weights to load.
@@ -58,7 +55,6 @@ pub(crate) fn bind(
         }
     };
     decoder.link();
-    let states = decoder.state_shapes(backend.info().precision);
     let (experts, arena) = binder.finish()?;
-    Ok(Bound { decoder, states, experts, arena })
+    Ok(Bound { decoder, experts, arena })
 }

@@ -1,7 +1,7 @@
 //! A sequence's state as a file: written aside and renamed, so that a full disk or a crash loses nothing.
 //!
-//! Layout, little-endian: magic `TMSTATE1`, model fingerprint u64, token count u64, token ids u32 each, then per
-//! layer: for KV caches keys then values, head by head, the held positions only; for recurrent layers the
+//! Layout, little-endian: magic `TMSTATE2`, model fingerprint u64, number format of keys and values u64 (0 none, 1 f32,
+//! 2 f16, 3 8-bit), token count u64, token ids u32 each, then per layer: for KV caches keys then values, head by head, the held positions only; for recurrent layers the
 //! convolution's inputs, then the delta matrices. Last the FNV-1a hash u64 of everything before it.
 
 use std::fs::{self, File};
@@ -10,10 +10,11 @@ use std::path::Path;
 
 use files::{Error, Result};
 use kernels::Block;
+use kernels::ops::KvFormat;
 
 use super::{COPY_BYTES, LayerState, SequenceState};
 
-const MAGIC: &[u8; 8] = b"TMSTATE1";
+const MAGIC: &[u8; 8] = b"TMSTATE2";
 
 /// FNV-1a, 64 bits: finds damage, not malice.
 struct Hash(u64);
@@ -56,6 +57,7 @@ fn write_file(state: &SequenceState, tokens: &[u32], fingerprint: u64, path: &Pa
     };
     put(MAGIC)?;
     put(&fingerprint.to_le_bytes())?;
+    put(&format_code(state).to_le_bytes())?;
     put(&(tokens.len() as u64).to_le_bytes())?;
     for token in tokens {
         put(&token.to_le_bytes())?;
@@ -112,6 +114,12 @@ fn read_file(state: &mut SequenceState, vocab: usize, fingerprint: u64, path: &P
         return Err(Error::invalid(format!("{name} was saved with another model or precision")));
     }
     get(&mut word)?;
+    if u64::from_le_bytes(word) != format_code(state) {
+        return Err(Error::invalid(format!(
+            "{name} was saved with keys and values in another number format"
+        )));
+    }
+    get(&mut word)?;
     let count = u64::from_le_bytes(word);
     if count > state.capacity as u64 {
         let capacity = state.capacity;
@@ -144,6 +152,16 @@ fn read_file(state: &mut SequenceState, vocab: usize, fingerprint: u64, path: &P
     Ok(tokens)
 }
 
+/// The number of the format of keys and values in a file.
+fn format_code(state: &SequenceState) -> u64 {
+    match state.kv_format() {
+        None => 0,
+        Some(KvFormat::F32) => 1,
+        Some(KvFormat::F16) => 2,
+        Some(KvFormat::Q8) => 3,
+    }
+}
+
 type Ranges = Vec<(usize, usize)>;
 
 /// A range in pieces that fit the copying buffer.
@@ -158,7 +176,7 @@ fn kv_ranges(kv_heads: usize, head_bytes: usize, capacity: usize, positions: usi
 fn pieces(layer: &LayerState, positions: usize) -> [(&Block, Ranges); 2] {
     match layer {
         LayerState::Kv(kv) => {
-            let ranges = kv_ranges(kv.kv_heads, kv.head_dim * kv.format.bytes(), kv.capacity, positions);
+            let ranges = kv_ranges(kv.kv_heads, kv.format.head_bytes(kv.head_dim), kv.capacity, positions);
             [(&kv.keys, ranges.clone()), (&kv.values, ranges)]
         }
         LayerState::Delta(s) => {
@@ -170,7 +188,7 @@ fn pieces(layer: &LayerState, positions: usize) -> [(&Block, Ranges); 2] {
 fn pieces_mut(layer: &mut LayerState, positions: usize) -> [(&mut Block, Ranges); 2] {
     match layer {
         LayerState::Kv(kv) => {
-            let ranges = kv_ranges(kv.kv_heads, kv.head_dim * kv.format.bytes(), kv.capacity, positions);
+            let ranges = kv_ranges(kv.kv_heads, kv.format.head_bytes(kv.head_dim), kv.capacity, positions);
             [(&mut kv.keys, ranges.clone()), (&mut kv.values, ranges)]
         }
         LayerState::Delta(s) => {

@@ -132,6 +132,14 @@ impl SequenceState {
             .ok_or_else(|| Error::invalid(format!("there is no state of layer {layer}")))
     }
 
+    /// How its keys and values are stored; `None` without attention layers.
+    fn kv_format(&self) -> Option<KvFormat> {
+        self.layers.iter().find_map(|layer| match layer {
+            LayerState::Kv(kv) => Some(kv.format),
+            LayerState::Delta(_) => None,
+        })
+    }
+
     /// Counts `tokens` tokens that a step has appended to every layer.
     pub(crate) fn advance(&mut self, tokens: usize) {
         self.position += tokens;

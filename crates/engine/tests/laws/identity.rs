@@ -4,10 +4,10 @@ use std::path::Path;
 use std::sync::Arc;
 
 use store::disk::SimOptions;
-use tidemill_engine::{CacheKind, Model, OpenOptions, Session};
+use tidemill_engine::{CacheKind, KvFormat, Model, OpenOptions, Session};
 
 use crate::common::{go, open, try_open};
-use crate::tools::{Bits, PROMPT_TOKENS, all_bits, bits, golden, last_bits, sim, tokens};
+use crate::tools::{Bits, EIGHT_BIT, PROMPT_TOKENS, all_bits, bits, golden, last_bits, sim, tokens};
 
 /// The smallest budget that a model accepts, in bytes, from what the refusal says.
 pub(crate) fn floor_bytes(path: &Path, options: &OpenOptions) -> u64 {
@@ -65,9 +65,10 @@ fn decode_bits(model: &Arc<Model>, prompt: &[u32], answer: &[u32]) -> Vec<Bits> 
     all
 }
 
-fn check(set: &str, exact: bool) {
+fn check(set: &str, exact: bool, kv_format: Option<KvFormat>) {
     let path = golden(set);
-    let base = OpenOptions { exact, threads: Some(1), context: Some(128), ..OpenOptions::default() };
+    let base =
+        OpenOptions { exact, kv_format, threads: Some(1), context: Some(128), ..OpenOptions::default() };
     let model = open(&path, &base);
     let prompt = tokens(&model, 7, PROMPT_TOKENS);
     let expected = all_bits(&model, &prompt);
@@ -87,8 +88,8 @@ macro_rules! same_bits {
     ($($name:ident: $set:literal),+ $(,)?) => {$(
         #[test]
         fn $name() {
-            check($set, true);
-            check($set, false);
+            check($set, true, None);
+            check($set, false, None);
         }
     )+};
 }
@@ -102,6 +103,11 @@ same_bits! {
     hybrid_dense: "qwen3_5-dense/gguf-Q4_0",
     dense: "qwen3-dense/bf16",
     llama: "llama-dense/gguf-Q8_0",
+}
+
+#[test]
+fn eight_bit_keys_and_values() {
+    check(EIGHT_BIT, false, Some(KvFormat::Q8));
 }
 
 /// Sessions share the model's slots and working memory; each waits its turn, none sees the other.

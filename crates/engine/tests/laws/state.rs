@@ -5,10 +5,10 @@ use std::path::Path;
 use std::sync::Arc;
 
 use proptest::prelude::*;
-use tidemill_engine::{ErrorKind, Model, Session};
+use tidemill_engine::{ErrorKind, KvFormat, Model, OpenOptions, Session};
 
 use crate::common::{all_logits, go, open};
-use crate::tools::{attention_only, bits, golden, hybrid, last_bits, on_sim, tokens};
+use crate::tools::{EIGHT_BIT, attention_only, bits, golden, hybrid, last_bits, on_sim, tokens};
 
 /// What a user of a session may do.
 #[derive(Clone, Debug)]
@@ -243,17 +243,17 @@ fn a_damaged_foreign_or_cut_state_is_refused_and_the_session_stays_usable() {
     session.append(&tokens(&model, 4, 20), &mut go).expect("runs");
     session.save(&path).expect("saves");
     let good = fs::read(&path).expect("is there");
-    for at in [0, 7, 24, 30, 100, good.len() / 2, good.len() - 1] {
+    for at in [0, 7, 32, 38, 100, good.len() / 2, good.len() - 1] {
         let mut bad = good.clone();
         bad[at] ^= 0x10;
         refused(&mut session, &path, &bad, ErrorKind::Corrupt, &format!("byte {at} flipped"));
     }
-    for len in [0, 3, 8, 23, 50, good.len() / 3, good.len() - 1] {
+    for len in [0, 3, 8, 23, 31, 50, good.len() / 3, good.len() - 1] {
         refused(&mut session, &path, &good[..len], ErrorKind::Corrupt, &format!("cut at {len}"));
     }
     refused(&mut session, &path, &[&good[..], &[0]].concat(), ErrorKind::Corrupt, "a byte too many");
     let mut absurd = good.clone();
-    absurd[16..24].copy_from_slice(&u64::MAX.to_le_bytes());
+    absurd[24..32].copy_from_slice(&u64::MAX.to_le_bytes());
     refused(&mut session, &path, &absurd, ErrorKind::InvalidRequest, "absurd count");
     let (_, other) = attention_only();
     let mut foreign = Session::new(&other).expect("a session");
@@ -277,7 +277,7 @@ fn a_state_with_tokens_outside_the_vocabulary_is_refused() {
     session.append(&tokens(&model, 4, 20), &mut go).expect("runs");
     session.save(&path).expect("saves");
     let mut bad = fs::read(&path).expect("is there");
-    bad[24..28].copy_from_slice(&u32::MAX.to_le_bytes());
+    bad[32..36].copy_from_slice(&u32::MAX.to_le_bytes());
     let end = bad.len() - 8;
     let sum = bad[..end].iter().fold(0xcbf2_9ce4_8422_2325u64, |hash, byte| {
         (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
@@ -311,6 +311,31 @@ fn a_state_of_the_same_shapes_but_other_weights_is_refused() {
     fs::copy(&original, &moved).expect("writable");
     let mut same = Session::new(&open(&moved, &Default::default())).expect("a session");
     same.load(&path).expect("the same weights under another name");
+}
+
+/// The number format of keys and values is part of a state, and of its size.
+#[test]
+fn a_state_with_another_kv_format_is_refused() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("chat.state");
+    let with = |kv_format| {
+        let options = OpenOptions { kv_format: Some(kv_format), context: Some(64), ..OpenOptions::default() };
+        open(&golden(EIGHT_BIT), &options)
+    };
+    let (half, bytes) = (with(KvFormat::F16), with(KvFormat::Q8));
+    assert!(bytes.plan().state_bytes < half.plan().state_bytes, "{:?} {:?}", bytes.plan(), half.plan());
+    let mut session = Session::new(&bytes).expect("a session");
+    session.append(&tokens(&bytes, 4, 20), &mut go).expect("runs");
+    session.save(&path).expect("saves");
+    let mut other = Session::new(&half).expect("a session");
+    let error = other.load(&path).expect_err("8 bits are not 16");
+    assert_eq!(error.kind(), ErrorKind::InvalidRequest, "{error}");
+    assert!(error.message().contains("number format"), "{error}");
+    let mut same = Session::new(&bytes).expect("a session");
+    same.load(&path).expect("the same format");
+    same.append(&[1], &mut go).expect("runs");
+    session.append(&[1], &mut go).expect("runs");
+    assert_eq!(bits(same.logits()), bits(session.logits()));
 }
 
 /// The file written aside leads to a full device: the old state stays, whatever its name.

@@ -12,6 +12,9 @@ use crate::common::{all_logits, go, model_path, open, root};
 /// Chunks of 64 leave a rest, and 512 experts are not all used.
 pub(crate) const PROMPT_TOKENS: usize = 70;
 
+/// A set whose heads fit an 8-bit KV cache.
+pub(crate) const EIGHT_BIT: &str = "qwen3_5_moe-e32/mlx-4bit";
+
 /// The model of a golden set, as `qwen3_moe-e16/mlx-4bit`.
 pub(crate) fn golden(set: &str) -> PathBuf {
     model_path(&root().join("testdata/goldens").join(set))

@@ -74,6 +74,12 @@ macro_rules! avx2 {
             }
 
             #[inline(always)]
+            unsafe fn load_words(from: *const u8) -> __m256i {
+                // SAFETY: as above.
+                unsafe { _mm256_cvtepu16_epi32(_mm_loadu_si128(from.cast())) }
+            }
+
+            #[inline(always)]
             unsafe fn store(x: __m256i, to: *mut i32) {
                 // SAFETY: as above.
                 unsafe { _mm256_storeu_si256(to.cast(), x) }

@@ -61,6 +61,12 @@ unsafe impl Simd for Avx512 {
     }
 
     #[inline(always)]
+    unsafe fn load_words(from: *const u8) -> __m512i {
+        // SAFETY: as above.
+        unsafe { _mm512_cvtepu16_epi32(_mm256_loadu_si256(from.cast())) }
+    }
+
+    #[inline(always)]
     unsafe fn store(x: __m512i, to: *mut i32) {
         // SAFETY: as above.
         unsafe { _mm512_storeu_si512(to.cast(), x) }

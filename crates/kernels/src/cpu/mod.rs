@@ -288,7 +288,7 @@ impl Backend for Cpu {
             state: Parts::new(state.host_mut()?),
             out: Parts::new(&mut out.host_mut()?[rows.start * heads * dv..rows.end * heads * dv]),
         };
-        if rows.is_empty() || spec.key_head_dim == 0 {
+        if rows.is_empty() {
             return Ok(());
         }
         let (each, strips) = (delta.factors(), dv.div_ceil(delta.strip()));

@@ -170,6 +170,16 @@ macro_rules! neon {
             }
 
             #[inline(always)]
+            unsafe fn load_words(from: *const u8) -> Self::I {
+                // SAFETY: as above.
+                unsafe {
+                    let words = vld1q_u16(from.cast());
+                    let (low, high) = (vmovl_u16(vget_low_u16(words)), vmovl_high_u16(words));
+                    [vreinterpretq_s32_u32(low), vreinterpretq_s32_u32(high)]
+                }
+            }
+
+            #[inline(always)]
             unsafe fn store(x: Self::I, to: *mut i32) {
                 // SAFETY: as above.
                 unsafe {

@@ -63,6 +63,12 @@ unsafe impl Simd for Scalar {
     }
 
     #[inline]
+    unsafe fn load_words(from: *const u8) -> Self::I {
+        // SAFETY: the caller promises LANES words.
+        unsafe { from.cast::<[u16; N]>().read_unaligned() }.map(i32::from)
+    }
+
+    #[inline]
     unsafe fn store(x: Self::I, to: *mut i32) {
         // SAFETY: the caller promises room for LANES dwords.
         unsafe { to.cast::<Self::I>().write_unaligned(x) }

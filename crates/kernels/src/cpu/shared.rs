@@ -32,15 +32,4 @@ impl<'a, T> Parts<'a, T> {
         // SAFETY: in bounds, as just checked; exclusive, as the caller promises.
         unsafe { std::slice::from_raw_parts_mut(self.pointer.add(start), len) }
     }
-
-    /// Sets one value. Panics outside the slice.
-    ///
-    /// # Safety
-    /// Nobody else accesses the value at the same time.
-    #[inline(always)]
-    pub(crate) unsafe fn set(&self, at: usize, value: T) {
-        assert!(at < self.len, "{at} of {}", self.len);
-        // SAFETY: in bounds, as just checked; exclusive, as the caller promises.
-        unsafe { self.pointer.add(at).write(value) }
-    }
 }

@@ -44,6 +44,8 @@ pub(super) unsafe trait Simd: Copy + 'static {
     /// One dword in all lanes.
     unsafe fn splat(x: i32) -> Self::I;
     unsafe fn load(from: *const i32) -> Self::I;
+    /// [`Simd::LANES`] unsigned words, widened to dwords.
+    unsafe fn load_words(from: *const u8) -> Self::I;
     unsafe fn store(x: Self::I, to: *mut i32);
     unsafe fn and(a: Self::I, b: Self::I) -> Self::I;
     unsafe fn or(a: Self::I, b: Self::I) -> Self::I;

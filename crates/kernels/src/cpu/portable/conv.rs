@@ -1,8 +1,8 @@
 //! The short causal convolution in front of the delta rule.
 
-use crate::cpu::isa::for_each_isa;
 use crate::cpu::math::silu;
 use crate::cpu::shared::Parts;
+use crate::cpu::wide::{LANES, for_each_width};
 
 /// Channels that are worked on together.
 const WIDTH: usize = 64;
@@ -30,12 +30,13 @@ pub(in crate::cpu) struct Conv<'a> {
 /// Nobody else accesses these channels of the state and the output.
 pub(in crate::cpu) unsafe fn short_conv(isa: crate::cpu::isa::Isa, conv: Conv<'_>, start: usize, len: usize) {
     for c in (start..start + len).step_by(WIDTH) {
-        channels(isa, conv, c, WIDTH.min(start + len - c));
+        // SAFETY: the caller's promise.
+        unsafe { channels(isa, conv, c, WIDTH.min(start + len - c)) };
     }
 }
 
-for_each_isa! {
-    fn channels(conv: Conv<'_>, start: usize, len: usize) {
+for_each_width! {
+    unsafe fn channels<W>(conv: Conv<'_>, start: usize, len: usize) {
         let (kernel, stride) = (conv.kernel, conv.channels);
         let rows = conv.x.len() / stride;
         let mut taps = [[0.0f32; WIDTH]; TAPS];
@@ -43,20 +44,41 @@ for_each_isa! {
             taps[i] = taps_of(&conv, start, len, i);
         }
         for t in 0..rows {
-            let mut sums = [0.0f32; WIDTH];
-            for i in 0..kernel {
-                let x = input(&conv, start, len, t + i);
-                if i < TAPS {
-                    accumulate(&mut sums, &taps[i], x);
-                } else {
-                    accumulate(&mut sums, &taps_of(&conv, start, len, i), x);
+            // SAFETY: arrays of whole vectors; inputs are as long, or copied to one that is.
+            let sums = unsafe {
+                let mut sums = [W::splat(0.0); WIDTH / LANES];
+                for i in 0..kernel {
+                    let late;
+                    let taps = if i < TAPS {
+                        &taps[i]
+                    } else {
+                        late = taps_of(&conv, start, len, i);
+                        &late
+                    };
+                    let x = input(&conv, start, len, t + i);
+                    let mut padded = [0.0f32; WIDTH];
+                    let x = if len == WIDTH {
+                        x.as_ptr()
+                    } else {
+                        padded[..len].copy_from_slice(x);
+                        padded.as_ptr()
+                    };
+                    for n in 0..WIDTH / LANES {
+                        let tap = W::load(taps.as_ptr().add(n * LANES));
+                        sums[n] = W::load(x.add(n * LANES)).fma(tap, sums[n]);
+                    }
                 }
-            }
-            for sum in &mut sums {
-                *sum = silu(*sum);
-            }
+                let mut values = [0.0f32; WIDTH];
+                for n in 0..WIDTH / LANES {
+                    sums[n].store(values.as_mut_ptr().add(n * LANES));
+                }
+                values
+            };
             // SAFETY: these channels belong to this call.
-            unsafe { conv.out.part(t * stride + start, len) }.copy_from_slice(&sums[..len]);
+            let out = unsafe { conv.out.part(t * stride + start, len) };
+            for (o, sum) in out.iter_mut().zip(&sums) {
+                *o = silu(*sum);
+            }
         }
         for i in 0..kernel - 1 {
             let mut values = [0.0f32; WIDTH];
@@ -72,10 +94,9 @@ for_each_isa! {
 #[inline(always)]
 fn taps_of(conv: &Conv<'_>, start: usize, len: usize, i: usize) -> [f32; WIDTH] {
     let mut taps = [0.0f32; WIDTH];
-    for (tap, weights) in
-        taps[..len].iter_mut().zip(conv.weight[start * conv.kernel..].chunks_exact(conv.kernel))
-    {
-        *tap = weights[i];
+    let weights = &conv.weight[start * conv.kernel..][..len * conv.kernel];
+    for c in 0..len {
+        taps[c] = weights[c * conv.kernel + i];
     }
     taps
 }
@@ -88,19 +109,5 @@ fn input<'a>(conv: &Conv<'a>, start: usize, len: usize, t: usize) -> &'a [f32] {
         unsafe { conv.state.part(t * conv.channels + start, len) }
     } else {
         &conv.x[(t + 1 - conv.kernel) * conv.channels + start..][..len]
-    }
-}
-
-/// `sums += taps * x`
-#[inline(always)]
-fn accumulate(sums: &mut [f32; WIDTH], taps: &[f32; WIDTH], x: &[f32]) {
-    if let Ok(x) = <&[f32; WIDTH]>::try_from(x) {
-        for i in 0..WIDTH {
-            sums[i] += taps[i] * x[i];
-        }
-        return;
-    }
-    for ((sum, tap), x) in sums.iter_mut().zip(taps).zip(x) {
-        *sum += tap * x;
     }
 }
