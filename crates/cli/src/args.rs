@@ -6,7 +6,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 use engine::drive::{DiskKind, DriveOptions};
 use engine::{CacheKind, Device, KvFormat, OpenOptions, PolicyKind};
 
-use crate::{bench, chat, completions, doctor, eval, failure, inspect, logits, run, synth};
+use crate::{bench, chat, completions, doctor, eval, failure, inspect, logits, pull, run, synth};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -48,6 +48,12 @@ pub(crate) enum Command {
     Inspect(inspect::Args),
     /// Make a model of random weights in a published shape, to measure with
     Synth(synth::Args),
+    /// Download a model from the Hugging Face hub
+    Pull(pull::Args),
+    /// List the models that were pulled
+    List(pull::ListArgs),
+    /// Remove a pulled model
+    Rm(pull::RmArgs),
     /// Print a completion script for a shell
     Completions(completions::Args),
 }

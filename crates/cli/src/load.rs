@@ -12,7 +12,7 @@ use serde_json::{Map, Value, json};
 use crate::args::ComputeArgs;
 use crate::failure::Result;
 use crate::interrupt::Work;
-use crate::{bundled, out, remembered};
+use crate::{bundled, out, pull, remembered};
 
 /// What the built-in model is called.
 const BUNDLED: &str = "demo";
@@ -31,7 +31,8 @@ pub(crate) fn resolve(model: Option<&str>) -> Result<PathBuf> {
             return Ok(path.to_path_buf());
         }
         if given != BUNDLED {
-            let pulled = cache().ok().map(|cache| cache.join("models").join(given)).filter(|p| p.exists());
+            let by_hand = |cache: PathBuf| Some(cache.join("models").join(given)).filter(|p| p.exists());
+            let pulled = cache().ok().and_then(|cache| pull::find(&cache, given).or_else(|| by_hand(cache)));
             return pulled.ok_or_else(|| {
                 Error::not_found(format!(
                     "no model {given:?}: no such file or directory, and no model of that name in the cache; MODEL is a \

@@ -15,6 +15,7 @@ mod load;
 mod logits;
 mod npy;
 mod out;
+mod pull;
 mod remembered;
 mod run;
 mod sampling;
@@ -49,6 +50,9 @@ fn execute(command: Command) -> Result<()> {
         Command::Doctor(args) => doctor::main(&args),
         Command::Inspect(args) => inspect::main(&args),
         Command::Synth(args) => synth::main(&args),
+        Command::Pull(args) => pull::main(&args),
+        Command::List(args) => pull::list(&args),
+        Command::Rm(args) => pull::rm(&args),
         Command::Completions(args) => completions::main(&args),
     }
 }

@@ -7,7 +7,7 @@ use common::{succeed, tidemill};
 #[test]
 fn help_of_every_command() {
     let mut all = String::new();
-    let commands: [&[&str]; 11] = [
+    let commands: [&[&str]; 14] = [
         &[],
         &["chat"],
         &["run"],
@@ -18,6 +18,9 @@ fn help_of_every_command() {
         &["eval", "tools"],
         &["doctor"],
         &["inspect"],
+        &["pull"],
+        &["list"],
+        &["rm"],
         &["completions"],
     ];
     for command in commands {

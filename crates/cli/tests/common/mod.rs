@@ -70,7 +70,11 @@ fn texts(output: &Output, code: i32) -> (String, String) {
 
 /// A run that must fail with this exit code, nothing on stdout, and one line on stderr that holds all `said`.
 pub fn fails<S: AsRef<std::ffi::OsStr>>(args: impl IntoIterator<Item = S>, code: i32, said: &[&str]) {
-    let mut command = tidemill(args);
+    fails_with(&mut tidemill(args), code, said);
+}
+
+/// The same for a command that is prepared further.
+pub fn fails_with(command: &mut Command, code: i32, said: &[&str]) {
     let shown = format!("{command:?}");
     let output = command.output().expect("the program starts");
     let (out, err) = texts(&output, code);

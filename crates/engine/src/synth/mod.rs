@@ -38,6 +38,7 @@ use std::str::FromStr;
 use files::{Error, Result};
 
 pub use shape::{DeltaShape, Shape};
+pub use write::check_free_space;
 
 use tensors::Weights;
 

@@ -264,6 +264,14 @@ fn free_bytes(directory: &Path) -> Option<u64> {
     }
 }
 
+/// Whether the drive that holds `directory` has room for `needed` more bytes; yes where the system does not tell.
+///
+/// # Errors
+/// `Io` with both numbers when it has not.
+pub fn check_free_space(directory: &Path, needed: u64) -> Result<()> {
+    check_space(directory, needed, free_bytes(directory))
+}
+
 fn check_space(directory: &Path, needed: u64, free: Option<u64>) -> Result<()> {
     match free {
         Some(free) if free < needed => {
