@@ -325,7 +325,7 @@ macro_rules! neon {
             unsafe fn prefetch(at: *const u8) {
                 // SAFETY: a prefetch of any address is harmless.
                 unsafe {
-                    asm!("prfm pldl2keep, [{at}]", at = in(reg) at, options(nomem, nostack, preserves_flags));
+                    asm!("prfm pldl2keep, [{at}]", at = in(reg) at.addr(), options(nomem, nostack, preserves_flags));
                 }
             }
         }
