@@ -5,12 +5,16 @@
 //! the values `i`, `i + 16`, .., and lanes are summed as [`super::math::tree_sum`] does. What a kernel calls must be
 //! `#[inline(always)]`, and closures are left out: neither would be compiled for the instruction set.
 
+#[cfg(target_arch = "aarch64")]
+use std::arch::aarch64::*;
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::*;
 
 use half::f16;
 
 use super::math::{tree_sum, widen};
+#[cfg(target_arch = "aarch64")]
+use super::simd::array;
 
 /// Lanes of a [`Wide`].
 pub(super) const LANES: usize = 16;
@@ -329,6 +333,116 @@ unsafe impl Wide for Zmm {
     }
 }
 
+/// Four vectors of NEON.
+#[cfg(target_arch = "aarch64")]
+#[derive(Clone, Copy)]
+pub(super) struct Quad([float32x4_t; 4]);
+
+// SAFETY: the methods need what the trait's contract promises: NEON, and valid pointers.
+#[cfg(target_arch = "aarch64")]
+unsafe impl Wide for Quad {
+    const TILE: usize = 2;
+
+    #[inline(always)]
+    unsafe fn splat(x: f32) -> Self {
+        // SAFETY: the trait's contract.
+        unsafe { Self([vdupq_n_f32(x); 4]) }
+    }
+
+    #[inline(always)]
+    unsafe fn splat_half(from: *const f16) -> Self {
+        // SAFETY: as above.
+        unsafe {
+            let half = vdup_n_u16(from.cast::<u16>().read_unaligned());
+            Self([vcvt_f32_f16(vreinterpret_f16_u16(half)); 4])
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn load(from: *const f32) -> Self {
+        // SAFETY: as above.
+        unsafe { Self(array!(i < 4 => vld1q_f32(from.add(4 * i)))) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_half(from: *const f16) -> Self {
+        // SAFETY: as above.
+        unsafe { Self(array!(i < 4 => vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(from.add(4 * i).cast()))))) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_bytes(from: *const i8) -> Self {
+        // SAFETY: as above.
+        unsafe {
+            let bytes = vld1q_s8(from);
+            let (low, high) = (vmovl_s8(vget_low_s8(bytes)), vmovl_high_s8(bytes));
+            let dwords = [
+                vmovl_s16(vget_low_s16(low)),
+                vmovl_high_s16(low),
+                vmovl_s16(vget_low_s16(high)),
+                vmovl_high_s16(high),
+            ];
+            Self(array!(i < 4 => vcvtq_f32_s32(dwords[i])))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn store(self, to: *mut f32) {
+        for i in 0..4 {
+            // SAFETY: as above.
+            unsafe { vst1q_f32(to.add(4 * i), self.0[i]) };
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn store_half(self, to: *mut f16) {
+        for i in 0..4 {
+            // SAFETY: as above.
+            unsafe { vst1_u16(to.add(4 * i).cast(), vreinterpret_u16_f16(vcvt_f16_f32(self.0[i]))) };
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn mul(self, b: Self) -> Self {
+        // SAFETY: as above.
+        unsafe { Self(array!(i < 4 => vmulq_f32(self.0[i], b.0[i]))) }
+    }
+
+    #[inline(always)]
+    unsafe fn fma(self, b: Self, c: Self) -> Self {
+        // SAFETY: as above.
+        unsafe { Self(array!(i < 4 => vfmaq_f32(c.0[i], self.0[i], b.0[i]))) }
+    }
+
+    #[inline(always)]
+    unsafe fn sums(x: [Self; 4]) -> [f32; 4] {
+        // SAFETY: as above; the array has four values.
+        unsafe {
+            let four = array!(n < 4 => {
+                let [a, b, c, d] = x[n].0;
+                vreinterpretq_f64_f32(vaddq_f32(vaddq_f32(a, c), vaddq_f32(b, d)))
+            });
+            let two = array!(n < 2 => {
+                let (a, b) = (four[2 * n], four[2 * n + 1]);
+                vaddq_f32(vreinterpretq_f32_f64(vzip1q_f64(a, b)), vreinterpretq_f32_f64(vzip2q_f64(a, b)))
+            });
+            let mut out = [0.0; 4];
+            vst1q_f32(out.as_mut_ptr(), vpaddq_f32(two[0], two[1]));
+            out
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn prefetch(at: *const u8) {
+        // SAFETY: a prefetch of any address is harmless.
+        unsafe {
+            std::arch::asm!(
+                "prfm pldl1keep, [{at}]", at = in(reg) at.addr(), options(nomem, nostack, preserves_flags)
+            );
+        }
+    }
+}
+
 /// Compiles a kernel over a [`Wide`] once for every instruction set; the first argument of the result picks one.
 macro_rules! for_each_width {
     ($(#[$meta:meta])* $vis:vis unsafe fn $name:ident<$wide:ident>($($arg:ident: $ty:ty),* $(,)?) $body:block) => {
@@ -348,6 +462,12 @@ macro_rules! for_each_width {
                 // SAFETY: as above.
                 unsafe { body::<$crate::cpu::wide::Zmm>($($arg),*) }
             }
+            #[cfg(target_arch = "aarch64")]
+            #[target_feature(enable = "neon")]
+            unsafe fn neon($($arg: $ty),*) {
+                // SAFETY: as above.
+                unsafe { body::<$crate::cpu::wide::Quad>($($arg),*) }
+            }
             // SAFETY: an `Isa` other than portable exists only where its features were detected; the rest is the
             // caller's promise.
             unsafe {
@@ -356,7 +476,11 @@ macro_rules! for_each_width {
                     $crate::cpu::isa::Isa::Avx2 | $crate::cpu::isa::Isa::Avx2Vnni => avx2($($arg),*),
                     #[cfg(target_arch = "x86_64")]
                     $crate::cpu::isa::Isa::Avx512 => avx512($($arg),*),
-                    _ => body::<$crate::cpu::wide::Plain>($($arg),*),
+                    #[cfg(target_arch = "aarch64")]
+                    $crate::cpu::isa::Isa::Neon
+                    | $crate::cpu::isa::Isa::NeonDot
+                    | $crate::cpu::isa::Isa::NeonI8mm => neon($($arg),*),
+                    $crate::cpu::isa::Isa::Portable => body::<$crate::cpu::wide::Plain>($($arg),*),
                 }
             }
         }
