@@ -6,6 +6,9 @@
 //! integers with activations that are quantised to signed bytes in blocks of 32. Routers, norms, softmax, the delta
 //! rule and the weights that are plain floats take f32 in both.
 
+// Kernels run over registers by index, in loops that the compiler unrolls; iterators of arrays do not unroll.
+#![allow(clippy::needless_range_loop)]
+
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]

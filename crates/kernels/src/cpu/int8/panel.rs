@@ -465,7 +465,6 @@ impl<const HALVES: bool, const MIN: bool, const WIDE: bool, const N: usize> Kern
 impl<const HALVES: bool, const MIN: bool, const WIDE: bool, const N: usize> Several<HALVES, MIN, WIDE, N> {
     /// # Safety
     /// As [`Kernel::run`]; there are `P` panels.
-    #[allow(clippy::needless_range_loop)] // indices over registers, unrolled
     #[inline(always)]
     unsafe fn panels<S: Simd, const P: usize>(self) {
         // SAFETY: as the caller promises.
@@ -502,7 +501,6 @@ impl<const HALVES: bool, const MIN: bool, const WIDE: bool, const N: usize> Seve
     ///
     /// # Safety
     /// As [`Kernel::run`].
-    #[allow(clippy::needless_range_loop)] // indices over registers, unrolled
     #[inline(always)]
     unsafe fn sums<S: Simd, const P: usize>(&self, panel: [*const f32; P], b: usize) -> [[[S::I; 2]; N]; P] {
         // SAFETY: as the caller promises.

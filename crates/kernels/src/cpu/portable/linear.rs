@@ -76,7 +76,6 @@ struct Dots<T, const N: usize> {
 }
 
 impl<T: Float, const N: usize> Kernel for Dots<T, N> {
-    #[allow(clippy::needless_range_loop)] // indices over registers, unrolled
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
         // SAFETY: the caller of the kernel promises the features, the rows and room for N results.
@@ -120,7 +119,14 @@ impl<T: Float, const N: usize> Kernel for Dots<T, N> {
 }
 
 /// `sums[i][n] = x[rows[i]] . w[n]` for [`ROWS`] rows of w, in the format's bytes.
-fn dots<T: Float>(isa: Isa, w: [&[u8]; ROWS], x: &[f32], rows: &[u32], cols: usize, sums: &mut [[f32; ROWS]]) {
+fn dots<T: Float>(
+    isa: Isa,
+    w: [&[u8]; ROWS],
+    x: &[f32],
+    rows: &[u32],
+    cols: usize,
+    sums: &mut [[f32; ROWS]],
+) {
     assert!(w.iter().all(|w| w.len() == cols * T::BYTES) && sums.len() >= rows.len());
     let w = w.map(<[u8]>::as_ptr);
     let row = |i: usize| x[rows[i] as usize * cols..][..cols].as_ptr();

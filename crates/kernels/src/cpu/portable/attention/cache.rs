@@ -99,7 +99,7 @@ fn quantise(values: &[f32; KvFormat::BLOCK], bytes: &mut [u8; KvFormat::BLOCK]) 
     }
     let max = f32::from_bits(max);
     let step = if max.is_finite() { f16::from_f32(max / 127.0) } else { f16::NAN };
-    if !(step > f16::ZERO) {
+    if step.is_nan() || step <= f16::ZERO {
         *bytes = [0; KvFormat::BLOCK];
         return step;
     }
