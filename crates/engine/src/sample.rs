@@ -86,6 +86,14 @@ impl SampleParams {
     }
 }
 
+/// Values that are looked at together.
+const LANES: usize = 16;
+/// Up to so many best tokens are kept sorted while the logits are read.
+const SORTED_MOST: usize = 256;
+/// A token less likely than e to the minus this, beside the best, is never drawn: a vocabulary of such tokens weighs less
+/// than the last bit of a random number.
+const NEGLIGIBLE: f64 = 60.0;
+
 /// Chooses tokens one after the other.
 pub struct Sampler {
     params: SampleParams,
@@ -174,11 +182,19 @@ impl Sampler {
         let weight = |logit: f32| ((f64::from(logit) - f64::from(best)) / temperature).exp();
         let list = &mut self.candidates;
         list.clear();
-        let allowed = (0u32..).zip(logits).filter(|(_, logit)| **logit > f32::NEG_INFINITY);
-        list.extend(allowed.map(|(id, &logit)| Candidate { id, logit, weight: weight(logit) }));
-        if p.top_k > 0 && p.top_k < list.len() {
-            best_first(list, p.top_k);
-            list.truncate(p.top_k);
+        if (1..=SORTED_MOST).contains(&p.top_k) {
+            best_of(logits, p.top_k, list);
+        } else {
+            let least = ((f64::from(best) - NEGLIGIBLE * temperature) as f32).max(f32::MIN);
+            let likely = (0u32..).zip(logits).filter(|(_, logit)| **logit >= least);
+            list.extend(likely.map(|(id, &logit)| Candidate { id, logit, weight: 0.0 }));
+            if p.top_k > 0 && p.top_k < list.len() {
+                best_first(list, p.top_k);
+                list.truncate(p.top_k);
+            }
+        }
+        for candidate in list.iter_mut() {
+            candidate.weight = weight(candidate.logit);
         }
         if p.top_p < 1.0 {
             let enough = f64::from(p.top_p) * list.iter().map(|c| c.weight).sum::<f64>();
@@ -206,16 +222,46 @@ impl Sampler {
 
 /// The best token, the lowest id among equals.
 fn argmax(logits: &[f32]) -> Result<usize> {
-    let mut best: Option<usize> = None;
-    for (id, logit) in logits.iter().enumerate() {
-        if logit.is_nan() || *logit == f32::INFINITY {
-            return Err(Error::corrupt(format!("the logit of token {id} is {logit}")));
-        }
-        if *logit > best.map_or(f32::NEG_INFINITY, |b| logits[b]) {
-            best = Some(id);
+    // Maxima of lanes, which the compiler makes vectors of.
+    let mut max = [f32::NEG_INFINITY; LANES];
+    let mut is_bad = false;
+    let (whole, rest) = logits.as_chunks::<LANES>();
+    for chunk in whole {
+        for (max, logit) in max.iter_mut().zip(chunk) {
+            is_bad |= logit.is_nan() | (*logit == f32::INFINITY);
+            *max = if *logit > *max { *logit } else { *max };
         }
     }
+    for logit in rest {
+        is_bad |= logit.is_nan() | (*logit == f32::INFINITY);
+        max[0] = if *logit > max[0] { *logit } else { max[0] };
+    }
+    if is_bad && let Some(id) = logits.iter().position(|l| l.is_nan() || *l == f32::INFINITY) {
+        return Err(Error::corrupt(format!("the logit of token {id} is {}", logits[id])));
+    }
+    let max = max.into_iter().fold(f32::NEG_INFINITY, f32::max);
+    let allowed = max > f32::NEG_INFINITY;
+    let best = logits.iter().position(|logit| allowed && *logit == max);
     best.ok_or_else(|| Error::corrupt("every token is forbidden: all logits are negative infinity"))
+}
+
+/// Fills `list` with the `n` best tokens that are not forbidden, best first, without a list of all.
+fn best_of(logits: &[f32], n: usize, list: &mut Vec<Candidate>) {
+    for (at, chunk) in logits.chunks(LANES).enumerate() {
+        // Almost all chunks hold nothing better than the worst that is kept.
+        let worst = if list.len() == n { list[n - 1].logit } else { f32::NEG_INFINITY };
+        if !chunk.iter().fold(false, |any, logit| any | (*logit > worst)) {
+            continue;
+        }
+        for (id, &logit) in ((at * LANES) as u32..).zip(chunk) {
+            let candidate = Candidate { id, logit, weight: 0.0 };
+            let place = list.partition_point(|c| c.logit >= logit);
+            if logit > f32::NEG_INFINITY && place < n {
+                list.truncate(n - 1);
+                list.insert(place, candidate);
+            }
+        }
+    }
 }
 
 /// Sorts the `n` best to the front.

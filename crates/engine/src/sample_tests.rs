@@ -149,4 +149,22 @@ proptest! {
         let ids = |l: &[Candidate]| l.iter().map(|c| c.id).collect::<Vec<_>>();
         prop_assert_eq!(ids(&list), ids(&all[..count]));
     }
+
+    /// Keeping the best while reading is sorting everything.
+    #[test]
+    fn the_best_are_found_in_one_pass(seed in any::<u64>(), len in 1usize..700, n in 1usize..40) {
+        let mut random = Xoshiro::new(seed);
+        let logits: Vec<f32> = (0..len)
+            .map(|_| if random.unit() < 0.1 { f32::NEG_INFINITY } else { (random.unit() * 50.0).floor() as f32 })
+            .collect();
+        let mut list = Vec::new();
+        best_of(&logits, n, &mut list);
+        let mut all: Vec<u32> = (0..len as u32).filter(|id| logits[*id as usize] > f32::NEG_INFINITY).collect();
+        all.sort_by(|a, b| logits[*b as usize].total_cmp(&logits[*a as usize]).then(a.cmp(b)));
+        all.truncate(n);
+        prop_assert_eq!(list.iter().map(|c| c.id).collect::<Vec<_>>(), all);
+        let first = (0..len).rev().max_by(|a, b| logits[*a].total_cmp(&logits[*b]));
+        let best = argmax(&logits).ok();
+        prop_assert_eq!(best, first.filter(|id| logits[*id] > f32::NEG_INFINITY));
+    }
 }
