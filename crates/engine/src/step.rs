@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use files::{Error, ErrorKind, Result};
-use kernels::ops::{Routes, Segment};
+use kernels::ops::{Product, Routes, Segment};
 use kernels::{Backend, Tensor, Weight};
 use store::{ExpertMask, LayerId};
 
@@ -106,6 +106,21 @@ impl Step<'_> {
         let mut out = self.tensor(x.rows(), w.weight.rows())?;
         self.backend.linear(x, &w.weight, w.bias.as_ref(), &mut out)?;
         Ok(out)
+    }
+
+    /// [`Self::linear`] with several matrices, which read x together.
+    pub(crate) fn linears<const N: usize>(&self, x: &Tensor, ws: [&Linear; N]) -> Result<[Activation; N]> {
+        let mut outs = Vec::with_capacity(N);
+        for w in ws {
+            outs.push(self.tensor(x.rows(), w.weight.rows())?);
+        }
+        let mut products: Vec<_> = ws
+            .into_iter()
+            .zip(&mut outs)
+            .map(|(w, out)| Product { weight: &w.weight, bias: w.bias.as_ref(), out: &mut **out })
+            .collect();
+        self.backend.linears(x, &mut products)?;
+        outs.try_into().map_err(|_| Error::invalid("as many results as matrices"))
     }
 
     /// `x += y`

@@ -250,6 +250,17 @@ pub struct ExpertBatch<'a> {
     pub rows: &'a [RoutedRow],
 }
 
+/// One of several products with the same x: [`Backend::linears`].
+#[derive(Debug)]
+pub struct Product<'a> {
+    /// `[n, k]`
+    pub weight: &'a Weight,
+    /// `[1, n]`
+    pub bias: Option<&'a Tensor>,
+    /// `[rows, n]`
+    pub out: &'a mut Tensor,
+}
+
 /// The shared expert's contribution to [`Backend::combine`].
 #[derive(Clone, Copy, Debug)]
 pub struct SharedOutput<'a> {
@@ -298,6 +309,11 @@ pub trait Backend: Send + Sync {
 
     /// `out[r, n] = sum_k x[r, k] * w[n, k] + bias[n]`; x `[rows, k]`, out `[rows, n]`, bias `[1, n]`.
     fn linear(&self, x: &Tensor, w: &Weight, bias: Option<&Tensor>, out: &mut Tensor) -> Result<()>;
+
+    /// Several [`Backend::linear`] with the same x, whose fork-joins or dispatches a backend may share.
+    fn linears(&self, x: &Tensor, products: &mut [Product<'_>]) -> Result<()> {
+        products.iter_mut().try_for_each(|p| self.linear(x, p.weight, p.bias, p.out))
+    }
 
     /// `x += y`, same shape.
     fn add(&self, x: &mut Tensor, y: &Tensor) -> Result<()>;

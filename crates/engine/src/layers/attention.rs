@@ -35,9 +35,7 @@ impl Attention {
     /// See [`super::Mixer::run`].
     pub(crate) fn run(&self, s: &mut Step<'_>, layer: usize, h: &Tensor) -> Result<Activation> {
         let dim = self.spec.head_dim;
-        let mut q = s.linear(h, &self.q)?;
-        let mut k = s.linear(h, &self.k)?;
-        let v = s.linear(h, &self.v)?;
+        let [mut q, mut k, v] = s.linears(h, [&self.q, &self.k, &self.v])?;
         let q_rope = self.rope_spec(self.spec.heads, dim * (1 + usize::from(self.spec.gated)));
         let k_rope = self.rope_spec(self.kv_heads, dim);
         let (q_norm, k_norm) = (norm_argument(&self.q_norm), norm_argument(&self.k_norm));

@@ -35,10 +35,7 @@ pub(crate) struct Delta {
 impl Delta {
     /// See [`super::Mixer::run`].
     pub(crate) fn run(&self, s: &mut Step<'_>, layer: usize, h: &Tensor) -> Result<Activation> {
-        let qkv = s.linear(h, &self.qkv)?;
-        let a = s.linear(h, &self.a)?;
-        let b = s.linear(h, &self.b)?;
-        let z = s.linear(h, &self.z)?;
+        let [qkv, a, b, z] = s.linears(h, [&self.qkv, &self.a, &self.b, &self.z])?;
         let mut convolved = s.tensor(h.rows(), self.spec.channels())?;
         let mut mixed = s.tensor(h.rows(), self.spec.value_heads * self.spec.value_head_dim)?;
         s.each_sequence(layer, |backend, segment, state| {

@@ -22,6 +22,13 @@ enum Input<'a> {
     Bytes(&'a Activations),
 }
 
+/// A product: the weight `[n, k]`, the bias `[n]`, and where the results `[rows, n]` go.
+pub(super) struct Target<'a> {
+    pub(super) weight: HostWeight<'a>,
+    pub(super) bias: Option<&'a [f32]>,
+    pub(super) out: Parts<'a, f32>,
+}
+
 /// One MLP and its rows: of the input, and of the output.
 struct Job<'a> {
     weights: [HostWeight<'a>; 3],
@@ -66,44 +73,46 @@ impl Cpu {
         })
     }
 
-    /// `out = x . w^T + bias` for all rows.
-    pub(super) fn product(
-        &self,
-        x: &[f32],
-        w: &HostWeight<'_>,
-        bias: Option<&[f32]>,
-        out: &mut [f32],
-    ) -> Result<()> {
-        let pass = (QUANTISED / w.cols).max(1);
-        for (x, out) in x.chunks(pass * w.cols).zip(out.chunks_mut(pass * w.rows)) {
-            self.with_input(x, w.cols, w.format, |input| self.product_of(input, x.len(), w, bias, out))?;
+    /// `out = x . w^T + bias` for all rows of x, `[rows, cols]`, and all targets: one job for those that want x alike.
+    pub(super) fn products(&self, x: &[f32], cols: usize, targets: &[Target<'_>]) -> Result<()> {
+        let layout = |target: &Target<'_>| self.layout(target.weight.format, cols);
+        let pass = (QUANTISED / cols).max(1);
+        for (i, target) in targets.iter().enumerate() {
+            if targets[..i].iter().any(|before| layout(before) == layout(target)) {
+                continue;
+            }
+            let alike: Vec<_> = targets[i..].iter().filter(|other| layout(other) == layout(target)).collect();
+            for (p, x) in x.chunks(pass * cols).enumerate() {
+                self.with_input(x, cols, target.weight.format, |input| {
+                    self.products_of(input, p * pass..p * pass + x.len() / cols, &alike)
+                })?;
+            }
         }
         Ok(())
     }
 
-    /// The same with f32 activations in every mode, for routers.
-    pub(super) fn float_product(&self, x: &[f32], w: &HostWeight<'_>, out: &mut [f32]) -> Result<()> {
-        self.product_of(Input::Float(x), x.len(), w, None, out)
+    /// `out = x . w^T` with f32 activations in every mode, for routers.
+    pub(super) fn float_product(&self, x: &[f32], weight: HostWeight<'_>, out: &mut [f32]) -> Result<()> {
+        let target = Target { weight, bias: None, out: Parts::new(out) };
+        self.products_of(Input::Float(x), 0..x.len() / weight.cols, &[&target])
     }
 
-    fn product_of(
-        &self,
-        input: Input<'_>,
-        len: usize,
-        w: &HostWeight<'_>,
-        bias: Option<&[f32]>,
-        out: &mut [f32],
-    ) -> Result<()> {
-        let rows: Vec<u32> = (0..(len / w.cols) as u32).collect();
-        let tile = self.tile(w.rows);
-        let out = Parts::new(out);
-        self.pool.run(w.rows.div_ceil(tile), |item| {
-            let outputs = item * tile..w.rows.min((item + 1) * tile);
-            self.outputs(input, &rows, w, outputs, |i, n, sums| {
+    /// The rows of `input`, which are rows `to` of the outputs.
+    fn products_of(&self, input: Input<'_>, to: Range<usize>, targets: &[&Target<'_>]) -> Result<()> {
+        let rows: Vec<u32> = (0..to.len() as u32).collect();
+        let tile = self.tile(targets.iter().map(|target| target.weight.rows).sum());
+        let mut items = Vec::new();
+        for &target in targets {
+            let outputs = target.weight.rows;
+            items.extend((0..outputs).step_by(tile).map(|n| (target, n..outputs.min(n + tile))));
+        }
+        self.pool.run(items.len(), |item| {
+            let (target, outputs) = &items[item];
+            self.outputs(input, &rows, &target.weight, outputs.clone(), |i, n, sums| {
                 // SAFETY: each item has its own columns.
-                let out = unsafe { out.part(i * w.rows + n, sums.len()) };
+                let out = unsafe { target.out.part((to.start + i) * target.weight.rows + n, sums.len()) };
                 out.copy_from_slice(sums);
-                if let Some(bias) = bias {
+                if let Some(bias) = target.bias {
                     out.iter_mut().zip(&bias[n..]).for_each(|(out, bias)| *out += bias);
                 }
             })

@@ -36,10 +36,11 @@ pub use isa::Isa;
 use crate::buffer::{Block, Buffer, Tensor, Weight};
 use crate::ops::{
     AttentionSpec, Backend, DeltaInput, DeltaSpec, DeviceInfo, ExpertBatch, KvCache, MlpWeights, Precision,
-    RopeSpec, RouteBuffers, RouteSpec, Routes, Segment, SharedOutput,
+    Product, RopeSpec, RouteBuffers, RouteSpec, Routes, Segment, SharedOutput,
 };
 use crate::{check, host, reference};
 use int8::Activations;
+use matmul::Target;
 use pool::Pool;
 use scratch::Scratch;
 use shared::Parts;
@@ -166,9 +167,17 @@ impl Backend for Cpu {
     }
 
     fn linear(&self, x: &Tensor, w: &Weight, bias: Option<&Tensor>, out: &mut Tensor) -> Result<()> {
-        check::linear(x, w, bias, out)?;
-        let bias = bias.map(Tensor::host).transpose()?;
-        self.product(x.host()?, &w.host()?, bias, out.host_mut()?)
+        self.linears(x, &mut [Product { weight: w, bias, out }])
+    }
+
+    fn linears(&self, x: &Tensor, products: &mut [Product<'_>]) -> Result<()> {
+        let mut all = Vec::with_capacity(products.len());
+        for Product { weight, bias, out } in products {
+            check::linear(x, weight, *bias, out)?;
+            let bias = bias.map(Tensor::host).transpose()?;
+            all.push(Target { weight: weight.host()?, bias, out: Parts::new(out.host_mut()?) });
+        }
+        self.products(x.host()?, x.cols(), &all)
     }
 
     fn add(&self, x: &mut Tensor, y: &Tensor) -> Result<()> {
@@ -347,7 +356,7 @@ impl Backend for Cpu {
                     logits.resize(rows * router.rows, 0.0);
                 }
                 let logits = &mut logits[..rows * router.rows];
-                self.float_product(x, &router, logits)?;
+                self.float_product(x, router, logits)?;
                 let logits = &*logits;
                 self.split(rows, 8 * router.rows, |r| {
                     for r in r {

@@ -3,7 +3,7 @@
 use std::marker::PhantomData;
 use std::ops::Range;
 
-use files::{Format, Result};
+use files::{Format, Result, ScaleType};
 
 use crate::buffer::HostWeight;
 use crate::cpu::isa::{Isa, for_each_isa};
@@ -168,7 +168,7 @@ pub(in crate::cpu) fn products_of(
         let count = ROWS.min(outputs.end - first);
         if !plain {
             for (n, row) in decoded.chunks_exact_mut(cols).take(count).enumerate() {
-                w.decode_row(first + n, row)?;
+                decode_row(isa, w, first + n, row)?;
             }
         }
         let bytes: &[u8] = bytemuck::cast_slice(&decoded);
@@ -187,6 +187,57 @@ pub(in crate::cpu) fn products_of(
         }
     }
     Ok(())
+}
+
+/// One row of w as floats: [`HostWeight::decode_row`], with vectors for the formats that routers come in.
+///
+/// # Errors
+/// As [`files::quant::decode`].
+fn decode_row(isa: Isa, w: &HostWeight<'_>, row: usize, out: &mut [f32]) -> Result<()> {
+    let Format::Affine { bits: bits @ (4 | 8), group, scale: ScaleType::BF16 } = w.format else {
+        return w.decode_row(row, out);
+    };
+    let (packed, scales, biases) = (w.row(0, row), w.row(1, row), w.row(2, row));
+    match bits {
+        4 => decode_affine4(isa, packed, scales, biases, usize::from(group), out),
+        _ => decode_affine8(isa, packed, scales, biases, usize::from(group), out),
+    }
+    Ok(())
+}
+
+/// A bf16 scale or bias.
+#[inline(always)]
+fn brain(bytes: &[u8]) -> f32 {
+    f32::from_bits(u32::from(u16::from_le_bytes([bytes[0], bytes[1]])) << 16)
+}
+
+for_each_isa! {
+    /// `out = q * scale + bias` for groups of bytes.
+    fn decode_affine8(packed: &[u8], scales: &[u8], biases: &[u8], group: usize, out: &mut [f32]) {
+        let of_group = scales.chunks_exact(2).zip(biases.chunks_exact(2));
+        let values = packed.chunks_exact(group).zip(out.chunks_exact_mut(group));
+        for ((scale, bias), (packed, out)) in of_group.zip(values) {
+            let (scale, bias) = (brain(scale), brain(bias));
+            for (out, &q) in out.iter_mut().zip(packed) {
+                *out = f32::from(q) * scale + bias;
+            }
+        }
+    }
+}
+
+for_each_isa! {
+    /// The same for nibbles, low ones first.
+    fn decode_affine4(packed: &[u8], scales: &[u8], biases: &[u8], group: usize, out: &mut [f32]) {
+        let of_group = scales.chunks_exact(2).zip(biases.chunks_exact(2));
+        let values = packed.chunks_exact(group / 2).zip(out.chunks_exact_mut(group));
+        for ((scale, bias), (packed, out)) in of_group.zip(values) {
+            let (scale, bias) = (brain(scale), brain(bias));
+            for (out, &q) in out.chunks_exact_mut(2).zip(packed) {
+                out[0] = f32::from(q & 15) * scale + bias;
+                out[1] = f32::from(q >> 4) * scale + bias;
+            }
+        }
+    }
 }
 
 for_each_isa! {
