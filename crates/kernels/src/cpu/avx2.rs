@@ -33,7 +33,7 @@ pub(super) unsafe fn enter_vnni<K: Kernel>(kernel: K) {
 }
 
 macro_rules! avx2 {
-    ($name:ident, $base:expr, |$sum:ident, $unsigned:ident, $signed:ident, $wide:ident| $dot:expr) => {
+    ($name:ident, $base:expr, $folds:expr, |$sum:ident, $unsigned:ident, $signed:ident, $wide:ident| $dot:expr) => {
         // SAFETY: the methods need what the trait's contract promises: the features, and valid pointers.
         unsafe impl Simd for $name {
             const LANES: usize = 8;
@@ -162,6 +162,22 @@ macro_rules! avx2 {
                 unsafe { $dot }
             }
 
+            const FOLDS: bool = $folds;
+
+            // Eight products of up to 31 * 127 fit 16 bits, so one widening serves four dwords.
+            #[inline(always)]
+            unsafe fn dot_four(sum: __m256i, unsigned: [__m256i; 4], signed: [__m256i; 4]) -> __m256i {
+                // SAFETY: as above.
+                unsafe {
+                    let pairs = array!(c < 4 => _mm256_maddubs_epi16(unsigned[c], signed[c]));
+                    let pairs = _mm256_add_epi16(
+                        _mm256_add_epi16(pairs[0], pairs[1]),
+                        _mm256_add_epi16(pairs[2], pairs[3]),
+                    );
+                    _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
+                }
+            }
+
             #[inline(always)]
             unsafe fn splat_f(x: f32) -> __m256 {
                 // SAFETY: as above.
@@ -225,7 +241,7 @@ macro_rules! avx2 {
 }
 
 // Bytes up to 127: a pair of products stays below 2^15. Wide ones become signed; their sign moves to x.
-avx2!(Avx2, 128, |sum, unsigned, signed, WIDE| {
+avx2!(Avx2, 128, true, |sum, unsigned, signed, WIDE| {
     let (u, s) = if WIDE {
         let centred = _mm256_xor_si256(unsigned, _mm256_set1_epi8(-128));
         (_mm256_abs_epi8(centred), _mm256_sign_epi8(signed, centred))
@@ -236,4 +252,4 @@ avx2!(Avx2, 128, |sum, unsigned, signed, WIDE| {
     _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
 });
 
-avx2!(Avx2Vnni, 0, |sum, unsigned, signed, WIDE| _mm256_dpbusd_avx_epi32(sum, unsigned, signed));
+avx2!(Avx2Vnni, 0, false, |sum, unsigned, signed, WIDE| _mm256_dpbusd_avx_epi32(sum, unsigned, signed));

@@ -64,6 +64,17 @@ pub(super) unsafe trait Simd: Copy + 'static {
     /// Adds the four products of each lane's unsigned bytes with signed bytes in -127..=127. Without `WIDE` the
     /// unsigned ones are at most 127; with it, they are lowered by [`Simd::WIDE_BASE`] first.
     unsafe fn dot<const WIDE: bool>(sum: Self::I, unsigned: Self::I, signed: Self::I) -> Self::I;
+    /// Whether [`Simd::dot_four`] is cheaper than four [`Simd::dot`].
+    const FOLDS: bool = false;
+    /// Four [`Simd::dot`] with bytes of at most 31.
+    #[inline(always)]
+    unsafe fn dot_four(mut sum: Self::I, unsigned: [Self::I; 4], signed: [Self::I; 4]) -> Self::I {
+        for c in 0..4 {
+            // SAFETY: as the caller promises.
+            sum = unsafe { Self::dot::<false>(sum, unsigned[c], signed[c]) };
+        }
+        sum
+    }
 
     unsafe fn splat_f(x: f32) -> Self::F;
     unsafe fn load_f(from: *const f32) -> Self::F;

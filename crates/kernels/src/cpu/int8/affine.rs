@@ -95,6 +95,7 @@ unsafe fn widen<S: Simd>(ty: ScaleType, x: [S::I; 4], out: &mut [MaybeUninit<S::
 }
 
 impl Unpack for Affine4 {
+    const BITS: u32 = 4;
     const MIN: bool = true;
     const ORDER: Order = Order::EvenOdd;
 
@@ -112,8 +113,8 @@ impl Unpack for Affine4 {
 }
 
 impl Unpack for Affine8 {
+    const BITS: u32 = 8;
     const MIN: bool = true;
-    const WIDE: bool = true;
 
     #[inline(always)]
     unsafe fn unpack<S: Simd, E: Emit<S>>(source: &Source, blocks: Range<usize>, emit: &mut E) {
@@ -139,6 +140,7 @@ unsafe fn quads<S: Simd>(x: [S::I; 2]) -> [S::I; 8] {
 }
 
 impl Unpack for Affine2 {
+    const BITS: u32 = 2;
     const MIN: bool = true;
     const ORDER: Order = Order::Quads;
 
@@ -161,6 +163,7 @@ impl Unpack for Affine2 {
 }
 
 impl<const BITS: usize> Unpack for AffineStream<BITS> {
+    const BITS: u32 = BITS as u32;
     const MIN: bool = true;
 
     #[inline(always)]

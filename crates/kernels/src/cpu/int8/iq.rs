@@ -44,7 +44,7 @@ unsafe fn look<S: Simd>(table: &[u8; 16], q: [S::I; 4]) -> [S::I; 8] {
 }
 
 impl Unpack for IQ4NL {
-    const WIDE: bool = true;
+    const BITS: u32 = 8;
     const OFFSET: i32 = 128;
     const ORDER: Order = Order::Rotated16;
 
@@ -70,7 +70,7 @@ impl Unpack for IQ4NL {
 }
 
 impl Unpack for IQ4XS {
-    const WIDE: bool = true;
+    const BITS: u32 = 8;
     const OFFSET: i32 = 128;
 
     #[inline(always)]
@@ -95,6 +95,7 @@ impl Unpack for IQ4XS {
 }
 
 impl Unpack for Mxfp4 {
+    const BITS: u32 = 8;
     const OFFSET: i32 = 12;
 
     #[inline(always)]

@@ -60,6 +60,7 @@ fn join<I: Copy>(a: [I; 4], b: [I; 4]) -> [I; 8] {
 }
 
 impl Unpack for Q4K {
+    const BITS: u32 = 4;
     const MIN: bool = true;
 
     #[inline(always)]
@@ -109,6 +110,7 @@ unsafe fn with_bit<S: Simd>(x: [S::I; 8], bits: &[S::I; 8], s: usize, to: usize)
 }
 
 impl Unpack for Q5K {
+    const BITS: u32 = 5;
     const MIN: bool = true;
 
     #[inline(always)]
@@ -158,6 +160,7 @@ unsafe fn two_bits<S: Simd>(x: [S::I; 8], s: usize, to: usize) -> [S::I; 8] {
 }
 
 impl Unpack for Q6K {
+    const BITS: u32 = 6;
     const HALVES: bool = true;
     const OFFSET: i32 = 32;
 
@@ -196,6 +199,7 @@ impl Unpack for Q6K {
 }
 
 impl Unpack for Q2K {
+    const BITS: u32 = 2;
     const HALVES: bool = true;
     const MIN: bool = true;
 
@@ -237,6 +241,7 @@ unsafe fn six_bits_less_32<S: Simd>(s: [S::I; 3], j: usize) -> S::I {
 }
 
 impl Unpack for Q3K {
+    const BITS: u32 = 3;
     const HALVES: bool = true;
     const OFFSET: i32 = 4;
 

@@ -78,6 +78,7 @@ impl<S: Simd> Pairs<S> {
 }
 
 impl Unpack for Q4_0 {
+    const BITS: u32 = 4;
     const OFFSET: i32 = 8;
     const ORDER: Order = Order::Rotated16;
 
@@ -103,6 +104,7 @@ impl Unpack for Q4_0 {
 }
 
 impl Unpack for Q4_1 {
+    const BITS: u32 = 4;
     const MIN: bool = true;
 
     #[inline(always)]
@@ -137,6 +139,7 @@ unsafe fn fifth<S: Simd>(q: [S::I; 4], bits: S::I) -> [S::I; 8] {
 }
 
 impl Unpack for Q5_0 {
+    const BITS: u32 = 5;
     const OFFSET: i32 = 16;
     const ORDER: Order = Order::Rotated16;
 
@@ -177,6 +180,7 @@ unsafe fn both_halves<S: Simd>(x: S::I) -> ([S::F; 2], [S::F; 2]) {
 }
 
 impl Unpack for Q5_1 {
+    const BITS: u32 = 5;
     const MIN: bool = true;
 
     #[inline(always)]
@@ -197,7 +201,7 @@ impl Unpack for Q5_1 {
 }
 
 impl Unpack for Q8_0 {
-    const WIDE: bool = true;
+    const BITS: u32 = 8;
     const OFFSET: i32 = 128;
     const ORDER: Order = Order::Rotated32;
 

@@ -87,8 +87,8 @@ pub(super) trait Unpack: Copy + 'static {
     const HALVES: bool = false;
     /// There are minimums.
     const MIN: bool = false;
-    /// Bytes may exceed 127.
-    const WIDE: bool = false;
+    /// Bits of the bytes.
+    const BITS: u32;
     /// What is subtracted from the bytes.
     const OFFSET: i32 = 0;
     /// Where the values of a block lie in it.

@@ -16,6 +16,8 @@ use crate::cpu::simd::{Kernel, Simd, array};
 
 /// Vectors of a block in a panel: bytes, scales, minimums.
 const VECTORS: usize = 12;
+/// Bytes of so many bits are narrow: the sum of eight products with signed bytes fits 16 bits.
+const NARROW: u32 = 5;
 /// Rows of x that are multiplied together.
 pub(in crate::cpu) const X_ROWS: usize = 4;
 
@@ -52,7 +54,7 @@ macro_rules! with_format {
 }
 
 fn layout_of<U: Unpack>(isa: Isa) -> Layout {
-    let base = if U::WIDE { isa.wide_base() } else { 0 };
+    let base = if U::BITS > 7 { isa.wide_base() } else { 0 };
     Layout { order: U::ORDER, correction: base - U::OFFSET, halves: U::HALVES }
 }
 
@@ -185,23 +187,25 @@ unsafe fn multiply<U: Unpack>(
 /// As [`Several`].
 unsafe fn several<U: Unpack>(isa: Isa, rows: usize, work: Work, x: [Row; X_ROWS]) {
     // Formats of one kind share this code.
-    let kind = (U::HALVES, U::MIN, U::WIDE);
+    let kind = (U::HALVES, U::MIN, U::BITS);
     // SAFETY: as the caller promises.
     unsafe {
         match kind {
-            (false, false, false) => rows_of::<false, false, false>(isa, rows, work, x),
-            (false, false, true) => rows_of::<false, false, true>(isa, rows, work, x),
-            (false, true, false) => rows_of::<false, true, false>(isa, rows, work, x),
-            (false, true, true) => rows_of::<false, true, true>(isa, rows, work, x),
-            (true, false, _) => rows_of::<true, false, false>(isa, rows, work, x),
-            (true, true, _) => rows_of::<true, true, false>(isa, rows, work, x),
+            (false, false, ..=NARROW) => rows_of::<false, false, NARROW>(isa, rows, work, x),
+            (false, false, _) => rows_of::<false, false, 8>(isa, rows, work, x),
+            (false, true, ..=NARROW) => rows_of::<false, true, NARROW>(isa, rows, work, x),
+            (false, true, ..8) => rows_of::<false, true, 7>(isa, rows, work, x),
+            (false, true, _) => rows_of::<false, true, 8>(isa, rows, work, x),
+            (true, false, ..=NARROW) => rows_of::<true, false, NARROW>(isa, rows, work, x),
+            (true, false, _) => rows_of::<true, false, 7>(isa, rows, work, x),
+            (true, true, _) => rows_of::<true, true, NARROW>(isa, rows, work, x),
         }
     }
 }
 
 /// # Safety
 /// As [`Several`].
-unsafe fn rows_of<const HALVES: bool, const MIN: bool, const WIDE: bool>(
+unsafe fn rows_of<const HALVES: bool, const MIN: bool, const BITS: u32>(
     isa: Isa,
     rows: usize,
     work: Work,
@@ -211,9 +215,9 @@ unsafe fn rows_of<const HALVES: bool, const MIN: bool, const WIDE: bool>(
     // SAFETY: as the caller promises.
     unsafe {
         match rows {
-            1 => isa.enter(Several::<HALVES, MIN, WIDE, 1> { work, x: [a] }),
-            2 => isa.enter(Several::<HALVES, MIN, WIDE, 2> { work, x: [a, b] }),
-            _ => isa.enter(Several::<HALVES, MIN, WIDE, 4> { work, x }),
+            1 => isa.enter(Several::<HALVES, MIN, BITS, 1> { work, x: [a] }),
+            2 => isa.enter(Several::<HALVES, MIN, BITS, 2> { work, x: [a, b] }),
+            _ => isa.enter(Several::<HALVES, MIN, BITS, 4> { work, x }),
         }
     }
 }
@@ -342,8 +346,10 @@ impl<S: Simd, U: Unpack> Emit<S> for Direct<S, U> {
             let meta = self.x.meta(b);
             // Two chains, for the processor's sake.
             let mut sums = [S::splat(meta.start[0]), S::splat(if U::HALVES { meta.start[1] } else { 0 })];
-            for c in 0..8 {
-                sums[c / 4] = dot::<S, U>(sums[c / 4], w[c], self.x.dword::<S>(b, c));
+            for h in 0..2 {
+                let x = array!(c < 4 => self.x.dword::<S>(b, 4 * h + c));
+                let w = array!(c < 4 => w[4 * h + c]);
+                sums[h] = dots::<S>(U::BITS, sums[h], w, x);
             }
             if !U::HALVES {
                 sums[0] = S::add(sums[0], sums[1]);
@@ -376,10 +382,22 @@ unsafe fn total<S: Simd, U: Unpack>(
     }
 }
 
+/// Adds the products of four dwords: [`Simd::dot`], together where the instruction set gains from that.
+///
+/// # Safety
+/// The features of `S` are present; the bytes of w have `bits`.
 #[inline(always)]
-unsafe fn dot<S: Simd, U: Unpack>(sum: S::I, w: S::I, x: S::I) -> S::I {
-    // SAFETY: the caller's features are those of `S`.
-    unsafe { if U::WIDE { S::dot::<true>(sum, w, x) } else { S::dot::<false>(sum, w, x) } }
+unsafe fn dots<S: Simd>(bits: u32, mut sum: S::I, w: [S::I; 4], x: [S::I; 4]) -> S::I {
+    // SAFETY: as the caller promises.
+    unsafe {
+        if S::FOLDS && bits <= NARROW {
+            return S::dot_four(sum, w, x);
+        }
+        for c in 0..4 {
+            sum = if bits > 7 { S::dot::<true>(sum, w[c], x[c]) } else { S::dot::<false>(sum, w[c], x[c]) };
+        }
+        sum
+    }
 }
 
 /// Unpacks a chunk into a panel.
@@ -440,13 +458,13 @@ struct Work {
 }
 
 /// `N` rows of x with the panels.
-struct Several<const HALVES: bool, const MIN: bool, const WIDE: bool, const N: usize> {
+struct Several<const HALVES: bool, const MIN: bool, const BITS: u32, const N: usize> {
     work: Work,
     x: [Row; N],
 }
 
-impl<const HALVES: bool, const MIN: bool, const WIDE: bool, const N: usize> Kernel
-    for Several<HALVES, MIN, WIDE, N>
+impl<const HALVES: bool, const MIN: bool, const BITS: u32, const N: usize> Kernel
+    for Several<HALVES, MIN, BITS, N>
 {
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
@@ -462,7 +480,7 @@ impl<const HALVES: bool, const MIN: bool, const WIDE: bool, const N: usize> Kern
     }
 }
 
-impl<const HALVES: bool, const MIN: bool, const WIDE: bool, const N: usize> Several<HALVES, MIN, WIDE, N> {
+impl<const HALVES: bool, const MIN: bool, const BITS: u32, const N: usize> Several<HALVES, MIN, BITS, N> {
     /// # Safety
     /// As [`Kernel::run`]; there are `P` panels.
     #[inline(always)]
@@ -506,13 +524,30 @@ impl<const HALVES: bool, const MIN: bool, const WIDE: bool, const N: usize> Seve
         // SAFETY: as the caller promises.
         unsafe {
             let mut sums = [array!(n < N => array!(h < 2 => S::splat(self.x[n].meta(b).start[h]))); P];
+            if S::FOLDS && BITS <= NARROW {
+                for half in 0..2 {
+                    let h = if HALVES { half } else { 0 };
+                    for p in 0..P {
+                        let w = array!(c < 4 => S::load(panel[p].add((4 * half + c) * S::LANES).cast()));
+                        for n in 0..N {
+                            let x = array!(c < 4 => self.x[n].dword::<S>(b, 4 * half + c));
+                            sums[p][n][h] = S::dot_four(sums[p][n][h], w, x);
+                        }
+                    }
+                }
+                return sums;
+            }
             for c in 0..8 {
                 let h = if HALVES { c / 4 } else { 0 };
                 let w = array!(p < P => S::load(panel[p].add(c * S::LANES).cast()));
                 for n in 0..N {
                     let x = self.x[n].dword::<S>(b, c);
                     for p in 0..P {
-                        sums[p][n][h] = S::dot::<WIDE>(sums[p][n][h], w[p], x);
+                        sums[p][n][h] = if BITS > 7 {
+                            S::dot::<true>(sums[p][n][h], w[p], x)
+                        } else {
+                            S::dot::<false>(sums[p][n][h], w[p], x)
+                        };
                     }
                 }
             }
