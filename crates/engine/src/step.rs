@@ -117,7 +117,7 @@ impl Step<'_> {
         let mut products: Vec<_> = ws
             .into_iter()
             .zip(&mut outs)
-            .map(|(w, out)| Product { weight: &w.weight, bias: w.bias.as_ref(), out: &mut **out })
+            .map(|(w, out)| Product { weight: &w.weight, bias: w.bias.as_ref(), out })
             .collect();
         self.backend.linears(x, &mut products)?;
         outs.try_into().map_err(|_| Error::invalid("as many results as matrices"))
