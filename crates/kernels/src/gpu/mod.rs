@@ -10,6 +10,7 @@ mod memory;
 mod mixer;
 mod moe;
 mod pipelines;
+mod probe;
 mod product;
 pub mod source;
 
@@ -22,6 +23,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use files::{Error, Format, Result};
 
 pub use device::{AdapterKind, AdapterSummary, adapters};
+pub use probe::Rates;
 
 use crate::buffer::{Block, Buffer, Tensor, Weight};
 use crate::check;
