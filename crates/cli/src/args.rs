@@ -6,7 +6,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 use engine::drive::{DiskKind, DriveOptions};
 use engine::{CacheKind, Device, KvFormat, OpenOptions, PolicyKind};
 
-use crate::{bench, chat, completions, doctor, eval, failure, inspect, logits, pull, run, synth};
+use crate::{bench, chat, completions, doctor, eval, failure, inspect, logits, pull, run, selftest, synth};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -44,6 +44,8 @@ pub(crate) enum Command {
     Eval(eval::Args),
     /// Examine this machine, and predict what it will do with a model, downloaded or not
     Doctor(doctor::Args),
+    /// Test every kernel of every device of this machine against the reference, and measure them
+    Selftest(selftest::Args),
     /// Show architecture, number formats, and bytes per expert and per token
     Inspect(inspect::Args),
     /// Make a model of random weights in a published shape, to measure with

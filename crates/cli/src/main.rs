@@ -19,6 +19,7 @@ mod pull;
 mod remembered;
 mod run;
 mod sampling;
+mod selftest;
 mod synth;
 
 use std::process::ExitCode;
@@ -48,6 +49,7 @@ fn execute(command: Command) -> Result<()> {
         Command::Logits(args) => logits::main(&args),
         Command::Eval(args) => eval::main(&args),
         Command::Doctor(args) => doctor::main(&args),
+        Command::Selftest(args) => selftest::main(&args),
         Command::Inspect(args) => inspect::main(&args),
         Command::Synth(args) => synth::main(&args),
         Command::Pull(args) => pull::main(&args),

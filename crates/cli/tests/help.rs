@@ -7,7 +7,7 @@ use common::{succeed, tidemill};
 #[test]
 fn help_of_every_command() {
     let mut all = String::new();
-    let commands: [&[&str]; 14] = [
+    let commands: [&[&str]; 15] = [
         &[],
         &["chat"],
         &["run"],
@@ -17,6 +17,7 @@ fn help_of_every_command() {
         &["eval", "ppl"],
         &["eval", "tools"],
         &["doctor"],
+        &["selftest"],
         &["inspect"],
         &["pull"],
         &["list"],

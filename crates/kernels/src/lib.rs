@@ -12,6 +12,7 @@ pub mod gpu;
 pub mod host;
 pub mod ops;
 pub mod reference;
+pub mod selftest;
 
 pub use buffer::{Block, Buffer, DeviceMemory, HostWeight, Tensor, View, Weight};
 pub use ops::Backend;

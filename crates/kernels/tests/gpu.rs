@@ -9,7 +9,7 @@ use tidemill_kernels::gpu::{Gpu, GpuOptions, adapters};
 use tidemill_kernels::ops::Precision;
 
 /// The best adapter of this machine, or nothing where there is none.
-fn open(subgroups: bool) -> Vec<Rig> {
+fn open(subgroups: bool, align: usize) -> Vec<Rig> {
     if adapters().is_empty() {
         assert!(std::env::var("CI").as_deref() != Ok("true"), "gpu: no adapter; CI installs lavapipe");
         println!("SKIP gpu: no adapter");
@@ -17,12 +17,12 @@ fn open(subgroups: bool) -> Vec<Rig> {
     }
     let options = GpuOptions { precision: Precision::Exact, subgroups, ..GpuOptions::default() };
     let backend = Box::new(Gpu::open(&options).unwrap());
-    let name = format!("{}, subgroups {subgroups}", backend.adapter().name);
-    vec![Rig { name, backend, batch_invariant: false, align: 1 }]
+    let name = format!("{}, subgroups {subgroups}, weights at multiples of {align}", backend.adapter().name);
+    vec![Rig { name, backend, batch_invariant: false, align }]
 }
 
 fn rigs() -> Vec<Rig> {
-    open(true)
+    open(true, 1)
 }
 
 conformance!(rigs);
@@ -30,11 +30,23 @@ conformance!(rigs);
 /// Reductions through shared memory alone: for every op that reduces.
 #[test]
 fn without_subgroups() {
-    for rig in open(false) {
+    for rig in open(false, 16) {
+        common::dense::linear(&rig);
         common::dense::rms_norm(&rig);
         common::dense::gated_norm(&rig);
         common::attention::attention(&rig);
         common::recurrent::delta_rule(&rig);
+        common::experts::route(&rig);
+    }
+}
+
+/// Weights where the loads of thirty-two values work, by vectors and by words.
+#[test]
+fn aligned_weights() {
+    for rig in open(true, 16).into_iter().chain(open(true, 4)) {
+        common::dense::linear(&rig);
+        common::experts::mlp(&rig);
+        common::experts::expert_mlp(&rig);
         common::experts::route(&rig);
     }
 }

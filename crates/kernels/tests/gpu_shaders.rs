@@ -5,14 +5,17 @@
 use files::Format;
 use naga::back::msl;
 use naga::valid::{Capabilities, ValidationFlags, Validator};
-use tidemill_kernels::gpu::source::{KERNELS, Kernel, Variant, wgsl};
+use tidemill_kernels::gpu::source::{KERNELS, Kernel, Variant, wgsl, wide};
 
 /// Values for the constants of a kernel.
-fn constants(kernel: &Kernel, tail: u32, kv_format: u32) -> [u32; 4] {
+fn constants(kernel: &Kernel, tail: u32, kv_format: u32, wide: u32) -> [u32; 4] {
     let mut all = [0; 4];
     for (slot, name) in all.iter_mut().zip(kernel.constants) {
         *slot = match *name {
             "TAIL" => tail,
+            "TOKENS" if wide > 0 => 1,
+            "WIDE" => wide,
+            "LANES" => 8,
             "TOKENS" | "KERNEL" | "TOP_K" => 4,
             "HEAD_DIM" | "KEY_DIM" => 128,
             "EXPERTS" => 512,
@@ -37,7 +40,8 @@ fn translate(kernel: &Kernel, variant: &Variant, subgroups: bool) {
     let (text, _) = msl::write_string(&module, &info, &options, &msl::PipelineOptions::default())
         .unwrap_or_else(|e| panic!("{what}: {e}"));
     assert!(text.contains("kernel void"), "{what}: no entry point in the Metal source");
-    assert_eq!(text.contains("simd_sum"), subgroups, "{what}");
+    let reduces = kernel.source.contains("$TEAM_SETUP");
+    assert_eq!(text.contains("simd_"), subgroups && reduces, "{what}");
 }
 
 #[test]
@@ -50,8 +54,12 @@ fn all_shaders_translate_to_metal() {
             // Only floats have rows that are no multiple of eight.
             let tail = u32::from(matches!(format, Format::F32 | Format::F16 | Format::BF16));
             let kv_formats = if kernel.constants.contains(&"FORMAT") { 0..3 } else { 0..1 };
-            for kv_format in kv_formats {
-                let constants = constants(kernel, tail, kv_format);
+            let mut widths = vec![0];
+            if kernel.constants.contains(&"WIDE") {
+                widths.extend([1, 4, 16].map(|alignment| wide(format, alignment) as u32));
+            }
+            for (kv_format, wide) in kv_formats.flat_map(|f| widths.iter().map(move |&w| (f, w))) {
+                let constants = constants(kernel, tail, kv_format, wide);
                 let variant = Variant { name: kernel.name, formats: all, constants };
                 translate(kernel, &variant, true);
                 translate(kernel, &variant, false);

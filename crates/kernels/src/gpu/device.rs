@@ -38,6 +38,8 @@ pub(super) struct Device {
     pub(super) queue: wgpu::Queue,
     pub(super) summary: AdapterSummary,
     pub(super) subgroups: bool,
+    /// The fewest threads that a subgroup may have.
+    pub(super) subgroup_threads: u32,
     /// Largest buffer that one binding can show whole, less the padding.
     pub(super) buffer_bytes_max: usize,
     failure: Arc<Mutex<Option<(ErrorKind, String)>>>,
@@ -126,7 +128,8 @@ impl Device {
         // A page less than the limit leaves room for the padding.
         let buffer_bytes_max = largest.saturating_sub(PADDING_BYTES.next_multiple_of(4096)) as usize;
         let subgroups = features.contains(wgpu::Features::SUBGROUP);
-        Ok(Self { device, queue, summary, subgroups, buffer_bytes_max, failure })
+        let subgroup_threads = adapter.get_info().subgroup_min_size;
+        Ok(Self { device, queue, summary, subgroups, subgroup_threads, buffer_bytes_max, failure })
     }
 
     /// Keeps an error for the next [`Device::check`], where its own caller cannot return it.

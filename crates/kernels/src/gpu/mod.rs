@@ -10,6 +10,8 @@ mod memory;
 mod mixer;
 mod moe;
 mod pipelines;
+mod probe;
+mod product;
 pub mod source;
 
 use std::any::Any;
@@ -21,6 +23,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use files::{Error, Format, Result};
 
 pub use device::{AdapterKind, AdapterSummary, adapters};
+pub use probe::Rates;
 
 use crate::buffer::{Block, Buffer, Tensor, Weight};
 use crate::check;
@@ -211,16 +214,6 @@ fn folded(count: usize, y: u32) -> [u32; 3] {
 /// Workgroups for one thread an item.
 fn items(kernel: &Kernel, count: usize) -> [u32; 3] {
     folded(count.div_ceil(kernel.team as usize), 1)
-}
-
-/// Rows of activations that share one decoding of the weights.
-fn tokens_for(rows: usize) -> u32 {
-    if rows <= 1 { 1 } else { 4 }
-}
-
-/// Whether rows of `cols` values must be loaded one by one.
-fn tail(cols: usize) -> u32 {
-    u32::from(!cols.is_multiple_of(8))
 }
 
 impl Backend for Gpu {
@@ -437,41 +430,6 @@ impl Backend for Gpu {
 }
 
 impl Gpu {
-    /// `out = x . w^T + bias`; out is f32 `[x.rows, w.rows]`.
-    fn product(
-        &self,
-        state: &mut State,
-        x: &Tensor,
-        w: &Weight,
-        bias: Option<&Tensor>,
-        out: Binding<'_>,
-    ) -> Result<()> {
-        let (parts, base) = weight_parts(w)?;
-        let tokens = tokens_for(x.rows());
-        // A binding must be something: without a bias it is never read.
-        let mut bindings = vec![binding(x)?, binding(bias.unwrap_or(x))?, out];
-        bindings.extend(parts);
-        self.run(
-            state,
-            &Call {
-                kernel: &source::LINEAR,
-                formats: &[w.format()],
-                constants: &[tokens, tail(w.cols())],
-                bindings: &bindings,
-                params: &[
-                    base[0],
-                    base[1],
-                    base[2],
-                    w.cols() as u32,
-                    w.rows() as u32,
-                    x.rows() as u32,
-                    u32::from(bias.is_some()),
-                ],
-                groups: folded(w.rows().div_ceil(4), (x.rows() as u32).div_ceil(tokens)),
-            },
-        )
-    }
-
     /// Reads whole words.
     fn read_words(&self, block: &Block, offset: usize, out: &mut [u8]) -> Result<()> {
         let buffer = &memory_of(block.buffer())?.buffer;

@@ -3,9 +3,8 @@
 use files::{Error, Format, Result};
 
 use super::encoder::Binding;
-use super::{
-    Call, GROUPS_MAX, Gpu, State, binding, folded, items, memory_of, source, tail, tokens_for, weight_parts,
-};
+use super::product::{BLOCK, MATMUL_ROWS_MIN, alignment, tail, tokens_for};
+use super::{Call, GROUPS_MAX, Gpu, State, binding, folded, items, memory_of, source, weight_parts};
 use crate::buffer::{Tensor, Weight};
 use crate::ops::{ExpertBatch, MlpWeights, RouteBuffers, RouteSpec, RoutedRow, Routes, SharedOutput};
 use crate::reference;
@@ -52,6 +51,16 @@ struct Table {
     entries: Vec<u32>,
 }
 
+/// A table where shaders find it.
+struct Upload<'a> {
+    binding: Binding<'a>,
+    /// Words at which tiles and entries start.
+    first: u32,
+    entries_at: u32,
+    tiles: u32,
+    entries: usize,
+}
+
 /// What the passes over one group of experts have in common.
 struct Group<'a> {
     parts: &'a Parts<'a>,
@@ -59,7 +68,10 @@ struct Group<'a> {
     out: Binding<'a>,
     hidden: usize,
     intermediate: usize,
-    tokens: u32,
+    /// Entries of a tile.
+    tokens: usize,
+    /// What every base of packed values is a multiple of.
+    alignment: u32,
 }
 
 impl Gpu {
@@ -81,14 +93,17 @@ impl Gpu {
                 .collect();
             members.iter().for_each(|&i| done[i] = true);
             let weights = experts[first].weights;
-            let most = members.iter().map(|&i| experts[i].rows.len()).max().unwrap_or(0);
+            let rows = || members.iter().map(|&i| experts[i].rows.len());
+            let many = rows().sum::<usize>() >= MATMUL_ROWS_MIN * members.len();
+            let tokens = if many { BLOCK } else { tokens_for(rows().max().unwrap_or(0)) as usize };
             let group = Group {
                 parts: &parts[first],
                 x: binding(x)?,
                 out: binding(out)?,
                 hidden: weights.gate.cols(),
                 intermediate: weights.gate.rows(),
-                tokens: tokens_for(most),
+                tokens,
+                alignment: alignment(members.iter().flat_map(|&i| parts[i].bases.into_iter().step_by(3))),
             };
             let batches = members.iter().map(|&i| (&parts[i].bases, experts[i].rows));
             self.expert_group(&mut state, &group, batches)?;
@@ -103,7 +118,7 @@ impl Gpu {
         group: &Group<'_>,
         batches: impl Iterator<Item = (&'a [u32; 9], &'a [RoutedRow])>,
     ) -> Result<()> {
-        let tokens = group.tokens as usize;
+        let tokens = group.tokens;
         let entries_max = (ACT_BYTES_MAX / 4 / group.intermediate.max(1)).max(tokens);
         let mut table = Table::default();
         for (bases, rows) in batches {
@@ -122,44 +137,105 @@ impl Gpu {
         self.expert_pass(state, group, &table)
     }
 
-    /// Gate, up and activation in one dispatch, down in a second.
+    /// The MLPs of a table's entries.
     fn expert_pass(&self, state: &mut State, group: &Group<'_>, table: &Table) -> Result<()> {
-        let tiles = (table.tiles.len() / TILE_WORDS) as u32;
-        if tiles == 0 {
+        if table.tiles.is_empty() {
             return Ok(());
         }
-        let (hidden, intermediate) = (group.hidden, group.intermediate);
-        let act = self.scratch(state, "act", table.entries.len() / 2 * intermediate * 4)?;
         let words: Vec<u32> = table.tiles.iter().chain(&table.entries).copied().collect();
         let ((id, uploads), first) = self.upload(state, &words)?;
-        let params = [first, first + table.tiles.len() as u32, hidden as u32, intermediate as u32];
-        let mut bindings = vec![group.x, (id, &uploads), act.binding()];
+        let upload = Upload {
+            binding: (id, &uploads),
+            first,
+            entries_at: first + table.tiles.len() as u32,
+            tiles: (table.tiles.len() / TILE_WORDS) as u32,
+            entries: table.entries.len() / 2,
+        };
+        let act = self.scratch(state, "act", upload.entries * group.intermediate * 4)?;
+        if group.tokens == BLOCK {
+            self.expert_blocks(state, group, &upload, act.binding())
+        } else {
+            self.expert_rows(state, group, &upload, act.binding())
+        }
+    }
+
+    /// Few rows: gate, up and activation in one dispatch, down in a second.
+    fn expert_rows(
+        &self,
+        state: &mut State,
+        group: &Group<'_>,
+        table: &Upload<'_>,
+        act: Binding<'_>,
+    ) -> Result<()> {
+        let (hidden, intermediate) = (group.hidden, group.intermediate);
+        let formats = &group.parts.formats;
+        let mut dispatch = |kernel, formats: &[Format], cols, outputs, bindings: &[Binding<'_>]| {
+            let stride = self.stride(formats, cols, group.tokens as u32, group.alignment);
+            let params = [table.first, table.entries_at, hidden as u32, intermediate as u32, stride.chunks];
+            let constants = stride.constants();
+            let groups = [stride.groups(outputs) as u32, table.tiles, 1];
+            self.run(
+                state,
+                &Call { kernel, formats, constants: &constants, bindings, params: &params, groups },
+            )
+        };
+        let mut bindings = vec![group.x, table.binding, act];
         bindings.extend(&group.parts.gate);
         bindings.extend(&group.parts.up);
-        self.run(
-            state,
-            &Call {
-                kernel: &source::GATE_UP,
-                formats: &group.parts.formats[..2],
-                constants: &[group.tokens, tail(hidden)],
-                bindings: &bindings,
-                params: &params,
-                groups: [intermediate.div_ceil(4) as u32, tiles, 1],
-            },
-        )?;
-        let mut bindings = vec![act.binding(), (id, &uploads), group.out];
+        dispatch(&source::GATE_UP, &formats[..2], hidden, intermediate, &bindings)?;
+        let mut bindings = vec![act, table.binding, group.out];
         bindings.extend(&group.parts.down);
-        self.run(
-            state,
-            &Call {
-                kernel: &source::DOWN,
-                formats: &group.parts.formats[2..],
-                constants: &[group.tokens, tail(intermediate)],
-                bindings: &bindings,
-                params: &params,
-                groups: [hidden.div_ceil(4) as u32, tiles, 1],
-            },
-        )
+        dispatch(&source::DOWN, &formats[2..], intermediate, hidden, &bindings)
+    }
+
+    /// Many rows an expert: gate, up, their activation and down as blocked products.
+    fn expert_blocks(
+        &self,
+        state: &mut State,
+        group: &Group<'_>,
+        table: &Upload<'_>,
+        act: Binding<'_>,
+    ) -> Result<()> {
+        let (hidden, intermediate) = (group.hidden, group.intermediate);
+        let up = self.scratch(state, "up", table.entries * intermediate * 4)?;
+        let parts = group.parts;
+        let products = [
+            (1, &parts.gate, hidden, intermediate, group.x, act),
+            (1, &parts.up, hidden, intermediate, group.x, up.binding()),
+            (2, &parts.down, intermediate, hidden, act, group.out),
+        ];
+        for (i, (gather, weight, cols, outputs, x, out)) in products.into_iter().enumerate() {
+            if i == 2 {
+                let len = table.entries * intermediate;
+                self.run(
+                    state,
+                    &Call {
+                        kernel: &source::ACTIVATE,
+                        formats: &[],
+                        constants: &[],
+                        bindings: &[act, up.binding()],
+                        params: &[len as u32],
+                        groups: items(&source::ACTIVATE, len),
+                    },
+                )?;
+            }
+            let mut bindings = vec![x, x, table.binding, out];
+            bindings.extend(weight);
+            let which = 3 * i as u32;
+            let shape = [cols as u32, outputs as u32, table.entries as u32];
+            self.run(
+                state,
+                &Call {
+                    kernel: &source::MATMUL,
+                    formats: &parts.formats[i..=i],
+                    constants: &[gather, tail(cols)],
+                    bindings: &bindings,
+                    params: &[0, 0, 0, shape[0], shape[1], shape[2], 0, table.first, table.entries_at, which],
+                    groups: [outputs.div_ceil(BLOCK) as u32, table.tiles, 1],
+                },
+            )?;
+        }
+        Ok(())
     }
 
     pub(super) fn choose(

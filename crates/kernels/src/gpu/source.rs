@@ -55,7 +55,8 @@ macro_rules! kernels {
 kernels! {
     EMBED = "embed" "rw" weights ["w"] constants [] team 64;
     RMS_NORM = "rms_norm" "rrw" weights [] constants [] team 256;
-    LINEAR = "linear" "rrw" weights ["w"] constants ["TOKENS", "TAIL"] team 64;
+    LINEAR = "linear" "rrw" weights ["w"] constants ["TOKENS", "TAIL", "LANES", "WIDE"] team 128;
+    MATMUL = "matmul" "rrrw" weights ["w"] constants ["GATHER", "TAIL"] team 256;
     ADD = "add" "wr" weights [] constants [] team 64;
     GATHER_ROWS = "gather_rows" "rrw" weights [] constants [] team 64;
     NORM_ROPE = "norm_rope" "wrr" weights [] constants ["HEAD_DIM", "NORM", "INTERLEAVED"] team 64;
@@ -65,9 +66,40 @@ kernels! {
     DELTA_RULE = "delta_rule" "rrrrrww" weights [] constants ["KEY_DIM", "TILED"] team 32;
     GATED_NORM = "gated_norm" "wrr" weights [] constants [] team 64;
     ROUTE = "route" "rww" weights [] constants ["EXPERTS", "TOP_K", "NORMALISE"] team 128;
-    GATE_UP = "gate_up" "rrw" weights ["gate", "up"] constants ["TOKENS", "TAIL"] team 64;
-    DOWN = "down" "rrw" weights ["down"] constants ["TOKENS", "TAIL"] team 64;
+    GATE_UP = "gate_up" "rrw" weights ["gate", "up"] constants ["TOKENS", "TAIL", "LANES", "WIDE"] team 128;
+    DOWN = "down" "rrw" weights ["down"] constants ["TOKENS", "TAIL", "LANES", "WIDE"] team 128;
+    ACTIVATE = "activate" "wr" weights [] constants [] team 64;
     COMBINE = "combine" "rrrrw" weights [] constants ["SHARED"] team 64;
+}
+
+/// Where the packed values of a weight start, as far as loads care.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Wide {
+    /// Anywhere: eight values at a time, byte-aligned.
+    Not = 0,
+    /// At a multiple of 16 bytes: thirty-two values a step, in vectors.
+    Vectors = 1,
+    /// At a multiple of 4 bytes: thirty-two values a step, word by word.
+    Words = 2,
+}
+
+/// How weights of a format whose parts start at multiples of `alignment` bytes (a power of two) are loaded when one
+/// row of activations meets them.
+pub fn wide(format: Format, alignment: u32) -> Wide {
+    match format {
+        Format::Affine { bits: 4 | 8, .. } | Format::Q4K => match alignment {
+            16.. => Wide::Vectors,
+            4.. => Wide::Words,
+            _ => Wide::Not,
+        },
+        Format::Q4_0 | Format::Q8_0 if alignment >= 2 => Wide::Vectors,
+        _ => Wide::Not,
+    }
+}
+
+/// The value of a constant, 0 for a kernel that has none of that name.
+fn constant(kernel: &Kernel, variant: &Variant, name: &str) -> u32 {
+    kernel.constants.iter().zip(variant.constants).find(|(c, _)| **c == name).map_or(0, |(_, value)| value)
 }
 
 /// The whole WGSL of a kernel for a variant; with `subgroups`, reductions use subgroup operations.
@@ -78,52 +110,105 @@ pub fn wgsl(kernel: &Kernel, variant: &Variant, subgroups: bool) -> String {
         let _ = writeln!(out, "const {name} = {value}u;");
     }
     out.push_str(include_str!("shaders/prelude.wgsl"));
-    out.push_str(if subgroups {
-        include_str!("shaders/team_subgroup.wgsl")
-    } else {
-        include_str!("shaders/team_plain.wgsl")
-    });
-    let multiplies = kernel.constants.contains(&"TAIL");
-    if let Some(tail) = kernel.constants.iter().position(|c| *c == "TAIL") {
-        out.push_str(if variant.constants[tail] == 1 {
+    // A kernel that takes no team's arguments reduces nothing, and wants the shared memory for itself.
+    if kernel.source.contains("$TEAM_SETUP") {
+        out.push_str(if subgroups {
+            include_str!("shaders/team_subgroup.wgsl")
+        } else {
+            include_str!("shaders/team_plain.wgsl")
+        });
+    }
+    if kernel.constants.contains(&"LANES") {
+        out.push_str(if subgroups {
+            include_str!("shaders/lanes_subgroup.wgsl")
+        } else {
+            include_str!("shaders/lanes_plain.wgsl")
+        });
+    }
+    if kernel.constants.contains(&"TAIL") {
+        out.push_str(if constant(kernel, variant, "TAIL") == 1 {
             include_str!("shaders/x_tail.wgsl")
         } else {
             include_str!("shaders/x_whole.wgsl")
         });
     }
+    let steps = kernel.constants.contains(&"WIDE");
+    let wide = constant(kernel, variant, "WIDE");
+    if wide != 0 {
+        out.push_str(include_str!("shaders/wide.wgsl"));
+    }
     let mut binding = kernel.access.len();
     for (name, format) in kernel.weights.iter().zip(variant.formats) {
         let Some(format) = format else { continue };
-        out.push_str(&weight(name, format, binding));
+        out.push_str(&weight(name, format, binding, wide));
         binding += format.parts();
-        if multiplies {
-            out.push_str(&include_str!("shaders/accumulate.wgsl").replace("$W", name));
+        if steps {
+            let step = match wide {
+                0 => include_str!("shaders/step_eight.wgsl"),
+                _ => include_str!("shaders/step_wide.wgsl"),
+            };
+            out.push_str(&step.replace("$W", name));
         }
     }
     let arguments = if subgroups {
         "@builtin(local_invocation_index) t: u32, @builtin(subgroup_id) sg_id: u32, \
-         @builtin(subgroup_invocation_id) sg_lane: u32, @builtin(num_subgroups) sg_count: u32"
+         @builtin(subgroup_invocation_id) sg_lane: u32, @builtin(num_subgroups) sg_count: u32, \
+         @builtin(subgroup_size) sg_size: u32"
     } else {
         "@builtin(local_invocation_index) t: u32"
     };
-    let setup = if subgroups { "subgroup = vec3<u32>(sg_id, sg_lane, sg_count);" } else { "" };
+    let setup = if subgroups { "subgroup = vec4<u32>(sg_id, sg_lane, sg_count, sg_size);" } else { "" };
     out.push_str(&kernel.source.replace("$TEAM_ARGUMENTS", arguments).replace("$TEAM_SETUP", setup));
     out
 }
 
-/// Bindings, byte loads and decoder of one weight.
-fn weight(name: &str, format: Format, first_binding: usize) -> String {
+/// Bindings, loads and decoder of one weight.
+fn weight(name: &str, format: Format, first_binding: usize, wide: u32) -> String {
     let mut out = String::new();
     for part in 0..format.parts() {
         let binding = first_binding + part;
-        let _ = writeln!(out, "@group(0) @binding({binding}) var<storage, read> {name}_{part}: array<u32>;");
-        out.push_str(&include_str!("shaders/bytes.wgsl").replace("$W_PART", &format!("{name}_{part}")));
+        let name = format!("{name}_{part}");
+        let vectors =
+            part == 0 && wide == Wide::Vectors as u32 && !matches!(format, Format::Q4_0 | Format::Q8_0);
+        let (item, word, quad) = if vectors {
+            ("vec4<u32>", "[i >> 2u][i & 3u]", format!("{name}[i >> 2u]"))
+        } else {
+            ("u32", "[i]", format!("vec4<u32>({name}[i], {name}[i + 1u], {name}[i + 2u], {name}[i + 3u])"))
+        };
+        let _ = writeln!(out, "@group(0) @binding({binding}) var<storage, read> {name}: array<{item}>;");
+        let _ = writeln!(out, "fn {name}_word(i: u32) -> u32 {{\n    return {name}{word};\n}}");
+        let _ = writeln!(out, "fn {name}_quad(i: u32) -> vec4<u32> {{\n    return {quad};\n}}");
+        out.push_str(&include_str!("shaders/bytes.wgsl").replace("$W_PART", &name));
         if let Format::Affine { scale, .. } = format {
-            out.push_str(&scale_load(&format!("{name}_{part}"), scale));
+            out.push_str(&scale_load(&name, scale));
         }
     }
-    out.push_str(&decoder(format).replace("$W", name));
+    let decoder = if wide == 0 { decoder(format) } else { wide_decoder(format) };
+    out.push_str(&decoder.replace("$W", name));
     out
+}
+
+/// `$W_raw(base, n, chunk, cols)` loads thirty-two values of row n, `$W_wide` opens them; empty where [`wide`] says
+/// that a format has none.
+fn wide_decoder(format: Format) -> String {
+    match format {
+        Format::Affine { bits: 4, group, scale } => {
+            affine(include_str!("shaders/formats/affine4_wide.wgsl"), 4, group, scale)
+        }
+        Format::Affine { bits: 8, group, scale } => {
+            affine(include_str!("shaders/formats/affine8_wide.wgsl"), 8, group, scale)
+        }
+        Format::Q4_0 => include_str!("shaders/formats/q4_0_wide.wgsl").into(),
+        Format::Q8_0 => include_str!("shaders/formats/q8_0_wide.wgsl").into(),
+        Format::Q4K => include_str!("shaders/formats/q4k_wide.wgsl").into(),
+        _ => String::new(),
+    }
+}
+
+fn affine(text: &str, bits: u8, group: u8, scale: ScaleType) -> String {
+    text.replace("$BITS", &bits.to_string())
+        .replace("$GROUP", &group.to_string())
+        .replace("$SCALE_BYTES", &scale.bytes().to_string())
 }
 
 /// A load of one scale or bias.
@@ -143,10 +228,9 @@ fn decoder(format: Format) -> String {
         Format::F32 => include_str!("shaders/formats/f32.wgsl").into(),
         Format::F16 => include_str!("shaders/formats/f16.wgsl").into(),
         Format::BF16 => include_str!("shaders/formats/bf16.wgsl").into(),
-        Format::Affine { bits, group, scale } => include_str!("shaders/formats/affine.wgsl")
-            .replace("$BITS", &bits.to_string())
-            .replace("$GROUP", &group.to_string())
-            .replace("$SCALE_BYTES", &scale.bytes().to_string()),
+        Format::Affine { bits, group, scale } => {
+            affine(include_str!("shaders/formats/affine.wgsl"), bits, group, scale)
+        }
         Format::Q4_0 => include_str!("shaders/formats/q4_0.wgsl").into(),
         Format::Q4_1 => include_str!("shaders/formats/q4_1.wgsl").into(),
         Format::Q5_0 => include_str!("shaders/formats/q5_0.wgsl").into(),

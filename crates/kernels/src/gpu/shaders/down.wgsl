@@ -5,6 +5,8 @@ struct Params {
     entries: u32,
     hidden: u32,
     intermediate: u32,
+    // Steps of the decoder in a row.
+    chunks: u32,
 }
 var<immediate> p: Params;
 @group(0) @binding(0) var<storage, read> x: array<XItem>;
@@ -14,7 +16,9 @@ var<immediate> p: Params;
 @compute @workgroup_size(TEAM)
 fn main(@builtin(workgroup_id) group: vec3<u32>, $TEAM_ARGUMENTS) {
     $TEAM_SETUP
-    let n = group.x * 4u;
+    let at = position(t);
+    let lane = at % LANES;
+    let n = (group.x * (TEAM / LANES) + at / LANES) * 4u;
     let four = min(vec4<u32>(n, n + 1u, n + 2u, n + 3u), vec4<u32>(p.hidden - 1u));
     let tile = p.tiles + group.y * 11u;
     let first = table[tile + 9u];
@@ -25,12 +29,14 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, $TEAM_ARGUMENTS) {
         rows[i] = first + min(i, count - 1u);
     }
     let base = vec3<u32>(table[tile + 6u], table[tile + 7u], table[tile + 8u]);
-    down_accumulate(&sums, base, four, &rows, p.intermediate, t);
+    for (var chunk = lane; chunk < p.chunks; chunk += LANES) {
+        down_step(&sums, base, four, &rows, p.intermediate, chunk);
+    }
     for (var i = 0u; i < TOKENS; i++) {
-        let sum = team_sum4(sums[i], t);
-        if t < 4u && n + t < p.hidden && i < count {
+        let sum = lanes_sum4(sums[i], at);
+        if lane < 4u && n + lane < p.hidden && i < count {
             let part = table[p.entries + (first + i) * 2u + 1u];
-            parts[part * p.hidden + n + t] = sum[t];
+            parts[part * p.hidden + n + lane] = sum[lane];
         }
     }
 }

@@ -7,6 +7,8 @@ struct Params {
     entries: u32,
     hidden: u32,
     intermediate: u32,
+    // Steps of the decoders in a row.
+    chunks: u32,
 }
 var<immediate> p: Params;
 @group(0) @binding(0) var<storage, read> x: array<XItem>;
@@ -16,7 +18,9 @@ var<immediate> p: Params;
 @compute @workgroup_size(TEAM)
 fn main(@builtin(workgroup_id) group: vec3<u32>, $TEAM_ARGUMENTS) {
     $TEAM_SETUP
-    let n = group.x * 4u;
+    let at = position(t);
+    let lane = at % LANES;
+    let n = (group.x * (TEAM / LANES) + at / LANES) * 4u;
     let four = min(vec4<u32>(n, n + 1u, n + 2u, n + 3u), vec4<u32>(p.intermediate - 1u));
     let tile = p.tiles + group.y * 11u;
     let first = table[tile + 9u];
@@ -28,14 +32,16 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, $TEAM_ARGUMENTS) {
         rows[i] = table[p.entries + (first + min(i, count - 1u)) * 2u];
     }
     let gate_base = vec3<u32>(table[tile], table[tile + 1u], table[tile + 2u]);
-    gate_accumulate(&gates, gate_base, four, &rows, p.hidden, t);
     let up_base = vec3<u32>(table[tile + 3u], table[tile + 4u], table[tile + 5u]);
-    up_accumulate(&ups, up_base, four, &rows, p.hidden, t);
+    for (var chunk = lane; chunk < p.chunks; chunk += LANES) {
+        gate_step(&gates, gate_base, four, &rows, p.hidden, chunk);
+        up_step(&ups, up_base, four, &rows, p.hidden, chunk);
+    }
     for (var i = 0u; i < TOKENS; i++) {
-        let g = team_sum4(gates[i], t);
-        let u = team_sum4(ups[i], t);
-        if t < 4u && n + t < p.intermediate && i < count {
-            act[(first + i) * p.intermediate + n + t] = silu(g[t]) * u[t];
+        let g = lanes_sum4(gates[i], at);
+        let u = lanes_sum4(ups[i], at);
+        if lane < 4u && n + lane < p.intermediate && i < count {
+            act[(first + i) * p.intermediate + n + lane] = silu(g[lane]) * u[lane];
         }
     }
 }

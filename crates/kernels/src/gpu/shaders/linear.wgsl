@@ -1,4 +1,4 @@
-// out[r, n] = x[r] . w[n] + bias[n]. A team takes four rows of w and TOKENS rows of x.
+// out[r, n] = x[r] . w[n] + bias[n]. LANES threads take four rows of w and TOKENS rows of x.
 
 struct Params {
     base_0: u32,
@@ -8,6 +8,8 @@ struct Params {
     outputs: u32,
     rows: u32,
     biased: u32,
+    // Steps of the weight's decoder in a row.
+    chunks: u32,
 }
 var<immediate> p: Params;
 @group(0) @binding(0) var<storage, read> x: array<XItem>;
@@ -17,10 +19,9 @@ var<immediate> p: Params;
 @compute @workgroup_size(TEAM)
 fn main(@builtin(workgroup_id) group: vec3<u32>, $TEAM_ARGUMENTS) {
     $TEAM_SETUP
-    let n = folded(group) * 4u;
-    if n >= p.outputs {
-        return;
-    }
+    let at = position(t);
+    let lane = at % LANES;
+    let n = (folded(group) * (TEAM / LANES) + at / LANES) * 4u;
     let four = min(vec4<u32>(n, n + 1u, n + 2u, n + 3u), vec4<u32>(p.outputs - 1u));
     let first = group.y * TOKENS;
     var rows: array<u32, TOKENS>;
@@ -28,15 +29,18 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, $TEAM_ARGUMENTS) {
     for (var i = 0u; i < TOKENS; i++) {
         rows[i] = min(first + i, p.rows - 1u);
     }
-    w_accumulate(&sums, vec3<u32>(p.base_0, p.base_1, p.base_2), four, &rows, p.cols, t);
+    let base = vec3<u32>(p.base_0, p.base_1, p.base_2);
+    for (var chunk = lane; chunk < p.chunks; chunk += LANES) {
+        w_step(&sums, base, four, &rows, p.cols, chunk);
+    }
     for (var i = 0u; i < TOKENS; i++) {
-        let sum = team_sum4(sums[i], t);
-        if t < 4u && n + t < p.outputs && first + i < p.rows {
-            var value = sum[t];
+        let sum = lanes_sum4(sums[i], at);
+        if lane < 4u && n + lane < p.outputs && first + i < p.rows {
+            var value = sum[lane];
             if p.biased == 1u {
-                value += bias[n + t];
+                value += bias[n + lane];
             }
-            out[(first + i) * p.outputs + n + t] = value;
+            out[(first + i) * p.outputs + n + lane] = value;
         }
     }
 }

@@ -1,8 +1,8 @@
 // Reductions over the workgroup (its TEAM threads): within subgroups of any size, then over their results.
 
 var<workgroup> team_values: array<vec4<f32>, TEAM>;
-// Number of this subgroup, lane in it, subgroups in the workgroup.
-var<private> subgroup: vec3<u32>;
+// Number of this subgroup, lane in it, subgroups in the workgroup, lanes of a subgroup.
+var<private> subgroup: vec4<u32>;
 
 fn team_sum4(value: vec4<f32>, t: u32) -> vec4<f32> {
     var sum = subgroupAdd(value);

@@ -1,0 +1,17 @@
+// gate = silu(gate) * up.
+
+struct Params {
+    len: u32,
+}
+var<immediate> p: Params;
+@group(0) @binding(0) var<storage, read_write> gate: array<f32>;
+@group(0) @binding(1) var<storage, read> up: array<f32>;
+
+@compute @workgroup_size(TEAM)
+fn main(@builtin(workgroup_id) group: vec3<u32>, $TEAM_ARGUMENTS) {
+    $TEAM_SETUP
+    let i = folded(group) * TEAM + t;
+    if i < p.len {
+        gate[i] = silu(gate[i]) * up[i];
+    }
+}

@@ -1,0 +1,217 @@
+//! The cases: every op, and every number format where an op has weights.
+
+use files::{Format, Result};
+
+use super::inputs::Inputs;
+use super::named;
+use crate::Backend;
+use crate::ops::{
+    AttentionSpec, DeltaInput, DeltaSpec, ExpertBatch, KvCache, KvFormat, RopeSpec, RouteBuffers, RouteSpec,
+    RoutedRow, Segment, SharedOutput,
+};
+
+/// What a case computes on a device.
+type Run = Box<dyn Fn(&dyn Backend) -> Result<Vec<f32>>>;
+/// An op without weights.
+type Plain = fn(&dyn Backend) -> Result<Vec<f32>>;
+
+/// One case: what it computes on a device, and how far from the reference that may be.
+pub(super) struct Case {
+    pub(super) name: String,
+    pub(super) run: Run,
+    /// Largest error relative to the answer's norm, with float32 activations and in fast mode.
+    pub(super) exact: f64,
+    pub(super) fast: f64,
+}
+
+const ROUNDING: f64 = 1e-5;
+/// Activations as signed bytes in groups of 32.
+const EIGHT_BITS: f64 = 2e-2;
+
+pub(super) fn cases() -> Vec<Case> {
+    let mut all = Vec::new();
+    let mut add = |name: String, bound: f64, run: Run| {
+        all.push(Case { name, run, exact: ROUNDING, fast: bound });
+    };
+    for format in Format::all() {
+        add(named("embed", format, 5), ROUNDING, Box::new(move |b| embed(b, format)));
+        for rows in [1, 3, 70] {
+            let run = Box::new(move |b: &dyn Backend| linear(b, format, rows));
+            add(named("linear", format, rows), EIGHT_BITS, run);
+        }
+        add(named("mlp", format, 2), EIGHT_BITS, Box::new(move |b| mlp(b, format)));
+        for rows in [1, 2, 40] {
+            let run = Box::new(move |b: &dyn Backend| experts(b, format, rows));
+            add(named("expert_mlp", format, rows), EIGHT_BITS, run);
+        }
+        add(named("route", format, 6), ROUNDING, Box::new(move |b| route(b, format)));
+    }
+    let plain: [(&str, Plain); 8] = [
+        ("rms_norm", rms_norm),
+        ("add", add_rows),
+        ("gather_rows", gather_rows),
+        ("gated_norm", gated_norm),
+        ("norm_rope", norm_rope),
+        ("short_conv", short_conv),
+        ("delta_rule", delta_rule),
+        ("combine", combine),
+    ];
+    for (name, run) in plain {
+        add(name.into(), ROUNDING, Box::new(run));
+    }
+    for format in [KvFormat::F32, KvFormat::F16, KvFormat::Q8] {
+        for rows in [1, 45] {
+            let run = Box::new(move |b: &dyn Backend| attention(b, format, rows));
+            add(format!("attention {format:?} {rows}"), 1e-3, run);
+        }
+    }
+    all
+}
+
+fn embed(b: &dyn Backend, format: Format) -> Result<Vec<f32>> {
+    let mut r = Inputs::new(b, 1);
+    let (table, mut out) = (r.weight(format, 40, 256, 40)?, r.zeros(5, 256)?);
+    b.embed(&table, &[3, 0, 39, 3, 17], &mut out)?;
+    r.read(&out)
+}
+
+fn linear(b: &dyn Backend, format: Format, rows: usize) -> Result<Vec<f32>> {
+    let mut r = Inputs::new(b, 2);
+    let (x, w, bias) = (r.tensor(rows, 768, 1.0)?, r.weight(format, 67, 768, 67)?, r.tensor(1, 67, 1.0)?);
+    let mut out = r.zeros(rows, 67)?;
+    b.linear(&x, &w, Some(&bias), &mut out)?;
+    r.read(&out)
+}
+
+fn mlp(b: &dyn Backend, format: Format) -> Result<Vec<f32>> {
+    let mut r = Inputs::new(b, 3);
+    let (x, weights, mut out) = (r.tensor(2, 256, 1.0)?, r.mlp(format, 256, 512, 512)?, r.zeros(2, 256)?);
+    b.mlp(&x, &weights, &mut out)?;
+    r.read(&out)
+}
+
+/// Three experts; row `i` goes to experts `i` and `i + 1`.
+fn experts(b: &dyn Backend, format: Format, rows: usize) -> Result<Vec<f32>> {
+    let mut r = Inputs::new(b, 4);
+    let x = r.tensor(rows, 256, 1.0)?;
+    let weights = (0..3).map(|_| r.mlp(format, 256, 256, 64)).collect::<Result<Vec<_>>>()?;
+    let mut routed = vec![Vec::new(); 3];
+    for part in 0..2 * rows {
+        let row = part / 2;
+        routed[(row + part % 2) % 3].push(RoutedRow { row: row as u32, part: part as u32 });
+    }
+    let batches: Vec<_> =
+        weights.iter().zip(&routed).map(|(weights, rows)| ExpertBatch { weights, rows }).collect();
+    let mut parts = r.zeros(2 * rows, 256)?;
+    b.expert_mlp(&x, &batches, &mut parts)?;
+    r.read(&parts)
+}
+
+/// The weights alone: experts with equal logits may change places.
+fn route(b: &dyn Backend, format: Format) -> Result<Vec<f32>> {
+    let mut r = Inputs::new(b, 5);
+    let (x, router) = (r.tensor(6, 256, 1.0)?, r.weight(format, 64, 256, 64)?);
+    let spec = RouteSpec { top_k: 4, normalise: true };
+    let mut routes = RouteBuffers { ids: b.alloc(6 * 4 * 4)?, weights: r.zeros(6, 4)? };
+    b.route(&x, &router, &spec, &mut routes)?;
+    Ok(b.read_routes(&routes, 6, &spec)?.weights)
+}
+
+fn rms_norm(b: &dyn Backend) -> Result<Vec<f32>> {
+    let mut r = Inputs::new(b, 6);
+    let (x, w, mut out) = (r.tensor(7, 2050, 3.0)?, r.tensor(1, 2050, 1.0)?, r.zeros(7, 2050)?);
+    b.rms_norm(&x, &w, 1e-6, &mut out)?;
+    r.read(&out)
+}
+
+fn add_rows(b: &dyn Backend) -> Result<Vec<f32>> {
+    let mut r = Inputs::new(b, 7);
+    let (mut x, y) = (r.tensor(7, 333, 1.0)?, r.tensor(7, 333, 1.0)?);
+    b.add(&mut x, &y)?;
+    r.read(&x)
+}
+
+fn gather_rows(b: &dyn Backend) -> Result<Vec<f32>> {
+    let mut r = Inputs::new(b, 8);
+    let (x, mut out) = (r.tensor(9, 100, 1.0)?, r.zeros(4, 100)?);
+    b.gather_rows(&x, &[8, 0, 3, 3], &mut out)?;
+    r.read(&out)
+}
+
+fn gated_norm(b: &dyn Backend) -> Result<Vec<f32>> {
+    let mut r = Inputs::new(b, 9);
+    let (mut x, z, w) = (r.tensor(5, 4 * 128, 2.0)?, r.tensor(5, 4 * 128, 2.0)?, r.tensor(1, 128, 1.0)?);
+    b.gated_norm(&mut x, &z, &w, 1e-5)?;
+    r.read(&x)
+}
+
+fn norm_rope(b: &dyn Backend) -> Result<Vec<f32>> {
+    let mut r = Inputs::new(b, 10);
+    let spec = RopeSpec {
+        heads: 4,
+        head_dim: 64,
+        head_stride: 64,
+        rotary_dim: 32,
+        interleaved: false,
+        amplitude: 1.0,
+    };
+    let frequencies: Vec<f32> = (0..16).map(|i| 1e4f32.powf(-(i as f32) / 16.0)).collect();
+    let mut rates = r.zeros(1, 16)?;
+    b.write(rates.block_mut(), 0, bytemuck::cast_slice(&frequencies))?;
+    let (mut x, w) = (r.tensor(6, 256, 1.0)?, r.tensor(1, 64, 1.0)?);
+    b.norm_rope(&mut x, &Segment { rows: 1..6, position: 3 }, &spec, &rates, Some((&w, 1e-6)))?;
+    r.read(&x)
+}
+
+fn short_conv(b: &dyn Backend) -> Result<Vec<f32>> {
+    let mut r = Inputs::new(b, 11);
+    let (x, w, mut state) = (r.tensor(9, 130, 1.0)?, r.tensor(130, 4, 0.5)?, r.tensor(3, 130, 1.0)?);
+    let mut out = r.zeros(9, 130)?;
+    b.short_conv(&x, &w, &Segment { rows: 0..9, position: 5 }, &mut state, &mut out)?;
+    Ok([r.read(&out)?, r.read(&state)?].concat())
+}
+
+fn delta_rule(b: &dyn Backend) -> Result<Vec<f32>> {
+    let mut r = Inputs::new(b, 12);
+    let spec = DeltaSpec { key_heads: 2, value_heads: 4, key_head_dim: 64, value_head_dim: 48, tiled: false };
+    let rows = 7;
+    let qkv = r.tensor(rows, spec.channels(), 1.0)?;
+    let (gate_a, gate_b) = (r.tensor(rows, 4, 1.0)?, r.tensor(rows, 4, 1.0)?);
+    let mut decays = r.values(4, 1.0);
+    decays.iter_mut().for_each(|v| *v = -v.abs());
+    let mut decay = r.zeros(1, 4)?;
+    b.write(decay.block_mut(), 0, bytemuck::cast_slice(&decays))?;
+    let dt_bias = r.tensor(1, 4, 1.0)?;
+    let (mut state, mut out) = (r.tensor(4, 64 * 48, 0.3)?, r.zeros(rows, 4 * 48)?);
+    let segment = Segment { rows: 0..rows, position: 0 };
+    let input =
+        DeltaInput { segment: &segment, qkv: &qkv, a: &gate_a, b: &gate_b, decay: &decay, dt_bias: &dt_bias };
+    b.delta_rule(&input, &spec, &mut state, &mut out)?;
+    Ok([r.read(&out)?, r.read(&state)?].concat())
+}
+
+/// A cache of 70 positions, the last `rows` of them asked about.
+fn attention(b: &dyn Backend, format: KvFormat, rows: usize) -> Result<Vec<f32>> {
+    let mut r = Inputs::new(b, 13);
+    let (total, kv_heads, head_dim, heads) = (70, 2, 64, 8);
+    let bytes = KvCache::bytes(kv_heads, head_dim, total, format) / 2;
+    let (keys, values) = (b.alloc(bytes)?, b.alloc(bytes)?);
+    let mut cache = KvCache { keys, values, kv_heads, head_dim, capacity: total, format };
+    let (k, v) = (r.tensor(total, kv_heads * head_dim, 1.0)?, r.tensor(total, kv_heads * head_dim, 1.0)?);
+    b.kv_append(&k, &v, &Segment { rows: 0..total, position: 0 }, &mut cache)?;
+    let spec = AttentionSpec { heads, head_dim, gated: true, scale: 0.125 };
+    let (q, mut out) = (r.tensor(rows, 2 * heads * head_dim, 1.0)?, r.zeros(rows, heads * head_dim)?);
+    b.attention(&q, &Segment { rows: 0..rows, position: total - rows }, &cache, &spec, &mut out)?;
+    r.read(&out)
+}
+
+fn combine(b: &dyn Backend) -> Result<Vec<f32>> {
+    let mut r = Inputs::new(b, 14);
+    let (rows, top_k, cols) = (5, 4, 300);
+    let parts = r.tensor(rows * top_k, cols, 1.0)?;
+    let routes = RouteBuffers { ids: b.alloc(rows * top_k * 4)?, weights: r.tensor(rows, top_k, 0.5)? };
+    let (output, gate, mut out) = (r.tensor(rows, cols, 1.0)?, r.tensor(rows, 1, 1.0)?, r.zeros(rows, cols)?);
+    let shared = SharedOutput { output: &output, gate: &gate };
+    b.combine(&parts, &routes, &RouteSpec { top_k, normalise: true }, Some(shared), &mut out)?;
+    r.read(&out)
+}

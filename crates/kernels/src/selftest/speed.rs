@@ -1,0 +1,136 @@
+//! How fast the products run, on weights that no cache holds.
+
+use std::time::{Duration, Instant};
+
+use files::{Format, Result, ScaleType};
+
+use super::inputs::Inputs;
+use super::named;
+use crate::Backend;
+use crate::buffer::Tensor;
+use crate::ops::{ExpertBatch, RoutedRow};
+
+/// The rate of one product.
+#[derive(Clone, Debug)]
+pub struct Speed {
+    /// The op, its format and shape.
+    pub case: String,
+    /// Seconds of one call, of many enqueued.
+    pub seconds: f64,
+    /// Weights read in a second, in bytes.
+    pub bytes_per_s: f64,
+    /// Multiplications and additions in a second.
+    pub flop_per_s: f64,
+}
+
+type Measure = Box<dyn Fn(&dyn Backend, usize) -> Result<Speed>>;
+
+const AFFINE4: Format = Format::Affine { bits: 4, group: 64, scale: ScaleType::BF16 };
+/// How long a case is measured.
+const TIME: Duration = Duration::from_millis(120);
+/// Inputs of the matrices, and the shape of the experts (those of Qwen3.5-397B).
+const COLS: usize = 4096;
+const INNER: usize = 1024;
+const TOP_K: usize = 10;
+
+pub(super) fn measurements() -> Vec<(String, Measure)> {
+    let mut all: Vec<(String, Measure)> = Vec::new();
+    let affine8 = Format::Affine { bits: 8, group: 64, scale: ScaleType::BF16 };
+    for format in [AFFINE4, affine8, Format::Q4_0, Format::Q8_0, Format::Q4K, Format::Q6K, Format::BF16] {
+        all.push((named("linear", format, 1), Box::new(move |b, bytes| vector(b, format, bytes))));
+    }
+    for format in [AFFINE4, Format::Q4K] {
+        all.push((named("expert_mlp", format, 1), Box::new(move |b, bytes| experts(b, format, bytes))));
+    }
+    for format in [AFFINE4, Format::Q4K, Format::BF16] {
+        all.push((named("linear", format, 256), Box::new(move |b, bytes| matrix(b, format, bytes))));
+    }
+    all
+}
+
+/// Seconds of a call when many are enqueued; reading a value of `out` waits for them.
+fn time(r: &Inputs<'_>, out: &mut Tensor, mut call: impl FnMut(&mut Tensor) -> Result<()>) -> Result<f64> {
+    let mut round = |calls: u32, out: &mut Tensor| -> Result<Duration> {
+        let start = Instant::now();
+        for _ in 0..calls {
+            call(out)?;
+        }
+        r.backend.read(out.block(), 0, &mut [0; 4])?;
+        Ok(start.elapsed())
+    };
+    round(2, out)?;
+    let mut calls = 1;
+    loop {
+        let taken = round(calls, out)?;
+        if taken >= TIME {
+            return Ok(taken.as_secs_f64() / f64::from(calls));
+        }
+        calls *= 2;
+    }
+}
+
+fn speed(case: String, seconds: f64, bytes: usize, weights: usize, rows: usize) -> Speed {
+    let flop = 2.0 * weights as f64 * rows as f64;
+    Speed { case, seconds, bytes_per_s: bytes as f64 / seconds, flop_per_s: flop / seconds }
+}
+
+/// Bytes of a row of `cols` values.
+fn row_bytes(format: Format, cols: usize) -> Result<usize> {
+    (0..format.parts()).map(|part| format.row_bytes(part, cols)).sum()
+}
+
+fn vector(b: &dyn Backend, format: Format, bytes: usize) -> Result<Speed> {
+    let mut r = Inputs::new(b, 21);
+    let outputs = (bytes.min(b.info().buffer_bytes_max) / row_bytes(format, COLS)?).next_multiple_of(64) - 64;
+    let w = r.weight(format, outputs, COLS, 1)?;
+    let (x, mut out) = (r.tensor(1, COLS, 1.0)?, r.zeros(1, outputs)?);
+    let seconds = time(&r, &mut out, |out| b.linear(&x, &w, None, out))?;
+    let case = format!("{}, {COLS} -> {outputs}", named("linear", format, 1));
+    Ok(speed(case, seconds, w.bytes(), outputs * COLS, 1))
+}
+
+fn matrix(b: &dyn Backend, format: Format, bytes: usize) -> Result<Speed> {
+    let mut r = Inputs::new(b, 22);
+    // A quarter of the work where it would take minutes.
+    let rows = if bytes < 64 << 20 { 64 } else { 256 };
+    let outputs = COLS / if bytes < 64 << 20 { 16 } else { 1 };
+    let w = r.weight(format, outputs, COLS, 1)?;
+    let (x, mut out) = (r.tensor(rows, COLS, 1.0)?, r.zeros(rows, outputs)?);
+    let seconds = time(&r, &mut out, |out| b.linear(&x, &w, None, out))?;
+    let case = format!("{}, {COLS} -> {outputs}", named("linear", format, rows));
+    Ok(speed(case, seconds, w.bytes(), outputs * COLS, rows))
+}
+
+/// One row through the active experts of a layer in one call; calls take other experts in turn.
+fn experts(b: &dyn Backend, format: Format, bytes: usize) -> Result<Speed> {
+    let mut r = Inputs::new(b, 23);
+    let weights = 3 * INNER * COLS;
+    let expert_bytes = 2 * INNER * row_bytes(format, COLS)? + COLS * row_bytes(format, INNER)?;
+    let count = (bytes / expert_bytes / TOP_K).max(1) * TOP_K;
+    // As a store keeps them: whole experts in one buffer each kind of matrix, so one dispatch serves all.
+    let gate = r.weight(format, count * INNER, COLS, 1)?;
+    let up = r.weight(format, count * INNER, COLS, 1)?;
+    let down = r.weight(format, count * COLS, INNER, 1)?;
+    let mut mlps = Vec::new();
+    for e in 0..count {
+        let part = |w: &crate::Weight, rows: usize| -> Result<crate::Weight> {
+            let views = w.parts().iter().map(|view| {
+                let each = view.bytes() / count;
+                view.slice(e * each..(e + 1) * each)
+            });
+            crate::Weight::new(format, rows, w.cols(), views.collect::<Result<Vec<_>>>()?)
+        };
+        mlps.push(crate::ops::MlpWeights::new(part(&gate, INNER)?, part(&up, INNER)?, part(&down, COLS)?)?);
+    }
+    let rows: Vec<[RoutedRow; 1]> = (0..TOP_K as u32).map(|part| [RoutedRow { row: 0, part }]).collect();
+    let (x, mut parts) = (r.tensor(1, COLS, 1.0)?, r.zeros(TOP_K, COLS)?);
+    let mut first = 0;
+    let seconds = time(&r, &mut parts, |parts| {
+        let active = mlps[first..].iter().zip(&rows);
+        let batches: Vec<_> = active.map(|(weights, rows)| ExpertBatch { weights, rows }).collect();
+        first = (first + TOP_K) % count;
+        b.expert_mlp(&x, &batches, parts)
+    })?;
+    let case = format!("{}, {TOP_K} of {count}, {COLS} x {INNER}", named("expert_mlp", format, 1));
+    Ok(speed(case, seconds, TOP_K * expert_bytes, TOP_K * weights, 1))
+}
