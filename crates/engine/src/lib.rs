@@ -24,7 +24,7 @@ mod trace;
 
 pub use device::Device;
 pub use files::{Dialect, Error, ErrorKind, Meta, Result};
-pub use kernels::ops::KvFormat;
+pub use kernels::ops::{DeviceCounts, KvFormat};
 pub use model::{CacheKind, LoadProgress, Model, OpenOptions};
 pub use models::ARCHITECTURES;
 pub use session::{FeedProgress, RouteRecord, Session};

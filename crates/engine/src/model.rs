@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use files::{Error, Meta, Result, TensorIndex};
 use kernels::Backend;
-use kernels::ops::{KvFormat, Precision};
+use kernels::ops::{DeviceCounts, KvFormat, Precision};
 use store::disk::{Disk, DiskChoice};
 use store::governor::{Governor, GovernorOptions};
 use store::plan::{Plan, PlanInput, machine_memory, plan};
@@ -222,6 +222,11 @@ impl Model {
         }
     }
 
+    /// What the device was asked to do since the model's backend was opened; `None` for the CPU.
+    pub fn device_counts(&self) -> Option<DeviceCounts> {
+        self.backend.counts()
+    }
+
     /// Expert slots in use now: those of the plan, or fewer while other programs need the memory.
     pub fn slots(&self) -> usize {
         self.lock_pool().map_or(0, |pool| pool.store.slots())
@@ -231,7 +236,7 @@ impl Model {
     /// governor, where there is one, may decide otherwise later. Never changes a token. Waits for the running step.
     pub fn use_slots(&self, slots: usize) {
         if let Some(mut pool) = self.lock_pool() {
-            pool.store.resize(slots);
+            pool.resize(slots);
         }
     }
 
@@ -450,7 +455,7 @@ fn open_pool(
     if plan.slots == 0 {
         return Ok(None);
     }
-    let total = layouts.iter().map(Vec::len).sum();
+    let in_layers: Vec<u32> = layouts.iter().map(|layer| layer.len() as u32).collect();
     let (slots, slot_bytes) = (plan.slots as usize, plan.slot_bytes as usize);
     let (slabs, memory) = Slabs::allocate(backend.as_ref(), slots, slot_bytes)?;
     let policy = Some(options.policy.policy(slots));
@@ -459,7 +464,7 @@ fn open_pool(
     let governed =
         GovernorOptions { slot_bytes: plan.slot_bytes, slots_min: top_k, slots_max: store.slots_max() };
     let governor = (!options.fixed_slots).then(|| Governor::new(governed));
-    Ok(Some((Mutex::new(ExpertPool::new(store, governor, total)), slabs)))
+    Ok(Some((Mutex::new(ExpertPool::new(store, backend.clone(), governor, &in_layers)), slabs)))
 }
 
 /// A number that differs for models whose states must not be mixed up: FNV-1a over what shapes them and a `sample`

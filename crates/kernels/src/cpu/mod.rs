@@ -102,6 +102,7 @@ impl Cpu {
             buffer_bytes_max: usize::MAX,
             unified_memory: true,
             threads,
+            looks_up_experts: false,
         };
         Ok(Self {
             info,

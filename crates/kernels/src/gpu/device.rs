@@ -129,12 +129,6 @@ impl Device {
         Ok(Self { device, queue, summary, subgroups, buffer_bytes_max, failure })
     }
 
-    /// Keeps an error for the next [`Device::check`], where its own caller cannot return it.
-    pub(super) fn put_back(&self, error: Error) {
-        let mut slot = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
-        slot.get_or_insert_with(|| (error.kind(), error.message().to_string()));
-    }
-
     /// The first failure that the driver reported since the last call, if any.
     pub(super) fn check(&self) -> Result<()> {
         let first = self.failure.lock().unwrap_or_else(PoisonError::into_inner).take();

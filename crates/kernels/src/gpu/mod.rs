@@ -6,6 +6,7 @@
 
 mod device;
 mod encoder;
+mod lookup;
 mod memory;
 mod mixer;
 mod moe;
@@ -25,8 +26,8 @@ pub use device::{AdapterKind, AdapterSummary, adapters};
 use crate::buffer::{Block, Buffer, Tensor, Weight};
 use crate::check;
 use crate::ops::{
-    AttentionSpec, Backend, DeltaInput, DeltaSpec, DeviceInfo, ExpertBatch, KvCache, MlpWeights, Precision,
-    RopeSpec, RouteBuffers, RouteSpec, Routes, Segment, SharedOutput,
+    AttentionSpec, Backend, DeltaInput, DeltaSpec, DeviceCounts, DeviceInfo, ExpertBatch, ExpertTable,
+    KvCache, MlpWeights, Precision, RopeSpec, RouteBuffers, RouteSpec, Routes, Segment, SharedOutput,
 };
 use device::{Device, device_error};
 use encoder::{Binding, Recorder};
@@ -95,6 +96,7 @@ impl Gpu {
             buffer_bytes_max: device.buffer_bytes_max,
             unified_memory: false,
             threads: 0,
+            looks_up_experts: true,
         };
         let graveyard = Graveyard::default();
         let recorder = Recorder::new(&device, 0, &graveyard);
@@ -106,11 +108,6 @@ impl Gpu {
     /// The adapter underneath.
     pub fn adapter(&self) -> &AdapterSummary {
         &self.device.summary
-    }
-
-    /// Submissions so far.
-    pub fn submissions(&self) -> u64 {
-        self.lock().recorder.submissions
     }
 
     /// Compiles one shader, to see whether the driver takes it.
@@ -228,6 +225,10 @@ impl Backend for Gpu {
         &self.info
     }
 
+    fn counts(&self) -> Option<DeviceCounts> {
+        Some(self.lock().recorder.counts)
+    }
+
     fn alloc_shared(&self, bytes: usize) -> Result<Buffer> {
         Ok(Buffer::new(self.memory(bytes, true)?))
     }
@@ -247,12 +248,11 @@ impl Backend for Gpu {
     }
 
     fn release(&self, held: Box<dyn Any + Send>) {
-        let mut state = self.lock();
-        state.recorder.hold(held);
-        // An error stays with the device: the next op or read reports it.
-        if let Err(error) = state.recorder.submit(&self.device) {
-            self.device.put_back(error);
-        }
+        self.lock().recorder.hold(held);
+    }
+
+    fn submit(&self) -> Result<()> {
+        self.lock().recorder.submit(&self.device)
     }
 
     fn alloc(&self, bytes: usize) -> Result<Block> {
@@ -421,6 +421,22 @@ impl Backend for Gpu {
     fn expert_mlp(&self, x: &Tensor, experts: &[ExpertBatch<'_>], parts: &mut Tensor) -> Result<()> {
         check::expert_mlp(x, experts, parts)?;
         self.experts(x, experts, parts)
+    }
+
+    fn expert_table(&self, experts: &[&MlpWeights]) -> Result<Option<ExpertTable>> {
+        self.table(experts).map(Some)
+    }
+
+    fn routed_mlp(
+        &self,
+        x: &Tensor,
+        table: &ExpertTable,
+        routes: &RouteBuffers,
+        spec: &RouteSpec,
+        parts: &mut Tensor,
+    ) -> Result<()> {
+        check::routed_mlp(x, table, routes, spec, parts)?;
+        self.look_up(x, table, routes, spec, parts)
     }
 
     fn combine(

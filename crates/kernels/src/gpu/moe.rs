@@ -11,24 +11,24 @@ use crate::ops::{ExpertBatch, MlpWeights, RouteBuffers, RouteSpec, RoutedRow, Ro
 use crate::reference;
 
 /// Most bytes of intermediate activations; more entries than that go in several passes.
-const ACT_BYTES_MAX: usize = 64 << 20;
+pub(super) const ACT_BYTES_MAX: usize = 64 << 20;
 /// A row of logits, as sort keys, lies in a workgroup's 16 KiB.
 const EXPERTS_MAX: usize = 2048;
 /// Words of a tile in the table; `gate_up.wgsl` says which.
-const TILE_WORDS: usize = 11;
+pub(super) const TILE_WORDS: usize = 11;
 
 /// The buffers and formats that make one pipeline and one bind group serve many experts.
-struct Parts<'a> {
+pub(super) struct Parts<'a> {
     formats: [Format; 3],
     gate: Vec<Binding<'a>>,
     up: Vec<Binding<'a>>,
     down: Vec<Binding<'a>>,
     /// Bytes of the parts of gate, up, down.
-    bases: [u32; 9],
+    pub(super) bases: [u32; 9],
 }
 
 impl<'a> Parts<'a> {
-    fn of(weights: &'a MlpWeights) -> Result<Self> {
+    pub(super) fn of(weights: &'a MlpWeights) -> Result<Self> {
         let (gate, g) = weight_parts(&weights.gate)?;
         let (up, u) = weight_parts(&weights.up)?;
         let (down, d) = weight_parts(&weights.down)?;
@@ -38,7 +38,7 @@ impl<'a> Parts<'a> {
         Ok(Self { formats, gate, up, down, bases })
     }
 
-    fn same_dispatch(&self, other: &Self) -> bool {
+    pub(super) fn same_dispatch(&self, other: &Self) -> bool {
         let ids =
             |p: &Self| -> Vec<u64> { p.gate.iter().chain(&p.up).chain(&p.down).map(|(id, _)| *id).collect() };
         self.formats == other.formats && ids(self) == ids(other)
@@ -53,13 +53,24 @@ struct Table {
 }
 
 /// What the passes over one group of experts have in common.
-struct Group<'a> {
-    parts: &'a Parts<'a>,
-    x: Binding<'a>,
-    out: Binding<'a>,
-    hidden: usize,
-    intermediate: usize,
-    tokens: u32,
+pub(super) struct Group<'a> {
+    pub(super) parts: &'a Parts<'a>,
+    pub(super) x: Binding<'a>,
+    pub(super) out: Binding<'a>,
+    pub(super) hidden: usize,
+    pub(super) intermediate: usize,
+    pub(super) tokens: u32,
+}
+
+/// Where a table lies.
+pub(super) struct TableAt<'a> {
+    pub(super) buffer: Binding<'a>,
+    /// First words of tiles and entries.
+    pub(super) tiles_at: u32,
+    pub(super) entries_at: u32,
+    /// How many.
+    pub(super) tiles: u32,
+    pub(super) entries: usize,
 }
 
 impl Gpu {
@@ -122,18 +133,30 @@ impl Gpu {
         self.expert_pass(state, group, &table)
     }
 
-    /// Gate, up and activation in one dispatch, down in a second.
+    /// The experts of a table that the host made.
     fn expert_pass(&self, state: &mut State, group: &Group<'_>, table: &Table) -> Result<()> {
         let tiles = (table.tiles.len() / TILE_WORDS) as u32;
         if tiles == 0 {
             return Ok(());
         }
-        let (hidden, intermediate) = (group.hidden, group.intermediate);
-        let act = self.scratch(state, "act", table.entries.len() / 2 * intermediate * 4)?;
         let words: Vec<u32> = table.tiles.iter().chain(&table.entries).copied().collect();
         let ((id, uploads), first) = self.upload(state, &words)?;
-        let params = [first, first + table.tiles.len() as u32, hidden as u32, intermediate as u32];
-        let mut bindings = vec![group.x, (id, &uploads), act.binding()];
+        let at = TableAt {
+            buffer: (id, &uploads),
+            tiles_at: first,
+            entries_at: first + table.tiles.len() as u32,
+            tiles,
+            entries: table.entries.len() / 2,
+        };
+        self.gated_pass(state, group, &at)
+    }
+
+    /// Gate, up and activation in one dispatch, down in a second.
+    pub(super) fn gated_pass(&self, state: &mut State, group: &Group<'_>, table: &TableAt<'_>) -> Result<()> {
+        let (hidden, intermediate) = (group.hidden, group.intermediate);
+        let act = self.scratch(state, "act", table.entries * intermediate * 4)?;
+        let params = [table.tiles_at, table.entries_at, hidden as u32, intermediate as u32];
+        let mut bindings = vec![group.x, table.buffer, act.binding()];
         bindings.extend(&group.parts.gate);
         bindings.extend(&group.parts.up);
         self.run(
@@ -144,10 +167,10 @@ impl Gpu {
                 constants: &[group.tokens, tail(hidden)],
                 bindings: &bindings,
                 params: &params,
-                groups: [intermediate.div_ceil(4) as u32, tiles, 1],
+                groups: [intermediate.div_ceil(4) as u32, table.tiles, 1],
             },
         )?;
-        let mut bindings = vec![act.binding(), (id, &uploads), group.out];
+        let mut bindings = vec![act.binding(), table.buffer, group.out];
         bindings.extend(&group.parts.down);
         self.run(
             state,
@@ -157,7 +180,7 @@ impl Gpu {
                 constants: &[group.tokens, tail(intermediate)],
                 bindings: &bindings,
                 params: &params,
-                groups: [hidden.div_ceil(4) as u32, tiles, 1],
+                groups: [hidden.div_ceil(4) as u32, table.tiles, 1],
             },
         )
     }
