@@ -94,6 +94,18 @@ fn ranked() -> Vec<(AdapterSummary, wgpu::Adapter)> {
     usable
 }
 
+/// Whether this machine shows signs of a real GPU. Costs a look at files: asking a driver takes tens of milliseconds
+/// and the memory of whatever drivers are installed.
+pub fn likely() -> bool {
+    if !cfg!(target_os = "linux") {
+        return true;
+    }
+    // NVIDIA, every driver of the kernel's own, Windows' subsystem for Linux.
+    ["/dev/nvidiactl", "/dev/dri/renderD128", "/dev/dxg"]
+        .iter()
+        .any(|node| std::path::Path::new(node).exists())
+}
+
 /// The adapters of this machine that can run the shaders, best first.
 pub fn adapters() -> Vec<AdapterSummary> {
     ranked().into_iter().map(|(summary, _)| summary).collect()

@@ -21,7 +21,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use files::{Error, Format, Result};
 
-pub use device::{AdapterKind, AdapterSummary, adapters};
+pub use device::{AdapterKind, AdapterSummary, adapters, likely};
 
 use crate::buffer::{Block, Buffer, Tensor, Weight};
 use crate::check;
