@@ -77,6 +77,9 @@ pub(crate) struct ComputeArgs {
     /// The ceiling for everything Tidemill keeps in memory, such as 12GiB; default: what the machine can spare
     #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
     pub(crate) memory: Option<u64>,
+    /// The ceiling for what is kept in a GPU's memory, such as 4GiB; nothing where the CPU computes
+    #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
+    pub(crate) vram: Option<u64>,
     /// Who keeps experts in memory: slots of our own, or the operating system's page cache
     #[arg(long, value_enum, default_value_t = CacheArg::Slots)]
     pub(crate) cache: CacheArg,
@@ -127,6 +130,7 @@ impl ComputeArgs {
                 KvArg::Q8 => KvFormat::Q8,
             }),
             memory_bytes: self.memory,
+            vram_bytes: self.vram,
             cache: match self.cache {
                 CacheArg::Slots => CacheKind::Slots,
                 CacheArg::Os => CacheKind::Os,
@@ -161,7 +165,7 @@ impl ComputeArgs {
 /// `--device`
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum DeviceArg {
-    /// What is fastest
+    /// A GPU where it is measured to be faster than the CPU
     Auto,
     /// The CPU
     Cpu,

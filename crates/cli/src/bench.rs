@@ -7,7 +7,7 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use engine::{Error, ReadStats, Session, trace_of};
+use engine::{DeviceCounts, Error, ReadStats, Session, trace_of};
 
 use crate::args::ComputeArgs;
 use crate::failure::{Failure, Result};
@@ -75,6 +75,8 @@ struct Measured {
     gen_tokens: usize,
     decode: Duration,
     reads: Option<ReadStats>,
+    /// What the GPU was asked to do for the generated tokens; `None` on the CPU.
+    gpu: Option<DeviceCounts>,
     /// Rates of the drive before and after, in bytes/s; none where nothing needs to be read.
     drive_bytes_per_s: Vec<f64>,
 }
@@ -183,8 +185,10 @@ fn measure(
     };
     generate(warm_up_tokens)?;
     model.reset_read_stats();
+    let before = model.device_counts();
     let decode = generate(gen_tokens)?;
     let reads = model.read_stats();
+    let gpu = model.device_counts().zip(before).map(|(after, before)| after.since(&before));
     bar.finish_and_clear();
     drive_bytes_per_s.extend(model.measure_drive(DRIVE_TIME)?);
     Ok(Measured {
@@ -195,6 +199,7 @@ fn measure(
         gen_tokens,
         decode,
         reads,
+        gpu,
         drive_bytes_per_s,
     })
 }

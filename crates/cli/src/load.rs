@@ -77,6 +77,10 @@ impl Loaded {
         if let Some(choice) = model.probed_drive() {
             remembered::keep_drive(&path, &choice);
         }
+        // That there is none is no news.
+        if let Some(note) = model.device_note().filter(|note| note.contains("failed")) {
+            out::note(note);
+        }
         let own = model.meta().moe.as_ref().map(|moe| moe.top_k);
         let lossy = compute.experts_per_token.filter(|k| own.is_some_and(|own| own != *k));
         if let (Some(k), Some(own)) = (lossy, own) {

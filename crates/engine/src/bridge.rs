@@ -6,10 +6,10 @@
 //! lease, and views of resident weights only through a model, which exists only after loading has ended.
 
 use std::ops::{ControlFlow, Range};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use files::{Error, Format, Result, Span};
-use kernels::ops::MlpWeights;
+use kernels::ops::{ExpertTable, MlpWeights};
 use kernels::{Backend, Buffer, View, Weight};
 use store::disk::Disk;
 use store::resident::{self, Placement};
@@ -42,6 +42,9 @@ fn slab_memory(buffer: &Buffer) -> Result<SlabMemory> {
 /// The memory of the expert slots, as the kernels see it.
 pub(crate) struct Slabs {
     buffers: Vec<Buffer>,
+    slot_bytes: usize,
+    /// For each slot of each buffer: which of its fillings the device has seen, 0 for none.
+    published: Mutex<Vec<Vec<u64>>>,
 }
 
 impl Slabs {
@@ -67,7 +70,24 @@ impl Slabs {
             left -= here;
         }
         let memory = buffers.iter().map(slab_memory).collect::<Result<_>>()?;
-        Ok((Self { buffers }, memory))
+        let published = buffers.iter().map(|b| vec![0; b.bytes() / slot_bytes]).collect();
+        Ok((Self { buffers, slot_bytes, published: Mutex::new(published) }, memory))
+    }
+
+    /// Publishes a leased slot, unless the device has seen these bytes already. In one piece: what lies between two
+    /// parts is less than another copy costs.
+    fn publish(&self, backend: &dyn Backend, lease: &Lease) -> Result<()> {
+        let start = lease.parts.iter().map(|part| part.offset).min();
+        let end = lease.parts.iter().map(|part| part.offset + part.bytes).max();
+        let (Some(start), Some(end)) = (start, end) else { return Ok(()) };
+        // What a panic leaves is at worst a slot that counts as unseen.
+        let mut published = self.published.lock().unwrap_or_else(PoisonError::into_inner);
+        let seen = &mut published[lease.slab][start / self.slot_bytes];
+        if *seen != lease.fill {
+            backend.publish(&self.buffers[lease.slab], start..end)?;
+            *seen = lease.fill;
+        }
+        Ok(())
     }
 
     /// What gives the memory of unused slots back to the system.
@@ -126,11 +146,11 @@ impl LeasedExpert {
         shape: &ExpertShape,
         lease: Lease,
     ) -> Result<Self> {
+        slabs.publish(backend, &lease)?;
         let buffer = &slabs.buffers[lease.slab];
         let mut views = Vec::with_capacity(lease.parts.len());
         for part in &lease.parts {
             let range = part.offset..part.offset + part.bytes;
-            backend.publish(buffer, range.clone())?;
             // SAFETY: the lease pins the slot, so the store writes nothing there until it is dropped; the views
             // are private to this value, which drops them first.
             views.push(unsafe { View::new(buffer, range)? });
@@ -153,6 +173,34 @@ impl LeasedExpert {
     /// Which expert of its layer.
     pub(crate) fn expert(&self) -> ExpertId {
         self.lease.expert
+    }
+}
+
+/// All experts of a layer in memory, for as long as this value lives.
+pub(crate) struct ResidentLayer {
+    // Dropped before the leases: it holds views of them.
+    table: ExpertTable,
+    _leased: Vec<LeasedExpert>,
+}
+
+impl ResidentLayer {
+    /// Publishes what the device has not seen of a layer, of which `leases` are all experts in the order of their
+    /// ids. `None` where the host looks experts up.
+    pub(crate) fn new(
+        backend: &dyn Backend,
+        slabs: &Slabs,
+        shape: &ExpertShape,
+        leases: Vec<Lease>,
+    ) -> Result<Option<Self>> {
+        let bind = |lease| LeasedExpert::new(backend, slabs, shape, lease);
+        let leased = leases.into_iter().map(bind).collect::<Result<Vec<_>>>()?;
+        let weights: Vec<_> = leased.iter().map(LeasedExpert::weights).collect();
+        Ok(backend.expert_table(&weights)?.map(|table| Self { table, _leased: leased }))
+    }
+
+    /// For [`Backend::routed_mlp`].
+    pub(crate) fn table(&self) -> &ExpertTable {
+        &self.table
     }
 }
 

@@ -137,10 +137,14 @@ const PROMPT_ROWS: usize = 64;
 /// # Errors
 /// `Device` when there is none, `Memory` when there is no room.
 pub fn device_rates(options: &OpenOptions, time: Duration) -> Result<DeviceRates> {
-    let backend = match &options.backend {
-        Some(backend) => backend.clone(),
-        None => open_device(options)?,
-    };
+    backend_rates(&open_device(options)?.backend, time)
+}
+
+/// The same for an open device.
+///
+/// # Errors
+/// `Device` when it fails, `Memory` when there is no room.
+pub(crate) fn backend_rates(backend: &Arc<dyn Backend>, time: Duration) -> Result<DeviceRates> {
     let format = Format::Affine { bits: 4, group: 64, scale: ScaleType::F16 };
     let mut weights = Vec::with_capacity(MATRICES);
     for _ in 0..MATRICES {
@@ -149,8 +153,8 @@ pub fn device_rates(options: &OpenOptions, time: Duration) -> Result<DeviceRates
         weights.push(Weight::new(format, ROWS, COLS, parts.collect::<Result<_>>()?)?);
     }
     let bytes = weights.first().map_or(0, Weight::bytes);
-    let one = passes_per_s(&backend, &weights, 1, time / 2)?;
-    let many = passes_per_s(&backend, &weights, PROMPT_ROWS, time / 2)?;
+    let one = passes_per_s(backend, &weights, 1, time / 2)?;
+    let many = passes_per_s(backend, &weights, PROMPT_ROWS, time / 2)?;
     let info = backend.info();
     Ok(DeviceRates {
         name: info.name.clone(),

@@ -8,10 +8,10 @@ use std::time::Duration;
 
 use files::{Error, Meta, Result, TensorIndex};
 use kernels::Backend;
-use kernels::ops::{KvFormat, Precision};
+use kernels::ops::{DeviceCounts, KvFormat, Precision};
 use store::disk::{Disk, DiskChoice};
 use store::governor::{Governor, GovernorOptions};
-use store::plan::{Plan, PlanInput, machine_memory, plan};
+use store::plan::{Plan, PlanInput, default_budget_bytes, machine_memory, plan};
 use store::policy::{PolicyKind, Trace};
 use store::{ExpertLayout, ExpertStore, StoreOptions};
 
@@ -56,6 +56,8 @@ pub struct OpenOptions {
     pub exact: bool,
     /// The ceiling for everything; `None` takes what the machine can spare.
     pub memory_bytes: Option<u64>,
+    /// The ceiling for what is kept in a GPU's memory; nothing on the CPU.
+    pub vram_bytes: Option<u64>,
     /// Who keeps experts in memory.
     pub cache: CacheKind,
     /// How keys and values are stored; `None` is f16, or f32 where activations are. f32 and 8 bits change answers a
@@ -93,6 +95,7 @@ pub struct Model {
     pub(crate) meta: Meta,
     pub(crate) decoder: Decoder,
     pub(crate) backend: Arc<dyn Backend>,
+    device_note: Option<String>,
     pub(crate) scratch: Arc<Scratch>,
     states: Vec<LayerShape>,
     experts: Option<(Mutex<ExpertPool>, Slabs)>,
@@ -118,12 +121,32 @@ impl Model {
         let (index, meta) = TensorIndex::open(path)?;
         meta.check()?;
         check_experts_per_token(&meta, options.experts_per_token)?;
-        let backend = match &options.backend {
-            Some(backend) => backend.clone(),
-            None => open_device(options)?,
-        };
+        if options.vram_bytes.is_some() && options.device == Device::Cpu {
+            return Err(Error::invalid("a ceiling for a GPU's memory means nothing on the CPU"));
+        }
+        let open =
+            |backend: &Arc<dyn Backend>| Self::open_on(backend, path, &index, &meta, options, progress);
+        let (mut model, note) = open_device(options)?.run(options, open)?;
+        model.device_note = note;
+        let model = Arc::new(model);
+        if model.experts.is_some() {
+            pool::watch(&model)?;
+        }
+        Ok(model)
+    }
+
+    /// The same on a device.
+    fn open_on(
+        backend: &Arc<dyn Backend>,
+        path: &Path,
+        index: &TensorIndex,
+        meta: &Meta,
+        options: &OpenOptions,
+        progress: LoadProgress<'_>,
+    ) -> Result<Self> {
+        let meta = meta.clone();
         let Bound { decoder, experts, arena } =
-            models::bind(&index, &meta, &backend, options.experts_per_token)?;
+            models::bind(index, &meta, backend, options.experts_per_token)?;
         let kv_format = kv_format(backend.info().precision, options.kv_format)?;
         let states = decoder.state_shapes(kv_format)?;
         let context = context(&meta, options.context)?;
@@ -143,19 +166,20 @@ impl Model {
         };
         let total_experts = overhead.experts;
         let sizes = Sizes::new(&decoder, &states, &experts, arena.bytes(), overhead, context, sessions)?;
-        let (plan, chunk_tokens) = sizes.plan(options, &meta)?;
+        let on_gpu = backend.info().threads == 0;
+        let (plan, chunk_tokens) = sizes.plan(options, &meta, on_gpu)?;
         let sessions_max = sizes.sessions_max(&plan);
         let streams = plan.slots < total_experts;
         let drive = drive::open(index.files(), options, streams)?;
         let sample = arena.load(&drive.disk, progress)?;
-        let fingerprint = fingerprint(&meta, &index, &backend, decoder.top_k(), &sample);
-        let experts = open_pool(&backend, &drive.disk, experts, &plan, decoder.top_k(), options)?;
+        let fingerprint = fingerprint(&meta, index, backend, decoder.top_k(), &sample);
+        let experts = open_pool(backend, &drive.disk, experts, &plan, decoder.top_k(), options)?;
         let scratch = Scratch::new(backend.clone(), plan.scratch_bytes as usize);
-        let path = path.to_path_buf();
-        let model = Arc::new(Self {
+        Ok(Self {
             meta,
             decoder,
-            backend,
+            backend: backend.clone(),
+            device_note: None,
             scratch,
             states,
             experts,
@@ -167,12 +191,8 @@ impl Model {
             chunk_tokens,
             fingerprint,
             drive,
-            path,
-        });
-        if model.experts.is_some() {
-            pool::watch(&model)?;
-        }
-        Ok(model)
+            path: path.to_path_buf(),
+        })
     }
 
     /// What the file says about the model.
@@ -207,7 +227,13 @@ impl Model {
 
     /// The device and the disk engine, for people.
     pub fn describe(&self) -> String {
-        format!("{}; {}", self.backend.info().name, self.drive.disk.describe())
+        let why = self.device_note.as_ref().map_or(String::new(), |note| format!(" ({note})"));
+        format!("{}{why}; {}", self.backend.info().name, self.drive.disk.describe())
+    }
+
+    /// Why the device is not a GPU, where [`Device::Auto`] chose: a line for people.
+    pub fn device_note(&self) -> Option<&str> {
+        self.device_note.as_deref()
     }
 
     /// Counts of the expert store since the last reset; `None` for a dense model.
@@ -222,6 +248,11 @@ impl Model {
         }
     }
 
+    /// What the device was asked to do since the model's backend was opened; `None` for the CPU.
+    pub fn device_counts(&self) -> Option<DeviceCounts> {
+        self.backend.counts()
+    }
+
     /// Expert slots in use now: those of the plan, or fewer while other programs need the memory.
     pub fn slots(&self) -> usize {
         self.lock_pool().map_or(0, |pool| pool.store.slots())
@@ -231,7 +262,7 @@ impl Model {
     /// governor, where there is one, may decide otherwise later. Never changes a token. Waits for the running step.
     pub fn use_slots(&self, slots: usize) {
         if let Some(mut pool) = self.lock_pool() {
-            pool.store.resize(slots);
+            pool.resize(slots);
         }
     }
 
@@ -391,13 +422,13 @@ impl<'a> Sizes<'a> {
     }
 
     /// The plan and the chunk size: the largest chunk that leaves room for the fewest slots.
-    fn plan(&self, options: &OpenOptions, meta: &Meta) -> Result<(Plan, usize)> {
+    fn plan(&self, options: &OpenOptions, meta: &Meta, on_gpu: bool) -> Result<(Plan, usize)> {
         let most = options.chunk_tokens.unwrap_or(CHUNK_TOKENS).clamp(1, self.context);
         let least = options.chunk_tokens.unwrap_or(CHUNK_TOKENS_MIN).clamp(1, self.context);
         let modest = least.max(CHUNK_TOKENS_MODEST);
         let mut chunk = most;
         loop {
-            match self.plan_chunk(options, meta, chunk) {
+            match self.plan_chunk(options, meta, chunk, on_gpu) {
                 Err(_) if chunk > least => chunk = (chunk / 2).max(least),
                 Ok(plan) if plan.scratch_bytes > plan.budget_bytes / 8 && chunk > modest => chunk /= 2,
                 Ok(plan) => return Ok((plan, chunk)),
@@ -413,24 +444,34 @@ impl<'a> Sizes<'a> {
         self.sessions.saturating_add(more as usize)
     }
 
-    fn plan_chunk(&self, options: &OpenOptions, meta: &Meta, chunk: usize) -> Result<Plan> {
+    fn plan_chunk(&self, options: &OpenOptions, meta: &Meta, chunk: usize, on_gpu: bool) -> Result<Plan> {
+        let logit_rows = LOGIT_ROWS.min(chunk);
         let available_bytes = match options.memory_bytes {
             Some(_) => 0,
             None => machine_memory()?.available_bytes,
         };
+        let overhead_bytes = self.overhead.bytes(logit_rows);
+        // Every slot has its copy on the GPU, which also holds resident weights, state and scratch: all of the plan
+        // but the overhead, so the tighter ceiling is the one for both.
+        let budget_bytes = match options.vram_bytes.filter(|_| on_gpu) {
+            None => options.memory_bytes,
+            Some(vram) => {
+                let memory = options.memory_bytes.unwrap_or_else(|| default_budget_bytes(available_bytes));
+                Some(memory.min(vram.saturating_add(overhead_bytes)))
+            }
+        };
         let (in_use, total_experts) = (self.decoder.top_k() as u64, self.overhead.experts);
-        let logit_rows = LOGIT_ROWS.min(chunk);
         let slots_max = match options.cache {
             CacheKind::Slots => options.slots_max.map_or(total_experts, |n| n as u64),
             CacheKind::Os => 2 * in_use,
         };
         plan(&PlanInput {
-            budget_bytes: options.memory_bytes,
+            budget_bytes,
             available_bytes,
             resident_bytes: self.resident_bytes,
             state_bytes: self.session_bytes.saturating_mul(self.sessions as u64),
             scratch_bytes: self.decoder.scratch_bytes(chunk, logit_rows),
-            overhead_bytes: self.overhead.bytes(logit_rows),
+            overhead_bytes,
             slot_bytes: self.slot_bytes,
             total_experts: total_experts.min(slots_max),
             min_slots: in_use.min(slots_max),
@@ -450,7 +491,7 @@ fn open_pool(
     if plan.slots == 0 {
         return Ok(None);
     }
-    let total = layouts.iter().map(Vec::len).sum();
+    let in_layers: Vec<u32> = layouts.iter().map(|layer| layer.len() as u32).collect();
     let (slots, slot_bytes) = (plan.slots as usize, plan.slot_bytes as usize);
     let (slabs, memory) = Slabs::allocate(backend.as_ref(), slots, slot_bytes)?;
     let policy = Some(options.policy.policy(slots));
@@ -459,7 +500,7 @@ fn open_pool(
     let governed =
         GovernorOptions { slot_bytes: plan.slot_bytes, slots_min: top_k, slots_max: store.slots_max() };
     let governor = (!options.fixed_slots).then(|| Governor::new(governed));
-    Ok(Some((Mutex::new(ExpertPool::new(store, governor, total)), slabs)))
+    Ok(Some((Mutex::new(ExpertPool::new(store, backend.clone(), governor, &in_layers)), slabs)))
 }
 
 /// A number that differs for models whose states must not be mixed up: FNV-1a over what shapes them and a `sample`

@@ -1,15 +1,18 @@
 //! The experts of a model in memory: the store, and what decides how it is used while the model runs.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use files::{Error, Result};
+use kernels::Backend;
+use kernels::ops::ExpertTable;
 use store::governor::{Governor, observe};
 use store::policy::{Trace, TraceStep, TraceWant};
 use store::{ExpertId, ExpertKey, ExpertMask, ExpertStore, LayerId};
 
+use crate::bridge::{ExpertShape, ResidentLayer, Slabs};
 use crate::lookahead::Lookahead;
 use crate::model::Model;
 
@@ -29,6 +32,9 @@ pub(crate) struct ExpertPool {
     pub(crate) store: ExpertStore,
     /// Whether guessing the next layer's experts pays.
     pub(crate) lookahead: Lookahead,
+    backend: Arc<dyn Backend>,
+    /// Layers whose experts the device looks up itself.
+    resident: HashMap<LayerId, ResidentLayer>,
     governor: Option<Governor>,
     clock: Instant,
     next_look: Duration,
@@ -36,11 +42,72 @@ pub(crate) struct ExpertPool {
 }
 
 impl ExpertPool {
-    /// A pool over `store`, sized by `governor` if there is one; the model has `total_experts`.
-    pub(crate) fn new(store: ExpertStore, governor: Option<Governor>, total_experts: usize) -> Self {
-        let lookahead = Lookahead::new(store.slots() < total_experts);
-        let clock = Instant::now();
-        Self { store, lookahead, governor, clock, next_look: Duration::ZERO, total_experts }
+    /// A pool over `store`, sized by `governor` if there is one; the model has `experts` in each layer. Where `backend`
+    /// looks up experts itself and all fit, they are read when the drive has nothing else to do.
+    pub(crate) fn new(
+        store: ExpertStore,
+        backend: Arc<dyn Backend>,
+        governor: Option<Governor>,
+        experts: &[u32],
+    ) -> Self {
+        let total_experts = experts.iter().map(|&n| n as usize).sum();
+        let mut pool = Self {
+            lookahead: Lookahead::new(store.slots() < total_experts),
+            store,
+            backend,
+            resident: HashMap::new(),
+            governor,
+            clock: Instant::now(),
+            next_look: Duration::ZERO,
+            total_experts,
+        };
+        if pool.looks_up() {
+            let of_layer = |(layer, &n): (usize, &u32)| {
+                (0..n).map(move |e| ExpertKey { layer: LayerId(layer as u16), expert: ExpertId(e as u16) })
+            };
+            pool.store.warm(experts.iter().enumerate().flat_map(of_layer));
+        }
+        pool
+    }
+
+    /// Whether layers become resident.
+    fn looks_up(&self) -> bool {
+        self.backend.info().looks_up_experts && !self.streams()
+    }
+
+    /// The experts of `layer` for [`Backend::routed_mlp`], if all are in memory and stay there.
+    pub(crate) fn resident(
+        &mut self,
+        slabs: &Slabs,
+        layer: LayerId,
+        shape: &ExpertShape,
+    ) -> Result<Option<&ExpertTable>> {
+        if !self.looks_up() {
+            return Ok(None);
+        }
+        if !self.resident.contains_key(&layer)
+            && let Some(leases) = self.store.lease_layer(layer)
+            && let Some(made) = ResidentLayer::new(self.backend.as_ref(), slabs, shape, leases)?
+        {
+            self.resident.insert(layer, made);
+        }
+        Ok(self.resident.get(&layer).map(ResidentLayer::table))
+    }
+
+    /// Reads on what is to be resident. Worth calling between layers: nobody else does while a step runs.
+    pub(crate) fn poll(&mut self) {
+        if self.store.is_warming() && self.looks_up() {
+            self.store.poll();
+        }
+    }
+
+    /// See [`Model::use_slots`].
+    pub(crate) fn resize(&mut self, slots: usize) {
+        if slots < self.total_experts && !self.resident.is_empty() {
+            // Pinned slots would not move. What a running step has enqueued may still read them.
+            self.backend.release(Box::new(std::mem::take(&mut self.resident)));
+        }
+        self.store.resize(slots);
     }
 
     /// Whether there are more experts than slots.
@@ -57,7 +124,7 @@ impl ExpertPool {
         if let Ok(seen) = observe(&self.store, now)
             && let Some(slots) = governor.decide(&seen)
         {
-            self.store.resize(slots);
+            self.resize(slots);
         }
     }
 
@@ -108,6 +175,9 @@ impl ExpertPool {
 
     /// Reads the experts of `trace` when the drive has nothing else to do.
     pub(crate) fn warm(&mut self, trace: &Trace) {
+        if self.looks_up() {
+            return; // all are being read
+        }
         let keys = trace
             .wants()
             .flat_map(|want| want.experts.iter().map(|&expert| ExpertKey { layer: want.layer, expert }));

@@ -47,6 +47,7 @@ pub(crate) struct Sweep {
 impl Experts<'_> {
     /// Starts as many of the sweep's reads as have room; worth calling whenever slots may have come free.
     pub(crate) fn read_ahead(&mut self) {
+        self.pool.poll();
         if let Some(sweep) = &self.sweep {
             self.pool.store.hint(sweep.layer, &sweep.experts);
         }

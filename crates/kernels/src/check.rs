@@ -4,8 +4,8 @@ use files::{Error, Result};
 
 use crate::buffer::{Tensor, Weight};
 use crate::ops::{
-    AttentionSpec, DeltaInput, DeltaSpec, ExpertBatch, KvCache, RopeSpec, RouteBuffers, RouteSpec, Segment,
-    SharedOutput,
+    AttentionSpec, DeltaInput, DeltaSpec, ExpertBatch, ExpertTable, KvCache, RopeSpec, RouteBuffers,
+    RouteSpec, Segment, SharedOutput,
 };
 
 fn fail<T>(op: &str, what: String) -> Result<T> {
@@ -225,6 +225,25 @@ pub fn expert_mlp(x: &Tensor, experts: &[ExpertBatch<'_>], parts: &Tensor) -> Re
     }
     want(op, "x", x, x.rows(), shape.1)?;
     want(op, "parts", parts, parts.rows(), shape.1)
+}
+
+/// Checks [`crate::Backend::routed_mlp`].
+pub fn routed_mlp(
+    x: &Tensor,
+    table: &ExpertTable,
+    routes: &RouteBuffers,
+    spec: &RouteSpec,
+    parts: &Tensor,
+) -> Result<()> {
+    let op = "routed_mlp";
+    // A table has at least one expert.
+    let hidden = table.experts()[0].gate.cols();
+    want(op, "x", x, x.rows(), hidden)?;
+    want(op, "parts", parts, x.rows() * spec.top_k, hidden)?;
+    if routes.ids.bytes() < x.rows() * spec.top_k * 4 {
+        return fail(op, format!("{} bytes do not hold the ids", routes.ids.bytes()));
+    }
+    Ok(())
 }
 
 /// Checks [`crate::Backend::combine`].

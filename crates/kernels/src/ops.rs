@@ -6,6 +6,7 @@
 //! [`files::ErrorKind::InvalidRequest`]; other errors are [`files::ErrorKind::Device`], or
 //! [`files::ErrorKind::Corrupt`] where weights make the numbers not finite.
 
+use std::any::Any;
 use std::ops::Range;
 
 use files::{Error, Result};
@@ -26,6 +27,33 @@ pub struct DeviceInfo {
     pub unified_memory: bool,
     /// Threads that compute; 0 for a GPU.
     pub threads: usize,
+    /// Whether [`Backend::expert_table`] makes tables.
+    pub looks_up_experts: bool,
+}
+
+/// What a device was asked to do.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DeviceCounts {
+    /// Pieces of work handed to its driver.
+    pub submissions: u64,
+    /// Times that the host waited for an answer.
+    pub readbacks: u64,
+    /// Copies of host memory that [`Backend::publish`] and [`Backend::write`] made.
+    pub copies: u64,
+    /// Bytes that the host sent: those copies, ids, and tables.
+    pub copied_bytes: u64,
+}
+
+impl DeviceCounts {
+    /// What was counted after `earlier`.
+    pub fn since(&self, earlier: &Self) -> Self {
+        Self {
+            submissions: self.submissions - earlier.submissions,
+            readbacks: self.readbacks - earlier.readbacks,
+            copies: self.copies - earlier.copies,
+            copied_bytes: self.copied_bytes - earlier.copied_bytes,
+        }
+    }
 }
 
 /// How activations are held and multiplied.
@@ -250,6 +278,7 @@ pub struct ExpertBatch<'a> {
     pub rows: &'a [RoutedRow],
 }
 
+<<<<<<< HEAD
 /// One of several products with the same x: [`Backend::linears`].
 #[derive(Debug)]
 pub struct Product<'a> {
@@ -259,6 +288,36 @@ pub struct Product<'a> {
     pub bias: Option<&'a Tensor>,
     /// `[rows, n]`
     pub out: &'a mut Tensor,
+=======
+/// All experts of a layer in memory, for [`Backend::routed_mlp`].
+pub struct ExpertTable {
+    experts: Vec<MlpWeights>,
+    device: Box<dyn Any + Send + Sync>,
+}
+
+impl ExpertTable {
+    /// A table over `experts`, with what the backend needs to look them up.
+    ///
+    /// # Errors
+    /// [`files::ErrorKind::InvalidRequest`] when there is none, or their shapes differ.
+    pub fn new(experts: Vec<MlpWeights>, device: Box<dyn Any + Send + Sync>) -> Result<Self> {
+        let shape = |w: &MlpWeights| (w.gate.rows(), w.gate.cols());
+        if experts.is_empty() || experts.iter().any(|w| shape(w) != shape(&experts[0])) {
+            return Err(Error::invalid("a table needs experts, all of one shape"));
+        }
+        Ok(Self { experts, device })
+    }
+
+    /// The experts, in the order of their ids; at least one.
+    pub fn experts(&self) -> &[MlpWeights] {
+        &self.experts
+    }
+
+    /// What the backend put there.
+    pub fn device<T: 'static>(&self) -> Option<&T> {
+        self.device.downcast_ref()
+    }
+>>>>>>> pipe
 }
 
 /// The shared expert's contribution to [`Backend::combine`].
@@ -275,6 +334,11 @@ pub trait Backend: Send + Sync {
     /// What this device is.
     fn info(&self) -> &DeviceInfo;
 
+    /// What the device was asked to do so far; `None` where ops finish before they return.
+    fn counts(&self) -> Option<DeviceCounts> {
+        None
+    }
+
     // --- memory ---------------------------------------------------------------------------------------------
 
     /// Zeroed device memory, visible to the host and page-aligned there, for weights that the store reads.
@@ -284,10 +348,15 @@ pub trait Backend: Send + Sync {
     /// No op still enqueued may read the range, and nobody may be writing the words (4 bytes) at its two ends.
     fn publish(&self, buffer: &Buffer, range: Range<usize>) -> Result<()>;
 
-    /// Drops `held` (a lease on expert slots, say) once every op enqueued so far has finished with the memory it
-    /// reads. A backend whose ops finish before they return, or that copied on [`Backend::publish`], drops it now.
-    fn release(&self, held: Box<dyn std::any::Any + Send>) {
+    /// Drops `held` (a lease on expert slots, say) once the memory that the ops enqueued so far read may be written and
+    /// published again: at once where ops finish before they return, else with the next submission at the latest.
+    fn release(&self, held: Box<dyn Any + Send>) {
         drop(held);
+    }
+
+    /// Starts what is enqueued, and does not wait for it. Ops that nobody submits start when somebody reads.
+    fn submit(&self) -> Result<()> {
+        Ok(())
     }
 
     /// Zeroed device memory for activations and states.
@@ -398,6 +467,27 @@ pub trait Backend: Send + Sync {
 
     /// `parts[p] = mlp(x[row])` for every expert and each of its rows. All experts of a call share one shape.
     fn expert_mlp(&self, x: &Tensor, experts: &[ExpertBatch<'_>], parts: &mut Tensor) -> Result<()>;
+
+    /// Prepares all `experts` of a layer, in the order of their ids, for [`Self::routed_mlp`]: they stay as they are as
+    /// long as the table lives. `None` where the host looks experts up.
+    fn expert_table(&self, experts: &[&MlpWeights]) -> Result<Option<ExpertTable>> {
+        let _ = experts;
+        Ok(None)
+    }
+
+    /// As [`Self::expert_mlp`] with the rows that `routes` says, without asking the host:
+    /// `parts[r * top_k + c] = mlp_(ids[r, c])(x[r])`. The ids must come from a router over the table's experts.
+    fn routed_mlp(
+        &self,
+        x: &Tensor,
+        table: &ExpertTable,
+        routes: &RouteBuffers,
+        spec: &RouteSpec,
+        parts: &mut Tensor,
+    ) -> Result<()> {
+        let _ = (x, table, routes, spec, parts);
+        Err(Error::unsupported("this device does not look up experts"))
+    }
 
     /// `out[r] = sum_c weights[r, c] * parts[r * top_k + c] + sigmoid(shared.gate[r]) * shared.output[r]`, summed
     /// in the order of c: the order in which experts arrived never shows.

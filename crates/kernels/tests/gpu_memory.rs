@@ -114,7 +114,13 @@ fn a_released_slot_is_read_before_it_changes() {
             }
         }
         gpu.release(Box::new((weight, Lease(lease.clone()))));
-        assert!(lease.load(Ordering::SeqCst), "the copy is the device's own: the slot is free at once");
+        assert!(!lease.load(Ordering::SeqCst), "a copy made now would overtake the op that is only recorded");
+        gpu.submit().unwrap();
+        assert!(
+            lease.load(Ordering::SeqCst),
+            "the copy is the device's own: the slot is free before the op ran"
+        );
+        gpu.release(Box::new(Lease(lease.clone()))); // nothing is recorded that could read it
     }
     let reference = Reference::default();
     let host = reference.alloc_shared(4096).unwrap();

@@ -35,6 +35,9 @@ pub struct StoreOptions {
 pub struct ExpertStore {
     disk: Arc<dyn Disk>,
     layouts: Vec<Vec<ExpertLayout>>,
+    /// Where everything fits: the slot of each layer's first expert. Then a layer's slots are neighbours, so that a
+    /// device finds it in few buffers.
+    homes: Option<Vec<u32>>,
     pool: SlotPool,
     policy: Box<dyn Policy>,
     inbox: Inbox,
@@ -86,11 +89,13 @@ impl ExpertStore {
                 options.slot_bytes
             )));
         }
+        let homes = homes(&layouts, windows.len());
         let policy = options.policy.unwrap_or_else(|| Box::new(Lfu::new(windows.len())));
         let stats = ReadStats { layers: vec![LayerStats::default(); layouts.len()], ..ReadStats::default() };
         Ok(Self {
             disk,
             layouts,
+            homes,
             pool: SlotPool::new(windows, options.give_back),
             policy,
             inbox: Inbox::default(),
@@ -338,6 +343,38 @@ impl ExpertStore {
         }
     }
 
+    /// Whether a wanted expert is here and was not handed out: [`next`](Self::next) would not wait.
+    pub fn has_ready(&self) -> bool {
+        !self.want.ready.is_empty()
+    }
+
+    /// Whether wanted experts cannot be read before leases are dropped.
+    pub fn is_short_of_slots(&self) -> bool {
+        !self.want.queued.is_empty()
+    }
+
+    /// Leases on all experts of a layer, if each is in memory.
+    pub fn lease_layer(&mut self, layer: LayerId) -> Option<Vec<Lease>> {
+        self.collect();
+        let experts = self.layouts.get(layer.0 as usize)?.len();
+        let held = (0..experts).map(|expert| {
+            let key = ExpertKey { layer, expert: ExpertId(expert as u16) };
+            match self.pool.find(key)? {
+                Held::Ready(filled) => Some((key, filled)),
+                Held::Reading(_) => None,
+            }
+        });
+        let held: Vec<_> = held.collect::<Option<_>>()?;
+        Some(held.into_iter().map(|(key, filled)| self.lease(key, filled)).collect())
+    }
+
+    /// Counts `hits` wanted experts of a layer that were used through [`lease_layer`](Self::lease_layer).
+    pub fn count_hits(&mut self, layer: LayerId, hits: u64) {
+        if let Some(stats) = self.stats.layers.get_mut(layer.0 as usize) {
+            stats.hits += hits;
+        }
+    }
+
     /// Ends the current want: what was not handed out is unpinned, and its reads are given up.
     pub fn cancel(&mut self) {
         let want = std::mem::take(&mut self.want);
@@ -445,7 +482,8 @@ impl ExpertStore {
         let (offsets, _) = layout.place().ok()?;
         let fills = layout.parts.iter().zip(offsets).map(|(&range, at)| Fill { range, at }).collect();
         let ticket = self.disk.ticket();
-        let window = self.pool.start(key, ticket)?;
+        let home = self.homes.as_ref().and_then(|homes| homes.get(key.layer.0 as usize));
+        let window = self.pool.start(key, ticket, home.map(|first| first + u32::from(key.expert.0)))?;
         Some((ticket, ReadRequest { ticket, priority, window, fills, reply: self.inbox.expect() }))
     }
 
@@ -473,6 +511,18 @@ impl Drop for ExpertStore {
         let hinted: Vec<_> = self.hinted.drain().filter_map(|h| h.1).collect();
         self.abandon(&hinted);
     }
+}
+
+/// The slot of each layer's first expert, if there is one for every expert.
+fn homes(layouts: &[Vec<ExpertLayout>], slots: usize) -> Option<Vec<u32>> {
+    let mut next = 0;
+    let homes = layouts.iter().map(|layer| {
+        let first = next;
+        next += layer.len() as u32;
+        first
+    });
+    let homes = homes.collect();
+    (next as usize <= slots).then_some(homes)
 }
 
 fn check(disk: &dyn Disk, layouts: &[Vec<ExpertLayout>], slot_bytes: usize) -> Result<()> {

@@ -20,6 +20,7 @@ pub(crate) struct SlotId(u32);
 pub(crate) struct Filled {
     key: ExpertKey,
     window: Window,
+    fill: u64,
 }
 
 enum State {
@@ -60,6 +61,8 @@ pub(crate) struct SlotPool {
     empty: Vec<SlotId>,
     limit: usize,
     retired: usize,
+    /// How often a slot got new bytes.
+    fills: u64,
     give_back: Option<GiveBack>,
     by_key: HashMap<ExpertKey, SlotId>,
     by_ticket: HashMap<Ticket, SlotId>,
@@ -71,6 +74,7 @@ impl SlotPool {
         Self {
             limit: windows.len(),
             retired: 0,
+            fills: 0,
             give_back,
             // The last one goes first: reversed, so that slots fill in ascending order.
             empty: (0..windows.len() as u32).rev().map(SlotId).collect(),
@@ -147,9 +151,9 @@ impl SlotPool {
         let target = std::mem::replace(&mut self.states[to.0 as usize], State::Moving);
         match (source, target) {
             (State::Ready(filled), State::Empty(mut window)) => match Arc::try_unwrap(filled) {
-                Ok(Filled { key, window: source }) => {
+                Ok(Filled { key, window: source, .. }) => {
                     window.copy_from(&source);
-                    self.states[to.0 as usize] = State::Ready(Arc::new(Filled { key, window }));
+                    self.states[to.0 as usize] = self.filled(key, window);
                     self.by_key.insert(key, to);
                     self.put_empty(from, source);
                 }
@@ -163,6 +167,12 @@ impl SlotPool {
                 self.states[to.0 as usize] = target;
             }
         }
+    }
+
+    /// A slot that has just got these bytes.
+    fn filled(&mut self, key: ExpertKey, window: Window) -> State {
+        self.fills += 1;
+        State::Ready(Arc::new(Filled { key, window, fill: self.fills }))
     }
 
     /// Slot `slot` holds nothing any more.
@@ -191,9 +201,14 @@ impl SlotPool {
         }
     }
 
-    /// Gives an empty slot to `key`: its window goes into read `ticket`. `None` when no slot is empty.
-    pub(crate) fn start(&mut self, key: ExpertKey, ticket: Ticket) -> Option<Window> {
-        let slot = self.empty.pop()?;
+    /// Gives an empty slot to `key`, number `home` if that is one: its window goes into read `ticket`. `None` when no
+    /// slot is empty.
+    pub(crate) fn start(&mut self, key: ExpertKey, ticket: Ticket, home: Option<u32>) -> Option<Window> {
+        let at = home.and_then(|home| self.empty.iter().rposition(|slot| slot.0 == home));
+        let slot = match at {
+            Some(at) => self.empty.remove(at),
+            None => self.empty.pop()?,
+        };
         let state = &mut self.states[slot.0 as usize];
         match std::mem::replace(state, State::Moving) {
             State::Empty(window) => {
@@ -224,10 +239,9 @@ impl SlotPool {
     /// Returns the expert, and whether it was given up.
     pub(crate) fn finish(&mut self, ticket: Ticket, window: Window, good: bool) -> Option<(ExpertKey, bool)> {
         let slot = self.by_ticket.remove(&ticket)?;
-        let state = &mut self.states[slot.0 as usize];
-        let State::Reading { key, kept, .. } = *state else { return None };
+        let State::Reading { key, kept, .. } = self.states[slot.0 as usize] else { return None };
         if kept && good {
-            *state = State::Ready(Arc::new(Filled { key, window }));
+            self.states[slot.0 as usize] = self.filled(key, window);
         } else {
             self.put_empty(slot, window);
             if kept {
@@ -296,6 +310,9 @@ pub struct Lease {
     pub slab: usize,
     /// Its parts, in the order of its [`crate::ExpertLayout`].
     pub parts: Vec<LeasePart>,
+    /// Which filling of a slot these bytes are: as long as a slot's leases say the same number, its bytes are the
+    /// same. From 1 up; no two fillings of a store share one.
+    pub fill: u64,
     filled: Arc<Filled>,
 }
 
@@ -308,7 +325,7 @@ impl Lease {
     ) -> Self {
         let (slab, base) = (filled.window.slab(), filled.window.offset());
         let parts = parts.map(|(at, bytes)| LeasePart { offset: base + at, bytes }).collect();
-        Self { expert: key.expert, key, slab, parts, filled }
+        Self { expert: key.expert, key, slab, parts, fill: filled.fill, filled }
     }
 
     /// The bytes of one part; empty for a part that does not exist.

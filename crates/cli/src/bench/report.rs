@@ -112,6 +112,15 @@ pub(super) fn table(loaded: &Loaded, m: &Measured) -> String {
             seen.join(" and "),
         );
     }
+    if let Some(gpu) = &m.gpu {
+        let per_token = |count: u64| ratio(count as f64, m.gen_tokens as f64);
+        text += &format!(
+            "gpu        {:>10.1} submissions a token, {:.1} read-backs, {} copied to it\n",
+            per_token(gpu.submissions),
+            per_token(gpu.readbacks),
+            out::bytes(per_token(gpu.copied_bytes) as u64),
+        );
+    }
     let plan = loaded.model.plan();
     let peak = engine::rss_peak_bytes().map_or("unknown".into(), out::bytes);
     text += &format!("memory     {peak:>10} at most, {} planned\n", out::bytes(plan.total_bytes));
@@ -175,6 +184,12 @@ pub(super) fn json(loaded: &Loaded, m: &Measured) -> Value {
         put("prompt_expert_hit_rate", json!(p.stats.hit_rate()));
         put("prompt_experts_read", json!(p.total.misses));
         put("prompt_stall_s", json!(p.wait_s()));
+    }
+    if let Some(gpu) = &m.gpu {
+        let per_token = |count: u64| json!(ratio(count as f64, m.gen_tokens as f64));
+        put("gpu_submissions_per_token", per_token(gpu.submissions));
+        put("gpu_readbacks_per_token", per_token(gpu.readbacks));
+        put("gpu_copied_bytes_per_token", per_token(gpu.copied_bytes));
     }
     put("slots", json!(loaded.model.slots()));
     map.extend(loaded.describe());

@@ -1,7 +1,7 @@
 //! Routed experts: the only place where disk meets math.
 
 use files::{Error, Result};
-use kernels::ops::{ExpertBatch, RouteSpec, RoutedRow, Routes, SharedOutput};
+use kernels::ops::{ExpertBatch, RouteBuffers, RouteSpec, RoutedRow, Routes, SharedOutput};
 use kernels::{Tensor, Weight};
 use store::{ExpertId, ExpertMask, LayerId};
 
@@ -44,27 +44,66 @@ impl Moe {
         let id = LayerId(layer as u16);
         let mut chosen = s.route_buffers(self.spec.top_k)?;
         s.backend.route(h, &self.router, &self.spec, &mut chosen)?;
-        let routes = s.backend.read_routes(&chosen, h.rows(), &self.spec);
-        let routes = routes.map_err(|e| e.context(format!("layer {layer}")))?;
+        if let Some(experts) = &mut s.experts {
+            experts.pool.govern();
+        }
+        let mut parts = s.tensor(h.rows() * self.spec.top_k, h.cols())?;
+        let looked_up = self.look_up(s, id, h, &chosen, &mut parts)?;
+        let by_expert = if looked_up { None } else { Some(self.want(s, id, h, &chosen)?) };
+        let shared = self.shared.as_ref().map(|e| e.run(s, h)).transpose()?; // work that hides the reads
+        if let Some(by_expert) = by_expert {
+            self.run_experts(s, id, h, &by_expert, &mut parts)?;
+        }
+        let shared = shared.as_ref().map(|(output, gate)| SharedOutput { output, gate });
+        let mut out = s.tensor(h.rows(), h.cols())?;
+        s.backend.combine(&parts, &chosen, &self.spec, shared, &mut out)?;
+        Ok(out)
+    }
+
+    /// Lets the device look up its experts if all of the layer are there, so that nobody waits for the router's ids;
+    /// says whether. For single tokens: a prompt chunk is better sorted by experts, and waits once a layer for
+    /// hundreds of tokens.
+    fn look_up(
+        &self,
+        s: &mut Step<'_>,
+        layer: LayerId,
+        h: &Tensor,
+        chosen: &RouteBuffers,
+        parts: &mut Tensor,
+    ) -> Result<bool> {
+        // Who records routes wants to see them.
+        let (1, None, Some(experts)) = (h.rows(), &s.routes, &mut s.experts) else { return Ok(false) };
+        let Some(table) = experts.pool.resident(experts.slabs, layer, &self.expert)? else {
+            return Ok(false);
+        };
+        s.backend.routed_mlp(h, table, chosen, &self.spec, parts)?;
+        experts.pool.store.count_hits(layer, self.spec.top_k as u64);
+        experts.sweep = None;
+        Ok(true)
+    }
+
+    /// Asks the router which experts are needed, and starts reading those that are not in memory.
+    fn want(
+        &self,
+        s: &mut Step<'_>,
+        layer: LayerId,
+        h: &Tensor,
+        chosen: &RouteBuffers,
+    ) -> Result<RowsByExpert> {
+        let routes = s.backend.read_routes(chosen, h.rows(), &self.spec);
+        let routes = routes.map_err(|e| e.context(format!("layer {}", layer.0)))?;
         let by_expert = RowsByExpert::new(&routes, self.router.rows())?;
         let wanted = by_expert.mask();
         if let Some(Experts { pool, sweep, more_follows, .. }) = &mut s.experts {
-            pool.govern();
-            pool.store.want(id, &wanted)?; // reads start now
+            pool.store.want(layer, &wanted)?; // reads start now
             let covered = wanted.count() as f64 >= SWEEP_COVERAGE * self.router.rows() as f64;
             let follows = !self.is_last || *more_follows;
             *sweep = (covered && follows).then(|| self.next.clone());
         }
-        let shared = self.shared.as_ref().map(|e| e.run(s, h)).transpose()?; // work that hides the reads
-        let mut parts = s.tensor(h.rows() * self.spec.top_k, h.cols())?;
-        self.run_experts(s, id, h, &by_expert, &mut parts)?;
-        let shared = shared.as_ref().map(|(output, gate)| SharedOutput { output, gate });
-        let mut out = s.tensor(h.rows(), h.cols())?;
-        s.backend.combine(&parts, &chosen, &self.spec, shared, &mut out)?;
         if let Some(trace) = &mut s.routes {
-            trace.push((id, routes));
+            trace.push((layer, routes));
         }
-        Ok(out)
+        Ok(by_expert)
     }
 
     /// Lets an idle drive read what this layer's router will probably choose: it is asked about `h`, the state `[1,
@@ -97,7 +136,14 @@ impl Moe {
                 layer.0
             )));
         };
+        // One submission a layer, before the host waits for the drive or prepares the next layer; what comes later goes
+        // with the next read-back, unless its leases hold slots that are needed.
+        let mut submitted = false;
         loop {
+            if !submitted && !experts.pool.store.has_ready() {
+                backend.submit()?;
+                submitted = true;
+            }
             let leases = experts.pool.store.next_batch(usize::MAX)?;
             if leases.is_empty() {
                 return Ok(());
@@ -111,6 +157,10 @@ impl Moe {
                 .collect();
             backend.expert_mlp(h, &batches, parts)?;
             backend.release(Box::new(leased));
+            if !submitted || experts.pool.store.is_short_of_slots() {
+                backend.submit()?;
+                submitted = true;
+            }
         }
     }
 }

@@ -6,6 +6,7 @@ mod common;
 
 mod drive;
 mod faults;
+mod gpu;
 mod identity;
 mod limits;
 mod state;

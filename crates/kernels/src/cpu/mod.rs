@@ -103,6 +103,7 @@ impl Cpu {
             buffer_bytes_max: usize::MAX,
             unified_memory: true,
             threads,
+            looks_up_experts: false,
         };
         Ok(Self {
             info,

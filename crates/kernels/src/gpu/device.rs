@@ -96,6 +96,18 @@ fn ranked() -> Vec<(AdapterSummary, wgpu::Adapter)> {
     usable
 }
 
+/// Whether this machine shows signs of a real GPU. Costs a look at files: asking a driver takes tens of milliseconds
+/// and the memory of whatever drivers are installed.
+pub fn likely() -> bool {
+    if !cfg!(target_os = "linux") {
+        return true;
+    }
+    // NVIDIA, every driver of the kernel's own, Windows' subsystem for Linux.
+    ["/dev/nvidiactl", "/dev/dri/renderD128", "/dev/dxg"]
+        .iter()
+        .any(|node| std::path::Path::new(node).exists())
+}
+
 /// The adapters of this machine that can run the shaders, best first.
 pub fn adapters() -> Vec<AdapterSummary> {
     ranked().into_iter().map(|(summary, _)| summary).collect()
@@ -130,12 +142,6 @@ impl Device {
         let subgroups = features.contains(wgpu::Features::SUBGROUP);
         let subgroup_threads = adapter.get_info().subgroup_min_size;
         Ok(Self { device, queue, summary, subgroups, subgroup_threads, buffer_bytes_max, failure })
-    }
-
-    /// Keeps an error for the next [`Device::check`], where its own caller cannot return it.
-    pub(super) fn put_back(&self, error: Error) {
-        let mut slot = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
-        slot.get_or_insert_with(|| (error.kind(), error.message().to_string()));
     }
 
     /// The first failure that the driver reported since the last call, if any.

@@ -1,21 +1,26 @@
 //! Recording: one encoder with one compute pass is open at a time; it is submitted when somebody must wait, when
-//! the host writes what it may read, or when held memory is to be given back.
+//! the host writes what it may read, when the engine says so, or when much is recorded that nobody needs to see.
 
 use std::any::Any;
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
 
 use files::{Error, Result};
 
 use super::device::{Device, device_error};
 use super::memory::{GpuMemory, Graveyard};
 use super::pipelines::{IMMEDIATE_BYTES_MAX, Pipeline};
+use crate::ops::DeviceCounts;
 
 /// Most buffers of a dispatch.
 pub(super) const BINDINGS_MAX: usize = 12;
 /// First size of the buffer for ids and tables.
 const UPLOAD_WORDS: usize = 1 << 18;
-/// After this much copying into device memory the host waits, so that staging memory stays bounded.
-const COPIES_BYTES_MAX: usize = 64 << 20;
+/// Copies into device memory go in pieces of at most this, in bytes ...
+const COPY_BYTES: usize = 32 << 20;
+/// ... of which so many may be on their way: a host that is further ahead waits, so that staging memory stays bounded.
+const COPIES_ON_THEIR_WAY: usize = 2;
+/// From so many dispatches on, recording more would let the device idle: 2 us to record one, 5 us to run it.
+const DISPATCHES_MAX: usize = 64;
 
 /// What a bind group is made of.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -40,9 +45,13 @@ pub(super) struct Recorder {
     /// Dropped when the open encoder has been submitted.
     held: Vec<Box<dyn Any + Send>>,
     staging: Option<wgpu::Buffer>,
+    /// Bytes copied since the last of `copies`.
     copied_bytes: usize,
-    /// Submissions so far, for reports.
-    pub(super) submissions: u64,
+    copies: VecDeque<wgpu::SubmissionIndex>,
+    /// Dispatches in the open encoder.
+    dispatches: usize,
+    /// What was done so far, for reports.
+    pub(super) counts: DeviceCounts,
 }
 
 impl Recorder {
@@ -58,14 +67,18 @@ impl Recorder {
             held: Vec::new(),
             staging: None,
             copied_bytes: 0,
-            submissions: 0,
+            copies: VecDeque::new(),
+            dispatches: 0,
+            counts: DeviceCounts::default(),
         }
     }
 
     /// Keeps `held` until what is recorded has been submitted. Later host writes to the memory it guards go
     /// through the queue, after that submission, so this is long enough.
     pub(super) fn hold(&mut self, held: Box<dyn Any + Send>) {
-        self.held.push(held);
+        if self.open.is_some() {
+            self.held.push(held);
+        }
     }
 
     /// Makes room for `words` words of uploads in the open submission.
@@ -130,6 +143,7 @@ impl Recorder {
         all[..immediates.len()].copy_from_slice(immediates);
         pass.set_immediates(0, bytemuck::cast_slice(&all));
         pass.dispatch_workgroups(groups[0], groups[1], groups[2]);
+        self.dispatches += 1;
     }
 
     /// Copies host bytes into a buffer, after everything recorded so far. Offset and length are multiples of 4.
@@ -140,16 +154,28 @@ impl Recorder {
         offset: usize,
         bytes: &[u8],
     ) -> Result<()> {
-        for (i, chunk) in bytes.chunks(COPIES_BYTES_MAX / 2).enumerate() {
-            device.queue.write_buffer(buffer, (offset + i * (COPIES_BYTES_MAX / 2)) as u64, chunk);
+        self.counts.copies += 1;
+        self.counts.copied_bytes += bytes.len() as u64;
+        for (i, chunk) in bytes.chunks(COPY_BYTES).enumerate() {
+            device.queue.write_buffer(buffer, (offset + i * COPY_BYTES) as u64, chunk);
             self.copied_bytes += chunk.len();
-            if self.copied_bytes > COPIES_BYTES_MAX {
+            if self.copied_bytes >= COPY_BYTES {
                 self.copied_bytes = 0;
-                let index = device.queue.submit([]);
-                wait(device, index)?;
+                self.counts.submissions += 1;
+                self.copies.push_back(device.queue.submit([]));
+                if self.copies.len() > COPIES_ON_THEIR_WAY
+                    && let Some(oldest) = self.copies.pop_front()
+                {
+                    wait(device, oldest)?;
+                }
             }
         }
         device.check()
+    }
+
+    /// Submits what is recorded if that is much.
+    pub(super) fn submit_much(&mut self, device: &Device) -> Result<()> {
+        if self.dispatches >= DISPATCHES_MAX { self.submit(device) } else { Ok(()) }
     }
 
     /// Submits what is recorded.
@@ -165,9 +191,11 @@ impl Recorder {
     fn send(&mut self, device: &Device, encoder: wgpu::CommandEncoder) -> wgpu::SubmissionIndex {
         if !self.uploads.is_empty() {
             device.queue.write_buffer(&self.upload_buffer, 0, bytemuck::cast_slice(&self.uploads));
+            self.counts.copied_bytes += self.uploads.len() as u64 * 4;
             self.uploads.clear();
         }
-        self.submissions += 1;
+        self.dispatches = 0;
+        self.counts.submissions += 1;
         let index = device.queue.submit([encoder.finish()]);
         self.bury();
         index
@@ -194,6 +222,7 @@ impl Recorder {
         }
         let index = self.send(device, encoder);
         self.held.clear();
+        self.counts.readbacks += 1;
         let slice = staging.slice(..total as u64);
         slice.map_async(wgpu::MapMode::Read, |_| ());
         wait(device, index)?;
@@ -210,7 +239,9 @@ impl Recorder {
         }
         drop(mapped);
         staging.unmap();
+        // Everything before the answer is done, the copies too.
         self.copied_bytes = 0;
+        self.copies.clear();
         Ok(out)
     }
 

@@ -6,6 +6,7 @@
 
 mod device;
 mod encoder;
+mod lookup;
 mod memory;
 mod mixer;
 mod moe;
@@ -22,14 +23,18 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use files::{Error, Format, Result};
 
+<<<<<<< HEAD
 pub use device::{AdapterKind, AdapterSummary, adapters};
 pub use probe::Rates;
+=======
+pub use device::{AdapterKind, AdapterSummary, adapters, likely};
+>>>>>>> pipe
 
 use crate::buffer::{Block, Buffer, Tensor, Weight};
 use crate::check;
 use crate::ops::{
-    AttentionSpec, Backend, DeltaInput, DeltaSpec, DeviceInfo, ExpertBatch, KvCache, MlpWeights, Precision,
-    RopeSpec, RouteBuffers, RouteSpec, Routes, Segment, SharedOutput,
+    AttentionSpec, Backend, DeltaInput, DeltaSpec, DeviceCounts, DeviceInfo, ExpertBatch, ExpertTable,
+    KvCache, MlpWeights, Precision, RopeSpec, RouteBuffers, RouteSpec, Routes, Segment, SharedOutput,
 };
 use device::{Device, device_error};
 use encoder::{Binding, Recorder};
@@ -98,6 +103,7 @@ impl Gpu {
             buffer_bytes_max: device.buffer_bytes_max,
             unified_memory: false,
             threads: 0,
+            looks_up_experts: true,
         };
         let graveyard = Graveyard::default();
         let recorder = Recorder::new(&device, 0, &graveyard);
@@ -109,11 +115,6 @@ impl Gpu {
     /// The adapter underneath.
     pub fn adapter(&self) -> &AdapterSummary {
         &self.device.summary
-    }
-
-    /// Submissions so far.
-    pub fn submissions(&self) -> u64 {
-        self.lock().recorder.submissions
     }
 
     /// Compiles one shader, to see whether the driver takes it.
@@ -221,6 +222,10 @@ impl Backend for Gpu {
         &self.info
     }
 
+    fn counts(&self) -> Option<DeviceCounts> {
+        Some(self.lock().recorder.counts)
+    }
+
     fn alloc_shared(&self, bytes: usize) -> Result<Buffer> {
         Ok(Buffer::new(self.memory(bytes, true)?))
     }
@@ -240,12 +245,11 @@ impl Backend for Gpu {
     }
 
     fn release(&self, held: Box<dyn Any + Send>) {
-        let mut state = self.lock();
-        state.recorder.hold(held);
-        // An error stays with the device: the next op or read reports it.
-        if let Err(error) = state.recorder.submit(&self.device) {
-            self.device.put_back(error);
-        }
+        self.lock().recorder.hold(held);
+    }
+
+    fn submit(&self) -> Result<()> {
+        self.lock().recorder.submit(&self.device)
     }
 
     fn alloc(&self, bytes: usize) -> Result<Block> {
@@ -414,6 +418,22 @@ impl Backend for Gpu {
     fn expert_mlp(&self, x: &Tensor, experts: &[ExpertBatch<'_>], parts: &mut Tensor) -> Result<()> {
         check::expert_mlp(x, experts, parts)?;
         self.experts(x, experts, parts)
+    }
+
+    fn expert_table(&self, experts: &[&MlpWeights]) -> Result<Option<ExpertTable>> {
+        self.table(experts).map(Some)
+    }
+
+    fn routed_mlp(
+        &self,
+        x: &Tensor,
+        table: &ExpertTable,
+        routes: &RouteBuffers,
+        spec: &RouteSpec,
+        parts: &mut Tensor,
+    ) -> Result<()> {
+        check::routed_mlp(x, table, routes, spec, parts)?;
+        self.look_up(x, table, routes, spec, parts)
     }
 
     fn combine(

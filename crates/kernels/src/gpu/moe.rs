@@ -10,24 +10,24 @@ use crate::ops::{ExpertBatch, MlpWeights, RouteBuffers, RouteSpec, RoutedRow, Ro
 use crate::reference;
 
 /// Most bytes of intermediate activations; more entries than that go in several passes.
-const ACT_BYTES_MAX: usize = 64 << 20;
+pub(super) const ACT_BYTES_MAX: usize = 64 << 20;
 /// A row of logits, as sort keys, lies in a workgroup's 16 KiB.
 const EXPERTS_MAX: usize = 2048;
 /// Words of a tile in the table; `gate_up.wgsl` says which.
-const TILE_WORDS: usize = 11;
+pub(super) const TILE_WORDS: usize = 11;
 
 /// The buffers and formats that make one pipeline and one bind group serve many experts.
-struct Parts<'a> {
+pub(super) struct Parts<'a> {
     formats: [Format; 3],
     gate: Vec<Binding<'a>>,
     up: Vec<Binding<'a>>,
     down: Vec<Binding<'a>>,
     /// Bytes of the parts of gate, up, down.
-    bases: [u32; 9],
+    pub(super) bases: [u32; 9],
 }
 
 impl<'a> Parts<'a> {
-    fn of(weights: &'a MlpWeights) -> Result<Self> {
+    pub(super) fn of(weights: &'a MlpWeights) -> Result<Self> {
         let (gate, g) = weight_parts(&weights.gate)?;
         let (up, u) = weight_parts(&weights.up)?;
         let (down, d) = weight_parts(&weights.down)?;
@@ -37,7 +37,7 @@ impl<'a> Parts<'a> {
         Ok(Self { formats, gate, up, down, bases })
     }
 
-    fn same_dispatch(&self, other: &Self) -> bool {
+    pub(super) fn same_dispatch(&self, other: &Self) -> bool {
         let ids =
             |p: &Self| -> Vec<u64> { p.gate.iter().chain(&p.up).chain(&p.down).map(|(id, _)| *id).collect() };
         self.formats == other.formats && ids(self) == ids(other)
@@ -62,6 +62,7 @@ struct Upload<'a> {
 }
 
 /// What the passes over one group of experts have in common.
+<<<<<<< HEAD
 struct Group<'a> {
     parts: &'a Parts<'a>,
     x: Binding<'a>,
@@ -72,6 +73,26 @@ struct Group<'a> {
     tokens: usize,
     /// What every base of packed values is a multiple of.
     alignment: u32,
+=======
+pub(super) struct Group<'a> {
+    pub(super) parts: &'a Parts<'a>,
+    pub(super) x: Binding<'a>,
+    pub(super) out: Binding<'a>,
+    pub(super) hidden: usize,
+    pub(super) intermediate: usize,
+    pub(super) tokens: u32,
+}
+
+/// Where a table lies.
+pub(super) struct TableAt<'a> {
+    pub(super) buffer: Binding<'a>,
+    /// First words of tiles and entries.
+    pub(super) tiles_at: u32,
+    pub(super) entries_at: u32,
+    /// How many.
+    pub(super) tiles: u32,
+    pub(super) entries: usize,
+>>>>>>> pipe
 }
 
 impl Gpu {
@@ -137,13 +158,18 @@ impl Gpu {
         self.expert_pass(state, group, &table)
     }
 
+<<<<<<< HEAD
     /// The MLPs of a table's entries.
+=======
+    /// The experts of a table that the host made.
+>>>>>>> pipe
     fn expert_pass(&self, state: &mut State, group: &Group<'_>, table: &Table) -> Result<()> {
         if table.tiles.is_empty() {
             return Ok(());
         }
         let words: Vec<u32> = table.tiles.iter().chain(&table.entries).copied().collect();
         let ((id, uploads), first) = self.upload(state, &words)?;
+<<<<<<< HEAD
         let upload = Upload {
             binding: (id, &uploads),
             first,
@@ -236,6 +262,50 @@ impl Gpu {
             )?;
         }
         Ok(())
+=======
+        let at = TableAt {
+            buffer: (id, &uploads),
+            tiles_at: first,
+            entries_at: first + table.tiles.len() as u32,
+            tiles,
+            entries: table.entries.len() / 2,
+        };
+        self.gated_pass(state, group, &at)
+    }
+
+    /// Gate, up and activation in one dispatch, down in a second.
+    pub(super) fn gated_pass(&self, state: &mut State, group: &Group<'_>, table: &TableAt<'_>) -> Result<()> {
+        let (hidden, intermediate) = (group.hidden, group.intermediate);
+        let act = self.scratch(state, "act", table.entries * intermediate * 4)?;
+        let params = [table.tiles_at, table.entries_at, hidden as u32, intermediate as u32];
+        let mut bindings = vec![group.x, table.buffer, act.binding()];
+        bindings.extend(&group.parts.gate);
+        bindings.extend(&group.parts.up);
+        self.run(
+            state,
+            &Call {
+                kernel: &source::GATE_UP,
+                formats: &group.parts.formats[..2],
+                constants: &[group.tokens, tail(hidden)],
+                bindings: &bindings,
+                params: &params,
+                groups: [intermediate.div_ceil(4) as u32, table.tiles, 1],
+            },
+        )?;
+        let mut bindings = vec![act.binding(), table.buffer, group.out];
+        bindings.extend(&group.parts.down);
+        self.run(
+            state,
+            &Call {
+                kernel: &source::DOWN,
+                formats: &group.parts.formats[2..],
+                constants: &[group.tokens, tail(intermediate)],
+                bindings: &bindings,
+                params: &params,
+                groups: [hidden.div_ceil(4) as u32, table.tiles, 1],
+            },
+        )
+>>>>>>> pipe
     }
 
     pub(super) fn choose(

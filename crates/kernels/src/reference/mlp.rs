@@ -3,7 +3,7 @@
 use files::Result;
 
 use super::{linear, silu};
-use crate::ops::{ExpertBatch, MlpWeights};
+use crate::ops::{ExpertBatch, MlpWeights, RoutedRow};
 
 /// `out = down(silu(gate(x)) * up(x))` for every row of `x`.
 ///
@@ -30,6 +30,25 @@ pub fn expert_mlp(x: &[f32], experts: &[ExpertBatch<'_>], parts: &mut [f32]) -> 
             let x = &x[routed.row as usize * hidden..][..hidden];
             mlp(x, expert.weights, &mut parts[routed.part as usize * hidden..][..hidden])?;
         }
+    }
+    Ok(())
+}
+
+/// `parts[p] = mlp_(ids[p])(x[p / top_k])` for every part; an id beyond the last expert is the last one's.
+///
+/// # Errors
+/// As [`files::quant::decode`].
+pub fn routed_mlp(
+    x: &[f32],
+    experts: &[MlpWeights],
+    ids: &[u32],
+    top_k: usize,
+    parts: &mut [f32],
+) -> Result<()> {
+    for (p, id) in ids.iter().enumerate().take(parts.len() / experts[0].gate.cols()) {
+        let row = RoutedRow { row: (p / top_k) as u32, part: p as u32 };
+        let weights = &experts[(*id as usize).min(experts.len() - 1)];
+        expert_mlp(x, &[ExpertBatch { weights, rows: &[row] }], parts)?;
     }
     Ok(())
 }

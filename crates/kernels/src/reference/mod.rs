@@ -18,7 +18,7 @@ pub use delta::delta_rule;
 pub(crate) use delta::{L2_EPS, softplus};
 pub use embed::{embed, gather_rows};
 pub use linear::linear;
-pub use mlp::{expert_mlp, mlp};
+pub use mlp::{expert_mlp, mlp, routed_mlp};
 pub use norm::{gated_norm, rms_norm};
 pub use rope::norm_rope;
 #[cfg(feature = "gpu")]
@@ -31,8 +31,8 @@ use files::Result;
 
 use crate::buffer::{Block, Buffer, Tensor, Weight};
 use crate::ops::{
-    AttentionSpec, Backend, DeltaInput, DeltaSpec, DeviceInfo, ExpertBatch, KvCache, MlpWeights, Precision,
-    RopeSpec, RouteBuffers, RouteSpec, Routes, Segment, SharedOutput,
+    AttentionSpec, Backend, DeltaInput, DeltaSpec, DeviceInfo, ExpertBatch, ExpertTable, KvCache, MlpWeights,
+    Precision, RopeSpec, RouteBuffers, RouteSpec, Routes, Segment, SharedOutput,
 };
 use crate::{check, host};
 
@@ -60,6 +60,7 @@ impl Default for Reference {
             buffer_bytes_max: usize::MAX,
             unified_memory: true,
             threads: 1,
+            looks_up_experts: true,
         };
         Self { info }
     }
@@ -197,6 +198,22 @@ impl Backend for Reference {
     fn expert_mlp(&self, x: &Tensor, experts: &[ExpertBatch<'_>], parts: &mut Tensor) -> Result<()> {
         check::expert_mlp(x, experts, parts)?;
         expert_mlp(x.host()?, experts, parts.host_mut()?)
+    }
+
+    fn expert_table(&self, experts: &[&MlpWeights]) -> Result<Option<ExpertTable>> {
+        ExpertTable::new(experts.iter().copied().cloned().collect(), Box::new(())).map(Some)
+    }
+
+    fn routed_mlp(
+        &self,
+        x: &Tensor,
+        table: &ExpertTable,
+        routes: &RouteBuffers,
+        spec: &RouteSpec,
+        parts: &mut Tensor,
+    ) -> Result<()> {
+        check::routed_mlp(x, table, routes, spec, parts)?;
+        routed_mlp(x.host()?, table.experts(), routes.ids.host()?, spec.top_k, parts.host_mut()?)
     }
 
     fn combine(

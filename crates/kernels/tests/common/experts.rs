@@ -112,6 +112,49 @@ pub fn route(rig: &Rig) {
     ties(rig);
 }
 
+/// Experts in the order of the router's ids, looked up by the device: what `expert_mlp` computes, bit for bit.
+pub fn routed_mlp(rig: &Rig) {
+    if !rig.backend.info().looks_up_experts {
+        return;
+    }
+    let mut rng = Rng::new(35);
+    let formats = Format::all();
+    for (i, &format) in formats.iter().enumerate() {
+        let down = formats[(i + 1) % formats.len()];
+        let (rows, spec) = (1 + i % 2, RouteSpec { top_k: rng.within(1..=4), normalise: true });
+        let experts = rng.within(5..=9);
+        let mlps: Vec<Mlp> = (0..experts).map(|_| Mlp::random(format, down, 256, 256, &mut rng)).collect();
+        let router = Encoded::random(Format::F32, experts, 256, &mut rng);
+        let x = rng.values(rows * 256, 1.0);
+        let run = |rig: &Rig, by_host: bool| {
+            let b = &*rig.backend;
+            // Each in buffers of its own: the device has to tell groups apart.
+            let weights: Vec<MlpWeights> = mlps.iter().map(|m| m.weights(rig)).collect();
+            let x = tensor(b, rows, 256, &x);
+            let mut routes = route_buffers(b, rows, spec.top_k);
+            b.route(&x, &router.weight(rig), &spec, &mut routes).unwrap();
+            let mut parts = output(b, rows * spec.top_k, 256);
+            if by_host {
+                let chosen = b.read_routes(&routes, rows, &spec).unwrap();
+                for (p, id) in chosen.ids.iter().enumerate() {
+                    let row = RoutedRow { row: (p / spec.top_k) as u32, part: p as u32 };
+                    let batch = ExpertBatch { weights: &weights[*id as usize], rows: &[row] };
+                    b.expert_mlp(&x, &[batch], &mut parts).unwrap();
+                }
+            } else {
+                let all: Vec<&MlpWeights> = weights.iter().collect();
+                let table = b.expert_table(&all).unwrap().unwrap();
+                b.routed_mlp(&x, &table, &routes, &spec, &mut parts).unwrap();
+            }
+            values(b, &parts)
+        };
+        let what = format!("{format} then {down}, {rows} rows, {experts} experts");
+        let got = run(rig, false);
+        same(rig, &what, &got, &run(rig, true));
+        close_norm(rig, &what, &got, &run(&Rig::reference(), false), 3e-6, 2e-2);
+    }
+}
+
 /// Equal logits: the lower id comes first.
 fn ties(rig: &Rig) {
     let b = &*rig.backend;

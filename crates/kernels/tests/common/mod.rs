@@ -44,7 +44,7 @@ macro_rules! conformance {
         $crate::conformance!($rigs, dense: embed linear rms_norm add gather_rows gated_norm);
         $crate::conformance!($rigs, attention: norm_rope attention long_attention eight_bit_cache);
         $crate::conformance!($rigs, recurrent: short_conv delta_rule);
-        $crate::conformance!($rigs, experts: mlp route expert_mlp combine);
+        $crate::conformance!($rigs, experts: mlp route expert_mlp routed_mlp combine);
         $crate::conformance!($rigs, errors: shapes tokens nan_routes);
     };
     ($rigs:ident, $module:ident: $($op:ident)*) => {

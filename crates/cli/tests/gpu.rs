@@ -1,0 +1,63 @@
+//! The built-in model on a GPU: the CPU's words, and counts of what the GPU was asked to do.
+
+mod common;
+
+use common::{fails, json, succeed, tidemill};
+
+/// Whether `--device gpu` can be tried here.
+fn has_gpu() -> bool {
+    let open = tidemill(["run", "-p", "x", "--max-tokens", "1", "--device", "gpu"]).output();
+    let output = open.expect("the program starts");
+    // 9 is what the program ends with where there is no device.
+    if output.status.code() != Some(9) {
+        return true;
+    }
+    let why = "SKIP: no Vulkan or Metal adapter (Debian: mesa-vulkan-drivers)";
+    assert!(std::env::var("CI").is_err(), "{why}");
+    println!("{why}");
+    false
+}
+
+#[test]
+fn greedy_text_is_the_same_as_on_the_cpu() {
+    if !has_gpu() {
+        return;
+    }
+    for prompt in
+        ["Tell me a story about a brave hedgehog named Luca and a magic whistle.", "What is 7 plus 5?"]
+    {
+        let plain = ["run", "-p", prompt, "--temperature", "0", "--max-tokens", "24", "--quiet", "--exact"];
+        let on = |device: &str, more: &[&str]| {
+            let device = ["--device", device];
+            succeed(&mut tidemill(plain.iter().chain(&device).chain(more))).0
+        };
+        let cpu = on("cpu", &[]);
+        assert!(cpu.len() > 8, "{cpu}");
+        assert_eq!(on("gpu", &[]), cpu, "{prompt}");
+        assert_eq!(on("gpu", &["--max-slots", "20"]), cpu, "{prompt}, few slots");
+    }
+}
+
+#[test]
+fn bench_counts_what_the_gpu_was_asked_to_do() {
+    if !has_gpu() {
+        return;
+    }
+    let args = ["bench", "--prompt-tokens", "16", "--gen-tokens", "4", "--json", "--device"];
+    let bench = |more: &[&str]| json(&mut tidemill(args.iter().chain(more)));
+    let gpu = bench(&["gpu"]);
+    for key in ["gpu_submissions_per_token", "gpu_readbacks_per_token", "gpu_copied_bytes_per_token"] {
+        assert!(gpu[key].as_f64().is_some_and(|v| v > 0.0), "{key}: {gpu}");
+        assert!(bench(&["cpu"]).get(key).is_none(), "{key} on the CPU");
+    }
+    assert!(gpu["gpu_readbacks_per_token"].as_f64() <= gpu["gpu_submissions_per_token"].as_f64());
+    let capped = bench(&["gpu", "--vram", "20MiB"]);
+    let saved = gpu["plan_bytes"].as_u64().zip(capped["plan_bytes"].as_u64()).map(|(all, few)| all - few);
+    assert!(saved.is_some_and(|bytes| bytes > 20 << 20), "{saved:?}: {capped}");
+    assert!(capped["slots"].as_u64() < gpu["slots"].as_u64(), "{capped}");
+}
+
+#[test]
+fn a_ceiling_for_a_gpu_is_no_use_on_the_cpu() {
+    fails(["run", "-p", "x", "--device", "cpu", "--vram", "4GiB"], 2, &["GPU's memory"]);
+}

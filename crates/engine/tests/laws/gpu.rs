@@ -1,0 +1,136 @@
+//! What a GPU is asked to do: each expert is copied once, and nobody waits for ids where all experts are there.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use kernels::gpu::{Gpu, GpuOptions, adapters};
+use kernels::ops::{Backend, DeviceCounts, Precision};
+use tidemill_engine::{Model, OpenOptions, Session};
+
+use crate::common::{go, open};
+use crate::tools::{Bits, bits, golden, tokens};
+
+const SET: &str = "qwen3_5_moe-e32/mlx-4bit";
+
+fn gpu() -> Option<Arc<dyn Backend>> {
+    if adapters().is_empty() {
+        let why = "SKIP: no Vulkan or Metal adapter (Debian: mesa-vulkan-drivers)";
+        assert!(std::env::var("CI").is_err(), "{why}");
+        println!("{why}");
+        return None;
+    }
+    let options = GpuOptions { precision: Precision::Exact, ..GpuOptions::default() };
+    Some(Arc::new(Gpu::open(&options).expect("the adapter opens")))
+}
+
+/// Options with a device of their own, so that nobody else moves its counts.
+fn options(slots_max: Option<usize>) -> Option<OpenOptions> {
+    let backend = Some(gpu()?);
+    Some(OpenOptions { exact: true, backend, slots_max, context: Some(160), ..OpenOptions::default() })
+}
+
+fn counted<T>(model: &Model, run: impl FnOnce() -> T) -> (T, DeviceCounts) {
+    let before = model.device_counts().expect("a GPU counts");
+    let done = run();
+    (done, model.device_counts().expect("a GPU counts").since(&before))
+}
+
+fn decode(session: &mut Session, answer: &[u32]) -> Vec<Bits> {
+    decode_rows(session, answer, 1)
+}
+
+fn decode_rows(session: &mut Session, answer: &[u32], rows: usize) -> Vec<Bits> {
+    let next = |tokens: &[u32]| {
+        session.append(tokens, &mut go).expect("runs");
+        bits(session.logits())
+    };
+    answer.chunks(rows).map(next).collect()
+}
+
+fn moe_layers(model: &Model) -> u64 {
+    // Every layer of this set has experts.
+    model.meta().layers as u64
+}
+
+#[test]
+fn an_expert_is_copied_once_for_as_long_as_it_stays_in_its_slot() {
+    // Without recurrent layers, whose snapshots are read back. One slot less than experts: everything that the answer
+    // needs is cached, and nothing becomes resident.
+    let path = golden("qwen3_moe-e16/mlx-4bit");
+    let Some(all) = options(None) else { return };
+    let slots = open(&path, &all).plan().total_experts as usize - 1;
+    let model = open(&path, &options(Some(slots)).expect("there was a GPU"));
+    // Two rows a step: steps of one would also try to guess the next layer's experts, which waits once more.
+    let answer = tokens(&model, 3, 12);
+    let mut session = Session::new(&model).expect("a session");
+    let first = decode_rows(&mut session, &answer, 2);
+    session.reset().expect("resets");
+    model.reset_read_stats();
+    let (again, counts) = counted(&model, || decode_rows(&mut session, &answer, 2));
+    assert_eq!(again, first);
+    assert_eq!(model.read_stats().expect("counts").hit_rate(), 1.0, "all are cached by now");
+    let steps = first.len() as u64;
+    let layers = moe_layers(&model);
+    assert_eq!(counts.copies, 0, "{counts:?}");
+    assert!(counts.copied_bytes / steps < model.plan().slot_bytes, "only ids and tables: {counts:?}");
+    assert_eq!(counts.readbacks, steps * (layers + 1), "ids of each layer, and logits");
+    assert!(counts.submissions <= steps * (2 * layers + 1), "{counts:?}");
+}
+
+#[test]
+fn a_slot_that_is_filled_anew_is_copied_again() {
+    let Some(all) = options(None) else { return };
+    let all = open(&golden(SET), &all);
+    let answer = tokens(&all, 4, 10);
+    let expected = decode(&mut Session::new(&all).expect("a session"), &answer);
+    for slots in [1, 4, 9] {
+        let model = open(&golden(SET), &options(Some(slots)).expect("there was a GPU"));
+        let mut session = Session::new(&model).expect("a session");
+        assert_eq!(decode(&mut session, &answer), expected, "{slots} slots");
+        session.reset().expect("resets");
+        model.use_slots(slots.div_ceil(2));
+        assert_eq!(decode(&mut session, &answer), expected, "fewer than {slots} slots");
+    }
+}
+
+#[test]
+fn nothing_is_read_back_but_logits_where_all_experts_are_resident() {
+    let Some(few) = options(Some(40)) else { return };
+    let few = open(&golden(SET), &few);
+    let answer = tokens(&few, 5, 8);
+    let expected = decode(&mut Session::new(&few).expect("a session"), &answer);
+    let model = open(&golden(SET), &options(None).expect("there is a GPU"));
+    let mut session = Session::new(&model).expect("a session");
+    let tokens = answer.len() as u64;
+    let give_up = Instant::now() + Duration::from_secs(120);
+    // Experts that nobody asked for are read while the drive is idle.
+    let counts = loop {
+        session.reset().expect("resets");
+        model.reset_read_stats();
+        let (logits, counts) = counted(&model, || decode(&mut session, &answer));
+        assert_eq!(logits, expected, "the device finds the same experts");
+        if counts.readbacks == tokens {
+            break counts;
+        }
+        assert!(Instant::now() < give_up, "still {counts:?}");
+    };
+    assert_eq!(counts.copies, 0, "{counts:?}");
+    assert!(counts.submissions <= tokens * (moe_layers(&model) + 1), "{counts:?}");
+    let stats = model.read_stats().expect("counts").total();
+    assert_eq!(stats.hits, tokens * moe_layers(&model) * model.top_k() as u64);
+    assert_eq!(stats.misses, 0);
+
+    // Who records routes gets them, and the same answer.
+    session.record_routes();
+    session.reset().expect("resets");
+    assert_eq!(decode(&mut session, &answer), expected);
+    let routes = session.take_routes();
+    assert_eq!(routes.len() as u64, tokens * moe_layers(&model));
+    assert!(routes.iter().all(|r| r.routes.ids.len() == model.top_k()));
+
+    // A pool that shrinks takes its slots back.
+    model.use_slots(12);
+    session.reset().expect("resets");
+    assert_eq!(decode(&mut session, &answer), expected, "after the pool shrank");
+    assert_eq!(model.slots(), 12);
+}
