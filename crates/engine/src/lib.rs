@@ -24,12 +24,8 @@ mod trace;
 
 pub use device::Device;
 pub use files::{Dialect, Error, ErrorKind, Meta, Result};
-<<<<<<< HEAD
-pub use kernels::ops::KvFormat;
-pub use kernels::selftest;
-=======
 pub use kernels::ops::{DeviceCounts, KvFormat};
->>>>>>> pipe
+pub use kernels::selftest;
 pub use model::{CacheKind, LoadProgress, Model, OpenOptions};
 pub use models::ARCHITECTURES;
 pub use session::{FeedProgress, RouteRecord, Session};

@@ -278,7 +278,6 @@ pub struct ExpertBatch<'a> {
     pub rows: &'a [RoutedRow],
 }
 
-<<<<<<< HEAD
 /// One of several products with the same x: [`Backend::linears`].
 #[derive(Debug)]
 pub struct Product<'a> {
@@ -288,7 +287,8 @@ pub struct Product<'a> {
     pub bias: Option<&'a Tensor>,
     /// `[rows, n]`
     pub out: &'a mut Tensor,
-=======
+}
+
 /// All experts of a layer in memory, for [`Backend::routed_mlp`].
 pub struct ExpertTable {
     experts: Vec<MlpWeights>,
@@ -317,7 +317,6 @@ impl ExpertTable {
     pub fn device<T: 'static>(&self) -> Option<&T> {
         self.device.downcast_ref()
     }
->>>>>>> pipe
 }
 
 /// The shared expert's contribution to [`Backend::combine`].

@@ -6,7 +6,8 @@ use files::{Error, Result};
 
 use super::memory::GpuMemory;
 use super::moe::{ACT_BYTES_MAX, Group, Parts, TILE_WORDS, TableAt};
-use super::{Call, GROUPS_MAX, Gpu, binding, items, memory_of, source, tokens_for};
+use super::product::{alignment, tokens_for};
+use super::{Call, GROUPS_MAX, Gpu, binding, items, memory_of, source};
 use crate::buffer::Tensor;
 use crate::ops::{ExpertTable, MlpWeights, RouteBuffers, RouteSpec};
 
@@ -17,6 +18,8 @@ const LOOKUP_WORDS: usize = 10;
 struct Lookup {
     /// For each group of experts whose weights share buffers: the first of them.
     groups: Vec<usize>,
+    /// What every base of packed values is a multiple of.
+    alignment: u32,
     /// `[groups, experts, LOOKUP_WORDS]`
     words: GpuMemory,
 }
@@ -39,11 +42,12 @@ impl Gpu {
                 words.push(u32::from(here));
             }
         }
+        let alignment = alignment(parts.iter().flat_map(|part| part.bases.into_iter().step_by(3)));
         let memory = self.memory(words.len() * 4, false)?;
         let bytes = bytemuck::cast_slice(&words);
         self.lock().recorder.copy_in(&self.device, &memory.buffer, 0, bytes)?;
         let experts = experts.iter().copied().cloned().collect();
-        ExpertTable::new(experts, Box::new(Lookup { groups, words: memory }))
+        ExpertTable::new(experts, Box::new(Lookup { groups, alignment, words: memory }))
     }
 
     pub(super) fn look_up(
@@ -86,7 +90,8 @@ impl Gpu {
                 out: binding(parts)?,
                 hidden,
                 intermediate,
-                tokens: tokens_for(1),
+                tokens: tokens_for(1) as usize,
+                alignment: lookup.alignment,
             };
             let table = TableAt {
                 buffer: tiles.binding(),
@@ -95,7 +100,7 @@ impl Gpu {
                 tiles: count as u32,
                 entries: count,
             };
-            self.gated_pass(&mut state, &group, &table)?;
+            self.expert_rows(&mut state, &group, &table)?;
         }
         state.recorder.submit_much(&self.device)
     }

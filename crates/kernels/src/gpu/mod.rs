@@ -23,12 +23,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use files::{Error, Format, Result};
 
-<<<<<<< HEAD
-pub use device::{AdapterKind, AdapterSummary, adapters};
-pub use probe::Rates;
-=======
 pub use device::{AdapterKind, AdapterSummary, adapters, likely};
->>>>>>> pipe
+pub use probe::Rates;
 
 use crate::buffer::{Block, Buffer, Tensor, Weight};
 use crate::check;

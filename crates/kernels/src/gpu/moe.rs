@@ -52,47 +52,26 @@ struct Table {
 }
 
 /// A table where shaders find it.
-struct Upload<'a> {
-    binding: Binding<'a>,
+pub(super) struct TableAt<'a> {
+    pub(super) buffer: Binding<'a>,
     /// Words at which tiles and entries start.
-    first: u32,
-    entries_at: u32,
-    tiles: u32,
-    entries: usize,
+    pub(super) tiles_at: u32,
+    pub(super) entries_at: u32,
+    pub(super) tiles: u32,
+    pub(super) entries: usize,
 }
 
 /// What the passes over one group of experts have in common.
-<<<<<<< HEAD
-struct Group<'a> {
-    parts: &'a Parts<'a>,
-    x: Binding<'a>,
-    out: Binding<'a>,
-    hidden: usize,
-    intermediate: usize,
-    /// Entries of a tile.
-    tokens: usize,
-    /// What every base of packed values is a multiple of.
-    alignment: u32,
-=======
 pub(super) struct Group<'a> {
     pub(super) parts: &'a Parts<'a>,
     pub(super) x: Binding<'a>,
     pub(super) out: Binding<'a>,
     pub(super) hidden: usize,
     pub(super) intermediate: usize,
-    pub(super) tokens: u32,
-}
-
-/// Where a table lies.
-pub(super) struct TableAt<'a> {
-    pub(super) buffer: Binding<'a>,
-    /// First words of tiles and entries.
-    pub(super) tiles_at: u32,
-    pub(super) entries_at: u32,
-    /// How many.
-    pub(super) tiles: u32,
-    pub(super) entries: usize,
->>>>>>> pipe
+    /// Entries of a tile.
+    pub(super) tokens: usize,
+    /// What every base of packed values is a multiple of.
+    pub(super) alignment: u32,
 }
 
 impl Gpu {
@@ -158,46 +137,42 @@ impl Gpu {
         self.expert_pass(state, group, &table)
     }
 
-<<<<<<< HEAD
-    /// The MLPs of a table's entries.
-=======
     /// The experts of a table that the host made.
->>>>>>> pipe
     fn expert_pass(&self, state: &mut State, group: &Group<'_>, table: &Table) -> Result<()> {
         if table.tiles.is_empty() {
             return Ok(());
         }
         let words: Vec<u32> = table.tiles.iter().chain(&table.entries).copied().collect();
         let ((id, uploads), first) = self.upload(state, &words)?;
-<<<<<<< HEAD
-        let upload = Upload {
-            binding: (id, &uploads),
-            first,
+        let at = TableAt {
+            buffer: (id, &uploads),
+            tiles_at: first,
             entries_at: first + table.tiles.len() as u32,
             tiles: (table.tiles.len() / TILE_WORDS) as u32,
             entries: table.entries.len() / 2,
         };
-        let act = self.scratch(state, "act", upload.entries * group.intermediate * 4)?;
         if group.tokens == BLOCK {
-            self.expert_blocks(state, group, &upload, act.binding())
+            self.expert_blocks(state, group, &at)
         } else {
-            self.expert_rows(state, group, &upload, act.binding())
+            self.expert_rows(state, group, &at)
         }
     }
 
     /// Few rows: gate, up and activation in one dispatch, down in a second.
-    fn expert_rows(
+    pub(super) fn expert_rows(
         &self,
         state: &mut State,
         group: &Group<'_>,
-        table: &Upload<'_>,
-        act: Binding<'_>,
+        table: &TableAt<'_>,
     ) -> Result<()> {
+        let act = self.scratch(state, "act", table.entries * group.intermediate * 4)?;
+        let act = act.binding();
         let (hidden, intermediate) = (group.hidden, group.intermediate);
         let formats = &group.parts.formats;
         let mut dispatch = |kernel, formats: &[Format], cols, outputs, bindings: &[Binding<'_>]| {
             let stride = self.stride(formats, cols, group.tokens as u32, group.alignment);
-            let params = [table.first, table.entries_at, hidden as u32, intermediate as u32, stride.chunks];
+            let params =
+                [table.tiles_at, table.entries_at, hidden as u32, intermediate as u32, stride.chunks];
             let constants = stride.constants();
             let groups = [stride.groups(outputs) as u32, table.tiles, 1];
             self.run(
@@ -205,23 +180,19 @@ impl Gpu {
                 &Call { kernel, formats, constants: &constants, bindings, params: &params, groups },
             )
         };
-        let mut bindings = vec![group.x, table.binding, act];
+        let mut bindings = vec![group.x, table.buffer, act];
         bindings.extend(&group.parts.gate);
         bindings.extend(&group.parts.up);
         dispatch(&source::GATE_UP, &formats[..2], hidden, intermediate, &bindings)?;
-        let mut bindings = vec![act, table.binding, group.out];
+        let mut bindings = vec![act, table.buffer, group.out];
         bindings.extend(&group.parts.down);
         dispatch(&source::DOWN, &formats[2..], intermediate, hidden, &bindings)
     }
 
     /// Many rows an expert: gate, up, their activation and down as blocked products.
-    fn expert_blocks(
-        &self,
-        state: &mut State,
-        group: &Group<'_>,
-        table: &Upload<'_>,
-        act: Binding<'_>,
-    ) -> Result<()> {
+    fn expert_blocks(&self, state: &mut State, group: &Group<'_>, table: &TableAt<'_>) -> Result<()> {
+        let act = self.scratch(state, "act", table.entries * group.intermediate * 4)?;
+        let act = act.binding();
         let (hidden, intermediate) = (group.hidden, group.intermediate);
         let up = self.scratch(state, "up", table.entries * intermediate * 4)?;
         let parts = group.parts;
@@ -245,7 +216,7 @@ impl Gpu {
                     },
                 )?;
             }
-            let mut bindings = vec![x, x, table.binding, out];
+            let mut bindings = vec![x, x, table.buffer, out];
             bindings.extend(weight);
             let which = 3 * i as u32;
             let shape = [cols as u32, outputs as u32, table.entries as u32];
@@ -256,56 +227,23 @@ impl Gpu {
                     formats: &parts.formats[i..=i],
                     constants: &[gather, tail(cols)],
                     bindings: &bindings,
-                    params: &[0, 0, 0, shape[0], shape[1], shape[2], 0, table.first, table.entries_at, which],
+                    params: &[
+                        0,
+                        0,
+                        0,
+                        shape[0],
+                        shape[1],
+                        shape[2],
+                        0,
+                        table.tiles_at,
+                        table.entries_at,
+                        which,
+                    ],
                     groups: [outputs.div_ceil(BLOCK) as u32, table.tiles, 1],
                 },
             )?;
         }
         Ok(())
-=======
-        let at = TableAt {
-            buffer: (id, &uploads),
-            tiles_at: first,
-            entries_at: first + table.tiles.len() as u32,
-            tiles,
-            entries: table.entries.len() / 2,
-        };
-        self.gated_pass(state, group, &at)
-    }
-
-    /// Gate, up and activation in one dispatch, down in a second.
-    pub(super) fn gated_pass(&self, state: &mut State, group: &Group<'_>, table: &TableAt<'_>) -> Result<()> {
-        let (hidden, intermediate) = (group.hidden, group.intermediate);
-        let act = self.scratch(state, "act", table.entries * intermediate * 4)?;
-        let params = [table.tiles_at, table.entries_at, hidden as u32, intermediate as u32];
-        let mut bindings = vec![group.x, table.buffer, act.binding()];
-        bindings.extend(&group.parts.gate);
-        bindings.extend(&group.parts.up);
-        self.run(
-            state,
-            &Call {
-                kernel: &source::GATE_UP,
-                formats: &group.parts.formats[..2],
-                constants: &[group.tokens, tail(hidden)],
-                bindings: &bindings,
-                params: &params,
-                groups: [intermediate.div_ceil(4) as u32, table.tiles, 1],
-            },
-        )?;
-        let mut bindings = vec![act.binding(), table.buffer, group.out];
-        bindings.extend(&group.parts.down);
-        self.run(
-            state,
-            &Call {
-                kernel: &source::DOWN,
-                formats: &group.parts.formats[2..],
-                constants: &[group.tokens, tail(intermediate)],
-                bindings: &bindings,
-                params: &params,
-                groups: [hidden.div_ceil(4) as u32, table.tiles, 1],
-            },
-        )
->>>>>>> pipe
     }
 
     pub(super) fn choose(

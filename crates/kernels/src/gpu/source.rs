@@ -66,15 +66,10 @@ kernels! {
     DELTA_RULE = "delta_rule" "rrrrrww" weights [] constants ["KEY_DIM", "TILED"] team 32;
     GATED_NORM = "gated_norm" "wrr" weights [] constants [] team 64;
     ROUTE = "route" "rww" weights [] constants ["EXPERTS", "TOP_K", "NORMALISE"] team 128;
-<<<<<<< HEAD
+    EXPERT_TILES = "expert_tiles" "rrw" weights [] constants [] team 64;
     GATE_UP = "gate_up" "rrw" weights ["gate", "up"] constants ["TOKENS", "TAIL", "LANES", "WIDE"] team 128;
     DOWN = "down" "rrw" weights ["down"] constants ["TOKENS", "TAIL", "LANES", "WIDE"] team 128;
     ACTIVATE = "activate" "wr" weights [] constants [] team 64;
-=======
-    EXPERT_TILES = "expert_tiles" "rrw" weights [] constants [] team 64;
-    GATE_UP = "gate_up" "rrw" weights ["gate", "up"] constants ["TOKENS", "TAIL"] team 64;
-    DOWN = "down" "rrw" weights ["down"] constants ["TOKENS", "TAIL"] team 64;
->>>>>>> pipe
     COMBINE = "combine" "rrrrw" weights [] constants ["SHARED"] team 64;
 }
 
