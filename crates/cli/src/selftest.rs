@@ -22,8 +22,8 @@ Ends with exit code 9 when a kernel's answer differs from the reference.";
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
-    /// Which devices to test: auto means all of them
-    #[arg(long, value_enum, default_value_t = DeviceArg::Auto)]
+    /// Which devices to test: cpu (each instruction set), gpu (each adapter), or auto for all of them
+    #[arg(long, value_enum, default_value_t = DeviceArg::Auto, hide_possible_values = true)]
     device: DeviceArg,
     /// Print one JSON object
     #[arg(long)]
