@@ -7,7 +7,7 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use engine::{DeviceCounts, Error, ReadStats, Session, trace_of};
+use engine::{DeviceCounts, Error, Guess, ReadStats, Session, trace_of};
 
 use crate::args::ComputeArgs;
 use crate::failure::{Failure, Result};
@@ -59,11 +59,38 @@ pub(crate) struct Args {
     /// Pool sizes for --trace; default: from 2 to 100 percent of the experts
     #[arg(long, value_name = "N,N", value_delimiter = ',', requires = "trace")]
     slots: Vec<usize>,
+    /// How many of the next layer's experts an idle drive reads before their router has run
+    #[arg(long, value_enum, default_value_t = Lookahead::Auto)]
+    lookahead: Lookahead,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
     #[command(flatten)]
     compute: ComputeArgs,
+}
+
+/// What `--lookahead` says.
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Lookahead {
+    /// What a trial shows to be fastest
+    Auto,
+    /// None
+    None,
+    /// Half as many as the router chooses
+    Half,
+    /// As many as the router chooses
+    All,
+}
+
+impl Lookahead {
+    fn fixed(self) -> Option<Guess> {
+        match self {
+            Self::Auto => None,
+            Self::None => Some(Guess::None),
+            Self::Half => Some(Guess::Half),
+            Self::All => Some(Guess::All),
+        }
+    }
 }
 
 /// What was measured.
@@ -97,6 +124,9 @@ pub(crate) fn main(args: &Args) -> Result<()> {
     if tokens > loaded.model.context() {
         let message = format!("{tokens} tokens do not fit --ctx {}", loaded.model.context());
         return Err(Error::invalid(message).into());
+    }
+    if let Some(guess) = args.lookahead.fixed() {
+        loaded.model.fix_guess(guess);
     }
     let text = match &args.text {
         Some(file) => given_text(&loaded, file, tokens)?,

@@ -26,6 +26,7 @@ pub use device::Device;
 pub use files::{Dialect, Error, ErrorKind, Meta, Result};
 pub use kernels::ops::{DeviceCounts, KvFormat};
 pub use kernels::selftest;
+pub use lookahead::Guess;
 pub use model::{CacheKind, LoadProgress, Model, OpenOptions};
 pub use models::ARCHITECTURES;
 pub use session::{FeedProgress, RouteRecord, Session};

@@ -18,6 +18,7 @@ use store::{ExpertLayout, ExpertStore, StoreOptions};
 use crate::bridge::Slabs;
 use crate::device::{Device, open_device};
 use crate::drive::{self, DriveOptions, OpenedDrive};
+use crate::lookahead::Guess;
 use crate::models::{self, Bound, Decoder};
 use crate::overhead::{Overhead, tokenizer_bytes};
 use crate::pool::{self, ExpertPool};
@@ -263,6 +264,14 @@ impl Model {
     pub fn use_slots(&self, slots: usize) {
         if let Some(mut pool) = self.lock_pool() {
             pool.resize(slots);
+        }
+    }
+
+    /// Guesses so much of what the next layer's router will choose, whatever it costs; without this call trials decide.
+    /// Never changes a token. Waits for the running step.
+    pub fn fix_guess(&self, guess: Guess) {
+        if let Some(mut pool) = self.lock_pool() {
+            pool.lookahead.fix(guess);
         }
     }
 

@@ -9,6 +9,7 @@ use files::{Error, Result};
 use kernels::ops::{Routes, Segment};
 use store::LayerId;
 
+use crate::lookahead::Guess;
 use crate::model::{LOGIT_ROWS, Model};
 use crate::scratch::Activation;
 use crate::state::{self, Checkpoints, SequenceState};
@@ -257,8 +258,8 @@ impl Session {
         let decodes = rows == 1;
         let experts = pool.as_deref_mut().zip(model.slabs()).map(|(pool, slabs)| {
             let more_follows = range.end < self.tokens.len();
-            let looks_ahead = decodes && pool.lookahead.begin();
-            Experts { pool, slabs, sweep: None, more_follows, looks_ahead }
+            let guess = if decodes { pool.lookahead.begin() } else { Guess::None };
+            Experts { pool, slabs, sweep: None, more_follows, guess }
         });
         let started = Instant::now();
         let mut recorded = Vec::new();

@@ -9,6 +9,7 @@ use kernels::{Backend, Tensor, Weight};
 use store::{ExpertMask, LayerId};
 
 use crate::bridge::Slabs;
+use crate::lookahead::Guess;
 use crate::pool::ExpertPool;
 use crate::scratch::{Activation, RouteActivation, Scratch};
 use crate::state::{LayerState, SequenceState};
@@ -31,8 +32,8 @@ pub(crate) struct Experts<'a> {
     pub(crate) sweep: Option<Sweep>,
     /// Whether another chunk of the same prompt follows, so that reading goes on into its first layer.
     pub(crate) more_follows: bool,
-    /// Whether to guess what the next layer's router will choose.
-    pub(crate) looks_ahead: bool,
+    /// How much to guess of what the next layer's router will choose.
+    pub(crate) guess: Guess,
 }
 
 /// The experts of a whole layer that are read while others compute.
@@ -148,9 +149,10 @@ impl Step<'_> {
         }
     }
 
-    /// Whether the drive has nothing to do and guessing is worthwhile.
-    pub(crate) fn looks_ahead(&self) -> bool {
-        self.experts.as_ref().is_some_and(|e| e.looks_ahead && e.pool.store.is_idle())
+    /// What to guess now: nothing, unless the drive has nothing to do and guessing is worthwhile.
+    pub(crate) fn guess(&self) -> Guess {
+        let idle = self.experts.as_ref().filter(|e| e.pool.store.is_idle());
+        idle.map_or(Guess::None, |e| e.guess)
     }
 
     /// Reports that `done` layers are done.

@@ -7,6 +7,7 @@ use store::{ExpertId, ExpertMask, LayerId};
 
 use super::Mlp;
 use crate::bridge::{ExpertShape, LeasedExpert};
+use crate::lookahead::Guess;
 use crate::scratch::Activation;
 use crate::step::{Experts, Linear, Step, Sweep};
 
@@ -107,9 +108,9 @@ impl Moe {
     }
 
     /// Lets an idle drive read what this layer's router will probably choose: it is asked about `h`, the state `[1,
-    /// hidden]` before the layer's mixer, and the better half of its answer is believed.
-    pub(crate) fn look_ahead(&self, s: &mut Step<'_>, layer: usize, h: &Tensor) -> Result<()> {
-        let spec = RouteSpec { top_k: self.spec.top_k.div_ceil(2), ..self.spec };
+    /// hidden]` before the layer's mixer, and as much of its answer as `guess` says is believed.
+    pub(crate) fn look_ahead(&self, s: &mut Step<'_>, layer: usize, h: &Tensor, guess: Guess) -> Result<()> {
+        let spec = RouteSpec { top_k: guess.experts(self.spec.top_k), ..self.spec };
         let mut chosen = s.route_buffers(spec.top_k)?;
         s.backend.route(h, &self.router, &spec, &mut chosen)?;
         let routes = s.backend.read_routes(&chosen, h.rows(), &spec)?;

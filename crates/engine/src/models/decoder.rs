@@ -6,6 +6,7 @@ use kernels::ops::KvFormat;
 use store::{ExpertId, LayerId};
 
 use crate::layers::{FeedForward, Mixer};
+use crate::lookahead::Guess;
 use crate::scratch::Activation;
 use crate::state::LayerShape;
 use crate::step::{Linear, Norm, Step, Sweep};
@@ -53,11 +54,12 @@ impl Decoder {
         let Some(Block { mlp_norm, mlp: FeedForward::Moe(moe), .. }) = self.layers.get(next) else {
             return Ok(());
         };
-        if !s.looks_ahead() {
+        let guess = s.guess();
+        if guess == Guess::None {
             return Ok(());
         }
         let h = s.rms_norm(x, mlp_norm)?;
-        moe.look_ahead(s, next, &h)
+        moe.look_ahead(s, next, &h, guess)
     }
 
     /// The logits `[rows, vocab]` of some rows of what [`Self::forward`] returned.
