@@ -7,7 +7,7 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use engine::{DeviceCounts, Error, Guess, ReadStats, Session, trace_of};
+use engine::{DeviceCounts, Error, ErrorKind, Guess, KernelTime, ReadStats, Session, trace_of};
 
 use crate::args::ComputeArgs;
 use crate::failure::{Failure, Result};
@@ -62,6 +62,9 @@ pub(crate) struct Args {
     /// How many of the next layer's experts an idle drive reads before their router has run
     #[arg(long, value_enum, default_value_t = Lookahead::Auto)]
     lookahead: Lookahead,
+    /// Time each kind of dispatch on a GPU while generating; the host then waits for each submission
+    #[arg(long)]
+    profile: bool,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -104,6 +107,8 @@ struct Measured {
     reads: Option<ReadStats>,
     /// What the GPU was asked to do for the generated tokens; `None` on the CPU.
     gpu: Option<DeviceCounts>,
+    /// Where the GPU's time went, if that was asked for.
+    kernels: Vec<KernelTime>,
     /// Rates of the drive before and after, in bytes/s; none where nothing needs to be read.
     drive_bytes_per_s: Vec<f64>,
 }
@@ -137,7 +142,7 @@ pub(crate) fn main(args: &Args) -> Result<()> {
     if args.record_trace.is_some() {
         session.record_routes();
     }
-    let measured = measure(&mut session, prompt, answer, args.warm_up_tokens as usize, gen_tokens)?;
+    let measured = measure(&mut session, prompt, answer, args)?;
     if let Some(file) = &args.record_trace {
         trace_of(&loaded.model, &session.take_routes()).write(file)?;
     }
@@ -172,13 +177,8 @@ fn given_text(loaded: &Loaded, file: &Path, tokens: usize) -> Result<Vec<u32>> {
 }
 
 /// Feeds the prompt, then `answer` as far as it goes and what the model likes best after that.
-fn measure(
-    session: &mut Session,
-    prompt: &[u32],
-    answer: &[u32],
-    warm_up_tokens: usize,
-    gen_tokens: usize,
-) -> Result<Measured> {
+fn measure(session: &mut Session, prompt: &[u32], answer: &[u32], args: &Args) -> Result<Measured> {
+    let (warm_up_tokens, gen_tokens) = (args.warm_up_tokens as usize, args.gen_tokens as usize);
     let work = Work::begin();
     let mut go = |_: f64, _: usize| work.flow();
     let model = session.model().clone();
@@ -187,6 +187,10 @@ fn measure(
     // Warm-up: code, threads, the drive's first reads.
     session.set_prompt(&prompt[..prompt.len().min(16)], &mut go)?;
     session.reset()?;
+    // Where all experts fit, the measurement is of a model that has them.
+    while model.warm_up() && !work.is_interrupted() {
+        std::thread::sleep(Duration::from_millis(2));
+    }
     session.take_routes();
     model.reset_read_stats();
 
@@ -216,9 +220,14 @@ fn measure(
     generate(warm_up_tokens)?;
     model.reset_read_stats();
     let before = model.device_counts();
+    if args.profile && !model.profile_device(true) {
+        let message = "--profile needs a GPU with timestamps; try --device gpu";
+        return Err(Error::new(ErrorKind::Unsupported, message).into());
+    }
     let decode = generate(gen_tokens)?;
     let reads = model.read_stats();
     let gpu = model.device_counts().zip(before).map(|(after, before)| after.since(&before));
+    let kernels = model.device_profile();
     bar.finish_and_clear();
     drive_bytes_per_s.extend(model.measure_drive(DRIVE_TIME)?);
     Ok(Measured {
@@ -230,6 +239,7 @@ fn measure(
         decode,
         reads,
         gpu,
+        kernels,
         drive_bytes_per_s,
     })
 }

@@ -90,9 +90,9 @@ fn text(reports: &[Report]) -> String {
 
 fn line(speed: &Speed, report: &Report) -> String {
     let (gbytes, gflop) = (speed.bytes_per_s / 1e9, speed.flop_per_s / 1e9);
-    let copy = report.rates.iter().find(|(name, _)| *name == "copy_bytes_per_s");
-    let share =
-        copy.map_or(String::new(), |(_, rate)| format!("{:5.1} % of copy", 100.0 * speed.bytes_per_s / rate));
+    let stream = report.rates.iter().find(|(name, _)| *name == "stream_bytes_per_s");
+    let share = stream
+        .map_or(String::new(), |(_, rate)| format!("{:5.1} % of stream", 100.0 * speed.bytes_per_s / rate));
     format!("  {:52} {gbytes:8.1} GB/s {gflop:9.1} GFLOP/s {share}\n", speed.case)
 }
 

@@ -24,7 +24,7 @@ mod trace;
 
 pub use device::Device;
 pub use files::{Dialect, Error, ErrorKind, Meta, Result};
-pub use kernels::ops::{DeviceCounts, KvFormat};
+pub use kernels::ops::{DeviceCounts, KernelTime, KvFormat};
 pub use kernels::selftest;
 pub use lookahead::Guess;
 pub use model::{CacheKind, LoadProgress, Model, OpenOptions};

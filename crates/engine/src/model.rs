@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use files::{Error, Meta, Result, TensorIndex};
 use kernels::Backend;
-use kernels::ops::{DeviceCounts, KvFormat, Precision};
+use kernels::ops::{DeviceCounts, KernelTime, KvFormat, Precision};
 use store::disk::{Disk, DiskChoice};
 use store::governor::{Governor, GovernorOptions};
 use store::plan::{Plan, PlanInput, default_budget_bytes, machine_memory, plan};
@@ -252,6 +252,26 @@ impl Model {
     /// What the device was asked to do since the model's backend was opened; `None` for the CPU.
     pub fn device_counts(&self) -> Option<DeviceCounts> {
         self.backend.counts()
+    }
+
+    /// Reads on what nobody has asked for yet; false when there is nothing left of that. On a GPU that all experts fit
+    /// into, these are the experts.
+    pub fn warm_up(&self) -> bool {
+        self.lock_pool().is_some_and(|mut pool| {
+            pool.store.poll();
+            pool.store.is_warming()
+        })
+    }
+
+    /// Begins to time the device's dispatches, or stops; false where it cannot be done. The host then waits for each
+    /// submission.
+    pub fn profile_device(&self, on: bool) -> bool {
+        self.backend.profile(on)
+    }
+
+    /// What was timed since, the largest first.
+    pub fn device_profile(&self) -> Vec<KernelTime> {
+        self.backend.profiled()
     }
 
     /// Expert slots in use now: those of the plan, or fewer while other programs need the memory.

@@ -56,6 +56,17 @@ impl DeviceCounts {
     }
 }
 
+/// Time that a device spent in one kind of dispatch.
+#[derive(Clone, Debug, PartialEq)]
+pub struct KernelTime {
+    /// The kernel.
+    pub name: &'static str,
+    /// Dispatches.
+    pub calls: u64,
+    /// Seconds of all of them.
+    pub seconds: f64,
+}
+
 /// How activations are held and multiplied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Precision {
@@ -336,6 +347,16 @@ pub trait Backend: Send + Sync {
     /// What the device was asked to do so far; `None` where ops finish before they return.
     fn counts(&self) -> Option<DeviceCounts> {
         None
+    }
+
+    /// Begins to time dispatches anew, or stops; false where the device cannot. Timing makes the host wait.
+    fn profile(&self, on: bool) -> bool {
+        !on
+    }
+
+    /// What was timed since [`Backend::profile`], the largest first.
+    fn profiled(&self) -> Vec<KernelTime> {
+        Vec::new()
     }
 
     // --- memory ---------------------------------------------------------------------------------------------

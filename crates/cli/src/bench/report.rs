@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use engine::{LayerStats, ReadStats};
+use engine::{KernelTime, LayerStats, ReadStats};
 use serde_json::{Map, Value, json};
 
 use super::Measured;
@@ -121,10 +121,26 @@ pub(super) fn table(loaded: &Loaded, m: &Measured) -> String {
             out::bytes(per_token(gpu.copied_bytes) as u64),
         );
     }
+    text += &kernels(m);
     let plan = loaded.model.plan();
     let peak = engine::rss_peak_bytes().map_or("unknown".into(), out::bytes);
     text += &format!("memory     {peak:>10} at most, {} planned\n", out::bytes(plan.total_bytes));
     text + &m.reading().map(|r| layers(&r)).unwrap_or_default()
+}
+
+/// A line for each kind of dispatch, with its part of the time.
+fn kernels(m: &Measured) -> String {
+    let decode_s = m.decode.as_secs_f64();
+    let line = |k: &KernelTime| {
+        format!(
+            "  {:<16}{:>8.1} us a token, {:>6.2} us each, {:>5.1} % of the time\n",
+            k.name,
+            1e6 * ratio(k.seconds, m.gen_tokens as f64),
+            1e6 * ratio(k.seconds, k.calls as f64),
+            100.0 * ratio(k.seconds, decode_s),
+        )
+    };
+    m.kernels.iter().map(line).collect()
 }
 
 /// A line for each layer that read something, with a bar of its waiting.
@@ -190,6 +206,12 @@ pub(super) fn json(loaded: &Loaded, m: &Measured) -> Value {
         put("gpu_submissions_per_token", per_token(gpu.submissions));
         put("gpu_readbacks_per_token", per_token(gpu.readbacks));
         put("gpu_copied_bytes_per_token", per_token(gpu.copied_bytes));
+    }
+    if !m.kernels.is_empty() {
+        let busy_s: f64 = m.kernels.iter().map(|k| k.seconds).sum();
+        let kernel = |k: &KernelTime| json!({ "name": k.name, "calls": k.calls, "seconds": k.seconds });
+        put("gpu_busy_fraction", json!(ratio(busy_s, m.decode.as_secs_f64())));
+        put("gpu_kernels", m.kernels.iter().map(kernel).collect());
     }
     put("slots", json!(loaded.model.slots()));
     map.extend(loaded.describe());

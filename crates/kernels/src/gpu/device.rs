@@ -46,7 +46,7 @@ pub(super) struct Device {
 }
 
 /// The features that are used where they exist.
-const WANTED: wgpu::Features = wgpu::Features::SUBGROUP;
+const WANTED: wgpu::Features = wgpu::Features::SUBGROUP.union(super::profile::FEATURES);
 /// The features that every supported device has.
 const NEEDED: wgpu::Features = wgpu::Features::IMMEDIATES;
 /// The shaders address bytes with 32 bits.

@@ -9,6 +9,7 @@ use files::{Error, Result};
 use super::device::{Device, device_error};
 use super::memory::{GpuMemory, Graveyard};
 use super::pipelines::{IMMEDIATE_BYTES_MAX, Pipeline};
+use super::profile::Profile;
 use crate::ops::DeviceCounts;
 
 /// Most buffers of a dispatch.
@@ -50,6 +51,8 @@ pub(super) struct Recorder {
     copies: VecDeque<wgpu::SubmissionIndex>,
     /// Dispatches in the open encoder.
     dispatches: usize,
+    /// Times the dispatches, if somebody wants to know.
+    pub(super) profile: Option<Profile>,
     /// What was done so far, for reports.
     pub(super) counts: DeviceCounts,
 }
@@ -69,6 +72,7 @@ impl Recorder {
             copied_bytes: 0,
             copies: VecDeque::new(),
             dispatches: 0,
+            profile: None,
             counts: DeviceCounts::default(),
         }
     }
@@ -142,7 +146,13 @@ impl Recorder {
         let mut all = [0u32; IMMEDIATE_BYTES_MAX as usize / 4];
         all[..immediates.len()].copy_from_slice(immediates);
         pass.set_immediates(0, bytemuck::cast_slice(&all));
+        if let Some(profile) = &self.profile {
+            profile.before(pass);
+        }
         pass.dispatch_workgroups(groups[0], groups[1], groups[2]);
+        if let Some(profile) = &mut self.profile {
+            profile.after(pass, pipeline.name);
+        }
         self.dispatches += 1;
     }
 
@@ -182,13 +192,13 @@ impl Recorder {
     pub(super) fn submit(&mut self, device: &Device) -> Result<()> {
         if let Some((encoder, pass)) = self.open.take() {
             drop(pass);
-            self.send(device, encoder);
+            self.send(device, encoder)?;
         }
         self.held.clear();
         device.check()
     }
 
-    fn send(&mut self, device: &Device, encoder: wgpu::CommandEncoder) -> wgpu::SubmissionIndex {
+    fn send(&mut self, device: &Device, mut encoder: wgpu::CommandEncoder) -> Result<wgpu::SubmissionIndex> {
         if !self.uploads.is_empty() {
             device.queue.write_buffer(&self.upload_buffer, 0, bytemuck::cast_slice(&self.uploads));
             self.counts.copied_bytes += self.uploads.len() as u64 * 4;
@@ -196,9 +206,15 @@ impl Recorder {
         }
         self.dispatches = 0;
         self.counts.submissions += 1;
+        if let Some(profile) = &self.profile {
+            profile.resolve(&mut encoder);
+        }
         let index = device.queue.submit([encoder.finish()]);
+        if let Some(profile) = &mut self.profile {
+            profile.collect(device, index.clone())?;
+        }
         self.bury();
-        index
+        Ok(index)
     }
 
     /// Submits what is recorded and reads ranges of buffers after it, in one wait. A range is (buffer, first byte,
@@ -220,7 +236,7 @@ impl Recorder {
             encoder.copy_buffer_to_buffer(buffer, *offset as u64, &staging, at, *bytes as u64);
             at += *bytes as u64;
         }
-        let index = self.send(device, encoder);
+        let index = self.send(device, encoder)?;
         self.held.clear();
         self.counts.readbacks += 1;
         let slice = staging.slice(..total as u64);
@@ -309,7 +325,7 @@ fn bind_group(device: &Device, pipeline: &Pipeline, bindings: &[Binding<'_>]) ->
 }
 
 /// Waits for a submission and all before it.
-fn wait(device: &Device, index: wgpu::SubmissionIndex) -> Result<()> {
+pub(super) fn wait(device: &Device, index: wgpu::SubmissionIndex) -> Result<()> {
     device
         .device
         .poll(wgpu::PollType::Wait { submission_index: Some(index), timeout: None })

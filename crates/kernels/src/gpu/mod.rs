@@ -13,6 +13,7 @@ mod moe;
 mod pipelines;
 mod probe;
 mod product;
+mod profile;
 pub mod source;
 
 use std::any::Any;
@@ -30,7 +31,8 @@ use crate::buffer::{Block, Buffer, Tensor, Weight};
 use crate::check;
 use crate::ops::{
     AttentionSpec, Backend, DeltaInput, DeltaSpec, DeviceCounts, DeviceInfo, ExpertBatch, ExpertTable,
-    KvCache, MlpWeights, Precision, RopeSpec, RouteBuffers, RouteSpec, Routes, Segment, SharedOutput,
+    KernelTime, KvCache, MlpWeights, Precision, RopeSpec, RouteBuffers, RouteSpec, Routes, Segment,
+    SharedOutput,
 };
 use device::{Device, device_error};
 use encoder::{Binding, Recorder};
@@ -220,6 +222,16 @@ impl Backend for Gpu {
 
     fn counts(&self) -> Option<DeviceCounts> {
         Some(self.lock().recorder.counts)
+    }
+
+    fn profile(&self, on: bool) -> bool {
+        let mut state = self.lock();
+        state.recorder.profile = if on { profile::Profile::new(&self.device) } else { None };
+        state.recorder.profile.is_some() == on
+    }
+
+    fn profiled(&self) -> Vec<KernelTime> {
+        self.lock().recorder.profile.as_ref().map_or_else(Vec::new, profile::Profile::times)
     }
 
     fn alloc_shared(&self, bytes: usize) -> Result<Buffer> {

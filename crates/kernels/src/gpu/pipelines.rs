@@ -13,6 +13,7 @@ pub(super) const IMMEDIATE_BYTES_MAX: u32 = 64;
 
 /// A compiled shader.
 pub(super) struct Pipeline {
+    pub(super) name: &'static str,
     pub(super) pipeline: wgpu::ComputePipeline,
     pub(super) layout: wgpu::BindGroupLayout,
     /// Pipelines with equal layouts share bind groups.
@@ -80,7 +81,7 @@ impl Pipelines {
             cache: None,
         });
         device.check().map_err(|e| e.context(format!("shader {}", kernel.name)))?;
-        let pipeline = Arc::new(Pipeline { pipeline, layout, layout_id });
+        let pipeline = Arc::new(Pipeline { name: kernel.name, pipeline, layout, layout_id });
         self.compiled.insert(variant, pipeline.clone());
         Ok(pipeline)
     }

@@ -5,22 +5,22 @@ use std::time::Instant;
 use files::Result;
 
 use super::{Gpu, source};
+use crate::Tensor;
 use crate::ops::Backend as _;
-use crate::{Tensor, gpu::device::device_error};
 
 /// Rates of the device itself.
 #[derive(Clone, Copy, Debug)]
 pub struct Rates {
-    /// Bytes that a copy within device memory reads and writes, together, in a second.
-    pub copy_bytes_per_s: f64,
+    /// Bytes that `x += y` over large tensors reads and writes, together, in a second.
+    pub stream_bytes_per_s: f64,
     /// Time of a dispatch that waits for the one before it.
     pub dispatch_s: f64,
     /// Time from a submission of next to nothing until the host knows that it is done.
     pub submit_and_wait_s: f64,
 }
 
-/// Copies, dispatches and waits in a measurement.
-const COPIES: usize = 20;
+/// Streams, dispatches and waits in a measurement.
+const STREAMS: usize = 40;
 const DISPATCHES: usize = 500;
 const WAITS: usize = 50;
 
@@ -43,22 +43,19 @@ impl Gpu {
     /// # Errors
     /// [`files::ErrorKind::Device`] or [`files::ErrorKind::Memory`] when the device fails.
     pub fn rates(&self, bytes: usize) -> Result<Rates> {
-        let (from, to) = (self.memory(bytes, false)?, self.memory(bytes, false)?);
-        let copy = |count: usize| -> Result<f64> {
+        let len = bytes / 4;
+        let (mut large, addend) =
+            (Tensor::new(self.alloc(len * 4)?, 1, len)?, Tensor::new(self.alloc(len * 4)?, 1, len)?);
+        let mut stream = |count: usize| -> Result<f64> {
             let start = Instant::now();
-            let mut encoder = self.device.device.create_command_encoder(&Default::default());
             for _ in 0..count {
-                encoder.copy_buffer_to_buffer(&from.buffer, 0, &to.buffer, 0, bytes as u64 / 4 * 4);
+                self.add(&mut large, &addend)?;
             }
-            let index = self.device.queue.submit([encoder.finish()]);
-            let waited = wgpu::PollType::Wait { submission_index: Some(index), timeout: None };
-            self.device.device.poll(waited).map_err(|e| {
-                device_error(format!("{}: waiting failed", self.device.summary.name)).with_source(e)
-            })?;
+            self.read(large.block(), 0, &mut [0; 4])?;
             Ok(start.elapsed().as_secs_f64())
         };
-        copy(1)?;
-        let copied = copy(COPIES)? - copy(1)?;
+        stream(1)?;
+        let streamed = stream(STREAMS)? - stream(1)?;
         let mut x = Tensor::new(self.alloc(256)?, 1, 64)?;
         let y = Tensor::new(self.alloc(256)?, 1, 64)?;
         let mut dispatch = |count: usize| -> Result<f64> {
@@ -78,7 +75,7 @@ impl Gpu {
         let dispatched = dispatch(DISPATCHES)? - submit_and_wait_s;
         self.device.check()?;
         Ok(Rates {
-            copy_bytes_per_s: 2.0 * bytes as f64 * (COPIES - 1) as f64 / copied.max(1e-9),
+            stream_bytes_per_s: 3.0 * bytes as f64 * (STREAMS - 1) as f64 / streamed.max(1e-9),
             dispatch_s: dispatched.max(0.0) / DISPATCHES as f64,
             submit_and_wait_s,
         })

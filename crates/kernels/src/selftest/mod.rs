@@ -134,7 +134,7 @@ fn open_gpu(adapter: &str) -> Result<Opened> {
     let weight_bytes = if software { 16 << 20 } else { 384 << 20 };
     let rates = gpu.rates(weight_bytes.min(gpu.info().buffer_bytes_max))?;
     let rates = vec![
-        ("copy_bytes_per_s", rates.copy_bytes_per_s),
+        ("stream_bytes_per_s", rates.stream_bytes_per_s),
         ("dispatch_s", rates.dispatch_s),
         ("submit_and_wait_s", rates.submit_and_wait_s),
     ];
