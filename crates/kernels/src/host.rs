@@ -4,11 +4,12 @@ use std::any::Any;
 use std::ptr::NonNull;
 
 use files::{Error, Result};
-use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
+use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 
 use crate::buffer::{Block, Buffer, DeviceMemory};
 
 /// Allocations from here on ask for huge pages.
+#[cfg(target_os = "linux")]
 const HUGE_PAGE_BYTES: usize = 2 << 20;
 
 /// One anonymous mapping.
@@ -36,9 +37,10 @@ impl HostMemory {
             )
         }
         .map_err(|e| Error::memory(format!("cannot map {bytes} bytes of memory: {e}")))?;
+        #[cfg(target_os = "linux")]
         if mapped_bytes >= HUGE_PAGE_BYTES {
+            use rustix::mm::{Advice, madvise};
             // SAFETY: advice on our own mapping; a refusal costs speed only, so its result does not matter.
-            #[cfg(target_os = "linux")]
             let _ = unsafe { madvise(pointer, mapped_bytes, Advice::LinuxHugepage) };
         }
         let pointer = NonNull::new(pointer.cast()).ok_or_else(|| Error::memory("mapped at address zero"))?;
