@@ -81,18 +81,21 @@ pub fn ppl(run: &PplRun) -> Result<PplResult> {
         theirs.args(["--chunks", chunks]);
         ours.args(["--chunks", chunks]);
     }
-    Ok(PplResult { theirs: parse_llama_cpp(&output(theirs)?)?, ours: parse_tidemill(&output(ours)?)? })
+    Ok(PplResult {
+        theirs: parse_llama_cpp(&output(theirs)?.join("\n"))?,
+        ours: parse_tidemill(&output(ours)?[0])?,
+    })
 }
 
 /// Standard output and error of a program, which must succeed.
-fn output(mut command: Command) -> Result<String> {
+pub(crate) fn output(mut command: Command) -> Result<[String; 2]> {
     let name = command.get_program().display().to_string();
     let output = command.output().map_err(|e| Error::io(&name, e))?;
-    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    let [out, err] = [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned());
     if !output.status.success() {
         return Err(Error::new(ErrorKind::Io, format!("{name}: {}\n{err}", output.status)));
     }
-    Ok(format!("{out}\n{err}"))
+    Ok([out, err])
 }
 
 /// The figure in `Final estimate: PPL = 7.1862 +/- 0.32841`.
@@ -106,15 +109,21 @@ fn parse_llama_cpp(output: &str) -> Result<f64> {
 
 /// `perplexity` in the one JSON object of `tidemill eval ppl --json`.
 fn parse_tidemill(output: &str) -> Result<f64> {
-    let object = output
-        .lines()
-        .filter_map(|line| serde_json::from_str::<Value>(line).ok())
-        .find(Value::is_object)
-        .ok_or_else(|| Error::corrupt("tidemill eval ppl printed no line of JSON"))?;
+    let object = json_line(output, "tidemill eval ppl")?;
     finite(object["perplexity"].as_f64(), "tidemill's `perplexity`")
 }
 
-fn finite(figure: Option<f64>, what: &str) -> Result<f64> {
+/// The line of a program's output that is a JSON object.
+pub(crate) fn json_line(output: &str, program: &str) -> Result<Value> {
+    output
+        .lines()
+        .filter_map(|line| serde_json::from_str::<Value>(line).ok())
+        .find(Value::is_object)
+        .ok_or_else(|| Error::corrupt(format!("{program} printed no line of JSON")))
+}
+
+/// A figure that is there and positive, else an error that says `what`.
+pub(crate) fn finite(figure: Option<f64>, what: &str) -> Result<f64> {
     figure
         .filter(|figure| figure.is_finite() && *figure > 0.0)
         .ok_or_else(|| Error::corrupt(format!("{what} is not a positive number")))

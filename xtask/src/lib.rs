@@ -4,5 +4,6 @@
 pub mod compare;
 pub mod fetch;
 pub mod goldens;
+pub mod speed;
 pub mod tidy;
 pub mod twin;

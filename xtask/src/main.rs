@@ -16,6 +16,9 @@ usage: cargo xtask TASK
   compare ppl --llama-cpp LLAMA_PERPLEXITY --model GGUF --text FILE
               [--tidemill BIN] [--ctx 512] [--chunks N] [--threads 2] [-- ARGS FOR TIDEMILL]
                             perplexity of ours and llama.cpp's; fails if they differ by more than 0.3 %
+  compare speed GGUF --llama-bench LLAMA_BENCH [--tidemill BIN] [--threads 1,2] [--prompt-tokens 128,512,2048]
+              [--depths 0,2048,8192] [--gen-tokens 32] [--rounds 3] [--json] [-- ARGS FOR TIDEMILL]
+                            tokens/s of ours and llama.cpp's in turn, on the CPU, and their ratios
 ";
 
 fn main() -> ExitCode {
@@ -39,6 +42,7 @@ fn run(args: &[String]) -> Result<ExitCode> {
         ["twin8", from, to] => twin(from, to, "8"),
         ["twin8", from, to, "--bits", bits] => twin(from, to, bits),
         ["compare", "ppl", rest @ ..] => compare_ppl(rest),
+        ["compare", "speed", model, rest @ ..] => compare_speed(Path::new(model), rest),
         [] | ["help" | "--help" | "-h"] => {
             print!("{HELP}");
             Ok(ExitCode::SUCCESS)
@@ -84,10 +88,7 @@ fn compare_ppl(args: &[&str]) -> Result<ExitCode> {
         &args[..ours],
         &["--llama-cpp", "--model", "--text", "--tidemill", "--ctx", "--chunks", "--threads"],
     )?;
-    let tidemill = match flags.get("--tidemill") {
-        Some(path) => PathBuf::from(path),
-        None => root().join("target/release/tidemill"),
-    };
+    let tidemill = flags.tidemill();
     let result = xtask::compare::ppl(&xtask::compare::PplRun {
         llama_perplexity: flags.require("--llama-cpp")?.as_ref(),
         tidemill: &tidemill,
@@ -106,6 +107,42 @@ fn compare_ppl(args: &[&str]) -> Result<ExitCode> {
         result.ratio()
     );
     Ok(if result.agrees() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn compare_speed(model: &Path, args: &[&str]) -> Result<ExitCode> {
+    let ours = args.iter().position(|arg| *arg == "--").unwrap_or(args.len());
+    let as_json = args[..ours].contains(&"--json");
+    let valued: Vec<&str> = args[..ours].iter().copied().filter(|arg| *arg != "--json").collect();
+    let flags = Flags::parse(
+        &valued,
+        &[
+            "--llama-bench",
+            "--tidemill",
+            "--threads",
+            "--prompt-tokens",
+            "--depths",
+            "--gen-tokens",
+            "--rounds",
+        ],
+    )?;
+    let run = xtask::speed::SpeedRun {
+        llama_bench: flags.require("--llama-bench")?.as_ref(),
+        tidemill: &flags.tidemill(),
+        model,
+        threads: flags.numbers("--threads", "1,2")?,
+        prompt_tokens: flags.numbers("--prompt-tokens", "128,512,2048")?,
+        depths: flags.numbers("--depths", "0,2048,8192")?,
+        gen_tokens: flags.number("--gen-tokens")?.unwrap_or(32),
+        rounds: flags.number("--rounds")?.unwrap_or(3),
+        extra: args.get(ours + 1..).unwrap_or_default(),
+    };
+    let result = xtask::speed::speed(&run, &mut |line| eprintln!("{line}"))?;
+    if as_json {
+        println!("{}", xtask::speed::json(&result));
+    } else {
+        print!("{}", xtask::speed::table(&result));
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 /// `--name value` pairs.
@@ -138,6 +175,18 @@ impl<'a> Flags<'a> {
         let Some(value) = self.get(name) else { return Ok(None) };
         let number = value.parse().map_err(|e| Error::invalid(format!("{name} {value}: {e}")))?;
         Ok(Some(number))
+    }
+
+    /// Numbers between commas; an empty text is none.
+    fn numbers(&self, name: &str, default: &str) -> Result<Vec<usize>> {
+        let value = self.get(name).unwrap_or(default);
+        let number = |n: &str| n.trim().parse().map_err(|e| Error::invalid(format!("{name} {value}: {e}")));
+        value.split(',').filter(|n| !n.is_empty()).map(number).collect()
+    }
+
+    /// Our program: the one that is named, else the release build.
+    fn tidemill(&self) -> PathBuf {
+        self.get("--tidemill").map_or_else(|| root().join("target/release/tidemill"), PathBuf::from)
     }
 }
 

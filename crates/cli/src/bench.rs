@@ -47,6 +47,10 @@ pub(crate) struct Args {
     /// Tokens to generate before measuring, to fill the expert slots as they would be in mid-answer
     #[arg(long, value_name = "N", default_value_t = 0)]
     warm_up_tokens: u32,
+    /// Tokens of another prompt to read, and forget, before measuring: experts that fit are then in memory; default:
+    /// the first 16 of the prompt
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    warm_up_prompt: Option<u32>,
     /// Take the prompt and the tokens after it from this text, instead of generating what the model likes
     #[arg(long, value_name = "FILE")]
     text: Option<PathBuf>,
@@ -124,10 +128,11 @@ pub(crate) fn main(args: &Args) -> Result<()> {
     let (prompt_tokens, gen_tokens) = (args.prompt_tokens as usize, args.gen_tokens as usize);
     let tokens = prompt_tokens + args.warm_up_tokens as usize + gen_tokens;
     let mut compute = args.compute.clone();
-    compute.ctx = compute.ctx.or(Some(tokens));
+    let context = tokens.max(args.warm_up_prompt.unwrap_or(0) as usize);
+    compute.ctx = compute.ctx.or(Some(context));
     let loaded = Loaded::open(args.model.as_deref(), &compute)?;
-    if tokens > loaded.model.context() {
-        let message = format!("{tokens} tokens do not fit --ctx {}", loaded.model.context());
+    if context > loaded.model.context() {
+        let message = format!("{context} tokens do not fit --ctx {}", loaded.model.context());
         return Err(Error::invalid(message).into());
     }
     if let Some(guess) = args.lookahead.fixed() {
@@ -137,12 +142,16 @@ pub(crate) fn main(args: &Args) -> Result<()> {
         Some(file) => given_text(&loaded, file, tokens)?,
         None => prompt(&loaded, prompt_tokens),
     };
-    let (prompt, answer) = text.split_at(prompt_tokens);
+    let (given, answer) = text.split_at(prompt_tokens);
+    let warm_up = match args.warm_up_prompt {
+        Some(tokens) => prompt(&loaded, tokens as usize),
+        None => given.iter().copied().take(16).collect(),
+    };
     let mut session = Session::new(&loaded.model)?;
     if args.record_trace.is_some() {
         session.record_routes();
     }
-    let measured = measure(&mut session, prompt, answer, args)?;
+    let measured = measure(&mut session, [&warm_up, given, answer], args)?;
     if let Some(file) = &args.record_trace {
         trace_of(&loaded.model, &session.take_routes()).write(file)?;
     }
@@ -176,8 +185,9 @@ fn given_text(loaded: &Loaded, file: &Path, tokens: usize) -> Result<Vec<u32>> {
     Ok(all)
 }
 
-/// Feeds the prompt, then `answer` as far as it goes and what the model likes best after that.
-fn measure(session: &mut Session, prompt: &[u32], answer: &[u32], args: &Args) -> Result<Measured> {
+/// Feeds `warm_up` and forgets it, then feeds the prompt, then `answer` as far as it goes and what the model likes best
+/// after that.
+fn measure(session: &mut Session, [warm_up, prompt, answer]: [&[u32]; 3], args: &Args) -> Result<Measured> {
     let (warm_up_tokens, gen_tokens) = (args.warm_up_tokens as usize, args.gen_tokens as usize);
     let work = Work::begin();
     let mut go = |_: f64, _: usize| work.flow();
@@ -185,7 +195,7 @@ fn measure(session: &mut Session, prompt: &[u32], answer: &[u32], args: &Args) -
     let mut drive_bytes_per_s = Vec::new();
     drive_bytes_per_s.extend(model.measure_drive(DRIVE_TIME)?);
     // Warm-up: code, threads, the drive's first reads.
-    session.set_prompt(&prompt[..prompt.len().min(16)], &mut go)?;
+    session.set_prompt(warm_up, &mut go)?;
     session.reset()?;
     // Where all experts fit, the measurement is of a model that has them.
     while model.warm_up() && !work.is_interrupted() {

@@ -4,11 +4,13 @@ use std::any::Any;
 use std::ptr::NonNull;
 
 use files::{Error, Result};
-use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
 
 use crate::buffer::{Block, Buffer, DeviceMemory};
 
+/// Sizes are whole multiples of this.
+const PAGE_BYTES: usize = 4096;
 /// Allocations from here on ask for huge pages.
+#[cfg(target_os = "linux")]
 const HUGE_PAGE_BYTES: usize = 2 << 20;
 
 /// One anonymous mapping.
@@ -25,23 +27,17 @@ unsafe impl Sync for HostMemory {}
 
 impl HostMemory {
     fn new(bytes: usize) -> Result<Self> {
-        let mapped_bytes = bytes.max(1).next_multiple_of(4096);
-        // SAFETY: a fresh anonymous mapping at an address of the system's choice aliases nothing.
-        let pointer = unsafe {
-            mmap_anonymous(
-                std::ptr::null_mut(),
-                mapped_bytes,
-                ProtFlags::READ | ProtFlags::WRITE,
-                MapFlags::PRIVATE | MapFlags::NORESERVE,
-            )
-        }
-        .map_err(|e| Error::memory(format!("cannot map {bytes} bytes of memory: {e}")))?;
+        let refused =
+            |why: &dyn std::fmt::Display| Error::memory(format!("cannot map {bytes} bytes of memory: {why}"));
+        let mapped_bytes = bytes.max(1).checked_next_multiple_of(PAGE_BYTES);
+        let mapped_bytes = mapped_bytes.ok_or_else(|| refused(&"too many"))?;
+        let pointer = map(mapped_bytes).map_err(|e| refused(&e))?;
+        #[cfg(target_os = "linux")]
         if mapped_bytes >= HUGE_PAGE_BYTES {
+            use rustix::mm::{Advice, madvise};
             // SAFETY: advice on our own mapping; a refusal costs speed only, so its result does not matter.
-            #[cfg(target_os = "linux")]
-            let _ = unsafe { madvise(pointer, mapped_bytes, Advice::LinuxHugepage) };
+            let _ = unsafe { madvise(pointer.as_ptr().cast(), mapped_bytes, Advice::LinuxHugepage) };
         }
-        let pointer = NonNull::new(pointer.cast()).ok_or_else(|| Error::memory("mapped at address zero"))?;
         Ok(Self { pointer, bytes, mapped_bytes })
     }
 }
@@ -49,7 +45,42 @@ impl HostMemory {
 impl Drop for HostMemory {
     fn drop(&mut self) {
         // SAFETY: unmaps exactly what `new` mapped; the handles that could reach it are gone.
-        let _ = unsafe { munmap(self.pointer.as_ptr().cast(), self.mapped_bytes) };
+        unsafe { unmap(self.pointer, self.mapped_bytes) };
+    }
+}
+
+#[cfg(unix)]
+fn map(bytes: usize) -> std::io::Result<NonNull<u8>> {
+    use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous};
+    let (access, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE | MapFlags::NORESERVE);
+    // SAFETY: a fresh anonymous mapping at an address of the system's choice aliases nothing.
+    let pointer = unsafe { mmap_anonymous(std::ptr::null_mut(), bytes, access, flags) }?;
+    NonNull::new(pointer.cast()).ok_or_else(|| std::io::Error::other("mapped at address zero"))
+}
+
+/// # Safety
+/// `pointer` and `bytes` are those of one call of [`map`], and nobody uses the memory any more.
+#[cfg(unix)]
+unsafe fn unmap(pointer: NonNull<u8>, bytes: usize) {
+    // SAFETY: the caller's promise. Failure could not be acted on.
+    let _ = unsafe { rustix::mm::munmap(pointer.as_ptr().cast(), bytes) };
+}
+
+#[cfg(not(unix))]
+fn map(bytes: usize) -> std::io::Result<NonNull<u8>> {
+    let layout = std::alloc::Layout::from_size_align(bytes, PAGE_BYTES).map_err(std::io::Error::other)?;
+    // SAFETY: the size is not zero: `HostMemory::new` asks for at least a page.
+    let pointer = unsafe { std::alloc::alloc_zeroed(layout) };
+    NonNull::new(pointer).ok_or_else(|| std::io::ErrorKind::OutOfMemory.into())
+}
+
+/// # Safety
+/// `pointer` and `bytes` are those of one call of [`map`], and nobody uses the memory any more.
+#[cfg(not(unix))]
+unsafe fn unmap(pointer: NonNull<u8>, bytes: usize) {
+    if let Ok(layout) = std::alloc::Layout::from_size_align(bytes, PAGE_BYTES) {
+        // SAFETY: the caller's promise; `map` allocated with this very layout.
+        unsafe { std::alloc::dealloc(pointer.as_ptr(), layout) };
     }
 }
 

@@ -46,6 +46,8 @@ pub struct ExpertStore {
     hinted: HashMap<ExpertKey, Option<Ticket>>,
     /// What an earlier run had in memory, still to be read when nothing else is.
     warm: VecDeque<ExpertKey>,
+    /// Those that are on their way.
+    warming: HashSet<ExpertKey>,
     stats: ReadStats,
     busy_until: Option<Instant>,
 }
@@ -102,6 +104,7 @@ impl ExpertStore {
             want: Want::default(),
             hinted: HashMap::new(),
             warm: VecDeque::new(),
+            warming: HashSet::new(),
             stats,
             busy_until: None,
         })
@@ -202,8 +205,8 @@ impl ExpertStore {
         let wrong = |key: &ExpertKey, ticket: &mut Option<Ticket>| {
             ticket.is_some() && key.layer == layer && !experts.contains(key.expert)
         };
-        let wrong: Vec<_> = self.hinted.extract_if(wrong).filter_map(|hint| hint.1).collect();
-        self.abandon(&wrong);
+        let wrong: Vec<_> = self.hinted.extract_if(wrong).collect();
+        self.give_up_reads(wrong);
         misses.sort_by_key(|&key| self.layout(key).and_then(|l| l.parts.first()).copied());
         self.want.queued = misses.into();
         self.start_queued();
@@ -232,13 +235,13 @@ impl ExpertStore {
         }
     }
 
-    /// Starts a speculative read into an empty slot.
-    fn speculate(&mut self, key: ExpertKey) {
-        if let Some((ticket, request)) = self.request(key, Priority::Speculative) {
-            self.hinted.insert(key, Some(ticket));
-            self.stats.layers[key.layer.0 as usize].hinted += 1;
-            self.disk.submit(vec![request]);
-        }
+    /// Starts a speculative read into an empty slot, if there is one.
+    fn speculate(&mut self, key: ExpertKey) -> bool {
+        let Some((ticket, request)) = self.request(key, Priority::Speculative) else { return false };
+        self.hinted.insert(key, Some(ticket));
+        self.stats.layers[key.layer.0 as usize].hinted += 1;
+        self.disk.submit(vec![request]);
+        true
     }
 
     /// The next wanted expert, waiting for the drive if none is here; `None` when all have been handed out.
@@ -323,9 +326,9 @@ impl ExpertStore {
         self.warm = experts.into_iter().collect();
     }
 
-    /// Whether [`poll`](Self::poll) would read more of what [`warm`](Self::warm) named, now or later.
+    /// Whether [`poll`](Self::poll) reads or would read more of what [`warm`](Self::warm) named, now or later.
     pub fn is_warming(&self) -> bool {
-        !self.warm.is_empty()
+        !self.warm.is_empty() || !self.warming.is_empty()
     }
 
     fn read_warm(&mut self) {
@@ -338,7 +341,9 @@ impl ExpertStore {
             if !self.pool.has_empty() {
                 self.warm.clear();
             } else if self.layout(key).is_some() && self.pool.find(key).is_none() {
-                self.speculate(key);
+                if self.speculate(key) {
+                    self.warming.insert(key);
+                }
             }
         }
     }
@@ -387,8 +392,8 @@ impl ExpertStore {
 
     /// Drops a want's pins, and gives up its reads but those to `keep`.
     fn release(&mut self, want: Want, keep: impl Fn(ExpertKey) -> bool) {
-        let given_up = want.reading.into_iter().filter(|(key, _)| !keep(*key)).map(|(_, ticket)| ticket);
-        self.abandon(&given_up.collect::<Vec<_>>());
+        let given_up = want.reading.into_iter().filter(|(key, _)| !keep(*key));
+        self.give_up_reads(given_up.map(|(key, ticket)| (key, Some(ticket))).collect());
     }
 
     fn abandon(&mut self, tickets: &[Ticket]) {
@@ -409,6 +414,9 @@ impl ExpertStore {
         self.stats.busy += finished.saturating_duration_since(from);
         self.busy_until = Some(self.busy_until.map_or(finished, |until| until.max(finished)));
         let Some((key, given_up)) = self.pool.finish(ticket, window, result.is_ok()) else { return };
+        if !given_up {
+            self.warming.remove(&key);
+        }
         if let Ok(bytes) = result {
             self.stats.layers[key.layer.0 as usize].read_bytes += bytes;
         }
@@ -450,10 +458,16 @@ impl ExpertStore {
             self.disk.submit(requests);
         }
         if !self.want.queued.is_empty() {
-            let on_their_way: Vec<_> =
-                self.hinted.extract_if(|_, t| t.is_some()).filter_map(|h| h.1).collect();
-            self.abandon(&on_their_way);
+            let on_their_way: Vec<_> = self.hinted.extract_if(|_, t| t.is_some()).collect();
+            self.give_up_reads(on_their_way);
         }
+    }
+
+    /// Gives up reads that nobody wants now. What [`Self::warm`] named is read later.
+    fn give_up_reads(&mut self, reads: Vec<(ExpertKey, Option<Ticket>)>) {
+        let again = reads.iter().map(|(key, _)| *key).filter(|key| self.warming.remove(key));
+        self.warm.extend(again);
+        self.abandon(&reads.into_iter().filter_map(|read| read.1).collect::<Vec<_>>());
     }
 
     /// Makes sure that a slot is empty, at the cost of one cached expert that is `spare` and unpinned.

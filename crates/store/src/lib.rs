@@ -21,6 +21,7 @@ pub mod resident;
 mod slab;
 mod slots;
 mod stats;
+mod urgency;
 
 pub use experts::{ExpertStore, StoreOptions};
 pub use key::{ExpertId, ExpertKey, ExpertLayout, LayerId, Range, slot_bytes};

@@ -25,6 +25,7 @@ mod scalar;
 mod scratch;
 mod shared;
 mod simd;
+mod urgency;
 mod wide;
 
 use std::ops::Range;

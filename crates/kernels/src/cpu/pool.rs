@@ -15,6 +15,8 @@ use std::time::{Duration, Instant};
 
 use files::{Error, ErrorKind, Result};
 
+use super::urgency;
+
 /// A ticket's low half counts the workers that entered; then comes the flag that says the job is open; the upper
 /// half numbers the jobs.
 const OPEN: u64 = 1 << 31;
@@ -100,7 +102,10 @@ impl Pool {
             let shared = pool.shared.clone();
             let worker = std::thread::Builder::new()
                 .name(format!("tidemill-{index}"))
-                .spawn(move || work(&shared, index, spin))
+                .spawn(move || {
+                    urgency::raise();
+                    work(&shared, index, spin);
+                })
                 .map_err(|e| Error::new(ErrorKind::Device, "cannot start a thread").with_source(e))?;
             pool.workers.push(worker);
         }
@@ -130,7 +135,8 @@ impl Pool {
         self.open(items, &run);
         let longest = drain(&self.shared, &run, items);
         let drained = Instant::now();
-        let lost = (drained - start).saturating_sub(thread_cpu_time() - cpu_start);
+        let ran = cpu_start.zip(thread_cpu_time()).map(|(start, end)| end.saturating_sub(start));
+        let lost = ran.map_or(Duration::ZERO, |ran| (drained - start).saturating_sub(ran));
         self.join();
         let now = Instant::now();
         // The last item of a worker may have begun just before the caller's last one ended.
@@ -219,10 +225,15 @@ impl Rest {
     }
 }
 
-/// For how long this thread ran.
-fn thread_cpu_time() -> Duration {
-    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
-    Duration::new(time.tv_sec.unsigned_abs(), u32::try_from(time.tv_nsec).unwrap_or(0))
+/// For how long this thread ran; `None` where no call tells: then only an overdue join says that a core was lost.
+fn thread_cpu_time() -> Option<Duration> {
+    #[cfg(unix)]
+    {
+        let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+        Some(Duration::new(time.tv_sec.unsigned_abs(), u32::try_from(time.tv_nsec).unwrap_or(0)))
+    }
+    #[cfg(not(unix))]
+    None
 }
 
 /// Takes items until none is left. Returns the time of the longest.

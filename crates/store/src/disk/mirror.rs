@@ -119,8 +119,11 @@ impl MirrorDisk {
         let line = Arc::new(Line::default());
         let (of_thread, to_drives) = (line.clone(), drives.clone());
         let builder = std::thread::Builder::new().name("mirror".into()).stack_size(256 << 10);
-        let thread =
-            builder.spawn(move || of_thread.run(&to_drives)).map_err(|e| Error::io("mirror thread", e))?;
+        let thread = builder.spawn(move || {
+            crate::urgency::raise();
+            of_thread.run(&to_drives);
+        });
+        let thread = thread.map_err(|e| Error::io("mirror thread", e))?;
         Ok(Self { drives, line, tickets: AtomicU64::new(0), thread: Some(thread) })
     }
 }

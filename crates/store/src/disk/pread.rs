@@ -64,7 +64,11 @@ impl PreadDisk {
         for i in 0..options.workers.max(1) {
             let shared = disk.shared.clone();
             let builder = std::thread::Builder::new().name(format!("read-{i}")).stack_size(256 << 10);
-            let worker = builder.spawn(move || shared.work()).map_err(|e| Error::io("reading thread", e))?;
+            let worker = builder.spawn(move || {
+                crate::urgency::raise();
+                shared.work();
+            });
+            let worker = worker.map_err(|e| Error::io("reading thread", e))?;
             disk.workers.push(worker);
         }
         Ok(disk)
