@@ -340,10 +340,8 @@ impl ExpertStore {
             let Some(key) = self.warm.pop_front() else { return };
             if !self.pool.has_empty() {
                 self.warm.clear();
-            } else if self.layout(key).is_some() && self.pool.find(key).is_none() {
-                if self.speculate(key) {
-                    self.warming.insert(key);
-                }
+            } else if self.layout(key).is_some() && self.pool.find(key).is_none() && self.speculate(key) {
+                self.warming.insert(key);
             }
         }
     }
