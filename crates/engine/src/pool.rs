@@ -38,6 +38,8 @@ pub(crate) struct ExpertPool {
     governor: Option<Governor>,
     clock: Instant,
     next_look: Duration,
+    /// Of each layer.
+    experts: Vec<u32>,
     total_experts: usize,
 }
 
@@ -59,6 +61,7 @@ impl ExpertPool {
             governor,
             clock: Instant::now(),
             next_look: Duration::ZERO,
+            experts: experts.to_vec(),
             total_experts,
         };
         if pool.looks_up() {
@@ -85,11 +88,16 @@ impl ExpertPool {
         if !self.looks_up() {
             return Ok(None);
         }
-        if !self.resident.contains_key(&layer)
-            && let Some(leases) = self.store.lease_layer(layer)
-            && let Some(made) = ResidentLayer::new(self.backend.as_ref(), slabs, shape, leases)?
-        {
-            self.resident.insert(layer, made);
+        if !self.resident.contains_key(&layer) {
+            if let Some(leases) = self.store.lease_layer(layer) {
+                if let Some(made) = ResidentLayer::new(self.backend.as_ref(), slabs, shape, leases)? {
+                    self.resident.insert(layer, made);
+                }
+            } else if !self.store.is_warming() && self.store.is_idle() {
+                // A want gives up reads of its layer that it did not ask for: those are read again.
+                let experts = self.experts.get(layer.0 as usize).map_or(0, |&n| n);
+                self.store.warm((0..experts).map(|e| ExpertKey { layer, expert: ExpertId(e as u16) }));
+            }
         }
         Ok(self.resident.get(&layer).map(ResidentLayer::table))
     }
