@@ -26,7 +26,16 @@ fn gpu() -> Option<Arc<dyn Backend>> {
 /// Options with a device of their own, so that nobody else moves its counts.
 fn options(slots_max: Option<usize>) -> Option<OpenOptions> {
     let backend = Some(gpu()?);
-    Some(OpenOptions { exact: true, backend, slots_max, context: Some(160), ..OpenOptions::default() })
+    // Whatever other tests need: what is resident must stay so.
+    let fixed_slots = true;
+    Some(OpenOptions {
+        exact: true,
+        backend,
+        slots_max,
+        fixed_slots,
+        context: Some(160),
+        ..OpenOptions::default()
+    })
 }
 
 fn counted<T>(model: &Model, run: impl FnOnce() -> T) -> (T, DeviceCounts) {
