@@ -1,6 +1,7 @@
 //! A pool for hundreds of short fork-joins a token.
 //!
-//! Workers look for the next job in a bounded spin and then park. Items are handed out one by one, the caller works
+//! Workers look for the next job in a bounded spin and then park. Items are handed out one by one, to each thread from a
+//! range of its own first, so that it reads on where it stopped, and then from those of the others. The caller works
 //! along, and a join waits only for workers that took part: a worker that the system does not run costs nothing
 //! but its help. A worker that loses its core in the middle of an item does cost: the join waits until the system
 //! runs it again, for milliseconds. When the caller sees that, or loses its own core, the machine has less cores to
@@ -32,6 +33,9 @@ const PREEMPTED: Duration = Duration::from_micros(400);
 const REST_MIN: Duration = Duration::from_millis(8);
 const REST_MAX: Duration = Duration::from_millis(256);
 
+/// The most ranges that items are cut into; with more threads than that, several share one.
+const RANGES_MAX: usize = 16;
+
 type Item<'a> = dyn Fn(usize) -> Result<()> + Sync + 'a;
 
 /// What a worker needs to know of a job.
@@ -41,10 +45,16 @@ struct Job {
     items: usize,
 }
 
+/// A counter with a cache line to itself.
+#[derive(Default)]
+#[repr(align(128))]
+struct Counter(AtomicUsize);
+
 struct Shared {
     ticket: AtomicU64,
     job: UnsafeCell<Option<Job>>,
-    next: AtomicUsize,
+    /// Items taken of each range.
+    taken: Vec<Counter>,
     finished: AtomicU64,
     failed: AtomicBool,
     failure: Mutex<Option<Error>>,
@@ -85,7 +95,7 @@ impl Pool {
         let shared = Arc::new(Shared {
             ticket: AtomicU64::new(0),
             job: UnsafeCell::new(None),
-            next: AtomicUsize::new(0),
+            taken: (0..threads.min(RANGES_MAX)).map(|_| Counter::default()).collect(),
             finished: AtomicU64::new(0),
             failed: AtomicBool::new(false),
             failure: Mutex::new(None),
@@ -133,10 +143,14 @@ impl Pool {
         }
         let cpu_start = thread_cpu_time();
         self.open(items, &run);
-        let longest = drain(&self.shared, &run, items);
+        let longest = drain(&self.shared, &run, items, 0);
         let drained = Instant::now();
-        let ran = cpu_start.zip(thread_cpu_time()).map(|(start, end)| end.saturating_sub(start));
-        let lost = ran.map_or(Duration::ZERO, |ran| (drained - start).saturating_sub(ran));
+        let mut lost = Duration::ZERO;
+        // The system takes some time to tell, and a short job has lost little.
+        if drained - start > PREEMPTED {
+            let ran = cpu_start.zip(thread_cpu_time()).map(|(start, end)| end.saturating_sub(start));
+            lost = ran.map_or(Duration::ZERO, |ran| (drained - start).saturating_sub(ran));
+        }
         self.join();
         let now = Instant::now();
         // The last item of a worker may have begun just before the caller's last one ended.
@@ -155,7 +169,7 @@ impl Pool {
         let run: *const Item<'static> = unsafe { std::mem::transmute::<*const Item<'_>, _>(run) };
         // SAFETY: the last join closed the ticket and saw every worker that entered finish; `turn` is held.
         unsafe { *shared.job.get() = Some(Job { run, items }) };
-        shared.next.store(0, Ordering::Relaxed);
+        shared.taken.iter().for_each(|range| range.0.store(0, Ordering::Relaxed));
         shared.finished.store(0, Ordering::Relaxed);
         shared.failed.store(false, Ordering::Relaxed);
         let job = shared.ticket.load(Ordering::Relaxed) & !(OPEN | ENTERED);
@@ -236,22 +250,26 @@ fn thread_cpu_time() -> Option<Duration> {
     None
 }
 
-/// Takes items until none is left. Returns the time of the longest.
-fn drain(shared: &Shared, run: &Item<'_>, items: usize) -> Duration {
+/// Takes items until none is left, as thread number `thread`. Returns the time of the longest.
+fn drain(shared: &Shared, run: &Item<'_>, items: usize, thread: usize) -> Duration {
     let (mut longest, mut last) = (Duration::ZERO, Instant::now());
-    while !shared.failed.load(Ordering::Relaxed) {
-        let item = shared.next.fetch_add(1, Ordering::Relaxed);
-        if item >= items {
-            break;
+    let ranges = shared.taken.len();
+    for range in (0..ranges).map(|i| (thread + i) % ranges) {
+        let (start, end) = (range * items / ranges, (range + 1) * items / ranges);
+        while !shared.failed.load(Ordering::Relaxed) {
+            let item = start + shared.taken[range].0.fetch_add(1, Ordering::Relaxed);
+            if item >= end {
+                break;
+            }
+            let Err(error) = attempt(run, item) else {
+                let now = Instant::now();
+                longest = longest.max(now - last);
+                last = now;
+                continue;
+            };
+            shared.failed.store(true, Ordering::Relaxed);
+            lock(&shared.failure).get_or_insert(error);
         }
-        let Err(error) = attempt(run, item) else {
-            let now = Instant::now();
-            longest = longest.max(now - last);
-            last = now;
-            continue;
-        };
-        shared.failed.store(true, Ordering::Relaxed);
-        lock(&shared.failure).get_or_insert(error);
     }
     longest
 }
@@ -277,7 +295,7 @@ fn work(shared: &Shared, index: usize, spin: Duration) {
         let job = unsafe { *shared.job.get() };
         if let Some(job) = job {
             // SAFETY: as above.
-            drain(shared, unsafe { &*job.run }, job.items);
+            drain(shared, unsafe { &*job.run }, job.items, index + 1);
         }
         shared.finished.fetch_add(1, Ordering::SeqCst);
         if shared.caller_waits.load(Ordering::SeqCst)
