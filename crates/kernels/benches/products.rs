@@ -8,7 +8,7 @@ use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_m
 use files::{Format, ScaleType};
 use tidemill_kernels::buffer::{Tensor, View, Weight};
 use tidemill_kernels::cpu::{Cpu, CpuOptions};
-use tidemill_kernels::ops::{Backend, Precision};
+use tidemill_kernels::ops::{Backend, ExpertBatch, MlpWeights, Precision, RoutedRow};
 
 /// Bytes of weights: larger than a last-level cache.
 const WEIGHT_BYTES: usize = 192 << 20;
@@ -25,25 +25,43 @@ fn formats() -> Vec<Format> {
     all
 }
 
-/// A weight of about `bytes` bytes: one encoded row, repeated.
+/// One encoded row.
+fn row(format: Format, cols: usize) -> Vec<Vec<u8>> {
+    let values: Vec<f32> = (0..cols).map(|i| ((i * 7919 % 1009) as f32 / 1009.0 - 0.5) * 0.1).collect();
+    files::quant::encode(format, &values).unwrap()
+}
+
+/// A weight of about `bytes` bytes.
 fn weight(cpu: &Cpu, format: Format, bytes: usize) -> Weight {
-    let values: Vec<f32> = (0..COLS).map(|i| ((i * 7919 % 1009) as f32 / 1009.0 - 0.5) * 0.1).collect();
-    let parts = files::quant::encode(format, &values).unwrap();
-    let rows = bytes / parts.iter().map(Vec::len).sum::<usize>() / 64 * 64;
-    let views = parts
-        .iter()
-        .map(|part| {
-            let buffer = cpu.alloc_shared(rows * part.len()).unwrap();
-            let start = buffer.host().unwrap().as_ptr();
-            for row in 0..rows {
-                // SAFETY: fresh memory of that size, which nobody else knows.
-                unsafe { start.add(row * part.len()).copy_from_nonoverlapping(part.as_ptr(), part.len()) };
-            }
-            // SAFETY: nobody writes it any more.
-            unsafe { View::new(&buffer, 0..rows * part.len()) }.unwrap()
-        })
-        .collect();
-    Weight::new(format, rows, COLS, views).unwrap()
+    let row_bytes = row(format, COLS).iter().map(Vec::len).sum::<usize>();
+    weight_of(cpu, format, bytes / row_bytes / 64 * 64, COLS)
+}
+
+/// One row, repeated.
+fn weight_of(cpu: &Cpu, format: Format, rows: usize, cols: usize) -> Weight {
+    weights_of(cpu, format, rows, cols, 1).remove(0)
+}
+
+/// Several such matrices side by side in one buffer, as in a slab: memory in small buffers comes in small pages.
+fn weights_of(cpu: &Cpu, format: Format, rows: usize, cols: usize, count: usize) -> Vec<Weight> {
+    let parts = row(format, cols);
+    let filled = parts.iter().map(|part| {
+        let buffer = cpu.alloc_shared(count * rows * part.len()).unwrap();
+        let start = buffer.host().unwrap().as_ptr();
+        for row in 0..count * rows {
+            // SAFETY: fresh memory of that size, which nobody else knows.
+            unsafe { start.add(row * part.len()).copy_from_nonoverlapping(part.as_ptr(), part.len()) };
+        }
+        (buffer, rows * part.len())
+    });
+    let filled: Vec<_> = filled.collect();
+    let weight = |i| {
+        // SAFETY: nobody writes it any more.
+        let view = |(buffer, bytes): &(_, usize)| unsafe { View::new(buffer, i * bytes..(i + 1) * bytes) };
+        let views = filled.iter().map(|part| view(part).unwrap()).collect();
+        Weight::new(format, rows, cols, views).unwrap()
+    };
+    (0..count).map(weight).collect()
 }
 
 fn tensor(cpu: &Cpu, rows: usize, cols: usize) -> Tensor {
@@ -111,12 +129,59 @@ fn matmul(c: &mut Criterion) {
     }
 }
 
+/// Values of a hidden state, and inside an expert; experts of a layer, and those that a token uses.
+const MOE: [usize; 4] = [1024, 512, 64, 8];
+
+/// The routed experts of a layer: bytes for one token, whose experts are others each time; operations for prompts.
+fn experts(c: &mut Criterion) {
+    let [hidden, inner, count, used] = MOE;
+    for threads in [1, 2] {
+        let cpu = cpu(threads);
+        for format in [formats()[0], Format::Q4_0, Format::Q4K] {
+            let gates = weights_of(&cpu, format, inner, hidden, 2 * count);
+            let downs = weights_of(&cpu, format, hidden, inner, count);
+            let experts = gates.chunks(2).zip(downs);
+            let expert =
+                |(g, down): (&[Weight], _)| MlpWeights::new(g[0].clone(), g[1].clone(), down).unwrap();
+            let all: Vec<MlpWeights> = experts.map(expert).collect();
+            let bytes = all[0].gate.bytes() + all[0].up.bytes() + all[0].down.bytes();
+            for each in [0, 1, 4, 16, 64] {
+                // No rows for all stand for one token.
+                let (tokens, chosen, rows) = if each == 0 { (1, used, 1) } else { (each, count, each) };
+                let (x, mut parts) = (tensor(&cpu, tokens, hidden), tensor(&cpu, chosen * rows, hidden));
+                let rows_of = |e: usize| -> Vec<RoutedRow> {
+                    (0..rows).map(|r| RoutedRow { row: r as u32, part: (e * rows + r) as u32 }).collect()
+                };
+                let routed: Vec<_> = (0..chosen).map(rows_of).collect();
+                let mut group = c.benchmark_group(format!("experts {threads} threads {tokens} rows"));
+                group.throughput(match each {
+                    0 => Throughput::Bytes((used * bytes) as u64),
+                    _ => Throughput::Elements((6 * chosen * rows * hidden * inner) as u64),
+                });
+                let mut first = 0;
+                group.bench_function(BenchmarkId::new(format!("{chosen} experts"), format), |b| {
+                    b.iter(|| {
+                        first = (first + 13) % count;
+                        let batches: Vec<_> = routed
+                            .iter()
+                            .enumerate()
+                            .map(|(e, rows)| ExpertBatch { weights: &all[(first + 5 * e) % count], rows })
+                            .collect();
+                        cpu.expert_mlp(&x, &batches, &mut parts).unwrap();
+                    });
+                });
+                group.finish();
+            }
+        }
+    }
+}
+
 criterion_group! {
     name = benches;
     config = Criterion::default()
         .warm_up_time(Duration::from_millis(300))
         .measurement_time(Duration::from_millis(800))
         .sample_size(15);
-    targets = read_roof, matvec, matmul
+    targets = read_roof, matvec, experts, matmul
 }
 criterion_main!(benches);

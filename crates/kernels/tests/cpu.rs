@@ -4,6 +4,8 @@ mod common;
 
 use common::{Encoded, Rig, Rng, output, same, tensor, values};
 use files::Format;
+#[cfg(unix)]
+use tidemill_kernels::buffer::{Buffer, DeviceMemory, View, Weight};
 use tidemill_kernels::cpu::{Cpu, CpuOptions, Isa};
 use tidemill_kernels::ops::{KvFormat, Precision};
 
@@ -65,6 +67,107 @@ fn attention_agrees_on_all_instruction_sets_and_threads() {
                         &case.run(&rig, &[rows]),
                         &want,
                     );
+                }
+            }
+        }
+    }
+}
+
+/// Memory whose end is followed by pages that nobody may read.
+#[cfg(unix)]
+struct Guarded {
+    start: std::ptr::NonNull<u8>,
+    mapped: usize,
+    bytes: usize,
+}
+
+#[cfg(unix)]
+impl Guarded {
+    const GUARD: usize = 1 << 16;
+
+    fn new(content: &[u8]) -> Self {
+        use rustix::mm::{MapFlags, MprotectFlags, ProtFlags, mmap_anonymous, mprotect};
+        let readable = content.len().next_multiple_of(Self::GUARD);
+        let mapped = readable + Self::GUARD;
+        let access = ProtFlags::READ | ProtFlags::WRITE;
+        // SAFETY: a fresh mapping, whose last part is made unreadable before anybody knows it.
+        let start = unsafe {
+            let start = mmap_anonymous(std::ptr::null_mut(), mapped, access, MapFlags::PRIVATE).unwrap();
+            mprotect(start.byte_add(readable), Self::GUARD, MprotectFlags::empty()).unwrap();
+            start.cast::<u8>()
+        };
+        // SAFETY: the content ends where the readable part does.
+        unsafe {
+            start.add(readable - content.len()).copy_from_nonoverlapping(content.as_ptr(), content.len());
+        }
+        Self { start: std::ptr::NonNull::new(start).unwrap(), mapped, bytes: content.len() }
+    }
+}
+
+#[cfg(unix)]
+impl Drop for Guarded {
+    fn drop(&mut self) {
+        // SAFETY: what `new` mapped; the handles that could reach it are gone.
+        unsafe { rustix::mm::munmap(self.start.as_ptr().cast(), self.mapped).unwrap() };
+    }
+}
+
+// SAFETY: the memory belongs to this value alone and is constant.
+#[cfg(unix)]
+unsafe impl Send for Guarded {}
+// SAFETY: as above.
+#[cfg(unix)]
+unsafe impl Sync for Guarded {}
+
+#[cfg(unix)]
+impl DeviceMemory for Guarded {
+    fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    fn host(&self) -> Option<std::ptr::NonNull<u8>> {
+        // SAFETY: the content ends before the guard.
+        Some(unsafe { self.start.add(self.mapped - Self::GUARD - self.bytes) })
+    }
+
+    fn as_any(&self) -> &dyn std::any::Any {
+        self
+    }
+}
+
+/// Unpackers read whole vectors of rows; the last ones of a weight must not be looked for behind it.
+#[test]
+#[cfg(unix)]
+fn nothing_behind_a_weight_is_read() {
+    let mut rng = Rng::new(77);
+    let rigs = rigs();
+    for format in Format::all() {
+        for cols in [32, 64, 96, 128, 256, 512, 1024] {
+            if format.row_bytes(0, cols).is_err() {
+                continue;
+            }
+            for outputs in [1, 16, 20, 64] {
+                let (w, x) = (Encoded::random(format, outputs, cols, &mut rng), rng.values(3 * cols, 1.0));
+                let views = w.parts.iter().map(|part| {
+                    let buffer = Buffer::new(Guarded::new(part));
+                    // SAFETY: nobody writes it.
+                    unsafe { View::new(&buffer, 0..part.len()) }.unwrap()
+                });
+                let guarded = Weight::new(format, outputs, cols, views.collect()).unwrap();
+                for rig in &rigs {
+                    for rows in [1, 3] {
+                        let b = &*rig.backend;
+                        let x = tensor(b, rows, cols, &x[..rows * cols]);
+                        let (mut out, mut want) = (output(b, rows, outputs), output(b, rows, outputs));
+                        b.linear(&x, &guarded, None, &mut out).unwrap();
+                        b.linear(&x, &w.weight(rig), None, &mut want).unwrap();
+                        same(
+                            rig,
+                            &format!("{format} [{outputs}, {cols}]"),
+                            &values(b, &out),
+                            &values(b, &want),
+                        );
+                    }
                 }
             }
         }

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use files::{Format, Result};
 
-use super::int8::{self, Activations, BLOCK, Layout, Tile, X_ROWS};
+use super::int8::{self, Activations, BLOCK, Item, Layout};
 use super::shared::Parts;
 use super::{Cpu, portable};
 use crate::buffer::HostWeight;
@@ -12,6 +12,10 @@ use crate::ops::{ExpertBatch, MlpWeights, Precision};
 
 /// Bytes of scratch that hold an MLP's inner activations; more rows are worked on in several passes.
 const INNER_BYTES: usize = 16 << 20;
+/// Items of a product for each thread, if it has as many outputs as they need.
+const ITEMS: usize = 16;
+/// Outputs of an item are a multiple of this: whole tiles of every instruction set.
+const TILE: usize = 32;
 /// Values of x that are quantised at a time.
 const QUANTISED: usize = 8 << 20;
 
@@ -36,10 +40,14 @@ struct Job<'a> {
     to: Vec<u32>,
 }
 
+/// A row of a weight: where a thread will probably go on.
+type Next<'a> = Option<(HostWeight<'a>, usize)>;
+
 impl Cpu {
-    /// Outputs of one item, for a product that has `outputs` in all: several items a thread, whole tiles.
+    /// Outputs of one item, for a product that has `outputs` in all: many items a thread, so that both end together,
+    /// in whole tiles.
     fn tile(&self, outputs: usize) -> usize {
-        (outputs / (4 * self.pool.threads())).clamp(32, 1024) / 32 * 32
+        (outputs / (ITEMS * self.pool.threads())).clamp(TILE, 1024) / TILE * TILE
     }
 
     fn layout(&self, format: Format, cols: usize) -> Option<Layout> {
@@ -108,7 +116,8 @@ impl Cpu {
         }
         self.pool.run(items.len(), |item| {
             let (target, outputs) = &items[item];
-            self.outputs(input, &rows, &target.weight, outputs.clone(), |i, n, sums| {
+            let next = items.get(item + 1).map(|(target, outputs)| (target.weight, outputs.start));
+            self.outputs(input, &rows, &target.weight, outputs.clone(), next, |i, n, sums| {
                 // SAFETY: each item has its own columns.
                 let out = unsafe { target.out.part((to.start + i) * target.weight.rows + n, sums.len()) };
                 out.copy_from_slice(sums);
@@ -126,23 +135,17 @@ impl Cpu {
         rows: &[u32],
         w: &HostWeight<'_>,
         outputs: Range<usize>,
+        next: Next<'_>,
         mut take: impl FnMut(usize, usize, &[f32]),
     ) -> Result<()> {
-        let bytes = match input {
-            Input::Float(x) => return portable::products_of(self.isa, x, rows, w, outputs, take),
-            Input::Bytes(bytes) => bytes,
-        };
-        let step = self.isa.tile();
-        let (mut sums, mut scratch) = (vec![0.0; rows.len().next_multiple_of(X_ROWS) * step], Vec::new());
-        for first in outputs.clone().step_by(step) {
-            let tile = Tile { weight: *w, first, rows: step.min(outputs.end - first) };
-            int8::products(self.isa, tile, bytes, rows, &mut sums, &mut scratch);
-            let stride = tile.rows.next_multiple_of(self.isa.lanes());
-            for (i, sums) in sums.chunks_exact(stride).take(rows.len()).enumerate() {
-                take(i, first, &sums[..tile.rows]);
+        match input {
+            Input::Float(x) => portable::products_of(self.isa, x, rows, w, outputs, take),
+            Input::Bytes(x) => {
+                let item = Item { weight: *w, outputs, next };
+                self.workspaces.with(|work| int8::products(self.isa, &item, x, rows, work, &mut take));
+                Ok(())
             }
         }
-        Ok(())
     }
 
     /// One MLP over all rows.
@@ -207,11 +210,12 @@ impl Cpu {
         let Some(first) = jobs.first() else { return Ok(()) };
         let (inner, hidden) = (first.weights[0].rows, first.weights[0].cols);
         let down_format = first.weights[2].format;
-        let mut starts = vec![0u32];
+        let mut starts = vec![0];
         for job in jobs {
-            starts.push(starts[starts.len() - 1] + job.from.len() as u32);
+            starts.push(starts[starts.len() - 1] + job.from.len());
         }
-        let rows = starts[jobs.len()] as usize;
+        let rows = starts[jobs.len()];
+        let all: Vec<u32> = (0..rows as u32).collect();
         self.scratch.with(|values| {
             if values.len() < rows * inner {
                 values.resize(rows * inner, 0.0);
@@ -222,9 +226,9 @@ impl Cpu {
             let tiles = inner.div_ceil(tile);
             self.pool.run(jobs.len() * tiles, |item| {
                 let (j, from) = (item / tiles, item % tiles * tile);
-                let to = inner.min(from + tile);
+                let gate = Gate { jobs, j, outputs: from..inner.min(from + tile), start: starts[j] };
                 // SAFETY: each item has its own columns of its job's rows.
-                unsafe { self.gate_up(gates, ups, &jobs[j], starts[j] as usize, from..to, target) }
+                unsafe { self.gate_up(gates, ups, &gate, target) }
             })?;
             let values = &*values;
             self.with_input(values, inner, down_format, |input| {
@@ -234,8 +238,9 @@ impl Cpu {
                 self.pool.run(jobs.len() * tiles, |item| {
                     let (j, from) = (item / tiles, item % tiles * tile);
                     let (job, outputs) = (&jobs[j], from..hidden.min(from + tile));
-                    let rows: Vec<u32> = (starts[j]..starts[j + 1]).collect();
-                    self.outputs(input, &rows, &job.weights[2], outputs, |i, n, sums| {
+                    let next = after(jobs, j, 2, outputs.end);
+                    let rows = &all[starts[j]..starts[j + 1]];
+                    self.outputs(input, rows, &job.weights[2], outputs, next, |i, n, sums| {
                         // SAFETY: each item has its own columns of its job's rows; no row is in two jobs.
                         let out = unsafe { out.part(job.to[i] as usize * hidden + n, sums.len()) };
                         out.copy_from_slice(sums);
@@ -245,7 +250,7 @@ impl Cpu {
         })
     }
 
-    /// Columns `outputs` of a job's inner activations, in rows from `start`.
+    /// The inner activations of an item.
     ///
     /// # Safety
     /// Nobody else accesses them.
@@ -253,22 +258,37 @@ impl Cpu {
         &self,
         gates: Input<'_>,
         ups: Input<'_>,
-        job: &Job<'_>,
-        start: usize,
-        outputs: Range<usize>,
+        item: &Gate<'_, '_>,
         target: Parts<'_, f32>,
     ) -> Result<()> {
-        let [gate, up, _] = &job.weights;
+        let Gate { jobs, j, ref outputs, start } = *item;
+        let (job, [gate, up, _]) = (&jobs[j], &jobs[j].weights);
         let inner = gate.rows;
         // SAFETY: as the caller promises, here and below.
         let part = |i: usize, n: usize, len: usize| unsafe { target.part((start + i) * inner + n, len) };
-        self.outputs(gates, &job.from, gate, outputs.clone(), |i, n, sums| {
+        let next = Some((*up, outputs.start));
+        self.outputs(gates, &job.from, gate, outputs.clone(), next, |i, n, sums| {
             part(i, n, sums.len()).copy_from_slice(sums);
         })?;
-        self.outputs(ups, &job.from, up, outputs, |i, n, sums| {
+        let next = after(jobs, j, 0, outputs.end);
+        self.outputs(ups, &job.from, up, outputs.clone(), next, |i, n, sums| {
             portable::silu_mul(self.isa, part(i, n, sums.len()), sums);
         })
     }
+}
+
+/// Some columns of a job's inner activations, which begin at row `start`.
+struct Gate<'a, 'b> {
+    jobs: &'a [Job<'b>],
+    j: usize,
+    outputs: Range<usize>,
+    start: usize,
+}
+
+/// Where a thread goes on that has come to row `row` of a matrix of job `j`.
+fn after<'a>(jobs: &[Job<'a>], j: usize, matrix: usize, row: usize) -> Next<'a> {
+    let weight = jobs[j].weights[matrix];
+    if row < weight.rows { Some((weight, row)) } else { Some((jobs.get(j + 1)?.weights[matrix], 0)) }
 }
 
 fn host(weights: &MlpWeights) -> Result<[HostWeight<'_>; 3]> {

@@ -40,7 +40,7 @@ use crate::ops::{
     Product, RopeSpec, RouteBuffers, RouteSpec, Routes, Segment, SharedOutput,
 };
 use crate::{check, host, reference};
-use int8::Activations;
+use int8::{Activations, Workspace};
 use matmul::Target;
 use pool::Pool;
 use scratch::Scratch;
@@ -69,6 +69,7 @@ pub struct Cpu {
     scratch: Scratch<Vec<f32>>,
     partials: Scratch<Vec<f32>>,
     quantised: Scratch<Activations>,
+    workspaces: Scratch<Workspace>,
 }
 
 impl Cpu {
@@ -113,6 +114,7 @@ impl Cpu {
             scratch: Scratch::default(),
             partials: Scratch::default(),
             quantised: Scratch::default(),
+            workspaces: Scratch::default(),
         })
     }
 

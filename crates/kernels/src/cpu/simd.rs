@@ -22,6 +22,18 @@ macro_rules! array {
 }
 pub(super) use array;
 
+/// The statement for each of some numbers, one after the other. The compiler leaves a loop with a large body as it is;
+/// what the body indexes then has to lie in memory, where a number that is known leaves it in registers.
+macro_rules! unrolled {
+    ($i:ident in [$($n:literal),*] => $body:block) => {
+        $({
+            let $i = $n;
+            $body
+        })*
+    };
+}
+pub(super) use unrolled;
+
 /// One instruction set.
 ///
 /// # Safety

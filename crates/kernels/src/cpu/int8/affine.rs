@@ -98,6 +98,7 @@ impl Unpack for Affine4 {
     const BITS: u32 = 4;
     const MIN: bool = true;
     const ORDER: Order = Order::EvenOdd;
+    const WHOLE: usize = 1;
 
     #[inline(always)]
     unsafe fn unpack<S: Simd, E: Emit<S>>(source: &Source, blocks: Range<usize>, emit: &mut E) {
@@ -115,6 +116,7 @@ impl Unpack for Affine4 {
 impl Unpack for Affine8 {
     const BITS: u32 = 8;
     const MIN: bool = true;
+    const WHOLE: usize = 1;
 
     #[inline(always)]
     unsafe fn unpack<S: Simd, E: Emit<S>>(source: &Source, blocks: Range<usize>, emit: &mut E) {
@@ -143,6 +145,7 @@ impl Unpack for Affine2 {
     const BITS: u32 = 2;
     const MIN: bool = true;
     const ORDER: Order = Order::Quads;
+    const WHOLE: usize = 2;
 
     #[inline(always)]
     unsafe fn unpack<S: Simd, E: Emit<S>>(source: &Source, blocks: Range<usize>, emit: &mut E) {
@@ -165,6 +168,7 @@ impl Unpack for Affine2 {
 impl<const BITS: usize> Unpack for AffineStream<BITS> {
     const BITS: u32 = BITS as u32;
     const MIN: bool = true;
+    const WHOLE: usize = 0;
 
     #[inline(always)]
     unsafe fn unpack<S: Simd, E: Emit<S>>(source: &Source, blocks: Range<usize>, emit: &mut E) {

@@ -6,7 +6,7 @@ use files::quant::{IQ4_VALUES, MXFP4_VALUES};
 
 use super::legacy::{Pairs, pair18};
 use super::{Emit, Order, Source, Unpack, field, nibbles};
-use crate::cpu::simd::{Simd, array};
+use crate::cpu::simd::{Simd, array, unrolled};
 
 #[derive(Clone, Copy)]
 pub(super) struct IQ4NL;
@@ -47,6 +47,7 @@ impl Unpack for IQ4NL {
     const BITS: u32 = 8;
     const OFFSET: i32 = 128;
     const ORDER: Order = Order::Rotated16;
+    const WHOLE: usize = 8;
 
     #[inline(always)]
     unsafe fn unpack<S: Simd, E: Emit<S>>(source: &Source, blocks: Range<usize>, emit: &mut E) {
@@ -55,7 +56,7 @@ impl Unpack for IQ4NL {
             let none = [S::splat_f(0.0); 2];
             for b in blocks.clone().step_by(8) {
                 let mut pairs = Pairs::<S>::new(source, 18 * b);
-                for i in 0..4 {
+                unrolled!(i in [0, 1, 2, 3] => {
                     let [first, second] = pair18::<S>(pairs.pair(source, 18 * b, i));
                     if b + 2 * i < blocks.end {
                         emit.block(b + 2 * i, look::<S>(&IQ4_TABLE, first.1), [first.0; 2], none);
@@ -63,7 +64,7 @@ impl Unpack for IQ4NL {
                     if b + 2 * i + 1 < blocks.end {
                         emit.block(b + 2 * i + 1, look::<S>(&IQ4_TABLE, second.1), [second.0; 2], none);
                     }
-                }
+                });
             }
         }
     }
@@ -72,6 +73,7 @@ impl Unpack for IQ4NL {
 impl Unpack for IQ4XS {
     const BITS: u32 = 8;
     const OFFSET: i32 = 128;
+    const WHOLE: usize = 8;
 
     #[inline(always)]
     unsafe fn unpack<S: Simd, E: Emit<S>>(source: &Source, blocks: Range<usize>, emit: &mut E) {
@@ -82,13 +84,13 @@ impl Unpack for IQ4XS {
                 let at = b / 8 * 136;
                 let [head, lows, _, _] = source.load::<S>(at);
                 let d = S::half_to_f(head);
-                for j in 0..8 {
+                unrolled!(j in [0, 1, 2, 3, 4, 5, 6, 7] => {
                     let high = S::shl(field::<S>(head, 16 + 2 * j, 3), 4);
                     let scale = S::sub(S::or(field::<S>(lows, 4 * j, 15), high), S::splat(32));
                     let scale = S::mul(d, S::to_f(scale));
                     let q = source.load::<S>(at + 8 + 16 * j);
                     emit.block(b + j, look::<S>(&IQ4_TABLE, q), [scale; 2], none);
-                }
+                });
             }
         }
     }
@@ -97,6 +99,7 @@ impl Unpack for IQ4XS {
 impl Unpack for Mxfp4 {
     const BITS: u32 = 8;
     const OFFSET: i32 = 12;
+    const WHOLE: usize = 0;
 
     #[inline(always)]
     unsafe fn unpack<S: Simd, E: Emit<S>>(source: &Source, blocks: Range<usize>, emit: &mut E) {

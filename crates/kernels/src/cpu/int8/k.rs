@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::{Emit, Source, Unpack, field, high, low};
-use crate::cpu::simd::{Simd, array};
+use crate::cpu::simd::{Simd, array, unrolled};
 
 #[derive(Clone, Copy)]
 pub(super) struct Q2K;
@@ -62,6 +62,7 @@ fn join<I: Copy>(a: [I; 4], b: [I; 4]) -> [I; 8] {
 impl Unpack for Q4K {
     const BITS: u32 = 4;
     const MIN: bool = true;
+    const WHOLE: usize = 8;
 
     #[inline(always)]
     unsafe fn unpack<S: Simd, E: Emit<S>>(source: &Source, blocks: Range<usize>, emit: &mut E) {
@@ -71,7 +72,7 @@ impl Unpack for Q4K {
                 let at = b / 8 * 144;
                 let [dd, s0, s1, s2] = source.load::<S>(at);
                 let (d, dmin) = scale_and_min::<S>(dd);
-                for c in 0..4 {
+                unrolled!(c in [0, 1, 2, 3] => {
                     let x = source.load::<S>(at + 16 + 32 * c);
                     let y = source.load::<S>(at + 32 + 32 * c);
                     let (scale, min) = six_bits::<S>([s0, s1, s2], 2 * c);
@@ -80,7 +81,7 @@ impl Unpack for Q4K {
                     let (scale, min) = six_bits::<S>([s0, s1, s2], 2 * c + 1);
                     let (scale, min) = (scaled::<S>(d, scale), scaled::<S>(dmin, min));
                     emit.block(b + 2 * c + 1, join(high::<S>(x), high::<S>(y)), [scale; 2], [min; 2]);
-                }
+                });
             }
         }
     }
@@ -112,6 +113,7 @@ unsafe fn with_bit<S: Simd>(x: [S::I; 8], bits: &[S::I; 8], s: usize, to: usize)
 impl Unpack for Q5K {
     const BITS: u32 = 5;
     const MIN: bool = true;
+    const WHOLE: usize = 8;
 
     #[inline(always)]
     unsafe fn unpack<S: Simd, E: Emit<S>>(source: &Source, blocks: Range<usize>, emit: &mut E) {
@@ -122,19 +124,17 @@ impl Unpack for Q5K {
                 let [dd, s0, s1, s2] = source.load::<S>(at);
                 let (d, dmin) = scale_and_min::<S>(dd);
                 let bits = source.load_two::<S>(at + 16);
-                for c in 0..4 {
+                unrolled!(c in [0, 1, 2, 3] => {
                     let x = source.load::<S>(at + 48 + 32 * c);
                     let y = source.load::<S>(at + 64 + 32 * c);
-                    for (n, q) in [join(low::<S>(x), low::<S>(y)), join(high::<S>(x), high::<S>(y))]
-                        .into_iter()
-                        .enumerate()
-                    {
+                    let q = [join(low::<S>(x), low::<S>(y)), join(high::<S>(x), high::<S>(y))];
+                    unrolled!(n in [0, 1] => {
                         let j = 2 * c + n;
                         let (scale, min) = six_bits::<S>([s0, s1, s2], j);
                         let (scale, min) = (scaled::<S>(d, scale), scaled::<S>(dmin, min));
-                        emit.block(b + j, with_bit::<S>(q, &bits, j, 4), [scale; 2], [min; 2]);
-                    }
-                }
+                        emit.block(b + j, with_bit::<S>(q[n], &bits, j, 4), [scale; 2], [min; 2]);
+                    });
+                });
             }
         }
     }
@@ -163,6 +163,7 @@ impl Unpack for Q6K {
     const BITS: u32 = 6;
     const HALVES: bool = true;
     const OFFSET: i32 = 32;
+    const WHOLE: usize = 8;
 
     #[inline(always)]
     unsafe fn unpack<S: Simd, E: Emit<S>>(source: &Source, blocks: Range<usize>, emit: &mut E) {
@@ -173,11 +174,12 @@ impl Unpack for Q6K {
                 let at = b / 8 * 210;
                 let scales = source.load::<S>(at + 192);
                 let d = S::half_to_f(S::shr(source.load::<S>(at + 194)[3], 16));
-                for h in 0..2 {
+                unrolled!(h in [0, 1] => {
                     let bits = source.load_two::<S>(at + 128 + 32 * h);
-                    for s in 0..4 {
-                        let x = source.load::<S>(at + 64 * h + 32 * (s % 2));
-                        let y = source.load::<S>(at + 64 * h + 32 * (s % 2) + 16);
+                    // The nibbles of values 0 to 31 and 64 to 95, and those of the others.
+                    let x = array!(n < 4 => source.load::<S>(at + 64 * h + 16 * n));
+                    unrolled!(s in [0, 1, 2, 3] => {
+                        let (x, y) = (x[s % 2 * 2], x[s % 2 * 2 + 1]);
                         let q = if s < 2 {
                             join(low::<S>(x), low::<S>(y))
                         } else {
@@ -191,8 +193,8 @@ impl Unpack for Q6K {
                             scaled::<S>(d, S::sar(S::shl(scales[at / 4], 24 - 8 * (at as u32 % 4)), 24))
                         });
                         emit.block(b + i, w, d, none);
-                    }
-                }
+                    });
+                });
             }
         }
     }
@@ -202,6 +204,7 @@ impl Unpack for Q2K {
     const BITS: u32 = 2;
     const HALVES: bool = true;
     const MIN: bool = true;
+    const WHOLE: usize = 8;
 
     #[inline(always)]
     unsafe fn unpack<S: Simd, E: Emit<S>>(source: &Source, blocks: Range<usize>, emit: &mut E) {
@@ -211,16 +214,16 @@ impl Unpack for Q2K {
                 let at = b / 8 * 84;
                 let scales = source.load::<S>(at);
                 let (d, dmin) = scale_and_min::<S>(source.load::<S>(at + 68)[3]);
-                for h in 0..2 {
+                unrolled!(h in [0, 1] => {
                     let q = source.load_two::<S>(at + 16 + 32 * h);
-                    for s in 0..4 {
+                    unrolled!(s in [0, 1, 2, 3] => {
                         let i = 4 * h + s;
                         let (from, at) = (scales[i / 2], 16 * (i % 2));
                         let d = array!(j < 2 => scaled::<S>(d, field::<S>(from, at + 8 * j, 15)));
                         let m = array!(j < 2 => scaled::<S>(dmin, field::<S>(from, at + 8 * j + 4, 15)));
                         emit.block(b + i, two_bits::<S>(q, s, 0), d, m);
-                    }
-                }
+                    });
+                });
             }
         }
     }
@@ -244,6 +247,7 @@ impl Unpack for Q3K {
     const BITS: u32 = 3;
     const HALVES: bool = true;
     const OFFSET: i32 = 4;
+    const WHOLE: usize = 8;
 
     #[inline(always)]
     unsafe fn unpack<S: Simd, E: Emit<S>>(source: &Source, blocks: Range<usize>, emit: &mut E) {
@@ -257,15 +261,15 @@ impl Unpack for Q3K {
                 let x = source.load::<S>(at + 94);
                 let words = array!(i < 3 => S::or(S::shr(x[i], 16), S::shl(x[i + 1], 16)));
                 let d = S::half_to_f(S::shr(x[3], 16));
-                for h in 0..2 {
+                unrolled!(h in [0, 1] => {
                     let q = source.load_two::<S>(at + 32 + 32 * h);
-                    for s in 0..4 {
+                    unrolled!(s in [0, 1, 2, 3] => {
                         let i = 4 * h + s;
                         let w = with_bit::<S>(two_bits::<S>(q, s, 0), &bits, i, 2);
                         let d = array!(j < 2 => scaled::<S>(d, six_bits_less_32::<S>(words, 2 * i + j)));
                         emit.block(b + i, w, d, none);
-                    }
-                }
+                    });
+                });
             }
         }
     }

@@ -4,7 +4,7 @@
 use std::ops::Range;
 
 use super::{Emit, Order, Source, Unpack, nibbles};
-use crate::cpu::simd::{Simd, array};
+use crate::cpu::simd::{Simd, array, unrolled};
 
 /// `d`, nibbles: 18 bytes.
 #[derive(Clone, Copy)]
@@ -81,6 +81,7 @@ impl Unpack for Q4_0 {
     const BITS: u32 = 4;
     const OFFSET: i32 = 8;
     const ORDER: Order = Order::Rotated16;
+    const WHOLE: usize = 8;
 
     #[inline(always)]
     unsafe fn unpack<S: Simd, E: Emit<S>>(source: &Source, blocks: Range<usize>, emit: &mut E) {
@@ -89,7 +90,7 @@ impl Unpack for Q4_0 {
             let none = [S::splat_f(0.0); 2];
             for b in blocks.clone().step_by(8) {
                 let mut pairs = Pairs::<S>::new(source, 18 * b);
-                for i in 0..4 {
+                unrolled!(i in [0, 1, 2, 3] => {
                     let [first, second] = pair18::<S>(pairs.pair(source, 18 * b, i));
                     if b + 2 * i < blocks.end {
                         emit.block(b + 2 * i, nibbles::<S>(first.1), [first.0; 2], none);
@@ -97,7 +98,7 @@ impl Unpack for Q4_0 {
                     if b + 2 * i + 1 < blocks.end {
                         emit.block(b + 2 * i + 1, nibbles::<S>(second.1), [second.0; 2], none);
                     }
-                }
+                });
             }
         }
     }
@@ -106,6 +107,7 @@ impl Unpack for Q4_0 {
 impl Unpack for Q4_1 {
     const BITS: u32 = 4;
     const MIN: bool = true;
+    const WHOLE: usize = 4;
 
     #[inline(always)]
     unsafe fn unpack<S: Simd, E: Emit<S>>(source: &Source, blocks: Range<usize>, emit: &mut E) {
@@ -113,13 +115,13 @@ impl Unpack for Q4_1 {
         unsafe {
             for b in blocks.clone().step_by(4) {
                 let x = array!(i < 5 => source.load::<S>(20 * b + 16 * i));
-                for i in 0..4 {
+                unrolled!(i in [0, 1, 2, 3] => {
                     if b + i < blocks.end {
                         let [dm, q @ ..] = array!(n < 5 => x[(5 * i + n) / 4][(5 * i + n) % 4]);
                         let (d, m) = (S::half_to_f(dm), S::half_to_f(S::shr(dm, 16)));
                         emit.block(b + i, nibbles::<S>(q), [d; 2], [m; 2]);
                     }
-                }
+                });
             }
         }
     }
@@ -142,6 +144,7 @@ impl Unpack for Q5_0 {
     const BITS: u32 = 5;
     const OFFSET: i32 = 16;
     const ORDER: Order = Order::Rotated16;
+    const WHOLE: usize = 2;
 
     #[inline(always)]
     unsafe fn unpack<S: Simd, E: Emit<S>>(source: &Source, blocks: Range<usize>, emit: &mut E) {
@@ -182,6 +185,7 @@ unsafe fn both_halves<S: Simd>(x: S::I) -> ([S::F; 2], [S::F; 2]) {
 impl Unpack for Q5_1 {
     const BITS: u32 = 5;
     const MIN: bool = true;
+    const WHOLE: usize = 2;
 
     #[inline(always)]
     unsafe fn unpack<S: Simd, E: Emit<S>>(source: &Source, blocks: Range<usize>, emit: &mut E) {
@@ -204,6 +208,7 @@ impl Unpack for Q8_0 {
     const BITS: u32 = 8;
     const OFFSET: i32 = 128;
     const ORDER: Order = Order::Rotated32;
+    const WHOLE: usize = 2;
 
     #[inline(always)]
     unsafe fn unpack<S: Simd, E: Emit<S>>(source: &Source, blocks: Range<usize>, emit: &mut E) {

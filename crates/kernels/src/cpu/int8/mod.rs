@@ -13,12 +13,13 @@
 mod activations;
 mod affine;
 mod iq;
+mod item;
 mod k;
 mod legacy;
 mod panel;
 
 pub(super) use activations::{Activations, Layout, Order, quantise};
-pub(super) use panel::{Tile, X_ROWS, layout, products};
+pub(super) use item::{Item, Workspace, layout, products};
 
 use std::ops::Range;
 
@@ -47,6 +48,15 @@ pub(super) struct Source {
 }
 
 impl Source {
+    /// The rows from `rows` on.
+    #[inline(always)]
+    fn below(mut self, rows: usize) -> Self {
+        for part in 0..3 {
+            self.rows[part] = self.rows[part].wrapping_add(rows * self.strides[part]);
+        }
+        self
+    }
+
     /// 16 bytes of each row from `offset` of the first part.
     ///
     /// # Safety
@@ -93,6 +103,8 @@ pub(super) trait Unpack: Copy + 'static {
     const OFFSET: i32 = 0;
     /// Where the values of a block lie in it.
     const ORDER: Order = Order::Natural;
+    /// Of rows that have a multiple of so many blocks no byte past the end is read; 0: of no row.
+    const WHOLE: usize;
 
     /// Unpacks `blocks` (from a multiple of [`CHUNK`], at most that many) of [`Simd::LANES`] rows.
     ///

@@ -1,230 +1,39 @@
-//! Multiplies a tile of weight rows with rows of x.
+//! The kernels that multiply some vectors of weight rows with rows of x.
 
 use std::marker::PhantomData;
-
-use files::{Format, ScaleType};
+use std::ops::Range;
 
 use super::activations::Meta;
-use super::affine::{Affine2, Affine4, Affine8, AffineStream};
-use super::iq::{IQ4NL, IQ4XS, Mxfp4};
-use super::k::{Q2K, Q3K, Q4K, Q5K, Q6K};
-use super::legacy::{Q4_0, Q4_1, Q5_0, Q5_1, Q8_0};
-use super::{Activations, BLOCK, CHUNK, Emit, Layout, SLACK, Source, Unpack};
-use crate::buffer::HostWeight;
-use crate::cpu::isa::Isa;
+use super::{BLOCK, CHUNK, Emit, Source, Unpack};
 use crate::cpu::simd::{Kernel, Simd, array};
 
 /// Vectors of a block in a panel: bytes, scales, minimums.
-const VECTORS: usize = 12;
+pub(super) const VECTORS: usize = 12;
 /// Bytes of so many bits are narrow: the sum of eight products with signed bytes fits 16 bits.
-const NARROW: u32 = 5;
+pub(super) const NARROW: u32 = 5;
 /// Rows of x that are multiplied together.
-pub(in crate::cpu) const X_ROWS: usize = 4;
+pub(super) const X_ROWS: usize = 4;
 
-/// Calls `$run` with the type of a format; `$other` for formats that have none.
-macro_rules! with_format {
-    ($format:expr, $type:ident => $run:expr, $other:expr) => {
-        match $format {
-            Format::Affine { bits: 2, .. } => with_format!(@ Affine2, $type, $run),
-            Format::Affine { bits: 3, .. } => with_format!(@ AffineStream::<3>, $type, $run),
-            Format::Affine { bits: 4, .. } => with_format!(@ Affine4, $type, $run),
-            Format::Affine { bits: 5, .. } => with_format!(@ AffineStream::<5>, $type, $run),
-            Format::Affine { bits: 6, .. } => with_format!(@ AffineStream::<6>, $type, $run),
-            Format::Affine { bits: 8, .. } => with_format!(@ Affine8, $type, $run),
-            Format::Q4_0 => with_format!(@ Q4_0, $type, $run),
-            Format::Q4_1 => with_format!(@ Q4_1, $type, $run),
-            Format::Q5_0 => with_format!(@ Q5_0, $type, $run),
-            Format::Q5_1 => with_format!(@ Q5_1, $type, $run),
-            Format::Q8_0 => with_format!(@ Q8_0, $type, $run),
-            Format::Q2K => with_format!(@ Q2K, $type, $run),
-            Format::Q3K => with_format!(@ Q3K, $type, $run),
-            Format::Q4K => with_format!(@ Q4K, $type, $run),
-            Format::Q5K => with_format!(@ Q5K, $type, $run),
-            Format::Q6K => with_format!(@ Q6K, $type, $run),
-            Format::IQ4NL => with_format!(@ IQ4NL, $type, $run),
-            Format::IQ4XS => with_format!(@ IQ4XS, $type, $run),
-            Format::MXFP4 => with_format!(@ Mxfp4, $type, $run),
-            Format::F32 | Format::F16 | Format::BF16 | Format::Affine { .. } => $other,
-        }
-    };
-    (@ $format:ty, $type:ident, $run:expr) => {{
-        type $type = $format;
-        $run
-    }};
-}
-
-fn layout_of<U: Unpack>(isa: Isa) -> Layout {
-    let base = if U::BITS > 7 { isa.wide_base() } else { 0 };
-    Layout { order: U::ORDER, correction: base - U::OFFSET, halves: U::HALVES }
-}
-
-/// How activations for weights in this format must lie; `None` for formats without integer products.
-pub(in crate::cpu) fn layout(isa: Isa, format: Format) -> Option<Layout> {
-    with_format!(format, U => Some(layout_of::<U>(isa)), None)
-}
-
-/// Some consecutive rows of a weight, as many as [`Isa::lanes`] or twice that.
+/// All quantised rows.
 #[derive(Clone, Copy)]
-pub(in crate::cpu) struct Tile<'a> {
-    pub(in crate::cpu) weight: HostWeight<'a>,
-    pub(in crate::cpu) first: usize,
-    pub(in crate::cpu) rows: usize,
+pub(super) struct Rows {
+    pub(super) q: *const i8,
+    pub(super) meta: *const Meta,
+    /// Of each.
+    pub(super) blocks: usize,
 }
 
-/// `sums[i, n] = x[rows[i]] . weight[first + n]` for the rows of a tile; `sums` is `[rows of x, rows of the tile,
-/// rounded up to whole vectors]`, with room for whole [`X_ROWS`]. The activations are in the layout of the weight's format.
-pub(in crate::cpu) fn products(
-    isa: Isa,
-    tile: Tile<'_>,
-    x: &Activations,
-    rows: &[u32],
-    sums: &mut [f32],
-    scratch: &mut Vec<f32>,
-) {
-    let lanes = isa.lanes();
-    let panels = tile.rows.div_ceil(lanes);
-    assert!(
-        x.cols == tile.weight.cols
-            && panels <= 2
-            && sums.len() >= rows.len().next_multiple_of(X_ROWS) * panels * lanes
-    );
-    assert!(rows.iter().all(|r| (*r as usize + 1) * x.cols <= x.q.len()));
-    let copy;
-    // The unpackers read whole vectors of rows and a little more.
-    let source = if tile.first + panels * lanes < tile.weight.rows {
-        source_of(&tile.weight, |part| tile.weight.row(part, tile.first).as_ptr())
-    } else {
-        copy = padded(&tile, panels * lanes);
-        source_of(&tile.weight, |part| copy[part].as_ptr())
-    };
-    with_format!(
-        tile.weight.format,
-        // SAFETY: the source has the rows and the slack; the rows of x exist.
-        U => unsafe { multiply::<U>(isa, source, panels, x, rows, sums, scratch) },
-        unreachable!("no activations are laid out for other formats")
-    );
-}
-
-fn source_of(w: &HostWeight<'_>, row: impl Fn(usize) -> *const u8) -> Source {
-    let (group, scale) = match w.format {
-        Format::Affine { group, scale, .. } => (usize::from(group), scale),
-        _ => (BLOCK, ScaleType::F32),
-    };
-    let parts = w.format.parts();
-    let at = |part: usize| if part < parts { row(part) } else { std::ptr::null() };
-    let stride = |part: usize| if part < parts { w.row(part, 0).len() } else { 0 };
-    Source { rows: [at(0), at(1), at(2)], strides: [stride(0), stride(1), stride(2)], group, scale }
-}
-
-/// The tile's rows in memory that has `rows` of them, and slack.
-fn padded(tile: &Tile<'_>, rows: usize) -> [Vec<u8>; 3] {
-    std::array::from_fn(|part| {
-        if part >= tile.weight.format.parts() {
-            return Vec::new();
-        }
-        let row_bytes = tile.weight.row(part, 0).len();
-        let mut copy = vec![0; rows * row_bytes + SLACK];
-        for (i, row) in copy.chunks_exact_mut(row_bytes).take(tile.rows).enumerate() {
-            row.copy_from_slice(tile.weight.row(part, tile.first + i));
-        }
-        copy
-    })
-}
-
-/// # Safety
-/// The source has `panels` times as many rows as there are lanes, each as wide as x, and slack.
-unsafe fn multiply<U: Unpack>(
-    isa: Isa,
-    source: Source,
-    panels: usize,
-    x: &Activations,
-    rows: &[u32],
-    sums: &mut [f32],
-    scratch: &mut Vec<f32>,
-) {
-    assert_eq!(x.layout, layout_of::<U>(isa));
-    let (lanes, blocks) = (isa.lanes(), x.cols / BLOCK);
-    let at = |r: u32| Row { q: &x.q[r as usize * x.cols], meta: &x.meta[r as usize * blocks] };
-    let shifted = |panel: usize| {
-        let mut source = source;
-        for (row, stride) in source.rows.iter_mut().zip(source.strides) {
-            *row = row.wrapping_add(panel * lanes * stride);
-        }
-        source
-    };
-    if let [row] = rows {
-        for panel in 0..panels {
-            let to = sums[panel * lanes..][..lanes].as_mut_ptr();
-            let one = One::<U> { source: shifted(panel), blocks, x: at(*row), to, format: PhantomData };
-            // SAFETY: as the caller promises; `to` has a vector's room.
-            unsafe { isa.enter(one) };
-        }
-        return;
-    }
-    let panel_len = CHUNK * VECTORS * lanes;
-    scratch.resize(scratch.len().max(2 * panel_len), 0.0);
-    sums[..rows.len().next_multiple_of(X_ROWS) * panels * lanes].fill(0.0);
-    for start in (0..blocks).step_by(CHUNK) {
-        let chunk = start..blocks.min(start + CHUNK);
-        for panel in 0..panels {
-            let to = scratch[panel * panel_len..][..panel_len].as_mut_ptr();
-            let pack = Pack::<U> { source: shifted(panel), blocks: chunk.clone(), to, format: PhantomData };
-            // SAFETY: as the caller promises; `to` has room for a chunk.
-            unsafe { isa.enter(pack) };
-        }
-        let (panel, sums) = (scratch.as_ptr(), sums.as_mut_ptr());
-        let work = Work { panel, panels, panel_len, blocks: chunk, sums };
-        for (i, rows) in rows.chunks(X_ROWS).enumerate() {
-            let x: [Row; X_ROWS] = std::array::from_fn(|n| at(rows[n.min(rows.len() - 1)]));
-            let work = Work { sums: work.sums.wrapping_add(i * X_ROWS * panels * lanes), ..work.clone() };
-            // SAFETY: the panels are packed, and `sums` has these rows, rounded up.
-            unsafe { several::<U>(isa, rows.len(), work, x) };
-        }
-    }
-}
-
-/// # Safety
-/// As [`Several`].
-unsafe fn several<U: Unpack>(isa: Isa, rows: usize, work: Work, x: [Row; X_ROWS]) {
-    // Formats of one kind share this code.
-    let kind = (U::HALVES, U::MIN, U::BITS);
-    // SAFETY: as the caller promises.
-    unsafe {
-        match kind {
-            (false, false, ..=NARROW) => rows_of::<false, false, NARROW>(isa, rows, work, x),
-            (false, false, _) => rows_of::<false, false, 8>(isa, rows, work, x),
-            (false, true, ..=NARROW) => rows_of::<false, true, NARROW>(isa, rows, work, x),
-            (false, true, ..8) => rows_of::<false, true, 7>(isa, rows, work, x),
-            (false, true, _) => rows_of::<false, true, 8>(isa, rows, work, x),
-            (true, false, ..=NARROW) => rows_of::<true, false, NARROW>(isa, rows, work, x),
-            (true, false, _) => rows_of::<true, false, 7>(isa, rows, work, x),
-            (true, true, _) => rows_of::<true, true, NARROW>(isa, rows, work, x),
-        }
-    }
-}
-
-/// # Safety
-/// As [`Several`].
-unsafe fn rows_of<const HALVES: bool, const MIN: bool, const BITS: u32>(
-    isa: Isa,
-    rows: usize,
-    work: Work,
-    x: [Row; X_ROWS],
-) {
-    let [a, b, ..] = x;
-    // SAFETY: as the caller promises.
-    unsafe {
-        match rows {
-            1 => isa.enter(Several::<HALVES, MIN, BITS, 1> { work, x: [a] }),
-            2 => isa.enter(Several::<HALVES, MIN, BITS, 2> { work, x: [a, b] }),
-            _ => isa.enter(Several::<HALVES, MIN, BITS, 4> { work, x }),
-        }
+impl Rows {
+    #[inline(always)]
+    pub(super) fn row(&self, r: u32) -> Row {
+        let first = r as usize * self.blocks;
+        Row { q: self.q.wrapping_add(first * BLOCK), meta: self.meta.wrapping_add(first) }
     }
 }
 
 /// One quantised row.
 #[derive(Clone, Copy)]
-struct Row {
+pub(super) struct Row {
     q: *const i8,
     meta: *const Meta,
 }
@@ -270,12 +79,15 @@ unsafe fn share<S: Simd, const HALVES: bool, const MIN: bool>(
 }
 
 /// One row of x: the weights stay in registers.
-struct One<U> {
-    source: Source,
-    blocks: usize,
-    x: Row,
-    to: *mut f32,
-    format: PhantomData<U>,
+pub(super) struct One<U> {
+    pub(super) source: Source,
+    /// Where what is multiplied next lies in each part.
+    pub(super) next: [*const u8; 3],
+    pub(super) panels: usize,
+    pub(super) blocks: usize,
+    pub(super) x: Row,
+    pub(super) to: *mut f32,
+    pub(super) format: PhantomData<U>,
 }
 
 impl<U: Unpack> Kernel for One<U> {
@@ -283,41 +95,81 @@ impl<U: Unpack> Kernel for One<U> {
     unsafe fn run<S: Simd>(self) {
         // SAFETY: the caller of the kernel promises the features, the rows and the room.
         unsafe {
-            let tile_bytes = S::LANES * self.source.strides[0];
-            let next = self.source.rows[0].wrapping_add(tile_bytes);
-            let mut emit = Direct::<S, U> {
-                x: self.x,
-                total: S::splat_f(0.0),
-                next,
-                until: next,
-                step: tile_bytes / self.blocks,
-                format: PhantomData,
-            };
-            for start in (0..self.blocks).step_by(CHUNK) {
-                let chunk = start..self.blocks.min(start + CHUNK);
-                self.prefetch_scales::<S>(&chunk);
-                U::unpack::<S, _>(&self.source, chunk, &mut emit);
+            let mut source = self.source;
+            for panel in 0..self.panels {
+                let follows = source.below(S::LANES);
+                let next = if panel + 1 < self.panels { follows.rows } else { self.next };
+                let mut emit = Direct::<S, U> {
+                    x: self.x,
+                    total: S::splat_f(0.0),
+                    ahead: Ahead::new::<S>(&source, next, 1, 0..self.blocks, self.blocks),
+                    format: PhantomData,
+                };
+                for start in (0..self.blocks).step_by(CHUNK) {
+                    let chunk = start..self.blocks.min(start + CHUNK);
+                    prefetch_scales::<S>(&source, next, &chunk, self.blocks);
+                    U::unpack::<S, _>(&source, chunk, &mut emit);
+                }
+                S::store_f(emit.total, self.to.add(panel * S::LANES));
+                source = follows;
             }
-            S::store_f(emit.total, self.to);
         }
     }
 }
 
-impl<U: Unpack> One<U> {
-    /// Asks for the next tile's share of the parts that hold scales.
-    ///
-    /// # Safety
-    /// As [`Kernel::run`].
+/// Memory that is asked for before its turn, a little with each block.
+#[derive(Clone, Copy)]
+struct Ahead {
+    next: *const u8,
+    until: *const u8,
+    step: usize,
+}
+
+impl Ahead {
+    /// The share that `blocks` of `of` have in `panels` panels from `next` on.
     #[inline(always)]
-    unsafe fn prefetch_scales<S: Simd>(&self, chunk: &std::ops::Range<usize>) {
-        for part in 1..3 {
-            let tile_bytes = S::LANES * self.source.strides[part];
-            let next = self.source.rows[part].wrapping_add(tile_bytes);
-            for at in
-                (tile_bytes * chunk.start / self.blocks..tile_bytes * chunk.end / self.blocks).step_by(64)
-            {
+    fn new<S: Simd>(
+        source: &Source,
+        next: [*const u8; 3],
+        panels: usize,
+        blocks: Range<usize>,
+        of: usize,
+    ) -> Self {
+        let step = panels * S::LANES * source.strides[0] / of;
+        let next = next[0].wrapping_add(blocks.start * step);
+        Self { next, until: next, step }
+    }
+
+    /// # Safety
+    /// The features of `S` are present.
+    #[inline(always)]
+    unsafe fn block<S: Simd>(&mut self) {
+        self.until = self.until.wrapping_add(self.step);
+        while self.next < self.until {
+            // SAFETY: as the caller promises; a prefetch may name any address.
+            unsafe { S::prefetch(self.next) };
+            self.next = self.next.wrapping_add(64);
+        }
+    }
+}
+
+/// Asks for the share of `chunk` of `blocks` blocks in the parts that hold scales, from `next` on.
+///
+/// # Safety
+/// The features of `S` are present.
+#[inline(always)]
+unsafe fn prefetch_scales<S: Simd>(
+    source: &Source,
+    next: [*const u8; 3],
+    chunk: &Range<usize>,
+    blocks: usize,
+) {
+    for part in 1..3 {
+        let bytes = S::LANES * source.strides[part];
+        if bytes > 0 {
+            for at in (bytes * chunk.start / blocks..bytes * chunk.end / blocks).step_by(64) {
                 // SAFETY: as the caller promises; a prefetch may name any address.
-                unsafe { S::prefetch(next.wrapping_add(at)) };
+                unsafe { S::prefetch(next[part].wrapping_add(at)) };
             }
         }
     }
@@ -326,10 +178,7 @@ impl<U: Unpack> One<U> {
 struct Direct<S: Simd, U> {
     x: Row,
     total: S::F,
-    /// What to prefetch next, up to where, and how much further with each block.
-    next: *const u8,
-    until: *const u8,
-    step: usize,
+    ahead: Ahead,
     format: PhantomData<U>,
 }
 
@@ -338,11 +187,7 @@ impl<S: Simd, U: Unpack> Emit<S> for Direct<S, U> {
     unsafe fn block(&mut self, b: usize, w: [S::I; 8], d: [S::F; 2], m: [S::F; 2]) {
         // SAFETY: the row of x has as many blocks as the weights.
         unsafe {
-            self.until = self.until.wrapping_add(self.step);
-            while self.next < self.until {
-                S::prefetch(self.next);
-                self.next = self.next.wrapping_add(64);
-            }
+            self.ahead.block::<S>();
             let meta = self.x.meta(b);
             // Two chains, for the processor's sake.
             let mut sums = [S::splat(meta.start[0]), S::splat(if U::HALVES { meta.start[1] } else { 0 })];
@@ -400,12 +245,26 @@ unsafe fn dots<S: Simd>(bits: u32, mut sum: S::I, w: [S::I; 4], x: [S::I; 4]) ->
     }
 }
 
-/// Unpacks a chunk into a panel.
-struct Pack<U> {
-    source: Source,
-    blocks: std::ops::Range<usize>,
-    to: *mut f32,
-    format: PhantomData<U>,
+/// Room for panels.
+#[derive(Clone, Copy)]
+pub(super) struct Panels {
+    pub(super) panel: *mut f32,
+    /// One or two.
+    pub(super) panels: usize,
+    /// From the first panel to the second.
+    pub(super) panel_len: usize,
+}
+
+/// Unpacks a chunk of each panel.
+pub(super) struct Pack<U> {
+    pub(super) source: Source,
+    /// Where what is packed next lies in each part.
+    pub(super) next: [*const u8; 3],
+    pub(super) to: Panels,
+    pub(super) blocks: Range<usize>,
+    /// Blocks of a row.
+    pub(super) of: usize,
+    pub(super) format: PhantomData<U>,
 }
 
 impl<U: Unpack> Kernel for Pack<U> {
@@ -413,8 +272,17 @@ impl<U: Unpack> Kernel for Pack<U> {
     unsafe fn run<S: Simd>(self) {
         // SAFETY: the caller of the kernel promises the features, the rows and the room.
         unsafe {
-            let mut emit = Stored::<U> { to: self.to, first: self.blocks.start, format: PhantomData };
-            U::unpack::<S, _>(&self.source, self.blocks, &mut emit);
+            for panel in 0..self.to.panels {
+                let to = self.to.panel.add(panel * self.to.panel_len);
+                let source = self.source.below(panel * S::LANES);
+                let next = array!(part < 3 => {
+                    self.next[part].wrapping_add(panel * S::LANES * source.strides[part])
+                });
+                let ahead = Ahead::new::<S>(&source, next, 1, self.blocks.clone(), self.of);
+                prefetch_scales::<S>(&source, next, &self.blocks, self.of);
+                let mut emit = Stored::<U> { to, first: self.blocks.start, ahead, format: PhantomData };
+                U::unpack::<S, _>(&source, self.blocks.clone(), &mut emit);
+            }
         }
     }
 }
@@ -422,6 +290,7 @@ impl<U: Unpack> Kernel for Pack<U> {
 struct Stored<U> {
     to: *mut f32,
     first: usize,
+    ahead: Ahead,
     format: PhantomData<U>,
 }
 
@@ -430,6 +299,7 @@ impl<S: Simd, U: Unpack> Emit<S> for Stored<U> {
     unsafe fn block(&mut self, b: usize, w: [S::I; 8], d: [S::F; 2], m: [S::F; 2]) {
         // SAFETY: the panel has room for a chunk.
         unsafe {
+            self.ahead.block::<S>();
             let to = self.to.add((b - self.first) * VECTORS * S::LANES);
             for c in 0..8 {
                 S::store(w[c], to.add(c * S::LANES).cast());
@@ -444,54 +314,70 @@ impl<S: Simd, U: Unpack> Emit<S> for Stored<U> {
     }
 }
 
-/// One or two packed panels, and the sums so far.
+/// Packed panels and all rows of x: adds the chunk's share to the sums.
 #[derive(Clone)]
-struct Work {
-    panel: *const f32,
-    /// One or two.
-    panels: usize,
-    /// From the first panel to the second.
-    panel_len: usize,
-    blocks: std::ops::Range<usize>,
+pub(super) struct Several<'a> {
+    pub(super) panels: Panels,
+    pub(super) blocks: Range<usize>,
+    pub(super) x: Rows,
+    pub(super) rows: &'a [u32],
     /// `[rows, panels * lanes]`
-    sums: *mut f32,
+    pub(super) sums: *mut f32,
 }
 
-/// `N` rows of x with the panels.
-struct Several<const HALVES: bool, const MIN: bool, const BITS: u32, const N: usize> {
-    work: Work,
-    x: [Row; N],
-}
+/// [`Several`], for the formats of one kind.
+pub(super) struct Kind<'a, const HALVES: bool, const MIN: bool, const BITS: u32>(pub(super) Several<'a>);
 
-impl<const HALVES: bool, const MIN: bool, const BITS: u32, const N: usize> Kernel
-    for Several<HALVES, MIN, BITS, N>
-{
+impl<const HALVES: bool, const MIN: bool, const BITS: u32> Kernel for Kind<'_, HALVES, MIN, BITS> {
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
         // SAFETY: the caller of the kernel promises the features, packed panels, and rows of x and of sums.
         unsafe {
             // Only wide vectors come with registers for two panels.
-            if S::PANELS == 2 && self.work.panels == 2 {
-                self.panels::<S, 2>()
-            } else {
-                self.panels::<S, 1>()
+            if S::PANELS == 2 && self.0.panels.panels == 2 { self.all::<S, 2>() } else { self.all::<S, 1>() }
+        }
+    }
+}
+
+impl<const HALVES: bool, const MIN: bool, const BITS: u32> Kind<'_, HALVES, MIN, BITS> {
+    /// # Safety
+    /// As [`Kernel::run`]; there are `P` panels.
+    #[inline(always)]
+    unsafe fn all<S: Simd, const P: usize>(self) {
+        let work = self.0;
+        for (i, rows) in work.rows.chunks(X_ROWS).enumerate() {
+            let last = rows.len() - 1;
+            let x = array!(n < X_ROWS => work.x.row(rows[if n < last { n } else { last }]));
+            let work = Several { sums: work.sums.wrapping_add(i * X_ROWS * P * S::LANES), ..work.clone() };
+            // SAFETY: as the caller promises.
+            unsafe {
+                match rows.len() {
+                    1 => Group::<HALVES, MIN, BITS, 1> { work, x: [x[0]] }.panels::<S, P>(),
+                    2 => Group::<HALVES, MIN, BITS, 2> { work, x: [x[0], x[1]] }.panels::<S, P>(),
+                    _ => Group::<HALVES, MIN, BITS, X_ROWS> { work, x }.panels::<S, P>(),
+                }
             }
         }
     }
 }
 
-impl<const HALVES: bool, const MIN: bool, const BITS: u32, const N: usize> Several<HALVES, MIN, BITS, N> {
+/// `N` rows of x with the panels.
+struct Group<'a, const HALVES: bool, const MIN: bool, const BITS: u32, const N: usize> {
+    work: Several<'a>,
+    x: [Row; N],
+}
+
+impl<const HALVES: bool, const MIN: bool, const BITS: u32, const N: usize> Group<'_, HALVES, MIN, BITS, N> {
     /// # Safety
     /// As [`Kernel::run`]; there are `P` panels.
     #[inline(always)]
     unsafe fn panels<S: Simd, const P: usize>(self) {
         // SAFETY: as the caller promises.
         unsafe {
-            let sums = self.work.sums;
+            let (sums, panels) = (self.work.sums, self.work.panels);
             let mut totals = array!(p < P => array!(n < N => S::load_f(sums.add((n * P + p) * S::LANES))));
             for (i, b) in self.work.blocks.clone().enumerate() {
-                let panel =
-                    array!(p < P => self.work.panel.add(p * self.work.panel_len + i * VECTORS * S::LANES));
+                let panel = array!(p < P => panels.panel.cast_const().add(p * panels.panel_len + i * VECTORS * S::LANES));
                 let sums = self.sums::<S, P>(panel, b);
                 for p in 0..P {
                     let second = usize::from(HALVES);

@@ -1,0 +1,253 @@
+//! Products of some rows of a weight with rows of x: picks the kernels and gives them memory that they may read.
+
+use std::marker::PhantomData;
+use std::ops::Range;
+
+use files::{Format, ScaleType};
+
+use super::affine::{Affine2, Affine4, Affine8, AffineStream};
+use super::iq::{IQ4NL, IQ4XS, Mxfp4};
+use super::k::{Q2K, Q3K, Q4K, Q5K, Q6K};
+use super::legacy::{Q4_0, Q4_1, Q5_0, Q5_1, Q8_0};
+use super::panel::{Kind, NARROW, One, Pack, Panels, Rows, Several, VECTORS, X_ROWS};
+use super::{Activations, BLOCK, CHUNK, Layout, SLACK, Source, Unpack};
+use crate::buffer::HostWeight;
+use crate::cpu::isa::Isa;
+
+/// Calls `$run` with the type of a format; `$other` for formats that have none.
+macro_rules! with_format {
+    ($format:expr, $type:ident => $run:expr, $other:expr) => {
+        match $format {
+            Format::Affine { bits: 2, .. } => with_format!(@ Affine2, $type, $run),
+            Format::Affine { bits: 3, .. } => with_format!(@ AffineStream::<3>, $type, $run),
+            Format::Affine { bits: 4, .. } => with_format!(@ Affine4, $type, $run),
+            Format::Affine { bits: 5, .. } => with_format!(@ AffineStream::<5>, $type, $run),
+            Format::Affine { bits: 6, .. } => with_format!(@ AffineStream::<6>, $type, $run),
+            Format::Affine { bits: 8, .. } => with_format!(@ Affine8, $type, $run),
+            Format::Q4_0 => with_format!(@ Q4_0, $type, $run),
+            Format::Q4_1 => with_format!(@ Q4_1, $type, $run),
+            Format::Q5_0 => with_format!(@ Q5_0, $type, $run),
+            Format::Q5_1 => with_format!(@ Q5_1, $type, $run),
+            Format::Q8_0 => with_format!(@ Q8_0, $type, $run),
+            Format::Q2K => with_format!(@ Q2K, $type, $run),
+            Format::Q3K => with_format!(@ Q3K, $type, $run),
+            Format::Q4K => with_format!(@ Q4K, $type, $run),
+            Format::Q5K => with_format!(@ Q5K, $type, $run),
+            Format::Q6K => with_format!(@ Q6K, $type, $run),
+            Format::IQ4NL => with_format!(@ IQ4NL, $type, $run),
+            Format::IQ4XS => with_format!(@ IQ4XS, $type, $run),
+            Format::MXFP4 => with_format!(@ Mxfp4, $type, $run),
+            Format::F32 | Format::F16 | Format::BF16 | Format::Affine { .. } => $other,
+        }
+    };
+    (@ $format:ty, $type:ident, $run:expr) => {{
+        type $type = $format;
+        $run
+    }};
+}
+
+fn layout_of<U: Unpack>(isa: Isa) -> Layout {
+    let base = if U::BITS > 7 { isa.wide_base() } else { 0 };
+    Layout { order: U::ORDER, correction: base - U::OFFSET, halves: U::HALVES }
+}
+
+/// How activations for weights in this format must lie; `None` for formats without integer products.
+pub(in crate::cpu) fn layout(isa: Isa, format: Format) -> Option<Layout> {
+    with_format!(format, U => Some(layout_of::<U>(isa)), None)
+}
+
+/// Some consecutive rows of a weight, the first at a multiple of [`Isa::lanes`].
+#[derive(Clone)]
+pub(in crate::cpu) struct Item<'a> {
+    pub(in crate::cpu) weight: HostWeight<'a>,
+    pub(in crate::cpu) outputs: Range<usize>,
+    /// What will probably be multiplied next: a row, from which on the memory is asked for some.
+    pub(in crate::cpu) next: Option<(HostWeight<'a>, usize)>,
+}
+
+/// Memory that [`products`] uses and forgets.
+#[derive(Debug, Default)]
+pub(in crate::cpu) struct Workspace {
+    sums: Vec<f32>,
+    panels: Vec<f32>,
+    copy: [Vec<u8>; 3],
+}
+
+/// Calls `take(i, n, sums)`, where `sums` are `x[rows[i]] . weight[n ..]`, until all rows have all outputs of the item.
+/// The activations are in the layout of the weight's format.
+pub(in crate::cpu) fn products(
+    isa: Isa,
+    item: &Item<'_>,
+    x: &Activations,
+    rows: &[u32],
+    work: &mut Workspace,
+    take: &mut dyn FnMut(usize, usize, &[f32]),
+) {
+    let (w, lanes, Range { start, end }) = (&item.weight, isa.lanes(), item.outputs.clone());
+    assert!(x.cols == w.cols && start.is_multiple_of(lanes) && start < end && end <= w.rows);
+    assert!(rows.iter().all(|r| (*r as usize + 1) * x.cols <= x.q.len()));
+    let in_place = start + (end.min(rows_in_place(isa, w)).saturating_sub(start)) / lanes * lanes;
+    let mut copy = std::mem::take(&mut work.copy);
+    let mut run = |first: usize, count: usize, at: &dyn Fn(usize) -> *const u8| {
+        let next = match item.next {
+            Some((next, row)) => std::array::from_fn(|part| start_of(&next, part, row)),
+            // What is in the cache already costs least.
+            None => std::array::from_fn(|part| start_of(w, part, start)),
+        };
+        let work = Run { isa, source: source_of(w, at), count, next, x, rows, work: &mut *work };
+        with_format!(
+            w.format,
+            // SAFETY: the source has these rows, rounded up to whole vectors, and what their unpacker reads beyond;
+            // the rows of x exist.
+            U => unsafe { work.multiply::<U>(&mut |i, n, sums| take(i, first + n, sums)) },
+            unreachable!("no activations are laid out for other formats")
+        );
+    };
+    if in_place > start {
+        run(start, in_place - start, &|part| start_of(w, part, start));
+    }
+    if in_place < end {
+        pad(w, in_place..end, lanes, &mut copy);
+        run(in_place, end - in_place, &|part| copy[part].as_ptr());
+    }
+    work.copy = copy;
+}
+
+/// How many of a weight's rows, in whole vectors from the first, may be read where they lie: unpackers read whole
+/// vectors of rows and, of most rows, a little more.
+fn rows_in_place(isa: Isa, w: &HostWeight<'_>) -> usize {
+    let blocks = w.cols / BLOCK;
+    let whole = with_format!(w.format, U => U::WHOLE, 0);
+    let scales_whole = match w.format {
+        // Scales are read 16 bytes at a time.
+        Format::Affine { group, scale, .. } => {
+            let vector = 16 / scale.bytes() * usize::from(group);
+            w.cols.is_multiple_of(vector) && (CHUNK * BLOCK).is_multiple_of(vector)
+        }
+        _ => true,
+    };
+    let beyond = if whole > 0 && blocks.is_multiple_of(whole) && scales_whole {
+        0
+    } else {
+        (0..w.format.parts()).map(|part| SLACK.div_ceil(w.row(part, 0).len())).max().unwrap_or(0)
+    };
+    w.rows.saturating_sub(beyond) / isa.lanes() * isa.lanes()
+}
+
+/// Where row `row` of a part begins; null if there is no such row or part.
+fn start_of(w: &HostWeight<'_>, part: usize, row: usize) -> *const u8 {
+    if part < w.format.parts() && row < w.rows { w.row(part, row).as_ptr() } else { std::ptr::null() }
+}
+
+fn source_of(w: &HostWeight<'_>, row: &dyn Fn(usize) -> *const u8) -> Source {
+    let (group, scale) = match w.format {
+        Format::Affine { group, scale, .. } => (usize::from(group), scale),
+        _ => (BLOCK, ScaleType::F32),
+    };
+    let parts = w.format.parts();
+    let at = |part: usize| if part < parts { row(part) } else { std::ptr::null() };
+    let stride = |part: usize| if part < parts { w.row(part, 0).len() } else { 0 };
+    Source { rows: [at(0), at(1), at(2)], strides: [stride(0), stride(1), stride(2)], group, scale }
+}
+
+/// Copies rows to memory that has whole vectors of them, and slack.
+fn pad(w: &HostWeight<'_>, rows: Range<usize>, lanes: usize, copy: &mut [Vec<u8>; 3]) {
+    for (part, copy) in copy.iter_mut().enumerate().take(w.format.parts()) {
+        let row_bytes = w.row(part, 0).len();
+        copy.clear();
+        rows.clone().for_each(|row| copy.extend_from_slice(w.row(part, row)));
+        copy.resize(rows.len().next_multiple_of(lanes) * row_bytes + SLACK, 0);
+    }
+}
+
+/// What [`products`] does with rows that lie side by side.
+struct Run<'a> {
+    isa: Isa,
+    source: Source,
+    /// Rows, of which the last vector may have some too many.
+    count: usize,
+    next: [*const u8; 3],
+    x: &'a Activations,
+    rows: &'a [u32],
+    work: &'a mut Workspace,
+}
+
+impl Run<'_> {
+    /// # Safety
+    /// The source has the rows, rounded up to whole vectors, each as wide as x, and beyond them what [`Unpack`] reads.
+    unsafe fn multiply<U: Unpack>(self, take: &mut dyn FnMut(usize, usize, &[f32])) {
+        let Self { isa, source, count, next, x, rows, work } = self;
+        assert_eq!(x.layout, layout_of::<U>(isa));
+        let (lanes, blocks) = (isa.lanes(), x.cols / BLOCK);
+        let panels = count.div_ceil(lanes);
+        let all = Rows { q: x.q.as_ptr(), meta: x.meta.as_ptr(), blocks };
+        if let [row] = rows {
+            at_least(&mut work.sums, panels * lanes);
+            let (x, to) = (all.row(*row), work.sums.as_mut_ptr());
+            // SAFETY: as the caller promises; `to` has room for all panels.
+            unsafe { isa.enter(One::<U> { source, next, panels, blocks, x, to, format: PhantomData }) };
+            take(0, 0, &work.sums[..count]);
+            return;
+        }
+        let (most, panel_len) = (isa.tile() / lanes, CHUNK * VECTORS * lanes);
+        at_least(&mut work.panels, most * panel_len);
+        at_least(&mut work.sums, rows.len().next_multiple_of(X_ROWS) * most * lanes);
+        let (panel, sums) = (work.panels.as_mut_ptr(), work.sums.as_mut_ptr());
+        for first in (0..panels).step_by(most) {
+            let here = most.min(panels - first);
+            let width = here * lanes;
+            work.sums[..rows.len().next_multiple_of(X_ROWS) * width].fill(0.0);
+            let source = source.below(first * lanes);
+            let next = if first + here < panels { source.below(width).rows } else { next };
+            for start in (0..blocks).step_by(CHUNK) {
+                let blocks_here = start..blocks.min(start + CHUNK);
+                let to = Panels { panel, panels: here, panel_len };
+                let pack = Pack::<U> {
+                    source,
+                    next,
+                    to,
+                    blocks: blocks_here.clone(),
+                    of: blocks,
+                    format: PhantomData,
+                };
+                let several = Several { panels: to, blocks: blocks_here, x: all, rows, sums };
+                // SAFETY: as the caller promises; there is room for the panels of a chunk, and for the sums of all rows,
+                // rounded up.
+                unsafe {
+                    isa.enter(pack);
+                    enter_several::<U>(isa, several);
+                }
+            }
+            let outputs = width.min(count - first * lanes);
+            for (i, sums) in work.sums.chunks_exact(width).take(rows.len()).enumerate() {
+                take(i, first * lanes, &sums[..outputs]);
+            }
+        }
+    }
+}
+
+fn at_least(values: &mut Vec<f32>, len: usize) {
+    if values.len() < len {
+        values.resize(len, 0.0);
+    }
+}
+
+/// # Safety
+/// As [`Several`].
+unsafe fn enter_several<U: Unpack>(isa: Isa, several: Several<'_>) {
+    // Formats of one kind share this code.
+    let kind = (U::HALVES, U::MIN, U::BITS);
+    // SAFETY: as the caller promises.
+    unsafe {
+        match kind {
+            (false, false, ..=NARROW) => isa.enter(Kind::<false, false, NARROW>(several)),
+            (false, false, _) => isa.enter(Kind::<false, false, 8>(several)),
+            (false, true, ..=NARROW) => isa.enter(Kind::<false, true, NARROW>(several)),
+            (false, true, ..8) => isa.enter(Kind::<false, true, 7>(several)),
+            (false, true, _) => isa.enter(Kind::<false, true, 8>(several)),
+            (true, false, ..=NARROW) => isa.enter(Kind::<true, false, NARROW>(several)),
+            (true, false, _) => isa.enter(Kind::<true, false, 7>(several)),
+            (true, true, _) => isa.enter(Kind::<true, true, NARROW>(several)),
+        }
+    }
+}
