@@ -9,6 +9,8 @@ use crate::cpu::simd::{Kernel, Simd, array};
 
 /// Vectors of a block in a panel: bytes, scales, minimums.
 pub(super) const VECTORS: usize = 12;
+/// Bytes of a weight that are asked for ahead of time, at least: what memory brings while one request is under way.
+const AHEAD: usize = 16 << 10;
 /// Bytes of so many bits are narrow: the sum of eight products with signed bytes fits 16 bits.
 pub(super) const NARROW: u32 = 5;
 /// Rows of x that are multiplied together.
@@ -95,10 +97,16 @@ impl<U: Unpack> Kernel for One<U> {
     unsafe fn run<S: Simd>(self) {
         // SAFETY: the caller of the kernel promises the features, the rows and the room.
         unsafe {
-            let mut source = self.source;
+            let after = Source { rows: self.next, ..self.source };
+            let ahead = (AHEAD / (S::LANES * self.source.strides[0])).clamp(1, self.panels);
             for panel in 0..self.panels {
-                let follows = source.below(S::LANES);
-                let next = if panel + 1 < self.panels { follows.rows } else { self.next };
+                let source = self.source.below(panel * S::LANES);
+                let later = panel + ahead;
+                let next = if later < self.panels {
+                    self.source.below(later * S::LANES).rows
+                } else {
+                    after.below((later - self.panels) * S::LANES).rows
+                };
                 let mut emit = Direct::<S, U> {
                     x: self.x,
                     total: S::splat_f(0.0),
@@ -111,7 +119,6 @@ impl<U: Unpack> Kernel for One<U> {
                     U::unpack::<S, _>(&source, chunk, &mut emit);
                 }
                 S::store_f(emit.total, self.to.add(panel * S::LANES));
-                source = follows;
             }
         }
     }
