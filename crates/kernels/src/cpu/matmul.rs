@@ -1,6 +1,7 @@
 //! Cuts matrix products and MLPs into items for the pool.
 
 use std::ops::Range;
+use std::sync::PoisonError;
 
 use files::{Format, Result};
 
@@ -114,10 +115,10 @@ impl Cpu {
             let outputs = target.weight.rows;
             items.extend((0..outputs).step_by(tile).map(|n| (target, n..outputs.min(n + tile))));
         }
-        self.pool.run(items.len(), |item| {
+        self.pool.run_numbered(items.len(), |thread, item| {
             let (target, outputs) = &items[item];
             let next = items.get(item + 1).map(|(target, outputs)| (target.weight, outputs.start));
-            self.outputs(input, &rows, &target.weight, outputs.clone(), next, |i, n, sums| {
+            self.outputs(thread, input, &rows, &target.weight, outputs.clone(), next, |i, n, sums| {
                 // SAFETY: each item has its own columns.
                 let out = unsafe { target.out.part((to.start + i) * target.weight.rows + n, sums.len()) };
                 out.copy_from_slice(sums);
@@ -129,8 +130,10 @@ impl Cpu {
     }
 
     /// Calls `take(i, n, sums)`, where `sums` are `x[rows[i]] . w[n ..]`, until all rows have all `outputs`.
+    #[allow(clippy::too_many_arguments)] // what is multiplied, by whom, and where it goes
     fn outputs(
         &self,
+        thread: usize,
         input: Input<'_>,
         rows: &[u32],
         w: &HostWeight<'_>,
@@ -142,7 +145,9 @@ impl Cpu {
             Input::Float(x) => portable::products_of(self.isa, x, rows, w, outputs, take),
             Input::Bytes(x) => {
                 let item = Item { weight: *w, outputs, next };
-                self.workspaces.with(|work| int8::products(self.isa, &item, x, rows, work, &mut take));
+                // Only its thread asks for it. What a panic leaves there is as good as what is always left.
+                let mut work = self.workspaces[thread].lock().unwrap_or_else(PoisonError::into_inner);
+                int8::products(self.isa, &item, x, rows, &mut work, &mut take);
                 Ok(())
             }
         }
@@ -224,23 +229,23 @@ impl Cpu {
             let target = Parts::new(values);
             let tile = self.tile(inner * jobs.len());
             let tiles = inner.div_ceil(tile);
-            self.pool.run(jobs.len() * tiles, |item| {
+            self.pool.run_numbered(jobs.len() * tiles, |thread, item| {
                 let (j, from) = (item / tiles, item % tiles * tile);
                 let gate = Gate { jobs, j, outputs: from..inner.min(from + tile), start: starts[j] };
                 // SAFETY: each item has its own columns of its job's rows.
-                unsafe { self.gate_up(gates, ups, &gate, target) }
+                unsafe { self.gate_up(thread, [gates, ups], &gate, target) }
             })?;
             let values = &*values;
             self.with_input(values, inner, down_format, |input| {
                 let out = Parts::new(out);
                 let tile = self.tile(hidden * jobs.len());
                 let tiles = hidden.div_ceil(tile);
-                self.pool.run(jobs.len() * tiles, |item| {
+                self.pool.run_numbered(jobs.len() * tiles, |thread, item| {
                     let (j, from) = (item / tiles, item % tiles * tile);
                     let (job, outputs) = (&jobs[j], from..hidden.min(from + tile));
                     let next = after(jobs, j, 2, outputs.end);
                     let rows = &all[starts[j]..starts[j + 1]];
-                    self.outputs(input, rows, &job.weights[2], outputs, next, |i, n, sums| {
+                    self.outputs(thread, input, rows, &job.weights[2], outputs, next, |i, n, sums| {
                         // SAFETY: each item has its own columns of its job's rows; no row is in two jobs.
                         let out = unsafe { out.part(job.to[i] as usize * hidden + n, sums.len()) };
                         out.copy_from_slice(sums);
@@ -256,8 +261,8 @@ impl Cpu {
     /// Nobody else accesses them.
     unsafe fn gate_up(
         &self,
-        gates: Input<'_>,
-        ups: Input<'_>,
+        thread: usize,
+        [gates, ups]: [Input<'_>; 2],
         item: &Gate<'_, '_>,
         target: Parts<'_, f32>,
     ) -> Result<()> {
@@ -267,11 +272,11 @@ impl Cpu {
         // SAFETY: as the caller promises, here and below.
         let part = |i: usize, n: usize, len: usize| unsafe { target.part((start + i) * inner + n, len) };
         let next = Some((*up, outputs.start));
-        self.outputs(gates, &job.from, gate, outputs.clone(), next, |i, n, sums| {
+        self.outputs(thread, gates, &job.from, gate, outputs.clone(), next, |i, n, sums| {
             part(i, n, sums.len()).copy_from_slice(sums);
         })?;
         let next = after(jobs, j, 0, outputs.end);
-        self.outputs(ups, &job.from, up, outputs.clone(), next, |i, n, sums| {
+        self.outputs(thread, ups, &job.from, up, outputs.clone(), next, |i, n, sums| {
             portable::silu_mul(self.isa, part(i, n, sums.len()), sums);
         })
     }

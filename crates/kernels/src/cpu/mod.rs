@@ -29,6 +29,7 @@ mod urgency;
 mod wide;
 
 use std::ops::Range;
+use std::sync::Mutex;
 
 use files::Result;
 
@@ -69,7 +70,8 @@ pub struct Cpu {
     scratch: Scratch<Vec<f32>>,
     partials: Scratch<Vec<f32>>,
     quantised: Scratch<Activations>,
-    workspaces: Scratch<Workspace>,
+    /// One for each thread.
+    workspaces: Vec<Mutex<Workspace>>,
 }
 
 impl Cpu {
@@ -114,7 +116,7 @@ impl Cpu {
             scratch: Scratch::default(),
             partials: Scratch::default(),
             quantised: Scratch::default(),
-            workspaces: Scratch::default(),
+            workspaces: (0..threads).map(|_| Mutex::default()).collect(),
         })
     }
 

@@ -36,7 +36,8 @@ const REST_MAX: Duration = Duration::from_millis(256);
 /// The most ranges that items are cut into; with more threads than that, several share one.
 const RANGES_MAX: usize = 16;
 
-type Item<'a> = dyn Fn(usize) -> Result<()> + Sync + 'a;
+/// Takes the number of a thread and that of an item.
+type Item<'a> = dyn Fn(usize, usize) -> Result<()> + Sync + 'a;
 
 /// What a worker needs to know of a job.
 #[derive(Clone, Copy)]
@@ -133,17 +134,30 @@ impl Pool {
     /// The first error that an item returned; [`ErrorKind::Device`] when one panicked. The other items may then
     /// not have run.
     pub(crate) fn run(&self, items: usize, run: impl Fn(usize) -> Result<()> + Sync) -> Result<()> {
+        self.run_numbered(items, |_, item| run(item))
+    }
+
+    /// [`Pool::run`], where `run` also takes the number of the thread, below [`Pool::threads`], that it runs on: the
+    /// caller's is 0.
+    ///
+    /// # Errors
+    /// As [`Pool::run`].
+    pub(crate) fn run_numbered(
+        &self,
+        items: usize,
+        run: impl Fn(usize, usize) -> Result<()> + Sync,
+    ) -> Result<()> {
         if self.workers.is_empty() || items <= 1 {
-            return (0..items).try_for_each(|item| attempt(&run, item));
+            return (0..items).try_for_each(|item| attempt(&run, 0, item));
         }
         let mut rest = lock(&self.turn);
         let start = Instant::now();
         if rest.until.is_some_and(|until| start < until) {
-            return (0..items).try_for_each(|item| attempt(&run, item));
+            return (0..items).try_for_each(|item| attempt(&run, 0, item));
         }
         let cpu_start = thread_cpu_time();
         self.open(items, &run);
-        let longest = drain(&self.shared, &run, items, 0);
+        let done = drain(&self.shared, &run, items, 0);
         let drained = Instant::now();
         let mut lost = Duration::ZERO;
         // The system takes some time to tell, and a short job has lost little.
@@ -153,8 +167,9 @@ impl Pool {
         }
         self.join();
         let now = Instant::now();
-        // The last item of a worker may have begun just before the caller's last one ended.
-        let overdue = (now - drained).saturating_sub(2 * longest);
+        // The last item of a worker may have begun just before the caller's last one ended, and be a long one.
+        let item = (drained - start) / u32::try_from(done.max(1)).unwrap_or(u32::MAX);
+        let overdue = (now - drained).saturating_sub(4 * item);
         rest.judge(now, lost.max(overdue) > PREEMPTED);
         match lock(&self.shared.failure).take() {
             Some(error) => Err(error),
@@ -250,9 +265,9 @@ fn thread_cpu_time() -> Option<Duration> {
     None
 }
 
-/// Takes items until none is left, as thread number `thread`. Returns the time of the longest.
-fn drain(shared: &Shared, run: &Item<'_>, items: usize, thread: usize) -> Duration {
-    let (mut longest, mut last) = (Duration::ZERO, Instant::now());
+/// Takes items until none is left, as thread number `thread`. Returns how many.
+fn drain(shared: &Shared, run: &Item<'_>, items: usize, thread: usize) -> usize {
+    let mut done = 0;
     let ranges = shared.taken.len();
     for range in (0..ranges).map(|i| (thread + i) % ranges) {
         let (start, end) = (range * items / ranges, (range + 1) * items / ranges);
@@ -261,22 +276,19 @@ fn drain(shared: &Shared, run: &Item<'_>, items: usize, thread: usize) -> Durati
             if item >= end {
                 break;
             }
-            let Err(error) = attempt(run, item) else {
-                let now = Instant::now();
-                longest = longest.max(now - last);
-                last = now;
-                continue;
-            };
-            shared.failed.store(true, Ordering::Relaxed);
-            lock(&shared.failure).get_or_insert(error);
+            done += 1;
+            if let Err(error) = attempt(run, thread, item) {
+                shared.failed.store(true, Ordering::Relaxed);
+                lock(&shared.failure).get_or_insert(error);
+            }
         }
     }
-    longest
+    done
 }
 
 /// Runs an item; a panic becomes an error.
-fn attempt(run: &Item<'_>, item: usize) -> Result<()> {
-    catch_unwind(AssertUnwindSafe(|| run(item))).unwrap_or_else(|panic| Err(panicked(&*panic)))
+fn attempt(run: &Item<'_>, thread: usize, item: usize) -> Result<()> {
+    catch_unwind(AssertUnwindSafe(|| run(thread, item))).unwrap_or_else(|panic| Err(panicked(&*panic)))
 }
 
 fn panicked(panic: &(dyn std::any::Any + Send)) -> Error {
