@@ -55,12 +55,18 @@ const PROBE_TIME: Duration = Duration::from_millis(800);
 /// Each of two drives is measured this long, to know which one takes more of the work.
 const MIRROR_TIME: Duration = Duration::from_millis(150);
 
-/// Opens `paths`. With `streams`, experts will be read again and again, and the way matters.
-pub(crate) fn open(paths: &[PathBuf], options: &OpenOptions, streams: bool) -> Result<OpenedDrive> {
+/// Opens `paths`. Where experts are `streamed`, they will be read again and again in parts of so many bytes, and the
+/// way matters.
+pub(crate) fn open(
+    paths: &[PathBuf],
+    options: &OpenOptions,
+    streamed: Option<u64>,
+) -> Result<OpenedDrive> {
     if let Some(disk) = &options.disk {
         return Ok(OpenedDrive { disk: disk.clone(), probed: None });
     }
-    let (choice, probed) = way(paths, &options.drive, options.cache, streams)?;
+    let (found, probed) = way(paths, &options.drive, options.cache, streamed.is_some())?;
+    let choice = for_parts(found, streamed);
     let mut disk = match (options.drive.kind, open_exactly(paths, &choice)) {
         (DiskKind::Auto, Err(e)) if e.kind() == files::ErrorKind::Unsupported => {
             store::disk::open(paths, &choice)?
@@ -74,7 +80,18 @@ pub(crate) fn open(paths: &[PathBuf], options: &OpenOptions, streams: bool) -> R
         let throttle = ThrottleOptions { bytes_per_s, latency: Duration::ZERO };
         disk = Arc::new(ThrottledDisk::new(disk, &throttle)?);
     }
-    Ok(OpenedDrive { disk, probed: probed.then_some(choice) })
+    Ok(OpenedDrive { disk, probed: probed.then_some(found) })
+}
+
+/// Most reads in flight.
+const DEPTH_MAX: usize = 64;
+
+/// `choice` with as many bytes in flight as where it was found, by whole pieces, if the parts to read are smaller.
+fn for_parts(choice: DiskChoice, part_bytes: Option<u64>) -> DiskChoice {
+    let Some(part_bytes) = part_bytes.filter(|_| choice.engine == Engine::Uring) else { return choice };
+    let part_bytes = usize::try_from(part_bytes).unwrap_or(usize::MAX).clamp(1, choice.piece_bytes);
+    let depth = (choice.depth * choice.piece_bytes).div_ceil(part_bytes);
+    DiskChoice { depth: depth.clamp(choice.depth, DEPTH_MAX.max(choice.depth)), ..choice }
 }
 
 /// The way to read, and whether a probe has just found it.

@@ -50,7 +50,7 @@ impl Experts<'_> {
     pub(crate) fn read_ahead(&mut self) {
         self.pool.poll();
         if let Some(sweep) = &self.sweep {
-            self.pool.store.hint(sweep.layer, &sweep.experts);
+            self.pool.store.hint(sweep.layer, sweep.experts.iter());
         }
     }
 }
@@ -147,12 +147,6 @@ impl Step<'_> {
         if let Some(experts) = &mut self.experts {
             experts.read_ahead();
         }
-    }
-
-    /// What to guess now: nothing, unless the drive has nothing to do and guessing is worthwhile.
-    pub(crate) fn guess(&self) -> Guess {
-        let idle = self.experts.as_ref().filter(|e| e.pool.store.is_idle());
-        idle.map_or(Guess::None, |e| e.guess)
     }
 
     /// Reports that `done` layers are done.

@@ -45,11 +45,20 @@ pub(crate) enum FeedForward {
 }
 
 impl FeedForward {
-    /// `[rows, hidden]` to `[rows, hidden]`.
-    pub(crate) fn run(&self, s: &mut Step<'_>, layer: usize, h: &Tensor) -> Result<Activation> {
+    /// `[rows, hidden]` to `[rows, hidden]`. Calls `meanwhile` when this layer's reads have been asked for.
+    pub(crate) fn run(
+        &self,
+        s: &mut Step<'_>,
+        layer: usize,
+        h: &Tensor,
+        meanwhile: &dyn Fn(&mut Step<'_>) -> Result<()>,
+    ) -> Result<Activation> {
         match self {
-            FeedForward::Dense(mlp) => mlp.run(s, h),
-            FeedForward::Moe(moe) => moe.run(s, layer, h),
+            FeedForward::Dense(mlp) => {
+                meanwhile(s)?;
+                mlp.run(s, h)
+            }
+            FeedForward::Moe(moe) => moe.run(s, layer, h, meanwhile),
         }
     }
 }

@@ -41,7 +41,13 @@ pub(crate) struct SharedExpert {
 
 impl Moe {
     /// See [`super::FeedForward::run`].
-    pub(crate) fn run(&self, s: &mut Step<'_>, layer: usize, h: &Tensor) -> Result<Activation> {
+    pub(crate) fn run(
+        &self,
+        s: &mut Step<'_>,
+        layer: usize,
+        h: &Tensor,
+        meanwhile: &dyn Fn(&mut Step<'_>) -> Result<()>,
+    ) -> Result<Activation> {
         let id = LayerId(layer as u16);
         let mut chosen = s.route_buffers(self.spec.top_k)?;
         s.backend.route(h, &self.router, &self.spec, &mut chosen)?;
@@ -51,6 +57,7 @@ impl Moe {
         let mut parts = s.tensor(h.rows() * self.spec.top_k, h.cols())?;
         let looked_up = self.look_up(s, id, h, &chosen, &mut parts)?;
         let by_expert = if looked_up { None } else { Some(self.want(s, id, h, &chosen)?) };
+        meanwhile(s)?;
         let shared = self.shared.as_ref().map(|e| e.run(s, h)).transpose()?; // work that hides the reads
         if let Some(by_expert) = by_expert {
             self.run_experts(s, id, h, &by_expert, &mut parts)?;
@@ -107,16 +114,16 @@ impl Moe {
         Ok(by_expert)
     }
 
-    /// Lets an idle drive read what this layer's router will probably choose: it is asked about `h`, the state `[1,
-    /// hidden]` before the layer's mixer, and as much of its answer as `guess` says is believed.
+    /// Lets the drive read what this layer's router will probably choose, once it has read what is wanted: the router is
+    /// asked about `h`, an earlier state `[1, hidden]`, and as much of its answer as `guess` says is believed.
     pub(crate) fn look_ahead(&self, s: &mut Step<'_>, layer: usize, h: &Tensor, guess: Guess) -> Result<()> {
         let spec = RouteSpec { top_k: guess.experts(self.spec.top_k), ..self.spec };
         let mut chosen = s.route_buffers(spec.top_k)?;
         s.backend.route(h, &self.router, &spec, &mut chosen)?;
         let routes = s.backend.read_routes(&chosen, h.rows(), &spec)?;
-        let guess: ExpertMask = routes.ids.iter().map(|&id| ExpertId(id as u16)).collect();
+        let guessed = routes.ids.iter().map(|&id| ExpertId(id as u16)); // the likeliest first
         if let Some(experts) = &mut s.experts {
-            experts.pool.store.hint(LayerId(layer as u16), &guess);
+            experts.pool.store.hint(LayerId(layer as u16), guessed);
         }
         Ok(())
     }

@@ -40,24 +40,31 @@ impl Decoder {
             s.add(&mut x, &mixed)?;
             drop((h, mixed)); // their memory serves the other half of the layer
             let h = s.rms_norm(&x, &layer.mlp_norm)?;
-            let y = layer.mlp.run(s, l, &h)?;
+            let y = layer.mlp.run(s, l, &h, &|s| {
+                let deep = std::env::var("TM_DEEP").unwrap_or_default();
+                self.look_ahead(s, l + 1, &x, None)?;
+                if deep == "half" { self.look_ahead(s, l + 2, &x, Some(Guess::Half))?; }
+                if deep == "all" { self.look_ahead(s, l + 2, &x, Some(Guess::All))?; }
+                Ok(())
+            })?;
             s.add(&mut x, &y)?;
             drop((h, y));
-            self.look_ahead(s, l + 1, &x)?;
             s.layer_done(l + 1)?;
         }
         Ok(x)
     }
 
-    /// While layer `next`'s mixer computes, the drive could read what its router will choose.
-    fn look_ahead(&self, s: &mut Step<'_>, next: usize, x: &Activation) -> Result<()> {
+    /// When the drive has read what a layer wants, it goes on with what the router of `next` will probably choose: that
+    /// is asked about `x` as the layer found it.
+    fn look_ahead(&self, s: &mut Step<'_>, next: usize, x: &Activation, deep: Option<Guess>) -> Result<()> {
         let Some(Block { mlp_norm, mlp: FeedForward::Moe(moe), .. }) = self.layers.get(next) else {
             return Ok(());
         };
-        let guess = s.guess();
+        let guess = s.experts.as_ref().map_or(Guess::None, |experts| experts.guess);
         if guess == Guess::None {
             return Ok(());
         }
+        let guess = deep.unwrap_or(guess);
         let h = s.rms_norm(x, mlp_norm)?;
         moe.look_ahead(s, next, &h, guess)
     }
