@@ -57,11 +57,7 @@ const MIRROR_TIME: Duration = Duration::from_millis(150);
 
 /// Opens `paths`. Where experts are `streamed`, they will be read again and again in parts of so many bytes, and the
 /// way matters.
-pub(crate) fn open(
-    paths: &[PathBuf],
-    options: &OpenOptions,
-    streamed: Option<u64>,
-) -> Result<OpenedDrive> {
+pub(crate) fn open(paths: &[PathBuf], options: &OpenOptions, streamed: Option<u64>) -> Result<OpenedDrive> {
     if let Some(disk) = &options.disk {
         return Ok(OpenedDrive { disk: disk.clone(), probed: None });
     }

@@ -40,13 +40,7 @@ impl Decoder {
             s.add(&mut x, &mixed)?;
             drop((h, mixed)); // their memory serves the other half of the layer
             let h = s.rms_norm(&x, &layer.mlp_norm)?;
-            let y = layer.mlp.run(s, l, &h, &|s| {
-                let deep = std::env::var("TM_DEEP").unwrap_or_default();
-                self.look_ahead(s, l + 1, &x, None)?;
-                if deep == "half" { self.look_ahead(s, l + 2, &x, Some(Guess::Half))?; }
-                if deep == "all" { self.look_ahead(s, l + 2, &x, Some(Guess::All))?; }
-                Ok(())
-            })?;
+            let y = layer.mlp.run(s, l, &h, &|s| self.look_ahead(s, l + 1, &x))?;
             s.add(&mut x, &y)?;
             drop((h, y));
             s.layer_done(l + 1)?;
@@ -56,7 +50,7 @@ impl Decoder {
 
     /// When the drive has read what a layer wants, it goes on with what the router of `next` will probably choose: that
     /// is asked about `x` as the layer found it.
-    fn look_ahead(&self, s: &mut Step<'_>, next: usize, x: &Activation, deep: Option<Guess>) -> Result<()> {
+    fn look_ahead(&self, s: &mut Step<'_>, next: usize, x: &Activation) -> Result<()> {
         let Some(Block { mlp_norm, mlp: FeedForward::Moe(moe), .. }) = self.layers.get(next) else {
             return Ok(());
         };
@@ -64,7 +58,6 @@ impl Decoder {
         if guess == Guess::None {
             return Ok(());
         }
-        let guess = deep.unwrap_or(guess);
         let h = s.rms_norm(x, mlp_norm)?;
         moe.look_ahead(s, next, &h, guess)
     }

@@ -153,7 +153,8 @@ impl Disk for UringDisk {
 
     fn submit(&self, requests: Vec<ReadRequest>) {
         let cut: Vec<_> = requests.into_iter().map(|r| (r.priority, cut(r, self.piece_bytes))).collect();
-        self.shared.with(|queue| cut.into_iter().for_each(|(priority, pieces)| queue.pieces.push(priority, pieces)));
+        self.shared
+            .with(|queue| cut.into_iter().for_each(|(priority, pieces)| queue.pieces.push(priority, pieces)));
     }
 
     fn cancel(&self, tickets: &[Ticket]) {
