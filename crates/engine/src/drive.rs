@@ -49,8 +49,8 @@ pub(crate) struct OpenedDrive {
     pub(crate) probed: Option<DiskChoice>,
 }
 
-/// A probe takes about this long, once in the life of a drive.
-const PROBE_TIME: Duration = Duration::from_millis(800);
+/// A probe takes about this long, once in the life of a drive: fourteen ways need time to differ by more than noise.
+const PROBE_TIME: Duration = Duration::from_millis(2000);
 
 /// Each of two drives is measured this long, to know which one takes more of the work.
 const MIRROR_TIME: Duration = Duration::from_millis(150);
