@@ -32,11 +32,17 @@ conformance!(rigs);
 fn without_subgroups() {
     for rig in open(false, 16) {
         common::dense::linear(&rig);
+        common::dense::linears(&rig);
         common::dense::rms_norm(&rig);
+        common::dense::add_norm(&rig);
         common::dense::gated_norm(&rig);
+        common::attention::norm_rope_append(&rig);
         common::attention::attention(&rig);
         common::recurrent::delta_rule(&rig);
+        common::recurrent::gated_delta_rule(&rig);
         common::experts::route(&rig);
+        common::experts::routed_layer(&rig);
+        common::experts::combine_norm(&rig);
     }
 }
 
@@ -45,8 +51,10 @@ fn without_subgroups() {
 fn aligned_weights() {
     for rig in open(true, 16).into_iter().chain(open(true, 4)) {
         common::dense::linear(&rig);
+        common::dense::linears(&rig);
         common::experts::mlp(&rig);
         common::experts::expert_mlp(&rig);
         common::experts::route(&rig);
+        common::experts::routed_layer(&rig);
     }
 }

@@ -33,16 +33,20 @@ impl Decoder {
     /// Runs the step's tokens through all layers: `[rows, hidden]` before the final norm.
     pub(crate) fn forward(&self, s: &mut Step<'_>) -> Result<Activation> {
         let mut x = s.embed(&self.embedding)?;
+        let mut normed = None;
         for (l, layer) in self.layers.iter().enumerate() {
-            let h = s.rms_norm(&x, &layer.mixer_norm)?;
+            let h = match normed.take() {
+                Some(h) => h,
+                None => s.rms_norm(&x, &layer.mixer_norm)?,
+            };
             let mixed = layer.mixer.run(s, l, &h)?;
             s.read_ahead();
-            s.add(&mut x, &mixed)?;
-            drop((h, mixed)); // their memory serves the other half of the layer
-            let h = s.rms_norm(&x, &layer.mlp_norm)?;
-            let y = layer.mlp.run(s, l, &h)?;
-            s.add(&mut x, &y)?;
-            drop((h, y));
+            drop(h); // its memory serves the other half of the layer
+            let h = s.add_norm(&mut x, &mixed, &layer.mlp_norm)?;
+            drop(mixed);
+            let next = self.layers.get(l + 1).map(|next| &next.mixer_norm);
+            normed = layer.mlp.run(s, l, &h, &mut x, next)?;
+            drop(h);
             self.look_ahead(s, l + 1, &x)?;
             s.layer_done(l + 1)?;
         }
