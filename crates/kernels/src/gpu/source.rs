@@ -76,6 +76,7 @@ kernels! {
         constants ["TOKENS", "TAIL", "LANES", "WIDE", "SHARED"] team 128;
     ACTIVATE = "activate" "wr" weights [] constants [] team 64;
     COMBINE_NORM = "combine_norm" "rrrrrww" weights [] constants ["TOP_K", "SHARED"] team 256;
+    STREAM = "stream" "rw" weights [] constants ["EACH", "COPY"] team 256;
     COMBINE = "combine" "rrrrw" weights [] constants ["SHARED"] team 64;
 }
 
