@@ -27,6 +27,26 @@ fn rigs() -> Vec<Rig> {
 
 conformance!(rigs);
 
+/// Products of many rows in fast mode: where the device has matrix units, these round their inputs to half precision.
+/// A product of two rounded values is off by 2^-10 of it at most, and values below the normal range of halves, which
+/// begins at 2^-9 for activations (divided by 32) and at 2^-19 for weights (multiplied), by half a step there:
+/// |error| <= 2^-10 sum |x w| + 2^-20 sum |w| + 2^-30 sum |x|, and a little for the sums, which are single.
+#[test]
+fn products_on_matrix_units() {
+    if adapters().is_empty() {
+        println!("SKIP gpu: no adapter");
+        return;
+    }
+    let options = GpuOptions { precision: Precision::Fast, ..GpuOptions::default() };
+    for align in [1, 16] {
+        let backend = Box::new(Gpu::open(&options).unwrap());
+        let name = format!("{}, fast, weights at multiples of {align}", backend.adapter().name);
+        let rig = Rig { name, backend, batch_invariant: false, align };
+        common::dense::many_rows(&rig);
+        common::experts::many_rows(&rig);
+    }
+}
+
 /// Reductions through shared memory alone: for every op that reduces.
 #[test]
 fn without_subgroups() {

@@ -251,7 +251,7 @@ impl Gpu {
             self.run(
                 state,
                 &Call {
-                    kernel: &source::MATMUL,
+                    kernel: self.matmul(),
                     formats: &parts.formats[i..=i],
                     constants: &[gather, tail(cols)],
                     bindings: &bindings,

@@ -42,6 +42,7 @@ impl Gpu {
         vec![
             ("kind", format!("{:?}", d.summary.kind)),
             ("subgroups", d.subgroups.to_string()),
+            ("matrix_units", d.matrix_units.to_string()),
             ("subgroup_threads_min", d.subgroup_threads.to_string()),
             ("buffer_bytes_max", d.buffer_bytes_max.to_string()),
             ("device_features", format!("{:?}", d.device.features())),

@@ -9,6 +9,7 @@ use super::memory::GpuMemory;
 use super::source::{self, Wide};
 use super::{Call, Gpu, State, binding, folded, weight_parts};
 use crate::buffer::{Tensor, Weight};
+use crate::ops::Precision;
 
 /// From this many rows on, tiles in shared memory are worth their barriers.
 pub(super) const MATMUL_ROWS_MIN: usize = 16;
@@ -176,6 +177,14 @@ impl Gpu {
         )
     }
 
+    /// The kernel for blocks of rows: on matrix units, which round their inputs to half precision, if that is allowed.
+    pub(super) fn matmul(&self) -> &'static source::Kernel {
+        const ROUNDED: &source::Kernel = &source::MATMUL_UNITS;
+        const WHOLE: &source::Kernel = &source::MATMUL;
+        let rounds = self.device.matrix_units && self.info.precision == Precision::Fast;
+        if rounds { ROUNDED } else { WHOLE }
+    }
+
     /// Memory for bindings that a pipeline declares and never touches.
     pub(super) fn unused(&self, state: &mut State) -> Result<[Arc<GpuMemory>; JOBS_MAX]> {
         let mut one = |usage| self.scratch(state, usage, 16);
@@ -206,7 +215,7 @@ impl Gpu {
             return self.run(
                 state,
                 &Call {
-                    kernel: &source::MATMUL,
+                    kernel: self.matmul(),
                     formats: &formats,
                     constants: &[0, tail(cols)],
                     bindings: &bindings,

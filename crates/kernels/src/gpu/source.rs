@@ -60,6 +60,7 @@ kernels! {
     LINEAR = "linear" "rrw" weights ["w"] constants ["TOKENS", "TAIL", "LANES", "WIDE"] team 128;
     LINEARS = "linears" "rwwww" weights ["w"] constants ["TOKENS", "TAIL", "LANES", "WIDE"] team 128;
     MATMUL = "matmul" "rrrw" weights ["w"] constants ["GATHER", "TAIL"] team 256;
+    MATMUL_UNITS = "matmul_units" "rrrw" weights ["w"] constants ["GATHER", "TAIL"] team 128;
     ADD = "add" "wr" weights [] constants [] team 64;
     GATHER_ROWS = "gather_rows" "rrw" weights [] constants [] team 64;
     HEADS = "heads" "wrrrrrww" weights [] constants ["HEAD_DIM", "NORMS", "INTERLEAVED", "FORMAT"] team 64;
@@ -112,7 +113,10 @@ fn constant(kernel: &Kernel, variant: &Variant, name: &str) -> u32 {
 
 /// The whole WGSL of a kernel for a variant; with `subgroups`, reductions use subgroup operations.
 pub fn wgsl(kernel: &Kernel, variant: &Variant, subgroups: bool) -> String {
-    let mut out = format!("const TEAM = {}u;\n", kernel.team);
+    // Directives stand before everything else.
+    let enables = kernel.source.lines().take_while(|line| line.starts_with("enable "));
+    let (directives, body) = kernel.source.split_at(enables.map(|line| line.len() + 1).sum());
+    let mut out = format!("{directives}const TEAM = {}u;\n", kernel.team);
     for (name, value) in kernel.constants.iter().zip(variant.constants) {
         // Writing to a String cannot fail.
         let _ = writeln!(out, "const {name} = {value}u;");
@@ -171,7 +175,7 @@ pub fn wgsl(kernel: &Kernel, variant: &Variant, subgroups: bool) -> String {
         "@builtin(local_invocation_index) t: u32"
     };
     let setup = if subgroups { "subgroup = vec4<u32>(sg_id, sg_lane, sg_count, sg_size);" } else { "" };
-    out.push_str(&kernel.source.replace("$TEAM_ARGUMENTS", arguments).replace("$TEAM_SETUP", setup));
+    out.push_str(&body.replace("$TEAM_ARGUMENTS", arguments).replace("$TEAM_SETUP", setup));
     out
 }
 

@@ -188,3 +188,27 @@ pub fn gated_norm(rig: &Rig) {
         close(rig, "gated_norm", &run(rig), &want, |i| 6e-6 * want[i].abs() + 1e-30);
     }
 }
+
+/// Products of many rows that may have rounded both sides to half precision, and large activations.
+pub fn many_rows(rig: &Rig) {
+    let mut rng = Rng::new(9);
+    for (i, format) in Format::all().into_iter().enumerate() {
+        let (rows, cols, outputs) = (rng.within(16..=150), 256 * rng.within(1..=3), rng.within(1..=150));
+        let w = Encoded::random(format, outputs, cols, &mut rng);
+        let mut x = rng.values(rows * cols, [1.0, 1e-3, 100.0][i % 3]);
+        x[cols / 2] = 1e6;
+        let bias = rng.flag().then(|| rng.values(outputs, 1.0));
+        let got = product(rig, &x, &w, bias.as_deref());
+        let want = product(&Rig::reference(), &x, &w, bias.as_deref());
+        let decoded: Vec<Vec<f32>> = (0..outputs).map(|n| w.row(n)).collect();
+        close(rig, &format!("{format} [{rows}, {cols}] -> {outputs}"), &got, &want, |i| {
+            let (x, w) = (&x[i / outputs * cols..][..cols], &decoded[i % outputs]);
+            let sum = |f: &dyn Fn((&f32, &f32)) -> f32| x.iter().zip(w).map(f).sum::<f32>();
+            let products = sum(&|(x, w)| (x * w).abs());
+            let rounded = 2f32.powi(-10) * products
+                + 2f32.powi(-20) * sum(&|(_, w)| w.abs())
+                + 2f32.powi(-30) * sum(&|(x, _)| x.abs());
+            rounded + 4e-6 * products + 1e-6 * want[i].abs()
+        });
+    }
+}

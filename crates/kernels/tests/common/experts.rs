@@ -291,3 +291,27 @@ pub fn combine_norm(rig: &Rig) {
         }
     }
 }
+
+/// Experts with many rows each, whose products may round both sides to half precision.
+pub fn many_rows(rig: &Rig) {
+    let mut rng = Rng::new(38);
+    for format in [Format::BF16, Format::Q4K, Format::Q8_0] {
+        let (rows, experts) = (rng.within(60..=80), 3);
+        let mlps: Vec<Mlp> = (0..experts).map(|_| Mlp::random(format, format, 256, 256, &mut rng)).collect();
+        let x = rng.values(rows * 256, 1.0);
+        let mut routed: Vec<Vec<RoutedRow>> = vec![Vec::new(); experts];
+        for row in 0..rows as u32 {
+            routed[rng.within(0..=experts - 1)].push(RoutedRow { row, part: row });
+        }
+        let run = |rig: &Rig| {
+            let b = &*rig.backend;
+            let weights = Mlp::together(rig, &mlps);
+            let batches: Vec<ExpertBatch<'_>> =
+                weights.iter().zip(&routed).map(|(weights, rows)| ExpertBatch { weights, rows }).collect();
+            let mut parts = output(b, rows, 256);
+            b.expert_mlp(&tensor(b, rows, 256, &x), &batches, &mut parts).unwrap();
+            values(b, &parts)
+        };
+        close_norm(rig, &format!("{format}"), &run(rig), &run(&Rig::reference()), 3e-6, 1e-3);
+    }
+}
