@@ -522,7 +522,8 @@ fn open_pool(
     }
     let in_layers: Vec<u32> = layouts.iter().map(|layer| layer.len() as u32).collect();
     let (slots, slot_bytes) = (plan.slots as usize, plan.slot_bytes as usize);
-    let (slabs, memory) = Slabs::allocate(backend.as_ref(), slots, slot_bytes)?;
+    let layer = in_layers.iter().max().map_or(0, |&n| n as usize);
+    let (slabs, memory) = Slabs::allocate(backend.as_ref(), slots, slot_bytes, layer)?;
     let policy = Some(options.policy.policy(slots));
     let store_options = StoreOptions { slot_bytes, policy, give_back: Some(slabs.give_back()) };
     let store = ExpertStore::new(disk.clone(), layouts, memory, store_options)?;

@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use files::{Error, ErrorKind, Result};
-use kernels::ops::{Product, Routes, Segment};
+use kernels::ops::{Product, Residual, Routes, Segment};
 use kernels::{Backend, Tensor, Weight};
 use store::{ExpertMask, LayerId};
 
@@ -128,6 +128,13 @@ impl Step<'_> {
     /// `x += y`
     pub(crate) fn add(&self, x: &mut Tensor, y: &Tensor) -> Result<()> {
         self.backend.add(x, y)
+    }
+
+    /// `x += y`, and the sum normed.
+    pub(crate) fn add_norm(&self, x: &mut Tensor, y: &Tensor, norm: &Norm) -> Result<Activation> {
+        let mut out = self.tensor(x.rows(), x.cols())?;
+        self.backend.add_norm(y, Residual { x, weight: &norm.weight, eps: norm.eps, out: &mut out })?;
+        Ok(out)
     }
 
     /// Runs `op` for each sequence with what it remembers of layer `layer`.
