@@ -66,10 +66,10 @@ fn without_subgroups() {
     }
 }
 
-/// Weights where the loads of thirty-two values work, by vectors and by words.
+/// Weights where the loads of thirty-two values work, by vectors, by pairs and by words.
 #[test]
 fn aligned_weights() {
-    for rig in open(true, 16).into_iter().chain(open(true, 4)) {
+    for rig in [16, 8, 4].into_iter().flat_map(|align| open(true, align)) {
         common::dense::linear(&rig);
         common::dense::linears(&rig);
         common::experts::mlp(&rig);

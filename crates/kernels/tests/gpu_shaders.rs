@@ -65,7 +65,7 @@ fn all_shaders_translate_to_metal() {
             let kv_formats = if kernel.constants.contains(&"FORMAT") { 0..3 } else { 0..1 };
             let mut widths = vec![0];
             if kernel.constants.contains(&"WIDE") {
-                widths.extend([1, 4, 16].map(|alignment| wide(format, alignment) as u32));
+                widths.extend([1, 4, 8, 16].map(|alignment| wide(format, alignment) as u32));
             }
             for (kv_format, wide) in kv_formats.flat_map(|f| widths.iter().map(move |&w| (f, w))) {
                 let constants = constants(kernel, tail, kv_format, wide);

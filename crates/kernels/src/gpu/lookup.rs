@@ -8,6 +8,7 @@ use super::encoder::Binding;
 use super::memory::GpuMemory;
 use super::moe::{ACT_BYTES_MAX, Group, Parts, TILE_WORDS, TableAt};
 use super::product::{Job, alignment, tokens_for};
+use super::source::Wide;
 use super::{Call, GROUPS_MAX, Gpu, binding, items, memory_of, source};
 use crate::buffer::Tensor;
 use crate::ops::{ExpertTable, MlpWeights, RouteBuffers, RouteSpec, RoutedLayer, RoutedOutput};
@@ -178,8 +179,12 @@ impl Lookup {
     fn takes(&self, own: &Parts<'_>, expert: &MlpWeights, shared: &Parts<'_>, weights: &MlpWeights) -> bool {
         let same_shape =
             expert.gate.rows() == weights.gate.rows() && expert.gate.cols() == weights.gate.cols();
-        // Loads as wide as the experts' alone: how they are loaded must not depend on who else is there.
-        let aligned = alignment(shared.bases.into_iter().step_by(3)) >= self.alignment.min(16);
-        same_shape && aligned && own.formats == shared.formats
+        // It must be loadable like the experts, and multiplied like them when it is alone: the order of its sums must
+        // not depend on who else is there.
+        let alone = alignment(shared.bases.into_iter().step_by(3));
+        let in_steps_of_32 = |format, alignment| source::wide(format, alignment) != Wide::Not;
+        let same_steps =
+            own.formats.iter().all(|&f| in_steps_of_32(f, alone) == in_steps_of_32(f, self.alignment));
+        same_shape && same_steps && alone >= self.alignment.min(16) && own.formats == shared.formats
     }
 }

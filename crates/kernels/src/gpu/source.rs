@@ -88,8 +88,10 @@ pub enum Wide {
     Not = 0,
     /// At a multiple of 16 bytes: thirty-two values a step, in vectors.
     Vectors = 1,
+    /// At a multiple of 8 bytes: thirty-two values a step, in pairs of words. What safetensors files promise.
+    Pairs = 2,
     /// At a multiple of 4 bytes: thirty-two values a step, word by word.
-    Words = 2,
+    Words = 3,
 }
 
 /// How weights of a format whose parts start at multiples of `alignment` bytes (a power of two) are loaded when one
@@ -98,6 +100,7 @@ pub fn wide(format: Format, alignment: u32) -> Wide {
     match format {
         Format::Affine { bits: 4 | 8, .. } | Format::Q4K => match alignment {
             16.. => Wide::Vectors,
+            8.. => Wide::Pairs,
             4.. => Wide::Words,
             _ => Wide::Not,
         },
@@ -185,10 +188,12 @@ fn weight(name: &str, format: Format, first_binding: usize, wide: u32) -> String
     for part in 0..format.parts() {
         let binding = first_binding + part;
         let name = format!("{name}_{part}");
-        let vectors =
-            part == 0 && wide == Wide::Vectors as u32 && !matches!(format, Format::Q4_0 | Format::Q8_0);
-        let (item, word, quad) = if vectors {
+        let whole = part == 0 && !matches!(format, Format::Q4_0 | Format::Q8_0);
+        let (item, word, quad) = if whole && wide == Wide::Vectors as u32 {
             ("vec4<u32>", "[i >> 2u][i & 3u]", format!("{name}[i >> 2u]"))
+        } else if whole && wide == Wide::Pairs as u32 {
+            let quad = format!("vec4<u32>({name}[i >> 1u], {name}[(i >> 1u) + 1u])");
+            ("vec2<u32>", "[i >> 1u][i & 1u]", quad)
         } else {
             ("u32", "[i]", format!("vec4<u32>({name}[i], {name}[i + 1u], {name}[i + 2u], {name}[i + 3u])"))
         };
