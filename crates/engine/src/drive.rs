@@ -85,8 +85,8 @@ const DEPTH_MAX: usize = 64;
 /// `choice` with as many bytes in flight as where it was found, by whole pieces, if the parts to read are smaller.
 fn for_parts(choice: DiskChoice, part_bytes: Option<u64>) -> DiskChoice {
     let Some(part_bytes) = part_bytes.filter(|_| choice.engine == Engine::Uring) else { return choice };
-    let part_bytes = usize::try_from(part_bytes).unwrap_or(usize::MAX).clamp(1, choice.piece_bytes);
-    let depth = (choice.depth * choice.piece_bytes).div_ceil(part_bytes);
+    let part_bytes = usize::try_from(part_bytes).unwrap_or(usize::MAX).min(choice.piece_bytes).max(1);
+    let depth = choice.depth.saturating_mul(choice.piece_bytes).div_ceil(part_bytes);
     DiskChoice { depth: depth.clamp(choice.depth, DEPTH_MAX.max(choice.depth)), ..choice }
 }
 
@@ -145,4 +145,29 @@ fn mirrored(
         _ => [1e9, 1e9],
     };
     Ok(Arc::new(MirrorDisk::new([first, second], rates)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn small_parts_fly_as_many_bytes_as_whole_pieces() {
+        let choice = |engine, piece_bytes, depth| DiskChoice { engine, direct: true, piece_bytes, depth };
+        let depth = |c, part| for_parts(c, part).depth;
+        let found = choice(Engine::Uring, 2 << 20, 4);
+        assert_eq!(depth(found, Some(600_000)), 14);
+        assert_eq!(depth(found, Some(16 << 20)), 4, "larger parts are cut into pieces");
+        assert_eq!(depth(found, Some(1)), DEPTH_MAX);
+        assert_eq!(depth(found, None), 4);
+        assert_eq!(
+            depth(choice(Engine::Uring, 2 << 20, 100), Some(1)),
+            100,
+            "never fewer than were found good"
+        );
+        assert_eq!(depth(choice(Engine::Pread, 2 << 20, 4), Some(600_000)), 4, "each costs a thread");
+        // What a caller remembered may be anything.
+        assert_eq!(depth(choice(Engine::Uring, 0, 4), Some(0)), 4);
+        assert_eq!(depth(choice(Engine::Uring, usize::MAX, usize::MAX), Some(1)), usize::MAX);
+    }
 }

@@ -311,12 +311,6 @@ impl ExpertStore {
         self.read_warm();
     }
 
-    /// Whether nothing that was wanted or hinted is still on its way or waits for a slot.
-    pub fn is_idle(&self) -> bool {
-        let guesses = self.hinted.values().any(Option::is_some);
-        self.want.queued.is_empty() && self.want.reading.is_empty() && !guesses
-    }
-
     /// The experts in memory.
     pub fn held(&self) -> Vec<ExpertKey> {
         self.pool.ready()
