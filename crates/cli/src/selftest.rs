@@ -1,6 +1,6 @@
 //! `tidemill selftest`: every kernel of every device of this machine against the scalar reference.
 
-use engine::selftest::{Devices, Report, Speed, run};
+use engine::selftest::{Devices, Extent, Report, Speed, run};
 use engine::{Error, ErrorKind};
 use serde_json::{Map, Value, json};
 
@@ -25,6 +25,9 @@ pub(crate) struct Args {
     /// Which devices to test: cpu (each instruction set), gpu (each adapter), or auto for all of them
     #[arg(long, value_enum, default_value_t = DeviceArg::Auto, hide_possible_values = true)]
     device: DeviceArg,
+    /// Fewer number formats, and rates of small weights, which say little
+    #[arg(long)]
+    quick: bool,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -39,7 +42,8 @@ pub(crate) fn main(args: &Args) -> Result<()> {
     };
     let work = Work::begin();
     let bar = count_bar("testing", 0);
-    let reports = run(devices, &mut |step| {
+    let extent = if args.quick { Extent::Quick } else { Extent::Full };
+    let reports = run(devices, extent, &mut |step| {
         bar.set_message(step.to_owned());
         work.flow()
     });

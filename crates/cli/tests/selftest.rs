@@ -6,11 +6,11 @@ use common::{fails, json, tidemill};
 
 #[test]
 fn every_instruction_set_agrees() {
-    let object = json(&mut tidemill(["selftest", "--device", "cpu", "--json"]));
+    let object = json(&mut tidemill(["selftest", "--quick", "--device", "cpu", "--json"]));
     let devices = object["devices"].as_array().expect("devices");
     assert!(devices.len() >= 2, "fast and exact at least: {object}");
     for device in devices {
-        assert!(device["cases"].as_u64().is_some_and(|n| n > 200), "{device}");
+        assert!(device["cases"].as_u64().is_some_and(|n| n > 50), "{device}");
         assert_eq!(device["failed"], serde_json::json!([]), "{device}");
         assert!(device["relative_error_max"].as_f64().is_some_and(|e| e > 0.0), "nothing compared: {device}");
     }

@@ -49,11 +49,13 @@ pub(crate) struct Slabs {
 
 impl Slabs {
     /// Allocates `slots` slots of `slot_bytes` in as few buffers as the device allows, and the same memory for the
-    /// store to fill.
+    /// store to fill. A buffer holds a multiple of `layer` slots if it holds as many, so that the experts of a layer
+    /// that has its own slots are in one.
     pub(crate) fn allocate(
         backend: &dyn Backend,
         slots: usize,
         slot_bytes: usize,
+        layer: usize,
     ) -> Result<(Self, Vec<SlabMemory>)> {
         let most = backend.info().buffer_bytes_max / slot_bytes;
         if most == 0 {
@@ -62,6 +64,7 @@ impl Slabs {
                 "an expert slot of {slot_bytes} bytes exceeds the device's buffer limit of {limit}"
             )));
         }
+        let most = if (1..=most).contains(&layer) { most / layer * layer } else { most };
         let mut buffers = Vec::new();
         let mut left = slots;
         while left > 0 {

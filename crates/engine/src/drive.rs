@@ -49,18 +49,20 @@ pub(crate) struct OpenedDrive {
     pub(crate) probed: Option<DiskChoice>,
 }
 
-/// A probe takes about this long, once in the life of a drive.
-const PROBE_TIME: Duration = Duration::from_millis(800);
+/// A probe takes about this long, once in the life of a drive: fourteen ways need time to differ by more than noise.
+const PROBE_TIME: Duration = Duration::from_millis(2000);
 
 /// Each of two drives is measured this long, to know which one takes more of the work.
 const MIRROR_TIME: Duration = Duration::from_millis(150);
 
-/// Opens `paths`. With `streams`, experts will be read again and again, and the way matters.
-pub(crate) fn open(paths: &[PathBuf], options: &OpenOptions, streams: bool) -> Result<OpenedDrive> {
+/// Opens `paths`. Where experts are `streamed`, they will be read again and again in parts of so many bytes, and the
+/// way matters.
+pub(crate) fn open(paths: &[PathBuf], options: &OpenOptions, streamed: Option<u64>) -> Result<OpenedDrive> {
     if let Some(disk) = &options.disk {
         return Ok(OpenedDrive { disk: disk.clone(), probed: None });
     }
-    let (choice, probed) = way(paths, &options.drive, options.cache, streams)?;
+    let (found, probed) = way(paths, &options.drive, options.cache, streamed.is_some())?;
+    let choice = for_parts(found, streamed);
     let mut disk = match (options.drive.kind, open_exactly(paths, &choice)) {
         (DiskKind::Auto, Err(e)) if e.kind() == files::ErrorKind::Unsupported => {
             store::disk::open(paths, &choice)?
@@ -74,7 +76,18 @@ pub(crate) fn open(paths: &[PathBuf], options: &OpenOptions, streams: bool) -> R
         let throttle = ThrottleOptions { bytes_per_s, latency: Duration::ZERO };
         disk = Arc::new(ThrottledDisk::new(disk, &throttle)?);
     }
-    Ok(OpenedDrive { disk, probed: probed.then_some(choice) })
+    Ok(OpenedDrive { disk, probed: probed.then_some(found) })
+}
+
+/// Most reads in flight.
+const DEPTH_MAX: usize = 64;
+
+/// `choice` with as many bytes in flight as where it was found, by whole pieces, if the parts to read are smaller.
+fn for_parts(choice: DiskChoice, part_bytes: Option<u64>) -> DiskChoice {
+    let Some(part_bytes) = part_bytes.filter(|_| choice.engine == Engine::Uring) else { return choice };
+    let part_bytes = usize::try_from(part_bytes).unwrap_or(usize::MAX).min(choice.piece_bytes).max(1);
+    let depth = choice.depth.saturating_mul(choice.piece_bytes).div_ceil(part_bytes);
+    DiskChoice { depth: depth.clamp(choice.depth, DEPTH_MAX.max(choice.depth)), ..choice }
 }
 
 /// The way to read, and whether a probe has just found it.
@@ -132,4 +145,29 @@ fn mirrored(
         _ => [1e9, 1e9],
     };
     Ok(Arc::new(MirrorDisk::new([first, second], rates)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn small_parts_fly_as_many_bytes_as_whole_pieces() {
+        let choice = |engine, piece_bytes, depth| DiskChoice { engine, direct: true, piece_bytes, depth };
+        let depth = |c, part| for_parts(c, part).depth;
+        let found = choice(Engine::Uring, 2 << 20, 4);
+        assert_eq!(depth(found, Some(600_000)), 14);
+        assert_eq!(depth(found, Some(16 << 20)), 4, "larger parts are cut into pieces");
+        assert_eq!(depth(found, Some(1)), DEPTH_MAX);
+        assert_eq!(depth(found, None), 4);
+        assert_eq!(
+            depth(choice(Engine::Uring, 2 << 20, 100), Some(1)),
+            100,
+            "never fewer than were found good"
+        );
+        assert_eq!(depth(choice(Engine::Pread, 2 << 20, 4), Some(600_000)), 4, "each costs a thread");
+        // What a caller remembered may be anything.
+        assert_eq!(depth(choice(Engine::Uring, 0, 4), Some(0)), 4);
+        assert_eq!(depth(choice(Engine::Uring, usize::MAX, usize::MAX), Some(1)), usize::MAX);
+    }
 }

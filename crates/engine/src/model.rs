@@ -170,8 +170,8 @@ impl Model {
         let on_gpu = backend.info().threads == 0;
         let (plan, chunk_tokens) = sizes.plan(options, &meta, on_gpu)?;
         let sessions_max = sizes.sessions_max(&plan);
-        let streams = plan.slots < total_experts;
-        let drive = drive::open(index.files(), options, streams)?;
+        let streamed = (plan.slots < total_experts).then(|| part_bytes(&experts));
+        let drive = drive::open(index.files(), options, streamed)?;
         let sample = arena.load(&drive.disk, progress)?;
         let fingerprint = fingerprint(&meta, index, backend, decoder.top_k(), &sample);
         let experts = open_pool(backend, &drive.disk, experts, &plan, decoder.top_k(), options)?;
@@ -522,7 +522,8 @@ fn open_pool(
     }
     let in_layers: Vec<u32> = layouts.iter().map(|layer| layer.len() as u32).collect();
     let (slots, slot_bytes) = (plan.slots as usize, plan.slot_bytes as usize);
-    let (slabs, memory) = Slabs::allocate(backend.as_ref(), slots, slot_bytes)?;
+    let layer = in_layers.iter().max().map_or(0, |&n| n as usize);
+    let (slabs, memory) = Slabs::allocate(backend.as_ref(), slots, slot_bytes, layer)?;
     let policy = Some(options.policy.policy(slots));
     let store_options = StoreOptions { slot_bytes, policy, give_back: Some(slabs.give_back()) };
     let store = ExpertStore::new(disk.clone(), layouts, memory, store_options)?;
@@ -530,6 +531,12 @@ fn open_pool(
         GovernorOptions { slot_bytes: plan.slot_bytes, slots_min: top_k, slots_max: store.slots_max() };
     let governor = (!options.fixed_slots).then(|| Governor::new(governed));
     Ok(Some((Mutex::new(ExpertPool::new(store, backend.clone(), governor, &in_layers)), slabs)))
+}
+
+/// Bytes of the experts' largest part: its matrices are read each by itself.
+fn part_bytes(experts: &[Vec<ExpertLayout>]) -> u64 {
+    let firsts = experts.iter().filter_map(|layer| layer.first());
+    firsts.flat_map(|expert| &expert.parts).map(|part| part.bytes).max().unwrap_or(0)
 }
 
 /// A number that differs for models whose states must not be mixed up: FNV-1a over what shapes them and a `sample`

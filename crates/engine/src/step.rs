@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use files::{Error, ErrorKind, Result};
-use kernels::ops::{Product, Routes, Segment};
+use kernels::ops::{Product, Residual, Routes, Segment};
 use kernels::{Backend, Tensor, Weight};
 use store::{ExpertMask, LayerId};
 
@@ -50,7 +50,7 @@ impl Experts<'_> {
     pub(crate) fn read_ahead(&mut self) {
         self.pool.poll();
         if let Some(sweep) = &self.sweep {
-            self.pool.store.hint(sweep.layer, &sweep.experts);
+            self.pool.store.hint(sweep.layer, sweep.experts.iter());
         }
     }
 }
@@ -130,6 +130,13 @@ impl Step<'_> {
         self.backend.add(x, y)
     }
 
+    /// `x += y`, and the sum normed.
+    pub(crate) fn add_norm(&self, x: &mut Tensor, y: &Tensor, norm: &Norm) -> Result<Activation> {
+        let mut out = self.tensor(x.rows(), x.cols())?;
+        self.backend.add_norm(y, Residual { x, weight: &norm.weight, eps: norm.eps, out: &mut out })?;
+        Ok(out)
+    }
+
     /// Runs `op` for each sequence with what it remembers of layer `layer`.
     pub(crate) fn each_sequence(
         &mut self,
@@ -147,12 +154,6 @@ impl Step<'_> {
         if let Some(experts) = &mut self.experts {
             experts.read_ahead();
         }
-    }
-
-    /// What to guess now: nothing, unless the drive has nothing to do and guessing is worthwhile.
-    pub(crate) fn guess(&self) -> Guess {
-        let idle = self.experts.as_ref().filter(|e| e.pool.store.is_idle());
-        idle.map_or(Guess::None, |e| e.guess)
     }
 
     /// Reports that `done` layers are done.

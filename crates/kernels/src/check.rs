@@ -4,8 +4,8 @@ use files::{Error, Result};
 
 use crate::buffer::{Tensor, Weight};
 use crate::ops::{
-    AttentionSpec, DeltaInput, DeltaSpec, ExpertBatch, ExpertTable, KvCache, RopeSpec, RouteBuffers,
-    RouteSpec, Segment, SharedOutput,
+    AttentionSpec, DeltaInput, DeltaSpec, ExpertBatch, ExpertTable, Gate, KvCache, RopeSpec, RouteBuffers,
+    RouteSpec, RoutedLayer, RoutedOutput, Segment, SharedOutput,
 };
 
 fn fail<T>(op: &str, what: String) -> Result<T> {
@@ -176,6 +176,25 @@ pub fn delta_rule(input: &DeltaInput<'_>, spec: &DeltaSpec, state: &Tensor, out:
     want(op, "out", out, rows, spec.value_heads * spec.value_head_dim)
 }
 
+/// Checks [`crate::Backend::gated_delta_rule`].
+pub fn gated_delta_rule(
+    input: &DeltaInput<'_>,
+    spec: &DeltaSpec,
+    state: &Tensor,
+    gate: Gate<'_>,
+    out: &Tensor,
+) -> Result<()> {
+    let op = "gated_delta_rule";
+    delta_rule(input, spec, state, out)?;
+    if input.segment.rows != (0..out.rows()) {
+        return fail(op, format!("segment {:?} is not all of {} rows", input.segment.rows, out.rows()));
+    }
+    if gate.weight.len() != spec.value_head_dim {
+        return fail(op, format!("a norm of {} values for {spec:?}", gate.weight.len()));
+    }
+    gated_norm(out, gate.z, gate.weight)
+}
+
 /// Checks [`crate::Backend::gated_norm`].
 pub fn gated_norm(x: &Tensor, z: &Tensor, weight: &Tensor) -> Result<()> {
     if weight.is_empty() || !x.cols().is_multiple_of(weight.len()) {
@@ -244,6 +263,30 @@ pub fn routed_mlp(
         return fail(op, format!("{} bytes do not hold the ids", routes.ids.bytes()));
     }
     Ok(())
+}
+
+/// Checks [`crate::Backend::routed_layer`], apart from what [`route`] and [`routed_mlp`] check.
+fn shared_expert(x: &Tensor, layer: &RoutedLayer<'_>, to: &RoutedOutput<'_>) -> Result<()> {
+    let op = "routed_layer";
+    match (layer.shared, &to.shared) {
+        (Some((weights, gate_weight)), Some((output, gate))) => {
+            mlp(x, weights, output)?;
+            linear(x, gate_weight, None, gate)
+        }
+        (None, None) => Ok(()),
+        _ => fail(op, "a shared expert needs an output, and an output needs one".into()),
+    }
+}
+
+/// Checks [`crate::Backend::routed_layer`].
+pub fn routed_layer(x: &Tensor, layer: &RoutedLayer<'_>, to: &RoutedOutput<'_>) -> Result<()> {
+    route(x, layer.router, layer.spec, to.routes)?;
+    routed_mlp(x, layer.table, to.routes, layer.spec, to.parts)?;
+    if layer.router.rows() != layer.table.experts().len() {
+        let (rows, experts) = (layer.router.rows(), layer.table.experts().len());
+        return fail("routed_layer", format!("a router of {rows} rows for {experts} experts"));
+    }
+    shared_expert(x, layer, to)
 }
 
 /// Checks [`crate::Backend::combine`].

@@ -6,12 +6,20 @@
 //! [`files::ErrorKind::InvalidRequest`]; other errors are [`files::ErrorKind::Device`], or
 //! [`files::ErrorKind::Corrupt`] where weights make the numbers not finite.
 
+mod experts;
+
 use std::any::Any;
 use std::ops::Range;
 
 use files::{Error, Result};
 
+pub use experts::{
+    ExpertBatch, ExpertTable, MlpWeights, RouteBuffers, RouteSpec, RoutedLayer, RoutedOutput, RoutedRow,
+    Routes, SharedOutput,
+};
+
 use crate::buffer::{Block, Buffer, Tensor, Weight};
+use crate::check;
 
 /// What a backend is.
 #[derive(Clone, Debug)]
@@ -211,84 +219,6 @@ impl DeltaSpec {
     }
 }
 
-/// How a router turns logits into experts and weights.
-#[derive(Clone, Debug)]
-pub struct RouteSpec {
-    /// Experts per token.
-    pub top_k: usize,
-    /// Divide the chosen experts' softmax weights by their sum.
-    pub normalise: bool,
-}
-
-/// The router's answer on the device: `[rows, top_k]` expert ids (u32) and weights.
-#[derive(Debug)]
-pub struct RouteBuffers {
-    /// Expert ids, u32, by falling weight.
-    pub ids: Block,
-    /// What multiplies each expert's output, `[rows, top_k]`.
-    pub weights: Tensor,
-}
-
-/// The router's answer on the host, `[rows, top_k]` each, by falling weight.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Routes {
-    /// Experts per token.
-    pub top_k: usize,
-    /// Expert ids.
-    pub ids: Vec<u32>,
-    /// What multiplies each expert's output.
-    pub weights: Vec<f32>,
-}
-
-/// The three matrices of a gated MLP: `down(silu(gate(x)) * up(x))`.
-#[derive(Clone, Debug)]
-pub struct MlpWeights {
-    /// `[intermediate, hidden]`
-    pub gate: Weight,
-    /// `[intermediate, hidden]`
-    pub up: Weight,
-    /// `[hidden, intermediate]`
-    pub down: Weight,
-}
-
-impl MlpWeights {
-    /// Three matrices that fit each other.
-    ///
-    /// # Errors
-    /// [`files::ErrorKind::Corrupt`] when they do not.
-    pub fn new(gate: Weight, up: Weight, down: Weight) -> Result<Self> {
-        let (i, h) = (gate.rows(), gate.cols());
-        if (up.rows(), up.cols()) != (i, h) || (down.rows(), down.cols()) != (h, i) {
-            return Err(Error::corrupt(format!(
-                "gate [{i}, {h}], up [{}, {}] and down [{}, {}] do not make an MLP",
-                up.rows(),
-                up.cols(),
-                down.rows(),
-                down.cols()
-            )));
-        }
-        Ok(Self { gate, up, down })
-    }
-}
-
-/// One row that an expert works on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct RoutedRow {
-    /// Row of the input.
-    pub row: u32,
-    /// Row of `parts` that takes the result: `row * top_k + choice`.
-    pub part: u32,
-}
-
-/// One expert and the rows routed to it.
-#[derive(Clone, Copy, Debug)]
-pub struct ExpertBatch<'a> {
-    /// The expert.
-    pub weights: &'a MlpWeights,
-    /// Its rows.
-    pub rows: &'a [RoutedRow],
-}
-
 /// One of several products with the same x: [`Backend::linears`].
 #[derive(Debug)]
 pub struct Product<'a> {
@@ -300,43 +230,38 @@ pub struct Product<'a> {
     pub out: &'a mut Tensor,
 }
 
-/// All experts of a layer in memory, for [`Backend::routed_mlp`].
-pub struct ExpertTable {
-    experts: Vec<MlpWeights>,
-    device: Box<dyn Any + Send + Sync>,
+/// A residual stream that an op adds to, and the norm that reads it next: `x += what the op computes`, then
+/// `out[r] = x[r] / sqrt(mean(x[r]^2) + eps) * weight`.
+#[derive(Debug)]
+pub struct Residual<'a> {
+    /// `[rows, cols]`
+    pub x: &'a mut Tensor,
+    /// `[1, cols]`
+    pub weight: &'a Tensor,
+    /// What keeps the division finite.
+    pub eps: f32,
+    /// `[rows, cols]`
+    pub out: &'a mut Tensor,
 }
 
-impl ExpertTable {
-    /// A table over `experts`, with what the backend needs to look them up.
-    ///
-    /// # Errors
-    /// [`files::ErrorKind::InvalidRequest`] when there is none, or their shapes differ.
-    pub fn new(experts: Vec<MlpWeights>, device: Box<dyn Any + Send + Sync>) -> Result<Self> {
-        let shape = |w: &MlpWeights| (w.gate.rows(), w.gate.cols());
-        if experts.is_empty() || experts.iter().any(|w| shape(w) != shape(&experts[0])) {
-            return Err(Error::invalid("a table needs experts, all of one shape"));
-        }
-        Ok(Self { experts, device })
-    }
-
-    /// The experts, in the order of their ids; at least one.
-    pub fn experts(&self) -> &[MlpWeights] {
-        &self.experts
-    }
-
-    /// What the backend put there.
-    pub fn device<T: 'static>(&self) -> Option<&T> {
-        self.device.downcast_ref()
-    }
+/// Queries, keys and values of a step's rows, for [`Backend::norm_rope_append`].
+#[derive(Debug)]
+pub struct Heads<'a> {
+    /// As `x` of [`Backend::norm_rope`].
+    pub q: &'a mut Tensor,
+    /// As `x` of [`Backend::norm_rope`].
+    pub k: &'a mut Tensor,
+    /// As in [`Backend::kv_append`].
+    pub v: &'a Tensor,
 }
 
-/// The shared expert's contribution to [`Backend::combine`].
+/// How queries or keys are normed and rotated.
 #[derive(Clone, Copy, Debug)]
-pub struct SharedOutput<'a> {
-    /// `[rows, hidden]`
-    pub output: &'a Tensor,
-    /// `[rows, 1]`, before the sigmoid.
-    pub gate: &'a Tensor,
+pub struct Turn<'a> {
+    /// Where the heads lie.
+    pub spec: &'a RopeSpec,
+    /// Weight `[1, head_dim]` and epsilon.
+    pub norm: Option<(&'a Tensor, f32)>,
 }
 
 /// A device that runs the models' operations.
@@ -407,6 +332,12 @@ pub trait Backend: Send + Sync {
     /// `x += y`, same shape.
     fn add(&self, x: &mut Tensor, y: &Tensor) -> Result<()>;
 
+    /// [`Backend::add`] of `y` to the residual stream and [`Backend::rms_norm`] of the sum.
+    fn add_norm(&self, y: &Tensor, to: Residual<'_>) -> Result<()> {
+        self.add(to.x, y)?;
+        self.rms_norm(to.x, to.weight, to.eps, to.out)
+    }
+
     /// `out[i] = x[rows[i]]`.
     fn gather_rows(&self, x: &Tensor, rows: &[u32], out: &mut Tensor) -> Result<()>;
 
@@ -426,6 +357,22 @@ pub trait Backend: Send + Sync {
 
     /// Stores the segment's rows of `k` and `v`, `[rows, kv_heads * head_dim]`, at their positions.
     fn kv_append(&self, k: &Tensor, v: &Tensor, segment: &Segment, cache: &mut KvCache) -> Result<()>;
+
+    /// [`Backend::norm_rope`] of queries and of keys, with the same `frequencies`, and [`Backend::kv_append`];
+    /// what the keys' tensor holds afterwards is undefined.
+    fn norm_rope_append(
+        &self,
+        heads: Heads<'_>,
+        segment: &Segment,
+        turns: [Turn<'_>; 2],
+        frequencies: &Tensor,
+        cache: &mut KvCache,
+    ) -> Result<()> {
+        let [q, k] = turns;
+        self.norm_rope(heads.q, segment, q.spec, frequencies, q.norm)?;
+        self.norm_rope(heads.k, segment, k.spec, frequencies, k.norm)?;
+        self.kv_append(heads.k, heads.v, segment, cache)
+    }
 
     /// Causal attention of the segment's rows over the cache, which already holds them: for position p and head h,
     /// `softmax_j<=p(scale * q . keys[j]) . values[j]`, times `sigmoid(gate)` if gated.
@@ -466,6 +413,20 @@ pub trait Backend: Send + Sync {
         state: &mut Tensor,
         out: &mut Tensor,
     ) -> Result<()>;
+
+    /// [`Backend::delta_rule`] over all rows of the step, and [`Backend::gated_norm`] of its answer.
+    fn gated_delta_rule(
+        &self,
+        input: &DeltaInput<'_>,
+        spec: &DeltaSpec,
+        state: &mut Tensor,
+        gate: Gate<'_>,
+        out: &mut Tensor,
+    ) -> Result<()> {
+        check::gated_delta_rule(input, spec, state, gate, out)?;
+        self.delta_rule(input, spec, state, out)?;
+        self.gated_norm(out, gate.z, gate.weight, gate.eps)
+    }
 
     /// `x[r, h] = rms_norm(x[r, h]) * weight * silu(z[r, h])` per head of `weight`'s length, in place.
     fn gated_norm(&self, x: &mut Tensor, z: &Tensor, weight: &Tensor, eps: f32) -> Result<()>;
@@ -519,6 +480,31 @@ pub trait Backend: Send + Sync {
         shared: Option<SharedOutput<'_>>,
         out: &mut Tensor,
     ) -> Result<()>;
+
+    /// [`Backend::combine`] with the residual stream and the norm after it; `to.out` holds the sum in between.
+    fn combine_norm(
+        &self,
+        parts: &Tensor,
+        routes: &RouteBuffers,
+        spec: &RouteSpec,
+        shared: Option<SharedOutput<'_>>,
+        to: Residual<'_>,
+    ) -> Result<()> {
+        self.combine(parts, routes, spec, shared, to.out)?;
+        self.add(to.x, to.out)?;
+        self.rms_norm(to.x, to.weight, to.eps, to.out)
+    }
+
+    /// [`Backend::route`], [`Backend::routed_mlp`], and the shared expert's [`Backend::mlp`] and gate, all of x.
+    fn routed_layer(&self, x: &Tensor, layer: &RoutedLayer<'_>, to: RoutedOutput<'_>) -> Result<()> {
+        self.route(x, layer.router, layer.spec, to.routes)?;
+        self.routed_mlp(x, layer.table, to.routes, layer.spec, to.parts)?;
+        let (Some((mlp, gate_weight)), Some((output, gate))) = (layer.shared, to.shared) else {
+            return Ok(());
+        };
+        self.mlp(x, mlp, output)?;
+        self.linear(x, gate_weight, None, gate)
+    }
 }
 
 /// The inputs of [`Backend::delta_rule`].
@@ -536,4 +522,15 @@ pub struct DeltaInput<'a> {
     pub decay: &'a Tensor,
     /// `[1, value_heads]`
     pub dt_bias: &'a Tensor,
+}
+
+/// What norms and gates an answer, head by head: [`Backend::gated_norm`].
+#[derive(Clone, Copy, Debug)]
+pub struct Gate<'a> {
+    /// `[rows, heads * head_dim]`
+    pub z: &'a Tensor,
+    /// `[1, head_dim]`
+    pub weight: &'a Tensor,
+    /// What keeps the division finite.
+    pub eps: f32,
 }

@@ -27,26 +27,54 @@ fn rigs() -> Vec<Rig> {
 
 conformance!(rigs);
 
+/// Products of many rows in fast mode: where the device has matrix units, these round their inputs to half precision.
+/// A product of two rounded values is off by 2^-10 of it at most, and values below the normal range of halves, which
+/// begins at 2^-9 for activations (divided by 32) and at 2^-19 for weights (multiplied), by half a step there:
+/// |error| <= 2^-10 sum |x w| + 2^-20 sum |w| + 2^-30 sum |x|, and a little for the sums, which are single.
+#[test]
+fn products_on_matrix_units() {
+    if adapters().is_empty() {
+        println!("SKIP gpu: no adapter");
+        return;
+    }
+    let options = GpuOptions { precision: Precision::Fast, ..GpuOptions::default() };
+    for align in [1, 16] {
+        let backend = Box::new(Gpu::open(&options).unwrap());
+        let name = format!("{}, fast, weights at multiples of {align}", backend.adapter().name);
+        let rig = Rig { name, backend, batch_invariant: false, align };
+        common::dense::many_rows(&rig);
+        common::experts::many_rows(&rig);
+    }
+}
+
 /// Reductions through shared memory alone: for every op that reduces.
 #[test]
 fn without_subgroups() {
     for rig in open(false, 16) {
         common::dense::linear(&rig);
+        common::dense::linears(&rig);
         common::dense::rms_norm(&rig);
+        common::dense::add_norm(&rig);
         common::dense::gated_norm(&rig);
+        common::attention::norm_rope_append(&rig);
         common::attention::attention(&rig);
         common::recurrent::delta_rule(&rig);
+        common::recurrent::gated_delta_rule(&rig);
         common::experts::route(&rig);
+        common::experts::routed_layer(&rig);
+        common::experts::combine_norm(&rig);
     }
 }
 
-/// Weights where the loads of thirty-two values work, by vectors and by words.
+/// Weights where the loads of thirty-two values work, by vectors, by pairs and by words.
 #[test]
 fn aligned_weights() {
-    for rig in open(true, 16).into_iter().chain(open(true, 4)) {
+    for rig in [16, 8, 4].into_iter().flat_map(|align| open(true, align)) {
         common::dense::linear(&rig);
+        common::dense::linears(&rig);
         common::experts::mlp(&rig);
         common::experts::expert_mlp(&rig);
         common::experts::route(&rig);
+        common::experts::routed_layer(&rig);
     }
 }

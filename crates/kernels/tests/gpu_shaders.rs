@@ -5,21 +5,22 @@
 use files::Format;
 use naga::back::msl;
 use naga::valid::{Capabilities, ValidationFlags, Validator};
-use tidemill_kernels::gpu::source::{KERNELS, Kernel, Variant, wgsl, wide};
+use tidemill_kernels::gpu::source::{CONSTANTS_MAX, KERNELS, Kernel, Variant, WEIGHTS_MAX, wgsl, wide};
 
 /// Values for the constants of a kernel.
-fn constants(kernel: &Kernel, tail: u32, kv_format: u32, wide: u32) -> [u32; 4] {
-    let mut all = [0; 4];
+fn constants(kernel: &Kernel, tail: u32, kv_format: u32, wide: u32) -> [u32; CONSTANTS_MAX] {
+    let mut all = [0; CONSTANTS_MAX];
     for (slot, name) in all.iter_mut().zip(kernel.constants) {
         *slot = match *name {
             "TAIL" => tail,
             "TOKENS" if wide > 0 => 1,
             "WIDE" => wide,
             "LANES" => 8,
-            "TOKENS" | "KERNEL" | "TOP_K" => 4,
+            "TOKENS" | "KERNEL" | "TOP_K" | "HEADS" => 4,
             "HEAD_DIM" | "KEY_DIM" => 128,
             "EXPERTS" => 512,
             "FORMAT" => kv_format,
+            "SPANS_MAX" => 64,
             _ => 1,
         };
     }
@@ -31,11 +32,19 @@ fn translate(kernel: &Kernel, variant: &Variant, subgroups: bool) {
     let source = wgsl(kernel, variant, subgroups);
     let module = naga::front::wgsl::parse_str(&source)
         .unwrap_or_else(|e| panic!("{what}: {}", e.emit_to_string(&source)));
-    let capabilities =
+    let mut capabilities =
         Capabilities::IMMEDIATES | Capabilities::SUBGROUP | Capabilities::SHADER_FLOAT16_IN_FLOAT32;
+    // Metal's matrices are 8 x 8: there, `matmul` takes its place.
+    let on_units = kernel.source.contains("coop_mat16x16");
+    if on_units {
+        capabilities |= Capabilities::COOPERATIVE_MATRIX | Capabilities::SHADER_FLOAT16;
+    }
     let info = Validator::new(ValidationFlags::all(), capabilities)
         .validate(&module)
         .unwrap_or_else(|e| panic!("{what}: {}", e.emit_to_string(&source)));
+    if on_units {
+        return;
+    }
     let options = msl::Options { lang_version: (2, 4), fake_missing_bindings: true, ..Default::default() };
     let (text, _) = msl::write_string(&module, &info, &options, &msl::PipelineOptions::default())
         .unwrap_or_else(|e| panic!("{what}: {e}"));
@@ -49,20 +58,29 @@ fn all_shaders_translate_to_metal() {
     for kernel in KERNELS {
         let formats = if kernel.weights.is_empty() { vec![Format::F32] } else { Format::all() };
         for format in formats {
-            let mut all = [None; 2];
+            let mut all = [None; WEIGHTS_MAX];
             all.iter_mut().zip(kernel.weights).for_each(|(slot, _)| *slot = Some(format));
             // Only floats have rows that are no multiple of eight.
             let tail = u32::from(matches!(format, Format::F32 | Format::F16 | Format::BF16));
             let kv_formats = if kernel.constants.contains(&"FORMAT") { 0..3 } else { 0..1 };
             let mut widths = vec![0];
             if kernel.constants.contains(&"WIDE") {
-                widths.extend([1, 4, 16].map(|alignment| wide(format, alignment) as u32));
+                widths.extend([1, 4, 8, 16].map(|alignment| wide(format, alignment) as u32));
             }
             for (kv_format, wide) in kv_formats.flat_map(|f| widths.iter().map(move |&w| (f, w))) {
                 let constants = constants(kernel, tail, kv_format, wide);
                 let variant = Variant { name: kernel.name, formats: all, constants };
                 translate(kernel, &variant, true);
                 translate(kernel, &variant, false);
+                // Kernels that serve a shared expert too do without one.
+                if let Some(own) = kernel.weights.iter().position(|name| name.starts_with("shared_")) {
+                    let shared = kernel.constants.iter().position(|name| *name == "SHARED");
+                    let mut variant = variant;
+                    variant.constants[shared.expect("says whether there is one")] = 0;
+                    variant.formats[own..].fill(None);
+                    translate(kernel, &variant, true);
+                    translate(kernel, &variant, false);
+                }
             }
         }
     }

@@ -213,13 +213,15 @@ impl ExpertStore {
         Ok(())
     }
 
-    /// Says what will probably be wanted soon. Starts reads behind all demand reads, in at most a quarter of the
-    /// slots, and only while nothing wanted waits for a slot; the rest of the hint is dropped. Never fails:
-    /// unknown experts are ignored, and a read that fails is tried again when it is wanted.
-    pub fn hint(&mut self, layer: LayerId, experts: &ExpertMask) {
+    /// Says what will probably be wanted soon, the likeliest first. Starts reads behind all demand reads, in at most a
+    /// quarter of the slots, and only while nothing wanted waits for a slot; the rest of the hint is dropped. Never
+    /// fails: unknown experts are ignored, and a read that fails is tried again when it is wanted.
+    pub fn hint(&mut self, layer: LayerId, experts: impl IntoIterator<Item = ExpertId>) {
         self.collect();
         self.start_queued();
-        for expert in experts.iter() {
+        let experts: Vec<_> = experts.into_iter().collect();
+        let named: ExpertMask = experts.iter().copied().collect();
+        for expert in experts {
             let key = ExpertKey { layer, expert };
             let known = self.layout(key).is_some() && self.pool.find(key).is_none();
             if !known || !self.want.queued.is_empty() {
@@ -227,7 +229,7 @@ impl ExpertStore {
             }
             let on_their_way = self.hinted.values().flatten().count();
             let room = on_their_way < self.pool.limit() / 4;
-            let spare = |k: ExpertKey| !(k.layer == layer && experts.contains(k.expert));
+            let spare = |k: ExpertKey| !(k.layer == layer && named.contains(k.expert));
             if !room || !self.make_room(spare) {
                 return;
             }
@@ -307,12 +309,6 @@ impl ExpertStore {
         self.collect();
         self.start_queued();
         self.read_warm();
-    }
-
-    /// Whether nothing that was wanted or hinted is still on its way or waits for a slot.
-    pub fn is_idle(&self) -> bool {
-        let guesses = self.hinted.values().any(Option::is_some);
-        self.want.queued.is_empty() && self.want.reading.is_empty() && !guesses
     }
 
     /// The experts in memory.

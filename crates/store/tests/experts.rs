@@ -35,7 +35,7 @@ fn session(model: &Model, store: &mut ExpertStore, random: &mut Random, wants: u
         loop {
             if random.below(4) == 0 {
                 let ids: Vec<_> = (0..4).map(|_| random.below(EXPERTS) as u16).collect();
-                store.hint(LayerId(random.below(LAYERS + 1) as u16), &mask(ids));
+                store.hint(LayerId(random.below(LAYERS + 1) as u16), mask(ids).iter());
             }
             while held.len() > hold.saturating_sub(1) || (random.below(3) == 0 && !held.is_empty()) {
                 let lease = held.pop_front().unwrap();
@@ -221,8 +221,8 @@ fn hints_are_used_and_give_way() {
     let model = model(5);
     let disk = plain(&model);
     let mut store = model.store(disk.clone(), 8);
-    store.hint(LayerId(1), &mask([2, 7, 8]));
-    store.hint(LayerId(77), &mask([0])); // no such layer: nothing happens
+    store.hint(LayerId(1), mask([2, 7, 8]).iter());
+    store.hint(LayerId(77), mask([0]).iter()); // no such layer: nothing happens
     store.want(LayerId(0), &mask([0, 1])).unwrap();
     assert_eq!(drain(&model, &mut store), [0, 1]);
     store.want(LayerId(1), &mask([2, 3])).unwrap();
@@ -230,7 +230,7 @@ fn hints_are_used_and_give_way() {
     let total = store.stats().total();
     assert_eq!((total.hinted, total.hints_used), (2, 1), "a quarter of 8 slots, and one guess was right");
     // With every slot wanted, a hint that is still on its way must hand its slot over.
-    store.hint(LayerId(2), &mask([4]));
+    store.hint(LayerId(2), mask([4]).iter());
     store.want(LayerId(0), &mask(0..8)).unwrap();
     assert_eq!(drain(&model, &mut store).len(), 8);
 }
@@ -241,7 +241,7 @@ fn a_failing_hint_is_silent_and_the_want_reads_again() {
     let disk = plain(&model);
     let mut store = model.store(disk.clone(), 8);
     disk.inject(Fault { range: model.layouts[1][2].parts[0], kind: FaultKind::Io, times: 1 });
-    store.hint(LayerId(1), &mask([2]));
+    store.hint(LayerId(1), mask([2]).iter());
     store.want(LayerId(0), &mask([0])).unwrap();
     assert_eq!(drain(&model, &mut store), [0]);
     while disk.progress(true) {}

@@ -60,7 +60,7 @@ fn session(model: &Model, store: &mut ExpertStore, random: &mut Random) {
             }
             if random.below(4) == 0 {
                 let ids: Vec<_> = (0..4).map(|_| random.below(EXPERTS) as u16).collect();
-                store.hint(LayerId(random.below(LAYERS) as u16), &mask(ids));
+                store.hint(LayerId(random.below(LAYERS) as u16), mask(ids).iter());
             }
             if random.below(2) == 0 {
                 held.drain(..random.below(held.len() + 1)).for_each(|lease| model.check(&lease));

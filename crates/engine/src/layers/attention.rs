@@ -2,7 +2,7 @@
 
 use files::{Error, Result};
 use kernels::Tensor;
-use kernels::ops::{AttentionSpec, RopeSpec};
+use kernels::ops::{AttentionSpec, Heads, RopeSpec, Turn};
 
 use super::Rope;
 use crate::scratch::Activation;
@@ -44,9 +44,9 @@ impl Attention {
             let LayerState::Kv(cache) = state else {
                 return Err(Error::invalid(format!("layer {layer} has no KV cache")));
             };
-            backend.norm_rope(&mut q, segment, &q_rope, &self.rope.frequencies, q_norm)?;
-            backend.norm_rope(&mut k, segment, &k_rope, &self.rope.frequencies, k_norm)?;
-            backend.kv_append(&k, &v, segment, cache)?;
+            let turns = [Turn { spec: &q_rope, norm: q_norm }, Turn { spec: &k_rope, norm: k_norm }];
+            let heads = Heads { q: &mut q, k: &mut k, v: &v };
+            backend.norm_rope_append(heads, segment, turns, &self.rope.frequencies, cache)?;
             backend.attention(&q, segment, cache, &self.spec, &mut mixed)
         })?;
         s.linear(&mixed, &self.out)

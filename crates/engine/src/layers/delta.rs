@@ -2,7 +2,7 @@
 
 use files::{Error, Result};
 use kernels::Tensor;
-use kernels::ops::{DeltaInput, DeltaSpec};
+use kernels::ops::{DeltaInput, DeltaSpec, Gate};
 
 use crate::scratch::Activation;
 use crate::state::LayerState;
@@ -38,6 +38,9 @@ impl Delta {
         let [qkv, a, b, z] = s.linears(h, [&self.qkv, &self.a, &self.b, &self.z])?;
         let mut convolved = s.tensor(h.rows(), self.spec.channels())?;
         let mut mixed = s.tensor(h.rows(), self.spec.value_heads * self.spec.value_head_dim)?;
+        // The norm is of all rows, so it goes with the last op of a single sequence.
+        let alone = s.sequences.len() == 1;
+        let gate = Gate { z: &z, weight: &self.norm.weight, eps: self.norm.eps };
         s.each_sequence(layer, |backend, segment, state| {
             let LayerState::Delta(state) = state else {
                 return Err(Error::invalid(format!("layer {layer} has no recurrent state")));
@@ -45,9 +48,14 @@ impl Delta {
             backend.short_conv(&qkv, &self.conv, segment, &mut state.conv, &mut convolved)?;
             let (qkv, decay, dt_bias) = (&*convolved, &self.decay, &self.dt_bias);
             let input = DeltaInput { segment, qkv, a: &a, b: &b, decay, dt_bias };
+            if alone {
+                return backend.gated_delta_rule(&input, &self.spec, &mut state.delta, gate, &mut mixed);
+            }
             backend.delta_rule(&input, &self.spec, &mut state.delta, &mut mixed)
         })?;
-        s.backend.gated_norm(&mut mixed, &z, &self.norm.weight, self.norm.eps)?;
+        if !alone {
+            s.backend.gated_norm(&mut mixed, gate.z, gate.weight, gate.eps)?;
+        }
         s.linear(&mixed, &self.out)
     }
 }

@@ -16,7 +16,7 @@ use files::Result;
 use kernels::Tensor;
 
 use crate::scratch::Activation;
-use crate::step::Step;
+use crate::step::{Norm, Step};
 
 /// What mixes tokens of a sequence.
 pub(crate) enum Mixer {
@@ -36,6 +36,9 @@ impl Mixer {
     }
 }
 
+/// What is done while a layer's experts are read, with the residual stream as the layer found it.
+pub(crate) type Meanwhile<'a> = &'a dyn Fn(&mut Step<'_>, &Tensor) -> Result<()>;
+
 /// What works on each token alone.
 pub(crate) enum FeedForward {
     /// A resident gated MLP.
@@ -45,11 +48,26 @@ pub(crate) enum FeedForward {
 }
 
 impl FeedForward {
-    /// `[rows, hidden]` to `[rows, hidden]`.
-    pub(crate) fn run(&self, s: &mut Step<'_>, layer: usize, h: &Tensor) -> Result<Activation> {
-        match self {
-            FeedForward::Dense(mlp) => mlp.run(s, h),
-            FeedForward::Moe(moe) => moe.run(s, layer, h),
+    /// Adds its answer to `h`, `[rows, hidden]`, to the residual stream `x`; with the norm that comes next also `x`
+    /// normed. Shows `x` to `meanwhile` when this layer's reads have been asked for.
+    pub(crate) fn run(
+        &self,
+        s: &mut Step<'_>,
+        layer: usize,
+        h: &Tensor,
+        x: &mut Tensor,
+        next: Option<&Norm>,
+        meanwhile: Meanwhile<'_>,
+    ) -> Result<Option<Activation>> {
+        let mlp = match self {
+            FeedForward::Dense(mlp) => mlp,
+            FeedForward::Moe(moe) => return moe.run(s, layer, h, x, next, meanwhile),
+        };
+        meanwhile(s, x)?;
+        let y = mlp.run(s, h)?;
+        match next {
+            Some(norm) => s.add_norm(x, &y, norm).map(Some),
+            None => s.add(x, &y).map(|()| None),
         }
     }
 }

@@ -1,15 +1,18 @@
 //! Routed experts: the only place where disk meets math.
 
 use files::{Error, Result};
-use kernels::ops::{ExpertBatch, RouteBuffers, RouteSpec, RoutedRow, Routes, SharedOutput};
+use kernels::ops::{
+    ExpertBatch, Residual, RouteBuffers, RouteSpec, RoutedLayer, RoutedOutput, RoutedRow, Routes,
+    SharedOutput,
+};
 use kernels::{Tensor, Weight};
 use store::{ExpertId, ExpertMask, LayerId};
 
-use super::Mlp;
+use super::{Meanwhile, Mlp};
 use crate::bridge::{ExpertShape, LeasedExpert};
 use crate::lookahead::Guess;
 use crate::scratch::Activation;
-use crate::step::{Experts, Linear, Step, Sweep};
+use crate::step::{Experts, Norm, Step, Sweep};
 
 /// The weights of one mixture-of-experts layer that are always needed, and the shape of those on disk.
 pub(crate) struct Moe {
@@ -36,29 +39,51 @@ pub(crate) struct SharedExpert {
     /// The MLP.
     pub(crate) mlp: Mlp,
     /// `[1, hidden]`, before a sigmoid.
-    pub(crate) gate: Linear,
+    pub(crate) gate: Weight,
 }
 
 impl Moe {
     /// See [`super::FeedForward::run`].
-    pub(crate) fn run(&self, s: &mut Step<'_>, layer: usize, h: &Tensor) -> Result<Activation> {
+    pub(crate) fn run(
+        &self,
+        s: &mut Step<'_>,
+        layer: usize,
+        h: &Tensor,
+        x: &mut Tensor,
+        next: Option<&Norm>,
+        meanwhile: Meanwhile<'_>,
+    ) -> Result<Option<Activation>> {
         let id = LayerId(layer as u16);
+        let (rows, hidden) = (h.rows(), h.cols());
         let mut chosen = s.route_buffers(self.spec.top_k)?;
-        s.backend.route(h, &self.router, &self.spec, &mut chosen)?;
+        let mut parts = s.tensor(rows * self.spec.top_k, hidden)?;
+        let mut shared = match self.shared {
+            Some(_) => Some((s.tensor(rows, hidden)?, s.tensor(rows, 1)?)),
+            None => None,
+        };
         if let Some(experts) = &mut s.experts {
             experts.pool.govern();
         }
-        let mut parts = s.tensor(h.rows() * self.spec.top_k, h.cols())?;
-        let looked_up = self.look_up(s, id, h, &chosen, &mut parts)?;
-        let by_expert = if looked_up { None } else { Some(self.want(s, id, h, &chosen)?) };
-        let shared = self.shared.as_ref().map(|e| e.run(s, h)).transpose()?; // work that hides the reads
-        if let Some(by_expert) = by_expert {
+        if !self.look_up(s, id, h, &mut chosen, &mut parts, &mut shared)? {
+            s.backend.route(h, &self.router, &self.spec, &mut chosen)?;
+            let by_expert = self.want(s, id, h, &chosen)?;
+            meanwhile(s, x)?;
+            if let (Some(expert), Some((output, gate))) = (&self.shared, &mut shared) {
+                // Work that hides the reads.
+                s.backend.mlp(h, &expert.mlp.weights, output)?;
+                s.backend.linear(h, &expert.gate, None, gate)?;
+            }
             self.run_experts(s, id, h, &by_expert, &mut parts)?;
         }
         let shared = shared.as_ref().map(|(output, gate)| SharedOutput { output, gate });
-        let mut out = s.tensor(h.rows(), h.cols())?;
-        s.backend.combine(&parts, &chosen, &self.spec, shared, &mut out)?;
-        Ok(out)
+        let mut out = s.tensor(rows, hidden)?;
+        let Some(norm) = next else {
+            s.backend.combine(&parts, &chosen, &self.spec, shared, &mut out)?;
+            return s.add(x, &out).map(|()| None);
+        };
+        let to = Residual { x, weight: &norm.weight, eps: norm.eps, out: &mut out };
+        s.backend.combine_norm(&parts, &chosen, &self.spec, shared, to)?;
+        Ok(Some(out))
     }
 
     /// Lets the device look up its experts if all of the layer are there, so that nobody waits for the router's ids;
@@ -69,15 +94,19 @@ impl Moe {
         s: &mut Step<'_>,
         layer: LayerId,
         h: &Tensor,
-        chosen: &RouteBuffers,
+        routes: &mut RouteBuffers,
         parts: &mut Tensor,
+        shared: &mut Option<(Activation, Activation)>,
     ) -> Result<bool> {
         // Who records routes wants to see them.
         let (1, None, Some(experts)) = (h.rows(), &s.routes, &mut s.experts) else { return Ok(false) };
         let Some(table) = experts.pool.resident(experts.slabs, layer, &self.expert)? else {
             return Ok(false);
         };
-        s.backend.routed_mlp(h, table, chosen, &self.spec, parts)?;
+        let expert = self.shared.as_ref().map(|e| (&e.mlp.weights, &e.gate));
+        let layer_weights = RoutedLayer { router: &self.router, spec: &self.spec, table, shared: expert };
+        let shared = shared.as_mut().map(|(output, gate)| (&mut **output, &mut **gate));
+        s.backend.routed_layer(h, &layer_weights, RoutedOutput { routes, parts, shared })?;
         experts.pool.store.count_hits(layer, self.spec.top_k as u64);
         experts.sweep = None;
         Ok(true)
@@ -107,16 +136,16 @@ impl Moe {
         Ok(by_expert)
     }
 
-    /// Lets an idle drive read what this layer's router will probably choose: it is asked about `h`, the state `[1,
-    /// hidden]` before the layer's mixer, and as much of its answer as `guess` says is believed.
+    /// Lets the drive read what this layer's router will probably choose, once it has read what is wanted: the router is
+    /// asked about `h`, an earlier state `[1, hidden]`, and as much of its answer as `guess` says is believed.
     pub(crate) fn look_ahead(&self, s: &mut Step<'_>, layer: usize, h: &Tensor, guess: Guess) -> Result<()> {
         let spec = RouteSpec { top_k: guess.experts(self.spec.top_k), ..self.spec };
         let mut chosen = s.route_buffers(spec.top_k)?;
         s.backend.route(h, &self.router, &spec, &mut chosen)?;
         let routes = s.backend.read_routes(&chosen, h.rows(), &spec)?;
-        let guess: ExpertMask = routes.ids.iter().map(|&id| ExpertId(id as u16)).collect();
+        let guessed = routes.ids.iter().map(|&id| ExpertId(id as u16)); // the likeliest first
         if let Some(experts) = &mut s.experts {
-            experts.pool.store.hint(LayerId(layer as u16), &guess);
+            experts.pool.store.hint(LayerId(layer as u16), guessed);
         }
         Ok(())
     }
@@ -163,13 +192,6 @@ impl Moe {
                 submitted = true;
             }
         }
-    }
-}
-
-impl SharedExpert {
-    /// The output `[rows, hidden]` and its gate `[rows, 1]`.
-    fn run(&self, s: &Step<'_>, h: &Tensor) -> Result<(Activation, Activation)> {
-        Ok((self.mlp.run(s, h)?, s.linear(h, &self.gate)?))
     }
 }
 

@@ -1,8 +1,8 @@
 //! The residual decoder that these architectures share: norm, mixer, norm, feed-forward, layer after layer.
 
 use files::Result;
-use kernels::Weight;
 use kernels::ops::KvFormat;
+use kernels::{Tensor, Weight};
 use store::{ExpertId, LayerId};
 
 use crate::layers::{FeedForward, Mixer};
@@ -33,28 +33,33 @@ impl Decoder {
     /// Runs the step's tokens through all layers: `[rows, hidden]` before the final norm.
     pub(crate) fn forward(&self, s: &mut Step<'_>) -> Result<Activation> {
         let mut x = s.embed(&self.embedding)?;
+        let mut normed = None;
         for (l, layer) in self.layers.iter().enumerate() {
-            let h = s.rms_norm(&x, &layer.mixer_norm)?;
+            let h = match normed.take() {
+                Some(h) => h,
+                None => s.rms_norm(&x, &layer.mixer_norm)?,
+            };
             let mixed = layer.mixer.run(s, l, &h)?;
             s.read_ahead();
-            s.add(&mut x, &mixed)?;
-            drop((h, mixed)); // their memory serves the other half of the layer
-            let h = s.rms_norm(&x, &layer.mlp_norm)?;
-            let y = layer.mlp.run(s, l, &h)?;
-            s.add(&mut x, &y)?;
-            drop((h, y));
-            self.look_ahead(s, l + 1, &x)?;
+            drop(h); // its memory serves the other half of the layer
+            let h = s.add_norm(&mut x, &mixed, &layer.mlp_norm)?;
+            drop(mixed);
+            let next = self.layers.get(l + 1).map(|next| &next.mixer_norm);
+            let guess = |s: &mut Step<'_>, x: &Tensor| self.look_ahead(s, l + 1, x);
+            normed = layer.mlp.run(s, l, &h, &mut x, next, &guess)?;
+            drop(h);
             s.layer_done(l + 1)?;
         }
         Ok(x)
     }
 
-    /// While layer `next`'s mixer computes, the drive could read what its router will choose.
-    fn look_ahead(&self, s: &mut Step<'_>, next: usize, x: &Activation) -> Result<()> {
+    /// When the drive has read what a layer wants, it goes on with what the router of `next` will probably choose: that
+    /// is asked about `x` as the layer found it.
+    fn look_ahead(&self, s: &mut Step<'_>, next: usize, x: &Tensor) -> Result<()> {
         let Some(Block { mlp_norm, mlp: FeedForward::Moe(moe), .. }) = self.layers.get(next) else {
             return Ok(());
         };
-        let guess = s.guess();
+        let guess = s.experts.as_ref().map_or(Guess::None, |experts| experts.guess);
         if guess == Guess::None {
             return Ok(());
         }

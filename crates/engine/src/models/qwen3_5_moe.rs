@@ -84,7 +84,7 @@ fn feed_forward(b: &mut Binder<'_>, meta: &Meta, l: usize, top_k: Option<usize>)
             ];
             Some(SharedExpert {
                 mlp: b.mlp(l, names, i, hidden)?,
-                gate: b.linear(l, ("mlp.shared_expert_gate", "ffn_gate_inp_shexp"), 1, hidden)?,
+                gate: b.weight(l, ("mlp.shared_expert_gate", "ffn_gate_inp_shexp"), 1, hidden)?,
             })
         }
     };

@@ -4,8 +4,9 @@
 //! range of its own first, so that it reads on where it stopped, and then from those of the others. The caller works
 //! along, and a join waits only for workers that took part: a worker that the system does not run costs nothing
 //! but its help. A worker that loses its core in the middle of an item does cost: the join waits until the system
-//! runs it again, for milliseconds. When the caller sees that, or loses its own core, the machine has less cores to
-//! spare than the pool has threads, and the caller works alone for a while: [`Rest`].
+//! runs it again, for milliseconds. When that, or the loss of the caller's own core, costs more time than the workers
+//! save, the machine has less cores to spare than the pool has threads, and the caller works alone for a while:
+//! [`Rest`].
 
 use std::cell::UnsafeCell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -29,6 +30,9 @@ const JOB: u64 = 1 << 32;
 const SPIN: Duration = Duration::from_micros(200);
 /// Time lost in a job that only the loss of a core explains.
 const PREEMPTED: Duration = Duration::from_micros(400);
+/// More time than this must have been lost than workers have saved before the caller works alone. A thread that reads
+/// from the drive takes a core for less, and often.
+const DEBT_MAX: Duration = Duration::from_micros(2500);
 /// The first rest after the loss of a core, and the longest.
 const REST_MIN: Duration = Duration::from_millis(8);
 const REST_MAX: Duration = Duration::from_millis(256);
@@ -170,7 +174,8 @@ impl Pool {
         // The last item of a worker may have begun just before the caller's last one ended, and be a long one.
         let item = (drained - start) / u32::try_from(done.max(1)).unwrap_or(u32::MAX);
         let overdue = (now - drained).saturating_sub(4 * item);
-        rest.judge(now, lost.max(overdue) > PREEMPTED);
+        let saved = (now - start) * self.workers.len() as u32 / self.threads() as u32;
+        rest.judge(now, lost.max(overdue), saved);
         match lock(&self.shared.failure).take() {
             Some(error) => Err(error),
             None => Ok(()),
@@ -238,13 +243,18 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 struct Rest {
     until: Option<Instant>,
     length: Duration,
+    /// Time lost in the last jobs beyond what the workers saved.
+    debt: Duration,
 }
 
 impl Rest {
-    /// Learns from a job whether a core was lost in it. Rests grow while that goes on, so that what trying again costs
-    /// becomes small, and shrink when it has not happened for some time.
-    fn judge(&mut self, now: Instant, core_lost: bool) {
-        if core_lost {
+    /// Learns from a job how much time was lost in it with cores, and at most `saved` by sharing it. Rests grow while
+    /// that goes on, so that what trying again costs becomes small, and shrink when it has not happened for some time.
+    fn judge(&mut self, now: Instant, lost: Duration, saved: Duration) {
+        let lost = if lost > PREEMPTED { lost } else { Duration::ZERO };
+        self.debt = (self.debt + lost).saturating_sub(saved);
+        if self.debt > DEBT_MAX {
+            self.debt = Duration::ZERO;
             self.length = (2 * self.length).clamp(REST_MIN, REST_MAX);
             self.until = Some(now + self.length);
         } else if self.until.is_some_and(|until| now > until + self.length) {
@@ -394,21 +404,32 @@ mod tests {
 
     #[test]
     fn rests_grow_while_cores_are_lost_and_end_when_they_are_not() {
-        let (mut rest, mut now) = (Rest::default(), Instant::now());
-        rest.judge(now, false);
+        let (mut rest, mut now, ms) = (Rest::default(), Instant::now(), Duration::from_millis);
+        rest.judge(now, Duration::ZERO, ms(1));
         assert_eq!((rest.until, rest.length), (None, Duration::ZERO));
         for _ in 0..10 {
             now = rest.until.unwrap_or(now);
-            rest.judge(now, true);
+            rest.judge(now, ms(6), ms(3));
         }
         assert_eq!((rest.until, rest.length), (Some(now + REST_MAX), REST_MAX));
-        rest.judge(now + REST_MAX, false);
+        rest.judge(now + REST_MAX, Duration::ZERO, ms(1));
         assert_eq!(rest.length, REST_MAX, "one good job proves little");
         for _ in 0..10 {
             now += 4 * REST_MAX;
-            rest.judge(now, false);
+            rest.judge(now, Duration::ZERO, ms(1));
         }
         assert_eq!(rest.until, None);
+    }
+
+    #[test]
+    fn a_core_that_is_lost_now_and_then_is_worth_having() {
+        let (mut rest, now, us) = (Rest::default(), Instant::now(), Duration::from_micros);
+        for job in 0..1000 {
+            // A reading thread takes 600 us of every fifth millisecond.
+            let lost = if job % 10 == 0 { us(600) } else { Duration::ZERO };
+            rest.judge(now, lost, us(250));
+            assert_eq!(rest.until, None);
+        }
     }
 
     #[test]

@@ -38,6 +38,8 @@ pub(super) struct Device {
     pub(super) queue: wgpu::Queue,
     pub(super) summary: AdapterSummary,
     pub(super) subgroups: bool,
+    /// Whether matrix units multiply 16 x 16 values of half precision into single, for subgroups of 32.
+    pub(super) matrix_units: bool,
     /// The fewest threads that a subgroup may have.
     pub(super) subgroup_threads: u32,
     /// Largest buffer that one binding can show whole, less the padding.
@@ -49,6 +51,10 @@ pub(super) struct Device {
 const WANTED: wgpu::Features = wgpu::Features::SUBGROUP.union(super::profile::FEATURES);
 /// The features that every supported device has.
 const NEEDED: wgpu::Features = wgpu::Features::IMMEDIATES;
+/// What matrix units need.
+const MATRIX_UNITS: wgpu::Features = wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX
+    .union(wgpu::Features::SHADER_F16)
+    .union(wgpu::Features::SUBGROUP);
 /// The shaders address bytes with 32 bits.
 const ADDRESSABLE_BYTES: u64 = 1 << 32;
 
@@ -57,6 +63,19 @@ fn instance() -> wgpu::Instance {
     descriptor.backends = wgpu::Backends::VULKAN | wgpu::Backends::METAL;
     descriptor.flags = wgpu::InstanceFlags::empty();
     wgpu::Instance::new(descriptor)
+}
+
+/// Whether the adapter has the matrix units that `matmul_units.wgsl` is written for.
+fn has_matrix_units(adapter: &wgpu::Adapter) -> bool {
+    let info = adapter.get_info();
+    let fits = |p: &wgpu::CooperativeMatrixProperties| {
+        (p.m_size, p.n_size, p.k_size) == (16, 16, 16)
+            && p.ab_type == wgpu::CooperativeScalarType::F16
+            && p.cr_type == wgpu::CooperativeScalarType::F32
+    };
+    adapter.features().contains(MATRIX_UNITS)
+        && (info.subgroup_min_size, info.subgroup_max_size) == (32, 32)
+        && adapter.cooperative_matrix_properties().iter().any(fits)
 }
 
 /// Runs a future that a native driver answers at once.
@@ -121,13 +140,21 @@ impl Device {
             let which = name.map_or_else(String::new, |name| format!(" named {name}"));
             return Err(device_error(format!("no usable GPU{which}: no Vulkan or Metal driver offers one")));
         };
-        let features = NEEDED | (adapter.features() & WANTED);
+        let mut features = NEEDED | (adapter.features() & WANTED);
+        let mut experimental = wgpu::ExperimentalFeatures::disabled();
+        let matrix_units = has_matrix_units(&adapter);
+        if matrix_units {
+            features |= MATRIX_UNITS;
+            // SAFETY: what may misbehave are cooperative matrices; one shader of ours uses them, in the manner that
+            // wgpu documents, and the tests compare its answers.
+            experimental = unsafe { wgpu::ExperimentalFeatures::enabled() };
+        }
         let limits = adapter.limits();
         let request = adapter.request_device(&wgpu::DeviceDescriptor {
             label: None,
             required_features: features,
             required_limits: limits.clone(),
-            experimental_features: wgpu::ExperimentalFeatures::disabled(),
+            experimental_features: experimental,
             memory_hints: wgpu::MemoryHints::MemoryUsage,
             trace: wgpu::Trace::Off,
         });
@@ -141,7 +168,16 @@ impl Device {
         let buffer_bytes_max = largest.saturating_sub(PADDING_BYTES.next_multiple_of(4096)) as usize;
         let subgroups = features.contains(wgpu::Features::SUBGROUP);
         let subgroup_threads = adapter.get_info().subgroup_min_size;
-        Ok(Self { device, queue, summary, subgroups, subgroup_threads, buffer_bytes_max, failure })
+        Ok(Self {
+            device,
+            queue,
+            summary,
+            subgroups,
+            matrix_units,
+            subgroup_threads,
+            buffer_bytes_max,
+            failure,
+        })
     }
 
     /// The first failure that the driver reported since the last call, if any.

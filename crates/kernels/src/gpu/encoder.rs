@@ -13,7 +13,7 @@ use super::profile::Profile;
 use crate::ops::DeviceCounts;
 
 /// Most buffers of a dispatch.
-pub(super) const BINDINGS_MAX: usize = 12;
+pub(super) const BINDINGS_MAX: usize = 16;
 /// First size of the buffer for ids and tables.
 const UPLOAD_WORDS: usize = 1 << 18;
 /// Copies into device memory go in pieces of at most this, in bytes ...

@@ -4,12 +4,14 @@ use std::sync::Arc;
 
 use files::{Error, Result};
 
+use super::encoder::Binding;
 use super::memory::GpuMemory;
 use super::moe::{ACT_BYTES_MAX, Group, Parts, TILE_WORDS, TableAt};
-use super::product::{alignment, tokens_for};
+use super::product::{Job, alignment, tokens_for};
+use super::source::Wide;
 use super::{Call, GROUPS_MAX, Gpu, binding, items, memory_of, source};
 use crate::buffer::Tensor;
-use crate::ops::{ExpertTable, MlpWeights, RouteBuffers, RouteSpec};
+use crate::ops::{ExpertTable, MlpWeights, RouteBuffers, RouteSpec, RoutedLayer, RoutedOutput};
 
 /// Words of an expert in the lookup; `expert_tiles.wgsl` says which.
 const LOOKUP_WORDS: usize = 10;
@@ -58,13 +60,8 @@ impl Gpu {
         spec: &RouteSpec,
         parts: &mut Tensor,
     ) -> Result<()> {
-        let lookup: &Lookup =
-            table.device().ok_or_else(|| Error::invalid("routed_mlp: this table is of another backend"))?;
+        let lookup = lookup_of(table, x, spec)?;
         let (experts, count) = (table.experts(), x.rows() * spec.top_k);
-        let (hidden, intermediate) = (experts[0].gate.cols(), experts[0].gate.rows());
-        if count > GROUPS_MAX as usize || count * intermediate * 4 > ACT_BYTES_MAX {
-            return Err(Error::invalid(format!("routed_mlp: {} rows are too many", x.rows())));
-        }
         let mut state = self.lock();
         let tiles: Arc<GpuMemory> = self.scratch(&mut state, "tiles", count * (TILE_WORDS + 2) * 4)?;
         for (g, &first) in lookup.groups.iter().enumerate() {
@@ -84,15 +81,8 @@ impl Gpu {
                     groups: items(&source::EXPERT_TILES, count),
                 },
             )?;
-            let group = Group {
-                parts: &Parts::of(&experts[first])?,
-                x: binding(x)?,
-                out: binding(parts)?,
-                hidden,
-                intermediate,
-                tokens: tokens_for(1) as usize,
-                alignment: lookup.alignment,
-            };
+            let own = Parts::of(&experts[first])?;
+            let group = lookup.group(&own, &experts[first], binding(x)?, binding(parts)?);
             let table = TableAt {
                 buffer: tiles.binding(),
                 tiles_at: 0,
@@ -103,5 +93,98 @@ impl Gpu {
             self.expert_rows(&mut state, &group, &table)?;
         }
         state.recorder.submit_much(&self.device)
+    }
+    /// [`crate::Backend::routed_layer`] in four dispatches, where one row, one format and one set of buffers allow.
+    pub(super) fn whole_layer(
+        &self,
+        x: &Tensor,
+        layer: &RoutedLayer<'_>,
+        to: RoutedOutput<'_>,
+    ) -> Result<()> {
+        let lookup = lookup_of(layer.table, x, layer.spec)?;
+        let (experts, rows, count) = (layer.table.experts(), x.rows(), x.rows() * layer.spec.top_k);
+        let groups = lookup.groups.len();
+        let RoutedOutput { routes, parts, shared: outputs } = to;
+        let mut state = self.lock();
+        let logits = self.logits(&mut state, x, layer.router)?;
+        let mut jobs = vec![Job { weight: layer.router, bias: None, out: logits.binding() }];
+        if let (Some((_, weight)), Some((_, gate))) = (layer.shared, &outputs) {
+            jobs.push(Job { weight, bias: None, out: binding(gate)? });
+        }
+        self.products(&mut state, x, &jobs)?;
+        let tiles = self.scratch(&mut state, "tiles", count * (groups * TILE_WORDS + 2) * 4)?;
+        let made = (lookup.words.binding(), groups, tiles.binding());
+        self.pick(&mut state, logits.binding(), [rows, experts.len()], layer.spec, routes, Some(made))?;
+        let shared_parts = layer.shared.map(|(weights, _)| Parts::of(weights)).transpose()?;
+        let mut shared_done = false;
+        for (g, &first) in lookup.groups.iter().enumerate() {
+            let own = Parts::of(&experts[first])?;
+            let mut group = lookup.group(&own, &experts[first], binding(x)?, binding(parts)?);
+            if let (false, 1, Some((weights, _)), Some(shared), Some((output, _))) =
+                (shared_done, rows, layer.shared, &shared_parts, &outputs)
+                && lookup.takes(&own, &experts[first], shared, weights)
+            {
+                group.shared = Some((shared, binding(output)?));
+                shared_done = true;
+            }
+            let table = TableAt {
+                buffer: tiles.binding(),
+                tiles_at: (g * count * TILE_WORDS) as u32,
+                entries_at: (groups * count * TILE_WORDS) as u32,
+                tiles: count as u32,
+                entries: count,
+            };
+            self.expert_rows(&mut state, &group, &table)?;
+        }
+        state.recorder.submit_much(&self.device)?;
+        drop(state);
+        match (layer.shared, outputs) {
+            (Some((weights, _)), Some((output, _))) if !shared_done => self.dense_mlp(x, weights, output),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// What this backend put into a table, if x is not too much for it.
+fn lookup_of<'a>(table: &'a ExpertTable, x: &Tensor, spec: &RouteSpec) -> Result<&'a Lookup> {
+    let (count, intermediate) = (x.rows() * spec.top_k, table.experts()[0].gate.rows());
+    if count >= GROUPS_MAX as usize || (count + 1) * intermediate * 4 > ACT_BYTES_MAX {
+        return Err(Error::invalid(format!("routed_mlp: {} rows are too many", x.rows())));
+    }
+    table.device().ok_or_else(|| Error::invalid("routed_mlp: this table is of another backend"))
+}
+
+impl Lookup {
+    /// The passes over the experts that share buffers with `weights`, whose parts are `own`.
+    fn group<'a>(
+        &self,
+        own: &'a Parts<'a>,
+        weights: &MlpWeights,
+        x: Binding<'a>,
+        out: Binding<'a>,
+    ) -> Group<'a> {
+        Group {
+            parts: own,
+            x,
+            out,
+            hidden: weights.gate.cols(),
+            intermediate: weights.gate.rows(),
+            tokens: tokens_for(1) as usize,
+            alignment: self.alignment,
+            shared: None,
+        }
+    }
+
+    /// Whether the pipeline of a group serves a shared expert too.
+    fn takes(&self, own: &Parts<'_>, expert: &MlpWeights, shared: &Parts<'_>, weights: &MlpWeights) -> bool {
+        let same_shape =
+            expert.gate.rows() == weights.gate.rows() && expert.gate.cols() == weights.gate.cols();
+        // It must be loadable like the experts, and multiplied like them when it is alone: the order of its sums must
+        // not depend on who else is there.
+        let alone = alignment(shared.bases.into_iter().step_by(3));
+        let in_steps_of_32 = |format, alignment| source::wide(format, alignment) != Wide::Not;
+        let same_steps =
+            own.formats.iter().all(|&f| in_steps_of_32(f, alone) == in_steps_of_32(f, self.alignment));
+        same_shape && same_steps && alone >= self.alignment.min(16) && own.formats == shared.formats
     }
 }

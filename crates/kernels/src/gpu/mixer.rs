@@ -2,9 +2,12 @@
 
 use files::{Error, Result};
 
-use super::{Gpu, binding, items, memory_of, source};
+use super::encoder::Binding;
+use super::{Call, Gpu, binding, items, memory_of, source};
 use crate::buffer::Tensor;
-use crate::ops::{AttentionSpec, DeltaInput, DeltaSpec, KvCache, KvFormat, RopeSpec, Segment};
+use crate::ops::{
+    AttentionSpec, DeltaInput, DeltaSpec, Gate, Heads, KvCache, KvFormat, RopeSpec, Segment, Turn,
+};
 
 /// Heads wider than this do not fit a workgroup's memory or a thread's registers.
 const HEAD_DIM_MAX: usize = 1024;
@@ -16,17 +19,43 @@ fn head_dim(what: &str, dim: usize) -> Result<u32> {
     Ok(dim as u32)
 }
 
-/// The shaders' number of the cache's format, and how many values an item of [`source::KV_APPEND`] stores of each
-/// head: a word, or two blocks.
-fn format(cache: &KvCache) -> Result<(u32, usize)> {
+/// The shaders' number of the cache's format.
+fn format(cache: &KvCache) -> Result<u32> {
     match cache.format {
-        KvFormat::F32 => Ok((0, 1)),
-        KvFormat::F16 if cache.head_dim.is_multiple_of(2) => Ok((1, 2)),
+        KvFormat::F32 => Ok(0),
+        KvFormat::F16 if cache.head_dim.is_multiple_of(2) => Ok(1),
         KvFormat::F16 => {
             Err(Error::unsupported(format!("a half-precision cache of {} values a head", cache.head_dim)))
         }
-        KvFormat::Q8 => Ok((2, 2 * KvFormat::BLOCK)),
+        KvFormat::Q8 => Ok(2),
     }
+}
+
+fn bind<'a>(tensor: Option<&'a Tensor>, nothing: Binding<'a>) -> Result<Binding<'a>> {
+    tensor.map_or(Ok(nothing), binding)
+}
+
+/// Columns of a head's state that a team of `delta_rule.wgsl` takes, each with four threads.
+pub(super) const DELTA_COLUMNS: usize = source::DELTA_RULE.team as usize / 4;
+
+/// Query heads that a team of `attention.wgsl` takes at most, and their values: 8 KiB of its memory.
+const TILE_HEADS: usize = 8;
+const QUERY_VALUES: usize = 2048;
+/// Positions are split into spans of whole blocks, if no more rows than these share the device ...
+const SPLIT_ROWS: usize = 8;
+/// ... of this many positions ...
+const SPAN_UNIT: usize = 32;
+/// ... and at most so many spans.
+const SPANS_MAX: usize = 64;
+
+/// What heads of a step's rows go through on their way to attention; there may be no queries, or no keys and values.
+struct Way<'a> {
+    q: Option<(&'a Tensor, Turn<'a>)>,
+    kv: Option<(&'a Tensor, &'a Tensor, &'a KvCache)>,
+    /// Of the keys.
+    turn: Option<Turn<'a>>,
+    frequencies: Option<&'a Tensor>,
+    head_dim: usize,
 }
 
 impl Gpu {
@@ -38,23 +67,9 @@ impl Gpu {
         frequencies: &Tensor,
         norm: Option<(&Tensor, f32)>,
     ) -> Result<()> {
-        let eps = norm.map_or(0.0, |(_, eps)| eps);
-        // A binding must be something: without a norm it is never read.
-        let weight = norm.map_or(frequencies, |(weight, _)| weight);
-        let constants =
-            [head_dim("rotated", spec.head_dim)?, u32::from(norm.is_some()), u32::from(spec.interleaved)];
-        let params = [
-            spec.heads as u32,
-            spec.head_stride as u32,
-            spec.rotary_dim as u32,
-            segment.rows.start as u32,
-            segment.position as u32,
-            spec.amplitude.to_bits(),
-            eps.to_bits(),
-        ];
-        let groups = [spec.heads as u32, segment.rows.len() as u32, 1];
-        let bindings = [binding(x)?, binding(frequencies)?, binding(weight)?];
-        self.simple(&source::NORM_ROPE, &constants, &bindings, &params, groups)
+        let q = Some((&*x, Turn { spec, norm }));
+        let way = Way { q, kv: None, turn: None, frequencies: Some(frequencies), head_dim: spec.head_dim };
+        self.prepare_heads(segment, &way)
     }
 
     pub(super) fn append(
@@ -64,23 +79,90 @@ impl Gpu {
         segment: &Segment,
         cache: &mut KvCache,
     ) -> Result<()> {
-        let (format, values) = format(cache)?;
-        let count = segment.rows.len() * cache.kv_heads * cache.head_dim.div_ceil(values);
+        let (kv, head_dim) = (Some((k, v, &*cache)), cache.head_dim);
+        self.prepare_heads(segment, &Way { q: None, kv, turn: None, frequencies: None, head_dim })
+    }
+
+    /// Both for queries and keys that turn alike, in one dispatch; false for others.
+    pub(super) fn rotate_and_append(
+        &self,
+        heads: &Heads<'_>,
+        segment: &Segment,
+        [q, k]: [Turn<'_>; 2],
+        frequencies: &Tensor,
+        cache: &mut KvCache,
+    ) -> Result<bool> {
+        let alike = |s: &RopeSpec| (s.head_dim, s.rotary_dim, s.interleaved, s.amplitude.to_bits());
+        if alike(q.spec) != alike(k.spec) || k.spec.head_stride != k.spec.head_dim {
+            return Ok(false);
+        }
+        let way = Way {
+            q: Some((&*heads.q, q)),
+            kv: Some((&*heads.k, heads.v, &*cache)),
+            turn: Some(k),
+            frequencies: Some(frequencies),
+            head_dim: q.spec.head_dim,
+        };
+        self.prepare_heads(segment, &way).map(|()| true)
+    }
+
+    fn prepare_heads(&self, segment: &Segment, way: &Way<'_>) -> Result<()> {
+        let mut state = self.lock();
+        let unused = self.unused(&mut state)?;
+        // A binding must be something; what a kernel never reads is this.
+        let nothing = unused[3].binding();
+        let q_turn = way.q.map(|(_, turn)| turn);
+        let spec = q_turn.or(way.turn).map(|turn| turn.spec);
+        let norms = [q_turn, way.turn].map(|turn| turn.and_then(|turn| turn.norm));
+        let (mut format_number, mut kv_heads, mut capacity) = (0, 0, 0);
+        let mut cache_bindings = [unused[1].binding(), unused[2].binding()];
+        if let Some((_, _, cache)) = way.kv {
+            (format_number, kv_heads, capacity) = (format(cache)?, cache.kv_heads, cache.capacity);
+            cache_bindings =
+                [memory_of(cache.keys.buffer())?.binding(), memory_of(cache.values.buffer())?.binding()];
+        }
         let bindings = [
-            binding(k)?,
-            binding(v)?,
-            memory_of(cache.keys.buffer())?.binding(),
-            memory_of(cache.values.buffer())?.binding(),
+            way.q.map_or(Ok(unused[0].binding()), |(q, _)| binding(q))?,
+            bind(way.kv.map(|(k, _, _)| k), nothing)?,
+            bind(way.kv.map(|(_, v, _)| v), nothing)?,
+            bind(way.frequencies, nothing)?,
+            bind(norms[0].map(|(weight, _)| weight), nothing)?,
+            bind(norms[1].map(|(weight, _)| weight), nothing)?,
+            cache_bindings[0],
+            cache_bindings[1],
         ];
+        let q_heads = q_turn.map_or(0, |turn| turn.spec.heads);
+        let constants = [
+            head_dim("rotated or cached", way.head_dim)?,
+            u32::from(norms[0].is_some()) + 2 * u32::from(norms[1].is_some()),
+            u32::from(spec.is_some_and(|s| s.interleaved)),
+            format_number,
+        ];
+        let eps = norms.map(|norm| norm.map_or(0.0, |(_, eps)| eps).to_bits());
         let params = [
-            cache.kv_heads as u32,
-            cache.capacity as u32,
+            q_heads as u32,
+            q_turn.map_or(0, |turn| turn.spec.head_stride) as u32,
+            kv_heads as u32,
+            spec.map_or(0, |s| s.rotary_dim) as u32,
+            capacity as u32,
             segment.rows.start as u32,
             segment.position as u32,
-            count as u32,
+            spec.map_or(1.0, |s| s.amplitude).to_bits(),
+            eps[0],
+            eps[1],
         ];
-        let constants = [head_dim("cached", cache.head_dim)?, format];
-        self.simple(&source::KV_APPEND, &constants, &bindings, &params, items(&source::KV_APPEND, count))
+        let groups = [(q_heads + kv_heads) as u32, segment.rows.len() as u32, 1];
+        self.run(
+            &mut state,
+            &Call {
+                kernel: &source::HEADS,
+                formats: &[],
+                constants: &constants,
+                bindings: &bindings,
+                params: &params,
+                groups,
+            },
+        )
     }
 
     pub(super) fn attend(
@@ -91,23 +173,59 @@ impl Gpu {
         spec: &AttentionSpec,
         out: &mut Tensor,
     ) -> Result<()> {
-        let bindings = [
-            binding(q)?,
-            memory_of(cache.keys.buffer())?.binding(),
-            memory_of(cache.values.buffer())?.binding(),
-            binding(out)?,
-        ];
+        let dim = head_dim("attention", spec.head_dim)?;
+        if !spec.head_dim.is_multiple_of(4) {
+            return Err(Error::unsupported(format!("attention heads of {dim} values on the GPU")));
+        }
+        let (rows, group) = (segment.rows.len(), spec.heads / cache.kv_heads);
+        let tile = group.min((QUERY_VALUES / spec.head_dim).clamp(1, TILE_HEADS));
+        let tiles = group.div_ceil(tile);
+        // Many rows keep the device busy without being split.
+        let positions = segment.position + rows;
+        let span = if rows > SPLIT_ROWS { positions } else { positions.div_ceil(SPANS_MAX) };
+        let span = span.max(1).next_multiple_of(SPAN_UNIT);
+        let spans = positions.div_ceil(span);
+        let mut state = self.lock();
+        let partial_values = if spans > 1 { rows * spec.heads * spans * (spec.head_dim + 2) } else { 4 };
+        let partial = self.scratch(&mut state, "attention", partial_values * 4)?;
+        let (q, out, gated) = (binding(q)?, binding(out)?, u32::from(spec.gated));
+        let (keys, values) = (memory_of(cache.keys.buffer())?, memory_of(cache.values.buffer())?);
         let params = [
             spec.heads as u32,
-            (spec.heads / cache.kv_heads) as u32,
+            group as u32,
+            tiles as u32,
             cache.capacity as u32,
             segment.rows.start as u32,
             segment.position as u32,
             spec.scale.to_bits(),
+            span as u32,
+            spans as u32,
         ];
-        let constants = [head_dim("attention", spec.head_dim)?, format(cache)?.0, u32::from(spec.gated)];
-        let groups = [spec.heads as u32, segment.rows.len() as u32, 1];
-        self.simple(&source::ATTENTION, &constants, &bindings, &params, groups)
+        self.run(
+            &mut state,
+            &Call {
+                kernel: &source::ATTENTION,
+                formats: &[],
+                constants: &[dim, format(cache)?, gated, tile as u32],
+                bindings: &[q, keys.binding(), values.binding(), out, partial.binding()],
+                params: &params,
+                groups: [(cache.kv_heads * tiles) as u32, spans as u32, rows as u32],
+            },
+        )?;
+        if spans == 1 {
+            return Ok(());
+        }
+        self.run(
+            &mut state,
+            &Call {
+                kernel: &source::ATTENTION_MERGE,
+                formats: &[],
+                constants: &[dim, gated, SPANS_MAX as u32],
+                bindings: &[q, partial.binding(), out],
+                params: &[spec.heads as u32, segment.rows.start as u32, spans as u32],
+                groups: [spec.heads as u32, rows as u32, 1],
+            },
+        )
     }
 
     pub(super) fn convolve(
@@ -129,14 +247,20 @@ impl Gpu {
         input: &DeltaInput<'_>,
         spec: &DeltaSpec,
         state: &mut Tensor,
+        gate: Option<Gate<'_>>,
         out: &mut Tensor,
     ) -> Result<()> {
+        let mut recording = self.lock();
+        let unused = self.unused(&mut recording)?;
+        let nothing = unused[0].binding();
         let bindings = [
             binding(input.qkv)?,
             binding(input.a)?,
             binding(input.b)?,
             binding(input.decay)?,
             binding(input.dt_bias)?,
+            bind(gate.map(|gate| gate.z), nothing)?,
+            bind(gate.map(|gate| gate.weight), nothing)?,
             binding(state)?,
             binding(out)?,
         ];
@@ -146,15 +270,21 @@ impl Gpu {
             spec.value_head_dim as u32,
             input.segment.rows.start as u32,
             input.segment.rows.len() as u32,
+            gate.map_or(0.0, |gate| gate.eps).to_bits(),
         ];
-        let constants = [head_dim("key", spec.key_head_dim)?, u32::from(spec.tiled)];
-        let columns = (spec.value_head_dim as u32).div_ceil(source::DELTA_RULE.team);
-        self.simple(
-            &source::DELTA_RULE,
-            &constants,
-            &bindings,
-            &params,
-            [spec.value_heads as u32, columns, 1],
+        let constants =
+            [head_dim("key", spec.key_head_dim)?, u32::from(spec.tiled), u32::from(gate.is_some())];
+        let groups = [spec.value_heads as u32, spec.value_head_dim.div_ceil(DELTA_COLUMNS) as u32, 1];
+        self.run(
+            &mut recording,
+            &Call {
+                kernel: &source::DELTA_RULE,
+                formats: &[],
+                constants: &constants,
+                bindings: &bindings,
+                params: &params,
+                groups,
+            },
         )
     }
 }

@@ -30,14 +30,15 @@ pub use probe::Rates;
 use crate::buffer::{Block, Buffer, Tensor, Weight};
 use crate::check;
 use crate::ops::{
-    AttentionSpec, Backend, DeltaInput, DeltaSpec, DeviceCounts, DeviceInfo, ExpertBatch, ExpertTable,
-    KernelTime, KvCache, MlpWeights, Precision, RopeSpec, RouteBuffers, RouteSpec, Routes, Segment,
-    SharedOutput,
+    AttentionSpec, Backend, DeltaInput, DeltaSpec, DeviceCounts, DeviceInfo, ExpertBatch, ExpertTable, Gate,
+    Heads, KernelTime, KvCache, MlpWeights, Precision, Product, Residual, RopeSpec, RouteBuffers, RouteSpec,
+    RoutedLayer, RoutedOutput, Routes, Segment, SharedOutput, Turn,
 };
 use device::{Device, device_error};
 use encoder::{Binding, Recorder};
 use memory::{GpuMemory, Graveyard};
 use pipelines::{Pipelines, variant};
+use product::Job;
 use source::Kernel;
 
 /// Most workgroups in one dimension of a dispatch; `folded` in the prelude knows it too.
@@ -80,6 +81,7 @@ struct State {
 /// One dispatch: a kernel, what specialises it, and its arguments.
 struct Call<'a> {
     kernel: &'a Kernel,
+    /// A format for each weight of the kernel that it does not go without.
     formats: &'a [Format],
     constants: &'a [u32],
     bindings: &'a [Binding<'a>],
@@ -326,6 +328,23 @@ impl Backend for Gpu {
         self.product(&mut self.lock(), x, w, bias, binding(out)?)
     }
 
+    fn linears(&self, x: &Tensor, products: &mut [Product<'_>]) -> Result<()> {
+        let mut jobs = Vec::with_capacity(products.len());
+        for Product { weight, bias, out } in products.iter() {
+            check::linear(x, weight, *bias, out)?;
+            jobs.push(Job { weight, bias: *bias, out: binding(out)? });
+        }
+        self.products(&mut self.lock(), x, &jobs)
+    }
+
+    fn add_norm(&self, y: &Tensor, to: Residual<'_>) -> Result<()> {
+        check::add(to.x, y)?;
+        check::rms_norm(to.x, to.weight, to.out)?;
+        let bindings = [binding(y)?, binding(to.weight)?, binding(to.x)?, binding(to.out)?];
+        let params = [y.cols() as u32, y.rows() as u32, to.eps.to_bits()];
+        self.simple(&source::ADD_NORM, &[], &bindings, &params, folded(y.rows(), 1))
+    }
+
     fn add(&self, x: &mut Tensor, y: &Tensor) -> Result<()> {
         check::add(x, y)?;
         let bindings = [binding(x)?, binding(y)?];
@@ -359,6 +378,26 @@ impl Backend for Gpu {
     ) -> Result<()> {
         check::norm_rope(x, segment, spec, frequencies, norm)?;
         self.rotate(x, segment, spec, frequencies, norm)
+    }
+
+    fn norm_rope_append(
+        &self,
+        heads: Heads<'_>,
+        segment: &Segment,
+        turns: [Turn<'_>; 2],
+        frequencies: &Tensor,
+        cache: &mut KvCache,
+    ) -> Result<()> {
+        let [q, k] = turns;
+        check::norm_rope(heads.q, segment, q.spec, frequencies, q.norm)?;
+        check::norm_rope(heads.k, segment, k.spec, frequencies, k.norm)?;
+        check::kv_append(heads.k, heads.v, segment, cache)?;
+        if self.rotate_and_append(&heads, segment, turns, frequencies, cache)? {
+            return Ok(());
+        }
+        self.rotate(heads.q, segment, q.spec, frequencies, q.norm)?;
+        self.rotate(heads.k, segment, k.spec, frequencies, k.norm)?;
+        self.append(heads.k, heads.v, segment, cache)
     }
 
     fn kv_append(&self, k: &Tensor, v: &Tensor, segment: &Segment, cache: &mut KvCache) -> Result<()> {
@@ -398,7 +437,23 @@ impl Backend for Gpu {
         out: &mut Tensor,
     ) -> Result<()> {
         check::delta_rule(input, spec, state, out)?;
-        self.delta(input, spec, state, out)
+        self.delta(input, spec, state, None, out)
+    }
+
+    fn gated_delta_rule(
+        &self,
+        input: &DeltaInput<'_>,
+        spec: &DeltaSpec,
+        state: &mut Tensor,
+        gate: Gate<'_>,
+        out: &mut Tensor,
+    ) -> Result<()> {
+        check::gated_delta_rule(input, spec, state, gate, out)?;
+        if spec.value_head_dim <= mixer::DELTA_COLUMNS {
+            return self.delta(input, spec, state, Some(gate), out);
+        }
+        self.delta(input, spec, state, None, out)?;
+        self.gated_norm(out, gate.z, gate.weight, gate.eps)
     }
 
     fn gated_norm(&self, x: &mut Tensor, z: &Tensor, weight: &Tensor, eps: f32) -> Result<()> {
@@ -442,6 +497,24 @@ impl Backend for Gpu {
     ) -> Result<()> {
         check::routed_mlp(x, table, routes, spec, parts)?;
         self.look_up(x, table, routes, spec, parts)
+    }
+
+    fn routed_layer(&self, x: &Tensor, layer: &RoutedLayer<'_>, to: RoutedOutput<'_>) -> Result<()> {
+        check::routed_layer(x, layer, &to)?;
+        self.whole_layer(x, layer, to)
+    }
+
+    fn combine_norm(
+        &self,
+        parts: &Tensor,
+        routes: &RouteBuffers,
+        spec: &RouteSpec,
+        shared: Option<SharedOutput<'_>>,
+        to: Residual<'_>,
+    ) -> Result<()> {
+        check::combine(parts, routes, spec, shared, to.x)?;
+        check::rms_norm(to.x, to.weight, to.out)?;
+        self.weigh_and_norm(parts, routes, spec, shared, to)
     }
 
     fn combine(

@@ -1,24 +1,33 @@
 //! Router and experts.
 
+use std::ops::Range;
+use std::sync::Arc;
+
 use files::{Error, Format, Result};
 
 use super::encoder::Binding;
+use super::memory::GpuMemory;
 use super::product::{BLOCK, MATMUL_ROWS_MIN, alignment, tail, tokens_for};
 use super::{Call, GROUPS_MAX, Gpu, State, binding, folded, items, memory_of, source, weight_parts};
 use crate::buffer::{Tensor, Weight};
-use crate::ops::{ExpertBatch, MlpWeights, RouteBuffers, RouteSpec, RoutedRow, Routes, SharedOutput};
+use crate::ops::{
+    ExpertBatch, MlpWeights, Residual, RouteBuffers, RouteSpec, RoutedRow, Routes, SharedOutput,
+};
 use crate::reference;
 
 /// Most bytes of intermediate activations; more entries than that go in several passes.
 pub(super) const ACT_BYTES_MAX: usize = 64 << 20;
 /// A row of logits, as sort keys, lies in a workgroup's 16 KiB.
 const EXPERTS_MAX: usize = 2048;
+/// Experts that are active at once, as far as the threads of a row are chosen: the number must not change with how
+/// many arrive together, since it changes the order of sums.
+const EXPERTS_ASSUMED: usize = 8;
 /// Words of a tile in the table; `gate_up.wgsl` says which.
 pub(super) const TILE_WORDS: usize = 11;
 
 /// The buffers and formats that make one pipeline and one bind group serve many experts.
 pub(super) struct Parts<'a> {
-    formats: [Format; 3],
+    pub(super) formats: [Format; 3],
     gate: Vec<Binding<'a>>,
     up: Vec<Binding<'a>>,
     down: Vec<Binding<'a>>,
@@ -72,6 +81,8 @@ pub(super) struct Group<'a> {
     pub(super) tokens: usize,
     /// What every base of packed values is a multiple of.
     pub(super) alignment: u32,
+    /// An expert with weights elsewhere that goes with them, for row 0, and its output.
+    pub(super) shared: Option<(&'a Parts<'a>, Binding<'a>)>,
 }
 
 impl Gpu {
@@ -104,6 +115,7 @@ impl Gpu {
                 intermediate: weights.gate.rows(),
                 tokens,
                 alignment: alignment(members.iter().flat_map(|&i| parts[i].bases.into_iter().step_by(3))),
+                shared: None,
             };
             let batches = members.iter().map(|&i| (&parts[i].bases, experts[i].rows));
             self.expert_group(&mut state, &group, batches)?;
@@ -165,28 +177,44 @@ impl Gpu {
         group: &Group<'_>,
         table: &TableAt<'_>,
     ) -> Result<()> {
-        let act = self.scratch(state, "act", table.entries * group.intermediate * 4)?;
+        let tiles = table.tiles + u32::from(group.shared.is_some());
+        let act = self.scratch(state, "act", (table.entries + 1) * group.intermediate * 4)?;
         let act = act.binding();
+        let unused = self.unused(state)?;
         let (hidden, intermediate) = (group.hidden, group.intermediate);
-        let formats = &group.parts.formats;
-        let mut dispatch = |kernel, formats: &[Format], cols, outputs, bindings: &[Binding<'_>]| {
-            let stride = self.stride(formats, cols, group.tokens as u32, group.alignment);
-            let params =
-                [table.tiles_at, table.entries_at, hidden as u32, intermediate as u32, stride.chunks];
-            let constants = stride.constants();
-            let groups = [stride.groups(outputs) as u32, table.tiles, 1];
+        let shared = group.shared.as_ref().map(|(parts, _)| *parts);
+        let mut dispatch = |kernel,
+                            own: Range<usize>,
+                            [cols, outputs]: [usize; 2],
+                            bindings: &[Binding<'_>]| {
+            let mut formats = group.parts.formats[own.clone()].to_vec();
+            let shape = [cols, outputs * EXPERTS_ASSUMED];
+            let stride = self.stride(&formats, shape, group.tokens as u32, group.alignment);
+            let mut params = vec![table.tiles_at, table.entries_at, hidden as u32, intermediate as u32];
+            params.extend([stride.chunks, table.tiles]);
+            if let Some(shared) = shared {
+                formats.extend(&shared.formats[own.clone()]);
+                params.extend(&shared.bases[3 * own.start..3 * own.end]);
+            }
+            let mut constants = stride.constants().to_vec();
+            constants.push(u32::from(shared.is_some()));
+            let groups = [stride.groups(outputs) as u32, tiles, 1];
             self.run(
                 state,
-                &Call { kernel, formats, constants: &constants, bindings, params: &params, groups },
+                &Call { kernel, formats: &formats, constants: &constants, bindings, params: &params, groups },
             )
         };
         let mut bindings = vec![group.x, table.buffer, act];
-        bindings.extend(&group.parts.gate);
-        bindings.extend(&group.parts.up);
-        dispatch(&source::GATE_UP, &formats[..2], hidden, intermediate, &bindings)?;
-        let mut bindings = vec![act, table.buffer, group.out];
-        bindings.extend(&group.parts.down);
-        dispatch(&source::DOWN, &formats[2..], intermediate, hidden, &bindings)
+        for parts in [Some(group.parts), shared].into_iter().flatten() {
+            bindings.extend(parts.gate.iter().chain(&parts.up));
+        }
+        dispatch(&source::GATE_UP, 0..2, [hidden, intermediate], &bindings)?;
+        let shared_out = group.shared.as_ref().map_or(unused[0].binding(), |(_, out)| *out);
+        let mut bindings = vec![act, table.buffer, group.out, shared_out];
+        for parts in [Some(group.parts), shared].into_iter().flatten() {
+            bindings.extend(&parts.down);
+        }
+        dispatch(&source::DOWN, 2..3, [intermediate, hidden], &bindings)
     }
 
     /// Many rows an expert: gate, up, their activation and down as blocked products.
@@ -223,7 +251,7 @@ impl Gpu {
             self.run(
                 state,
                 &Call {
-                    kernel: &source::MATMUL,
+                    kernel: self.matmul(),
                     formats: &parts.formats[i..=i],
                     constants: &[gather, tail(cols)],
                     bindings: &bindings,
@@ -253,22 +281,44 @@ impl Gpu {
         spec: &RouteSpec,
         out: &mut RouteBuffers,
     ) -> Result<()> {
+        let mut state = self.lock();
+        let logits = self.logits(&mut state, x, router)?;
+        self.product(&mut state, x, router, None, logits.binding())?;
+        self.pick(&mut state, logits.binding(), [x.rows(), router.rows()], spec, out, None)
+    }
+
+    /// Memory for the logits of a router about x.
+    pub(super) fn logits(&self, state: &mut State, x: &Tensor, router: &Weight) -> Result<Arc<GpuMemory>> {
         let experts = router.rows();
         if experts > EXPERTS_MAX {
             return Err(Error::unsupported(format!("{experts} experts on the GPU, more than {EXPERTS_MAX}")));
         }
-        let mut state = self.lock();
-        let logits = self.scratch(&mut state, "logits", x.rows() * experts * 4)?;
-        self.product(&mut state, x, router, None, logits.binding())?;
+        self.scratch(state, "logits", x.rows() * experts * 4)
+    }
+
+    /// Chooses experts by `[rows, experts]` logits; `tiles` are the lookup, its groups, and where the tables go.
+    pub(super) fn pick(
+        &self,
+        state: &mut State,
+        logits: Binding<'_>,
+        [rows, experts]: [usize; 2],
+        spec: &RouteSpec,
+        out: &RouteBuffers,
+        tiles: Option<(Binding<'_>, usize, Binding<'_>)>,
+    ) -> Result<()> {
+        let unused = self.unused(state)?;
+        let makes_tiles = u32::from(tiles.is_some());
+        let (lookup, groups, table) = tiles.unwrap_or((logits, 0, unused[0].binding()));
+        let (ids, weights) = (memory_of(out.ids.buffer())?.binding(), binding(&out.weights)?);
         self.run(
-            &mut state,
+            state,
             &Call {
                 kernel: &source::ROUTE,
                 formats: &[],
-                constants: &[experts as u32, spec.top_k as u32, u32::from(spec.normalise)],
-                bindings: &[logits.binding(), memory_of(out.ids.buffer())?.binding(), binding(&out.weights)?],
-                params: &[x.rows() as u32],
-                groups: folded(x.rows(), 1),
+                constants: &[experts as u32, spec.top_k as u32, u32::from(spec.normalise), makes_tiles],
+                bindings: &[logits, lookup, ids, weights, table],
+                params: &[rows as u32, groups as u32],
+                groups: folded(rows, 1),
             },
         )
     }
@@ -304,5 +354,29 @@ impl Gpu {
         let params = [spec.top_k as u32, out.cols() as u32, out.len() as u32];
         let constants = [u32::from(shared.is_some())];
         self.simple(&source::COMBINE, &constants, &bindings, &params, items(&source::COMBINE, out.len()))
+    }
+    pub(super) fn weigh_and_norm(
+        &self,
+        parts: &Tensor,
+        routes: &RouteBuffers,
+        spec: &RouteSpec,
+        shared: Option<SharedOutput<'_>>,
+        to: Residual<'_>,
+    ) -> Result<()> {
+        // Without a shared expert its bindings are never read.
+        let (output, gate) = shared.map_or((parts, parts), |s| (s.output, s.gate));
+        let bindings = [
+            binding(parts)?,
+            binding(&routes.weights)?,
+            binding(output)?,
+            binding(gate)?,
+            binding(to.weight)?,
+            binding(to.x)?,
+            binding(to.out)?,
+        ];
+        let (rows, cols) = (to.x.rows(), to.x.cols());
+        let params = [cols as u32, rows as u32, to.eps.to_bits()];
+        let constants = [spec.top_k as u32, u32::from(shared.is_some())];
+        self.simple(&source::COMBINE_NORM, &constants, &bindings, &params, folded(rows, 1))
     }
 }

@@ -9,7 +9,7 @@ use super::device::Device;
 use super::source::{CONSTANTS_MAX, Kernel, Variant, WEIGHTS_MAX, wgsl};
 
 /// Most bytes of parameters of a dispatch; every Vulkan and Metal device has them.
-pub(super) const IMMEDIATE_BYTES_MAX: u32 = 64;
+pub(super) const IMMEDIATE_BYTES_MAX: u32 = 128;
 
 /// A compiled shader.
 pub(super) struct Pipeline {

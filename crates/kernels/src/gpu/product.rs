@@ -1,16 +1,24 @@
 //! Products: which shader multiplies, and with how many threads a row.
 
+use std::sync::Arc;
+
 use files::{Format, Result};
 
 use super::encoder::Binding;
+use super::memory::GpuMemory;
 use super::source::{self, Wide};
 use super::{Call, Gpu, State, binding, folded, weight_parts};
 use crate::buffer::{Tensor, Weight};
+use crate::ops::Precision;
 
 /// From this many rows on, tiles in shared memory are worth their barriers.
 pub(super) const MATMUL_ROWS_MIN: usize = 16;
 /// Rows and outputs of a workgroup's block in `matmul.wgsl`.
 pub(super) const BLOCK: usize = 64;
+/// Products that `linears.wgsl` takes at once.
+const JOBS_MAX: usize = 4;
+/// Fewer threads than these do not fill a large device: 16 groups of 32 on each of 128 processors.
+const THREADS_WANTED: usize = 1 << 16;
 /// Threads of the kernels that take four rows of a weight a few lanes.
 const TEAM: u32 = source::LINEAR.team;
 
@@ -56,17 +64,46 @@ pub(super) fn alignment(bases: impl IntoIterator<Item = u32>) -> u32 {
     1 << all.trailing_zeros()
 }
 
-/// How many of `lanes_max` threads share a row of `chunks` steps: those that leave the fewest idle, but at least 4.
-fn lanes(chunks: u32, lanes_max: u32) -> u32 {
+/// How many threads share four of `outputs` rows of `chunks` steps. First those of `lanes_max` that leave the fewest
+/// idle, but at least 4. Then twice as many, as long as each has a whole step, while the device has threads to spare:
+/// what bounds a small product is how many of its bytes are on their way at once.
+fn lanes(chunks: u32, outputs: usize, lanes_max: u32) -> u32 {
     let padded = |lanes: u32| chunks.next_multiple_of(lanes);
     let choices = [32, 16, 8, 4].into_iter().filter(|&lanes| lanes <= lanes_max);
     // The first of equals: more lanes keep more of a row on its way.
-    choices.min_by_key(|&lanes| padded(lanes)).unwrap_or(4)
+    let mut lanes = choices.min_by_key(|&lanes| padded(lanes)).unwrap_or(4);
+    while lanes < TEAM
+        && chunks.is_multiple_of(2 * lanes)
+        && outputs.div_ceil(4) * (lanes as usize) < THREADS_WANTED
+    {
+        lanes *= 2;
+    }
+    lanes
+}
+
+/// One of several products with the same x.
+pub(super) struct Job<'a> {
+    pub(super) weight: &'a Weight,
+    pub(super) bias: Option<&'a Tensor>,
+    pub(super) out: Binding<'a>,
+}
+
+/// Whether one pipeline and one binding of parts serve both.
+fn same_buffers(a: &Weight, b: &Weight) -> bool {
+    let ids = |w: &Weight| weight_parts(w).map(|(parts, _)| parts.into_iter().map(|(id, _)| id).collect());
+    let (a_ids, b_ids): (Result<Vec<u64>>, Result<Vec<u64>>) = (ids(a), ids(b));
+    a.format() == b.format() && matches!((a_ids, b_ids), (Ok(a), Ok(b)) if a == b)
 }
 
 impl Gpu {
-    /// The stride for rows of `cols` values whose packed parts start at multiples of `alignment` bytes.
-    pub(super) fn stride(&self, formats: &[Format], cols: usize, tokens: u32, alignment: u32) -> Stride {
+    /// The stride for `outputs` rows of `cols` values whose packed parts start at multiples of `alignment` bytes.
+    pub(super) fn stride(
+        &self,
+        formats: &[Format],
+        [cols, outputs]: [usize; 2],
+        tokens: u32,
+        alignment: u32,
+    ) -> Stride {
         let lanes_max = if self.device.subgroups { self.device.subgroup_threads.clamp(4, 32) } else { 32 };
         let mut wide = Wide::Not;
         if tokens == 1 && cols.is_multiple_of(32) {
@@ -77,7 +114,81 @@ impl Gpu {
         }
         let width = if wide == Wide::Not { 8 } else { 32 };
         let chunks = cols.div_ceil(width) as u32;
-        Stride { tokens, tail: tail(cols), lanes: lanes(chunks, lanes_max), wide, chunks }
+        Stride { tokens, tail: tail(cols), lanes: lanes(chunks, outputs, lanes_max), wide, chunks }
+    }
+
+    /// Products with the same x: those whose weights share a format and buffers in one dispatch, if the rows are few.
+    pub(super) fn products(&self, state: &mut State, x: &Tensor, jobs: &[Job<'_>]) -> Result<()> {
+        let alone =
+            |job: &Job<'_>| job.bias.is_some() || x.rows() >= MATMUL_ROWS_MIN || job.weight.rows() == 0;
+        let mut done = vec![false; jobs.len()];
+        for (first, job) in jobs.iter().enumerate() {
+            if done[first] {
+                continue;
+            }
+            let mut members = vec![first];
+            if !alone(job) {
+                let alike = |other: &Job<'_>| !alone(other) && same_buffers(job.weight, other.weight);
+                members.extend((first + 1..jobs.len()).filter(|&i| !done[i] && alike(&jobs[i])));
+                members.truncate(JOBS_MAX);
+            }
+            members.iter().for_each(|&i| done[i] = true);
+            if let [_] = members[..] {
+                self.product(state, x, job.weight, job.bias, job.out)?;
+            } else {
+                let members: Vec<&Job<'_>> = members.iter().map(|&i| &jobs[i]).collect();
+                self.products_at_once(state, x, &members)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Up to [`JOBS_MAX`] products without bias, of weights in the same buffers.
+    fn products_at_once(&self, state: &mut State, x: &Tensor, jobs: &[&Job<'_>]) -> Result<()> {
+        let first = jobs[0].weight;
+        let mut params = Vec::with_capacity(4 * JOBS_MAX + 3);
+        let mut packed = Vec::with_capacity(jobs.len());
+        for job in jobs {
+            let (_, base) = weight_parts(job.weight)?;
+            params.extend(base);
+            params.push(job.weight.rows() as u32);
+            packed.push(base[0]);
+        }
+        params.resize(4 * JOBS_MAX, 0);
+        let outputs: usize = jobs.iter().map(|job| job.weight.rows()).sum();
+        let formats = [first.format()];
+        let stride = self.stride(&formats, [first.cols(), outputs], tokens_for(x.rows()), alignment(packed));
+        params.extend([first.cols() as u32, x.rows() as u32, stride.chunks]);
+        let groups = jobs.iter().map(|job| stride.groups(job.weight.rows())).sum();
+        let unused = self.unused(state)?;
+        let mut bindings = vec![binding(x)?];
+        bindings.extend((0..JOBS_MAX).map(|i| jobs.get(i).map_or(unused[i].binding(), |job| job.out)));
+        bindings.extend(weight_parts(first)?.0);
+        self.run(
+            state,
+            &Call {
+                kernel: &source::LINEARS,
+                formats: &formats,
+                constants: &stride.constants(),
+                bindings: &bindings,
+                params: &params,
+                groups: folded(groups, (x.rows() as u32).div_ceil(stride.tokens)),
+            },
+        )
+    }
+
+    /// The kernel for blocks of rows: on matrix units, which round their inputs to half precision, if that is allowed.
+    pub(super) fn matmul(&self) -> &'static source::Kernel {
+        const ROUNDED: &source::Kernel = &source::MATMUL_UNITS;
+        const WHOLE: &source::Kernel = &source::MATMUL;
+        let rounds = self.device.matrix_units && self.info.precision == Precision::Fast;
+        if rounds { ROUNDED } else { WHOLE }
+    }
+
+    /// Memory for bindings that a pipeline declares and never touches.
+    pub(super) fn unused(&self, state: &mut State) -> Result<[Arc<GpuMemory>; JOBS_MAX]> {
+        let mut one = |usage| self.scratch(state, usage, 16);
+        Ok([one("unused 0")?, one("unused 1")?, one("unused 2")?, one("unused 3")?])
     }
 
     /// `out = x . w^T + bias`; out is f32 `[x.rows, w.rows]`.
@@ -104,7 +215,7 @@ impl Gpu {
             return self.run(
                 state,
                 &Call {
-                    kernel: &source::MATMUL,
+                    kernel: self.matmul(),
                     formats: &formats,
                     constants: &[0, tail(cols)],
                     bindings: &bindings,
@@ -113,7 +224,7 @@ impl Gpu {
                 },
             );
         }
-        let stride = self.stride(&formats, cols, tokens_for(rows), alignment([base[0]]));
+        let stride = self.stride(&formats, [cols, outputs], tokens_for(rows), alignment([base[0]]));
         params.push(stride.chunks);
         let mut bindings = vec![x, bias, out];
         bindings.extend(parts);
@@ -141,8 +252,23 @@ mod tests {
         for (chunks, want) in
             [(128, 32), (64, 32), (32, 32), (24, 8), (16, 16), (8, 8), (80, 16), (1, 4), (3, 4)]
         {
-            assert_eq!(lanes(chunks, 32), want, "{chunks}");
-            assert!(lanes(chunks, 8) <= 8);
+            assert_eq!(lanes(chunks, 1 << 20, 32), want, "{chunks}");
+            assert!(lanes(chunks, 1 << 20, 8) <= 8);
+        }
+    }
+
+    #[test]
+    fn small_products_get_more_lanes() {
+        // 2048 and 4096 values, 2048 outputs; experts of 2048 x 512 as if eight were active; a head.
+        for (chunks, outputs, want) in [
+            (64, 2048, 64),
+            (128, 2048, 128),
+            (64, 4096, 64),
+            (16, 16384, 16),
+            (64, 151_936, 32),
+            (80, 64, 16),
+        ] {
+            assert_eq!(lanes(chunks, outputs, 32), want, "{chunks} {outputs}");
         }
     }
 

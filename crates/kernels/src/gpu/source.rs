@@ -22,16 +22,17 @@ pub struct Kernel {
     pub team: u32,
 }
 
-/// Most constants and weights of a kernel.
-pub(super) const CONSTANTS_MAX: usize = 4;
-pub(super) const WEIGHTS_MAX: usize = 2;
+/// Most constants of a kernel.
+pub const CONSTANTS_MAX: usize = 5;
+/// Most weights of a kernel.
+pub const WEIGHTS_MAX: usize = 4;
 
 /// What makes one pipeline different from another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Variant {
     /// [`Kernel::name`]
     pub name: &'static str,
-    /// A format for each of [`Kernel::weights`].
+    /// A format for each of [`Kernel::weights`]; `None` for one that the pipeline goes without.
     pub formats: [Option<Format>; WEIGHTS_MAX],
     /// A value for each of [`Kernel::constants`].
     pub constants: [u32; CONSTANTS_MAX],
@@ -55,21 +56,28 @@ macro_rules! kernels {
 kernels! {
     EMBED = "embed" "rw" weights ["w"] constants [] team 64;
     RMS_NORM = "rms_norm" "rrw" weights [] constants [] team 256;
+    ADD_NORM = "add_norm" "rrww" weights [] constants [] team 256;
     LINEAR = "linear" "rrw" weights ["w"] constants ["TOKENS", "TAIL", "LANES", "WIDE"] team 128;
+    LINEARS = "linears" "rwwww" weights ["w"] constants ["TOKENS", "TAIL", "LANES", "WIDE"] team 128;
     MATMUL = "matmul" "rrrw" weights ["w"] constants ["GATHER", "TAIL"] team 256;
+    MATMUL_UNITS = "matmul_units" "rrrw" weights ["w"] constants ["GATHER", "TAIL"] team 128;
     ADD = "add" "wr" weights [] constants [] team 64;
     GATHER_ROWS = "gather_rows" "rrw" weights [] constants [] team 64;
-    NORM_ROPE = "norm_rope" "wrr" weights [] constants ["HEAD_DIM", "NORM", "INTERLEAVED"] team 64;
-    KV_APPEND = "kv_append" "rrww" weights [] constants ["HEAD_DIM", "FORMAT"] team 64;
-    ATTENTION = "attention" "rrrw" weights [] constants ["HEAD_DIM", "FORMAT", "GATED"] team 128;
+    HEADS = "heads" "wrrrrrww" weights [] constants ["HEAD_DIM", "NORMS", "INTERLEAVED", "FORMAT"] team 64;
+    ATTENTION = "attention" "rrrww" weights [] constants ["HEAD_DIM", "FORMAT", "GATED", "HEADS"] team 128;
+    ATTENTION_MERGE = "attention_merge" "rrw" weights [] constants ["HEAD_DIM", "GATED", "SPANS_MAX"] team 128;
     SHORT_CONV = "short_conv" "rrww" weights [] constants ["KERNEL"] team 64;
-    DELTA_RULE = "delta_rule" "rrrrrww" weights [] constants ["KEY_DIM", "TILED"] team 32;
+    DELTA_RULE = "delta_rule" "rrrrrrrww" weights [] constants ["KEY_DIM", "TILED", "GATED"] team 512;
     GATED_NORM = "gated_norm" "wrr" weights [] constants [] team 64;
-    ROUTE = "route" "rww" weights [] constants ["EXPERTS", "TOP_K", "NORMALISE"] team 128;
+    ROUTE = "route" "rrwww" weights [] constants ["EXPERTS", "TOP_K", "NORMALISE", "TILES"] team 256;
     EXPERT_TILES = "expert_tiles" "rrw" weights [] constants [] team 64;
-    GATE_UP = "gate_up" "rrw" weights ["gate", "up"] constants ["TOKENS", "TAIL", "LANES", "WIDE"] team 128;
-    DOWN = "down" "rrw" weights ["down"] constants ["TOKENS", "TAIL", "LANES", "WIDE"] team 128;
+    GATE_UP = "gate_up" "rrw" weights ["gate", "up", "shared_gate", "shared_up"]
+        constants ["TOKENS", "TAIL", "LANES", "WIDE", "SHARED"] team 128;
+    DOWN = "down" "rrww" weights ["down", "shared_down"]
+        constants ["TOKENS", "TAIL", "LANES", "WIDE", "SHARED"] team 128;
     ACTIVATE = "activate" "wr" weights [] constants [] team 64;
+    COMBINE_NORM = "combine_norm" "rrrrrww" weights [] constants ["TOP_K", "SHARED"] team 256;
+    STREAM = "stream" "rw" weights [] constants ["EACH", "COPY"] team 256;
     COMBINE = "combine" "rrrrw" weights [] constants ["SHARED"] team 64;
 }
 
@@ -80,8 +88,10 @@ pub enum Wide {
     Not = 0,
     /// At a multiple of 16 bytes: thirty-two values a step, in vectors.
     Vectors = 1,
+    /// At a multiple of 8 bytes: thirty-two values a step, in pairs of words. What safetensors files promise.
+    Pairs = 2,
     /// At a multiple of 4 bytes: thirty-two values a step, word by word.
-    Words = 2,
+    Words = 3,
 }
 
 /// How weights of a format whose parts start at multiples of `alignment` bytes (a power of two) are loaded when one
@@ -90,6 +100,7 @@ pub fn wide(format: Format, alignment: u32) -> Wide {
     match format {
         Format::Affine { bits: 4 | 8, .. } | Format::Q4K => match alignment {
             16.. => Wide::Vectors,
+            8.. => Wide::Pairs,
             4.. => Wide::Words,
             _ => Wide::Not,
         },
@@ -105,7 +116,10 @@ fn constant(kernel: &Kernel, variant: &Variant, name: &str) -> u32 {
 
 /// The whole WGSL of a kernel for a variant; with `subgroups`, reductions use subgroup operations.
 pub fn wgsl(kernel: &Kernel, variant: &Variant, subgroups: bool) -> String {
-    let mut out = format!("const TEAM = {}u;\n", kernel.team);
+    // Directives stand before everything else.
+    let enables = kernel.source.lines().take_while(|line| line.starts_with("enable "));
+    let (directives, body) = kernel.source.split_at(enables.map(|line| line.len() + 1).sum());
+    let mut out = format!("{directives}const TEAM = {}u;\n", kernel.team);
     for (name, value) in kernel.constants.iter().zip(variant.constants) {
         // Writing to a String cannot fail.
         let _ = writeln!(out, "const {name} = {value}u;");
@@ -140,7 +154,12 @@ pub fn wgsl(kernel: &Kernel, variant: &Variant, subgroups: bool) -> String {
     }
     let mut binding = kernel.access.len();
     for (name, format) in kernel.weights.iter().zip(variant.formats) {
-        let Some(format) = format else { continue };
+        let Some(format) = format else {
+            if steps {
+                out.push_str(&include_str!("shaders/step_none.wgsl").replace("$W", name));
+            }
+            continue;
+        };
         out.push_str(&weight(name, format, binding, wide));
         binding += format.parts();
         if steps {
@@ -159,7 +178,7 @@ pub fn wgsl(kernel: &Kernel, variant: &Variant, subgroups: bool) -> String {
         "@builtin(local_invocation_index) t: u32"
     };
     let setup = if subgroups { "subgroup = vec4<u32>(sg_id, sg_lane, sg_count, sg_size);" } else { "" };
-    out.push_str(&kernel.source.replace("$TEAM_ARGUMENTS", arguments).replace("$TEAM_SETUP", setup));
+    out.push_str(&body.replace("$TEAM_ARGUMENTS", arguments).replace("$TEAM_SETUP", setup));
     out
 }
 
@@ -169,10 +188,12 @@ fn weight(name: &str, format: Format, first_binding: usize, wide: u32) -> String
     for part in 0..format.parts() {
         let binding = first_binding + part;
         let name = format!("{name}_{part}");
-        let vectors =
-            part == 0 && wide == Wide::Vectors as u32 && !matches!(format, Format::Q4_0 | Format::Q8_0);
-        let (item, word, quad) = if vectors {
+        let whole = part == 0 && !matches!(format, Format::Q4_0 | Format::Q8_0);
+        let (item, word, quad) = if whole && wide == Wide::Vectors as u32 {
             ("vec4<u32>", "[i >> 2u][i & 3u]", format!("{name}[i >> 2u]"))
+        } else if whole && wide == Wide::Pairs as u32 {
+            let quad = format!("vec4<u32>({name}[i >> 1u], {name}[(i >> 1u) + 1u])");
+            ("vec2<u32>", "[i >> 1u][i & 1u]", quad)
         } else {
             ("u32", "[i]", format!("vec4<u32>({name}[i], {name}[i + 1u], {name}[i + 2u], {name}[i + 3u])"))
         };

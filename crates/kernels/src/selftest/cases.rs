@@ -1,13 +1,13 @@
 //! The cases: every op, and every number format where an op has weights.
 
-use files::{Format, Result};
+use files::{Format, Result, ScaleType};
 
 use super::inputs::Inputs;
-use super::named;
+use super::{Extent, named};
 use crate::Backend;
 use crate::ops::{
-    AttentionSpec, DeltaInput, DeltaSpec, ExpertBatch, KvCache, KvFormat, RopeSpec, RouteBuffers, RouteSpec,
-    RoutedRow, Segment, SharedOutput,
+    AttentionSpec, DeltaInput, DeltaSpec, ExpertBatch, Gate, KvCache, KvFormat, Residual, RopeSpec,
+    RouteBuffers, RouteSpec, RoutedRow, Segment, SharedOutput,
 };
 
 /// What a case computes on a device.
@@ -28,12 +28,22 @@ const ROUNDING: f64 = 1e-5;
 /// Activations as signed bytes in groups of 32.
 const EIGHT_BITS: f64 = 2e-2;
 
-pub(super) fn cases() -> Vec<Case> {
+/// A format of each kind: plain, affine, blocks with and without a table, blocks of blocks.
+const SOME_FORMATS: [Format; 5] = [
+    Format::BF16,
+    Format::Affine { bits: 4, group: 64, scale: ScaleType::BF16 },
+    Format::Q8_0,
+    Format::Q4K,
+    Format::MXFP4,
+];
+
+pub(super) fn cases(extent: Extent) -> Vec<Case> {
     let mut all = Vec::new();
     let mut add = |name: String, bound: f64, run: Run| {
         all.push(Case { name, run, exact: ROUNDING, fast: bound });
     };
-    for format in Format::all() {
+    let formats = if extent == Extent::Full { Format::all() } else { SOME_FORMATS.to_vec() };
+    for format in formats {
         add(named("embed", format, 5), ROUNDING, Box::new(move |b| embed(b, format)));
         for rows in [1, 3, 70] {
             let run = Box::new(move |b: &dyn Backend| linear(b, format, rows));
@@ -46,9 +56,10 @@ pub(super) fn cases() -> Vec<Case> {
         }
         add(named("route", format, 6), ROUNDING, Box::new(move |b| route(b, format)));
     }
-    let plain: [(&str, Plain); 8] = [
+    let plain: [(&str, Plain); 9] = [
         ("rms_norm", rms_norm),
         ("add", add_rows),
+        ("add_norm", add_norm),
         ("gather_rows", gather_rows),
         ("gated_norm", gated_norm),
         ("norm_rope", norm_rope),
@@ -131,6 +142,14 @@ fn add_rows(b: &dyn Backend) -> Result<Vec<f32>> {
     r.read(&x)
 }
 
+fn add_norm(b: &dyn Backend) -> Result<Vec<f32>> {
+    let mut r = Inputs::new(b, 15);
+    let (mut x, y) = (r.tensor(7, 333, 1.0)?, r.tensor(7, 333, 1.0)?);
+    let (weight, mut out) = (r.tensor(1, 333, 1.0)?, r.zeros(7, 333)?);
+    b.add_norm(&y, Residual { x: &mut x, weight: &weight, eps: 1e-6, out: &mut out })?;
+    Ok([r.read(&x)?, r.read(&out)?].concat())
+}
+
 fn gather_rows(b: &dyn Backend) -> Result<Vec<f32>> {
     let mut r = Inputs::new(b, 8);
     let (x, mut out) = (r.tensor(9, 100, 1.0)?, r.zeros(4, 100)?);
@@ -187,7 +206,10 @@ fn delta_rule(b: &dyn Backend) -> Result<Vec<f32>> {
     let input =
         DeltaInput { segment: &segment, qkv: &qkv, a: &gate_a, b: &gate_b, decay: &decay, dt_bias: &dt_bias };
     b.delta_rule(&input, &spec, &mut state, &mut out)?;
-    Ok([r.read(&out)?, r.read(&state)?].concat())
+    let plain = r.read(&out)?;
+    let (z, weight) = (r.tensor(rows, 4 * 48, 1.0)?, r.tensor(1, 48, 1.0)?);
+    b.gated_delta_rule(&input, &spec, &mut state, Gate { z: &z, weight: &weight, eps: 1e-6 }, &mut out)?;
+    Ok([plain, r.read(&out)?, r.read(&state)?].concat())
 }
 
 /// A cache of 70 positions, the last `rows` of them asked about.
@@ -212,6 +234,11 @@ fn combine(b: &dyn Backend) -> Result<Vec<f32>> {
     let routes = RouteBuffers { ids: b.alloc(rows * top_k * 4)?, weights: r.tensor(rows, top_k, 0.5)? };
     let (output, gate, mut out) = (r.tensor(rows, cols, 1.0)?, r.tensor(rows, 1, 1.0)?, r.zeros(rows, cols)?);
     let shared = SharedOutput { output: &output, gate: &gate };
-    b.combine(&parts, &routes, &RouteSpec { top_k, normalise: true }, Some(shared), &mut out)?;
-    r.read(&out)
+    let spec = RouteSpec { top_k, normalise: true };
+    b.combine(&parts, &routes, &spec, Some(shared), &mut out)?;
+    let plain = r.read(&out)?;
+    let (mut x, weight) = (r.tensor(rows, cols, 1.0)?, r.tensor(1, cols, 1.0)?);
+    let to = Residual { x: &mut x, weight: &weight, eps: 1e-6, out: &mut out };
+    b.combine_norm(&parts, &routes, &spec, Some(shared), to)?;
+    Ok([plain, r.read(&x)?, r.read(&out)?].concat())
 }

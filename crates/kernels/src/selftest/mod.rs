@@ -29,6 +29,15 @@ pub enum Devices {
     Gpu,
 }
 
+/// How much of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Extent {
+    /// Every op in every number format, and rates on weights that no cache holds.
+    Full,
+    /// Every op in some number formats, and rates of small weights, which say little: a check that all of it works.
+    Quick,
+}
+
 /// An op of a device that gave another answer than the reference, or none.
 #[derive(Clone, Debug)]
 pub struct Failed {
@@ -76,7 +85,11 @@ struct Opened {
 /// # Errors
 /// [`files::ErrorKind::Cancelled`] when `progress` says so, [`files::ErrorKind::Device`] when there is no device of
 /// that kind. What a device itself does wrong is in its report.
-pub fn run(devices: Devices, progress: &mut dyn FnMut(&str) -> ControlFlow<()>) -> Result<Vec<Report>> {
+pub fn run(
+    devices: Devices,
+    extent: Extent,
+    progress: &mut dyn FnMut(&str) -> ControlFlow<()>,
+) -> Result<Vec<Report>> {
     let candidates = candidates(devices);
     if candidates.is_empty() {
         return Err(Error::new(
@@ -89,12 +102,12 @@ pub fn run(devices: Devices, progress: &mut dyn FnMut(&str) -> ControlFlow<()>) 
         ControlFlow::Break(()) => Err(Error::new(files::ErrorKind::Cancelled, "interrupted")),
     };
     let mut truths = Vec::new();
-    for case in cases() {
+    for case in cases(extent) {
         step(format!("reference: {}", case.name))?;
         let want = (case.run)(&Reference::default())?;
         truths.push((case, want));
     }
-    candidates.iter().map(|candidate| examine(candidate, &truths, &mut step)).collect()
+    candidates.iter().map(|candidate| examine(candidate, &truths, extent, &mut step)).collect()
 }
 
 fn candidates(devices: Devices) -> Vec<Candidate> {
@@ -134,7 +147,9 @@ fn open_gpu(adapter: &str) -> Result<Opened> {
     let weight_bytes = if software { 16 << 20 } else { 384 << 20 };
     let rates = gpu.rates(weight_bytes.min(gpu.info().buffer_bytes_max))?;
     let rates = vec![
-        ("stream_bytes_per_s", rates.stream_bytes_per_s),
+        ("stream_bytes_per_s", rates.stream_bytes_per_s()),
+        ("read_bytes_per_s", rates.read_bytes_per_s),
+        ("copy_bytes_per_s", rates.copy_bytes_per_s),
         ("dispatch_s", rates.dispatch_s),
         ("submit_and_wait_s", rates.submit_and_wait_s),
     ];
@@ -144,6 +159,7 @@ fn open_gpu(adapter: &str) -> Result<Opened> {
 fn examine(
     candidate: &Candidate,
     truths: &[(Case, Vec<f32>)],
+    extent: Extent,
     step: &mut dyn FnMut(String) -> Result<()>,
 ) -> Result<Report> {
     let mut report = Report {
@@ -173,9 +189,13 @@ fn examine(
         check(case, want, &*opened.backend, &mut report);
     }
     if opened.backend.info().precision == Precision::Fast && report.failed.is_empty() {
-        for (name, measure) in speed::measurements() {
+        let weight_bytes = match extent {
+            Extent::Full => opened.weight_bytes,
+            Extent::Quick => opened.weight_bytes.min(2 << 20),
+        };
+        for (name, measure) in speed::measurements(extent) {
             step(format!("{}: {name}", candidate.name))?;
-            match measure(&*opened.backend, opened.weight_bytes) {
+            match measure(&*opened.backend, weight_bytes) {
                 Ok(speed) => report.speeds.push(speed),
                 Err(error) => report.failed.push(Failed { case: name, what: error.to_string() }),
             }

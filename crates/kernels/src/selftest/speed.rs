@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use files::{Format, Result, ScaleType};
 
 use super::inputs::Inputs;
-use super::named;
+use super::{Extent, named};
 use crate::Backend;
 use crate::buffer::Tensor;
 use crate::ops::{ExpertBatch, RoutedRow};
@@ -28,28 +28,39 @@ type Measure = Box<dyn Fn(&dyn Backend, usize) -> Result<Speed>>;
 const AFFINE4: Format = Format::Affine { bits: 4, group: 64, scale: ScaleType::BF16 };
 /// How long a case is measured.
 const TIME: Duration = Duration::from_millis(120);
+/// ... and in a quick test.
+const QUICK_TIME: Duration = Duration::from_millis(2);
 /// Inputs of the matrices, and the shape of the experts (those of Qwen3.5-397B).
 const COLS: usize = 4096;
 const INNER: usize = 1024;
 const TOP_K: usize = 10;
 
-pub(super) fn measurements() -> Vec<(String, Measure)> {
+pub(super) fn measurements(extent: Extent) -> Vec<(String, Measure)> {
+    let least = if extent == Extent::Full { TIME } else { QUICK_TIME };
     let mut all: Vec<(String, Measure)> = Vec::new();
     let affine8 = Format::Affine { bits: 8, group: 64, scale: ScaleType::BF16 };
     for format in [AFFINE4, affine8, Format::Q4_0, Format::Q8_0, Format::Q4K, Format::Q6K, Format::BF16] {
-        all.push((named("linear", format, 1), Box::new(move |b, bytes| vector(b, format, bytes))));
+        all.push((named("linear", format, 1), Box::new(move |b, bytes| vector(b, format, bytes, least))));
     }
     for format in [AFFINE4, Format::Q4K] {
-        all.push((named("expert_mlp", format, 1), Box::new(move |b, bytes| experts(b, format, bytes))));
+        all.push((
+            named("expert_mlp", format, 1),
+            Box::new(move |b, bytes| experts(b, format, bytes, least)),
+        ));
     }
     for format in [AFFINE4, Format::Q4K, Format::BF16] {
-        all.push((named("linear", format, 256), Box::new(move |b, bytes| matrix(b, format, bytes))));
+        all.push((named("linear", format, 256), Box::new(move |b, bytes| matrix(b, format, bytes, least))));
     }
     all
 }
 
 /// Seconds of a call when many are enqueued; reading a value of `out` waits for them.
-fn time(r: &Inputs<'_>, out: &mut Tensor, mut call: impl FnMut(&mut Tensor) -> Result<()>) -> Result<f64> {
+fn time(
+    r: &Inputs<'_>,
+    least: Duration,
+    out: &mut Tensor,
+    mut call: impl FnMut(&mut Tensor) -> Result<()>,
+) -> Result<f64> {
     let mut round = |calls: u32, out: &mut Tensor| -> Result<Duration> {
         let start = Instant::now();
         for _ in 0..calls {
@@ -62,7 +73,7 @@ fn time(r: &Inputs<'_>, out: &mut Tensor, mut call: impl FnMut(&mut Tensor) -> R
     let mut calls = 1;
     loop {
         let taken = round(calls, out)?;
-        if taken >= TIME {
+        if taken >= least {
             return Ok(taken.as_secs_f64() / f64::from(calls));
         }
         calls *= 2;
@@ -79,30 +90,30 @@ fn row_bytes(format: Format, cols: usize) -> Result<usize> {
     (0..format.parts()).map(|part| format.row_bytes(part, cols)).sum()
 }
 
-fn vector(b: &dyn Backend, format: Format, bytes: usize) -> Result<Speed> {
+fn vector(b: &dyn Backend, format: Format, bytes: usize, least: Duration) -> Result<Speed> {
     let mut r = Inputs::new(b, 21);
     let outputs = (bytes.min(b.info().buffer_bytes_max) / row_bytes(format, COLS)?).next_multiple_of(64) - 64;
     let w = r.weight(format, outputs, COLS, 1)?;
     let (x, mut out) = (r.tensor(1, COLS, 1.0)?, r.zeros(1, outputs)?);
-    let seconds = time(&r, &mut out, |out| b.linear(&x, &w, None, out))?;
+    let seconds = time(&r, least, &mut out, |out| b.linear(&x, &w, None, out))?;
     let case = format!("{}, {COLS} -> {outputs}", named("linear", format, 1));
     Ok(speed(case, seconds, w.bytes(), outputs * COLS, 1))
 }
 
-fn matrix(b: &dyn Backend, format: Format, bytes: usize) -> Result<Speed> {
+fn matrix(b: &dyn Backend, format: Format, bytes: usize, least: Duration) -> Result<Speed> {
     let mut r = Inputs::new(b, 22);
-    // A quarter of the work where it would take minutes.
+    // A part of the work where it would take minutes.
     let rows = if bytes < 64 << 20 { 64 } else { 256 };
     let outputs = COLS / if bytes < 64 << 20 { 16 } else { 1 };
     let w = r.weight(format, outputs, COLS, 1)?;
     let (x, mut out) = (r.tensor(rows, COLS, 1.0)?, r.zeros(rows, outputs)?);
-    let seconds = time(&r, &mut out, |out| b.linear(&x, &w, None, out))?;
+    let seconds = time(&r, least, &mut out, |out| b.linear(&x, &w, None, out))?;
     let case = format!("{}, {COLS} -> {outputs}", named("linear", format, rows));
     Ok(speed(case, seconds, w.bytes(), outputs * COLS, rows))
 }
 
 /// One row through the active experts of a layer in one call; calls take other experts in turn.
-fn experts(b: &dyn Backend, format: Format, bytes: usize) -> Result<Speed> {
+fn experts(b: &dyn Backend, format: Format, bytes: usize, least: Duration) -> Result<Speed> {
     let mut r = Inputs::new(b, 23);
     let weights = 3 * INNER * COLS;
     let expert_bytes = 2 * INNER * row_bytes(format, COLS)? + COLS * row_bytes(format, INNER)?;
@@ -125,7 +136,7 @@ fn experts(b: &dyn Backend, format: Format, bytes: usize) -> Result<Speed> {
     let rows: Vec<[RoutedRow; 1]> = (0..TOP_K as u32).map(|part| [RoutedRow { row: 0, part }]).collect();
     let (x, mut parts) = (r.tensor(1, COLS, 1.0)?, r.zeros(TOP_K, COLS)?);
     let mut first = 0;
-    let seconds = time(&r, &mut parts, |parts| {
+    let seconds = time(&r, least, &mut parts, |parts| {
         let active = mlps[first..].iter().zip(&rows);
         let batches: Vec<_> = active.map(|(weights, rows)| ExpertBatch { weights, rows }).collect();
         first = (first + TOP_K) % count;

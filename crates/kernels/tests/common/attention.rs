@@ -1,6 +1,6 @@
 //! Rotary embedding, KV cache, attention.
 
-use tidemill_kernels::ops::{AttentionSpec, KvCache, KvFormat, RopeSpec, Segment};
+use tidemill_kernels::ops::{AttentionSpec, Heads, KvCache, KvFormat, RopeSpec, Segment, Turn};
 
 use super::*;
 
@@ -35,6 +35,68 @@ pub fn norm_rope(rig: &Rig) {
         // Devices reduce large angles less carefully than the C library.
         let bound = if rig.batch_invariant { 4e-6 } else { 1e-3 };
         close(rig, &format!("round {round} {spec:?}"), &got, &want, |i| bound * (want[i].abs() + 3.0));
+    }
+}
+
+/// What the two `norm_rope` and `kv_append` do one by one, bit for bit.
+pub fn norm_rope_append(rig: &Rig) {
+    let mut rng = Rng::new(15);
+    for round in 0..24 {
+        let format = [KvFormat::F32, KvFormat::F16, KvFormat::Q8][round % 3];
+        let head_dim = 32 * rng.within(1..=5);
+        let (kv_heads, group) = (rng.within(1..=3), rng.within(1..=4));
+        let rotary_dim = 2 * rng.within(0..=head_dim / 2);
+        let interleaved = rng.flag();
+        let turn = |heads: usize, head_stride: usize| RopeSpec {
+            heads,
+            head_dim,
+            head_stride,
+            rotary_dim,
+            interleaved,
+            amplitude: 1.1,
+        };
+        let q_turn = turn(kv_heads * group, head_dim * if rng.flag() { 2 } else { 1 });
+        let k_turn = turn(kv_heads, head_dim);
+        let (rows, capacity) = (rng.within(1..=12), 40);
+        let start = rng.within(0..=rows - 1);
+        let segment = Segment { rows: start..rng.within(start..=rows), position: rng.within(0..=20) };
+        let (q_cols, k_cols) = (q_turn.heads * q_turn.head_stride, kv_heads * head_dim);
+        let (q, k) = (rng.values(rows * q_cols, 2.0), rng.values(rows * k_cols, 2.0));
+        let v = rng.values(rows * k_cols, 2.0);
+        let half = rotary_dim / 2;
+        let frequencies: Vec<f32> = (0..half).map(|i| 1e4f32.powf(-(i as f32) / half as f32)).collect();
+        let norms = rng.flag().then(|| (rng.values(head_dim, 1.0), rng.values(head_dim, 1.0)));
+        let run = |rig: &Rig, at_once: bool| {
+            let b = &*rig.backend;
+            let (mut q, mut k) = (tensor(b, rows, q_cols, &q), tensor(b, rows, k_cols, &k));
+            let (v, frequencies) = (tensor(b, rows, k_cols, &v), tensor(b, 1, half, &frequencies));
+            let norms = norms.as_ref().map(|(q, k)| (tensor(b, 1, head_dim, q), tensor(b, 1, head_dim, k)));
+            let (q_norm, k_norm) =
+                (norms.as_ref().map(|n| (&n.0, 1e-6)), norms.as_ref().map(|n| (&n.1, 1e-5)));
+            let bytes = KvCache::bytes(kv_heads, head_dim, capacity, format) / 2;
+            let (keys, values_block) = (b.alloc(bytes).unwrap(), b.alloc(bytes).unwrap());
+            let mut cache = KvCache { keys, values: values_block, kv_heads, head_dim, capacity, format };
+            if at_once {
+                let turns = [Turn { spec: &q_turn, norm: q_norm }, Turn { spec: &k_turn, norm: k_norm }];
+                let heads = Heads { q: &mut q, k: &mut k, v: &v };
+                b.norm_rope_append(heads, &segment, turns, &frequencies, &mut cache).unwrap();
+            } else {
+                b.norm_rope(&mut q, &segment, &q_turn, &frequencies, q_norm).unwrap();
+                b.norm_rope(&mut k, &segment, &k_turn, &frequencies, k_norm).unwrap();
+                b.kv_append(&k, &v, &segment, &mut cache).unwrap();
+            }
+            let mut stored = vec![0; 2 * bytes];
+            b.read(&cache.keys, 0, &mut stored[..bytes]).unwrap();
+            b.read(&cache.values, 0, &mut stored[bytes..]).unwrap();
+            // What k holds afterwards is nobody's business: the cache has it.
+            (values(b, &q), stored)
+        };
+        let (got, apart) = (run(rig, true), run(rig, false));
+        same(rig, &format!("round {round}"), &got.0, &apart.0);
+        assert!(got.1 == apart.1, "{}: round {round}: the caches differ", rig.name);
+        let want = run(&Rig::reference(), false);
+        let bound = if rig.batch_invariant { 4e-6 } else { 1e-3 };
+        close(rig, &format!("round {round}"), &got.0, &want.0, |i| bound * (want.0[i].abs() + 3.0));
     }
 }
 

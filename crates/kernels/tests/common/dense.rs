@@ -2,6 +2,7 @@
 
 use files::Format;
 use tidemill_kernels::Tensor;
+use tidemill_kernels::ops::{Product, Residual};
 
 use super::*;
 
@@ -54,6 +55,75 @@ pub fn linear(rig: &Rig) {
                 }
                 same(rig, &what, &apart, &got);
             }
+        }
+    }
+}
+
+/// Several products of one x, some in the same buffers and of the same format, some not.
+pub fn linears(rig: &Rig) {
+    let mut rng = Rng::new(7);
+    let formats = Format::all();
+    for (i, &format) in formats.iter().enumerate() {
+        let rows = [1, 3, 17][i % 3];
+        let cols = 256 * rng.within(1..=3);
+        let others = formats[(i + 1) % formats.len()];
+        let all: Vec<Encoded> = [format, others, format, format, format, format, format]
+            .into_iter()
+            .map(|f| Encoded::random(f, rng.within(1..=70), cols, &mut rng))
+            .collect();
+        let x = rng.values(rows * cols, 1.0);
+        let bias = rng.values(all[3].rows, 1.0);
+        let run = |rig: &Rig| {
+            let b = &*rig.backend;
+            let mut weights = Encoded::weights(rig, &all.iter().take(6).collect::<Vec<_>>());
+            weights.push(all[6].weight(rig)); // in a buffer of its own
+            let bias = tensor(b, 1, bias.len(), &bias);
+            let mut outs: Vec<Tensor> = all.iter().map(|w| output(b, rows, w.rows)).collect();
+            let mut products: Vec<Product<'_>> = weights
+                .iter()
+                .zip(&mut outs)
+                .enumerate()
+                .map(|(i, (weight, out))| Product { weight, bias: (i == 3).then_some(&bias), out })
+                .collect();
+            b.linears(&tensor(b, rows, cols, &x), &mut products).unwrap();
+            outs.iter().map(|out| values(b, out)).collect::<Vec<_>>()
+        };
+        let (got, want) = (run(rig), run(&Rig::reference()));
+        for (n, ((got, want), w)) in got.iter().zip(&want).zip(&all).enumerate() {
+            let decoded: Vec<Vec<f32>> = (0..w.rows).map(|r| w.row(r)).collect();
+            close(rig, &format!("{format} {rows} rows, product {n}"), got, want, |i| {
+                let x = &x[i / w.rows * cols..][..cols];
+                product_bound(rig, x, &decoded[i % w.rows]) + 1e-6 * want[i].abs()
+            });
+        }
+    }
+}
+
+/// What `add` and then `rms_norm` do; on the CPU bit for bit.
+pub fn add_norm(rig: &Rig) {
+    let mut rng = Rng::new(8);
+    for _ in 0..12 {
+        let (rows, cols) = (rng.within(1..=40), rng.within(1..=700));
+        let (x, y, w) = (rng.values(rows * cols, 3.0), rng.values(rows * cols, 1.0), rng.values(cols, 1.0));
+        let run = |rig: &Rig, apart: bool| {
+            let b = &*rig.backend;
+            let (mut x, y) = (tensor(b, rows, cols, &x), tensor(b, rows, cols, &y));
+            let (weight, mut out) = (tensor(b, 1, cols, &w), output(b, rows, cols));
+            if apart {
+                b.add(&mut x, &y).unwrap();
+                b.rms_norm(&x, &weight, 1e-6, &mut out).unwrap();
+            } else {
+                let to = Residual { x: &mut x, weight: &weight, eps: 1e-6, out: &mut out };
+                b.add_norm(&y, to).unwrap();
+            }
+            (values(b, &x), values(b, &out))
+        };
+        let (x, out) = run(rig, false);
+        let (x_want, out_want) = run(&Rig::reference(), true);
+        same(rig, "add_norm: x", &x, &x_want);
+        close(rig, "add_norm", &out, &out_want, |i| 4e-6 * out_want[i].abs() + 1e-30);
+        if rig.batch_invariant {
+            same(rig, "add_norm", &out, &run(rig, true).1);
         }
     }
 }
@@ -116,5 +186,29 @@ pub fn gated_norm(rig: &Rig) {
         };
         let want = run(&Rig::reference());
         close(rig, "gated_norm", &run(rig), &want, |i| 6e-6 * want[i].abs() + 1e-30);
+    }
+}
+
+/// Products of many rows that may have rounded both sides to half precision, and large activations.
+pub fn many_rows(rig: &Rig) {
+    let mut rng = Rng::new(9);
+    for (i, format) in Format::all().into_iter().enumerate() {
+        let (rows, cols, outputs) = (rng.within(16..=150), 256 * rng.within(1..=3), rng.within(1..=150));
+        let w = Encoded::random(format, outputs, cols, &mut rng);
+        let mut x = rng.values(rows * cols, [1.0, 1e-3, 100.0][i % 3]);
+        x[cols / 2] = 1e6;
+        let bias = rng.flag().then(|| rng.values(outputs, 1.0));
+        let got = product(rig, &x, &w, bias.as_deref());
+        let want = product(&Rig::reference(), &x, &w, bias.as_deref());
+        let decoded: Vec<Vec<f32>> = (0..outputs).map(|n| w.row(n)).collect();
+        close(rig, &format!("{format} [{rows}, {cols}] -> {outputs}"), &got, &want, |i| {
+            let (x, w) = (&x[i / outputs * cols..][..cols], &decoded[i % outputs]);
+            let sum = |f: &dyn Fn((&f32, &f32)) -> f32| x.iter().zip(w).map(f).sum::<f32>();
+            let products = sum(&|(x, w)| (x * w).abs());
+            let rounded = 2f32.powi(-10) * products
+                + 2f32.powi(-20) * sum(&|(_, w)| w.abs())
+                + 2f32.powi(-30) * sum(&|(x, _)| x.abs());
+            rounded + 4e-6 * products + 1e-6 * want[i].abs()
+        });
     }
 }

@@ -1,7 +1,9 @@
 //! MLPs, the router, the experts and their sum.
 
 use files::Format;
-use tidemill_kernels::ops::{ExpertBatch, MlpWeights, RouteSpec, RoutedRow, SharedOutput};
+use tidemill_kernels::ops::{
+    ExpertBatch, MlpWeights, Residual, RouteSpec, RoutedLayer, RoutedOutput, RoutedRow, SharedOutput,
+};
 
 use super::*;
 
@@ -17,6 +19,14 @@ impl Mlp {
     fn weights(&self, rig: &Rig) -> MlpWeights {
         let [gate, up, down] = self.0.each_ref().map(|w| w.weight(rig));
         MlpWeights::new(gate, up, down).unwrap()
+    }
+
+    /// Several with all their parts in one buffer, as a slab holds them.
+    fn together(rig: &Rig, all: &[Self]) -> Vec<MlpWeights> {
+        let mut weights =
+            Encoded::weights(rig, &all.iter().flat_map(|m| &m.0).collect::<Vec<_>>()).into_iter();
+        let mut next = || weights.next().expect("three for each");
+        all.iter().map(|_| MlpWeights::new(next(), next(), next()).unwrap()).collect()
     }
 }
 
@@ -155,6 +165,63 @@ pub fn routed_mlp(rig: &Rig) {
     }
 }
 
+/// A whole layer in one op: what its steps compute one by one, bit for bit.
+pub fn routed_layer(rig: &Rig) {
+    if !rig.backend.info().looks_up_experts {
+        return;
+    }
+    let mut rng = Rng::new(36);
+    let formats = Format::all();
+    for (i, &format) in formats.iter().enumerate() {
+        let (rows, spec) = (1 + i % 4 / 3, RouteSpec { top_k: rng.within(1..=4), normalise: rng.flag() });
+        let (experts, one_buffer, with_shared) = (rng.within(5..=9), i % 3 < 2, i % 5 < 4);
+        let mlps: Vec<Mlp> = (0..experts).map(|_| Mlp::random(format, format, 256, 256, &mut rng)).collect();
+        // As an expert, or narrower.
+        let inner = if i % 4 == 1 { 512 } else { 256 };
+        let shared = Mlp::random(format, format, 256, inner, &mut rng);
+        let router = Encoded::random(Format::F32, experts, 256, &mut rng);
+        let gate = Encoded::random(Format::F32, 1, 256, &mut rng);
+        let x = rng.values(rows * 256, 1.0);
+        let run = |rig: &Rig, at_once: bool| {
+            let b = &*rig.backend;
+            let weights = match one_buffer {
+                true => Mlp::together(rig, &mlps),
+                false => mlps.iter().map(|m| m.weights(rig)).collect(),
+            };
+            let table = b.expert_table(&weights.iter().collect::<Vec<_>>()).unwrap().unwrap();
+            let resident = Encoded::weights(rig, &[&router, &gate]);
+            let (shared, x) = (shared.weights(rig), tensor(b, rows, 256, &x));
+            let mut routes = route_buffers(b, rows, spec.top_k);
+            let mut parts = output(b, rows * spec.top_k, 256);
+            let (mut out, mut gate) = (output(b, rows, 256), output(b, rows, 1));
+            if at_once {
+                let (router, shared) = (&resident[0], with_shared.then_some((&shared, &resident[1])));
+                let layer = RoutedLayer { router, spec: &spec, table: &table, shared };
+                let outputs = with_shared.then_some((&mut out, &mut gate));
+                let to = RoutedOutput { routes: &mut routes, parts: &mut parts, shared: outputs };
+                b.routed_layer(&x, &layer, to).unwrap();
+            } else {
+                b.route(&x, &resident[0], &spec, &mut routes).unwrap();
+                b.routed_mlp(&x, &table, &routes, &spec, &mut parts).unwrap();
+                if with_shared {
+                    b.mlp(&x, &shared, &mut out).unwrap();
+                    b.linear(&x, &resident[1], None, &mut gate).unwrap();
+                }
+            }
+            let chosen = b.read_routes(&routes, rows, &spec).unwrap();
+            let ids = chosen.ids.iter().map(|&id| 1.0 + id as f32).collect();
+            [ids, chosen.weights, values(b, &parts), values(b, &out), values(b, &gate)]
+        };
+        let (got, apart, want) = (run(rig, true), run(rig, false), run(&Rig::reference(), true));
+        for (n, ((got, apart), want)) in got.iter().zip(&apart).zip(&want).enumerate() {
+            let what =
+                format!("{format}, {rows} rows, {experts} experts, one buffer {one_buffer}, result {n}");
+            same(rig, &what, got, apart);
+            close_norm(rig, &what, got, want, 3e-6, 2e-2);
+        }
+    }
+}
+
 /// Equal logits: the lower id comes first.
 fn ties(rig: &Rig) {
     let b = &*rig.backend;
@@ -187,5 +254,64 @@ pub fn combine(rig: &Rig) {
         };
         let want = run(&Rig::reference());
         close(rig, &format!("round {round}"), &run(rig), &want, |i| 2e-6 * (want[i].abs() + 1.0));
+    }
+}
+
+/// What `combine`, `add` and `rms_norm` do; on the CPU bit for bit.
+pub fn combine_norm(rig: &Rig) {
+    let mut rng = Rng::new(37);
+    for round in 0..12 {
+        let (rows, k, cols) = (rng.within(1..=20), rng.within(1..=8), rng.within(1..=500));
+        let (parts, weights) = (rng.values(rows * k * cols, 1.0), rng.values(rows * k, 0.5));
+        let shared = rng.flag().then(|| (rng.values(rows * cols, 1.0), rng.values(rows, 2.0)));
+        let (residual, norm) = (rng.values(rows * cols, 2.0), rng.values(cols, 1.0));
+        let run = |rig: &Rig, apart: bool| {
+            let b = &*rig.backend;
+            let mut routes = route_buffers(b, rows, k);
+            routes.weights = tensor(b, rows, k, &weights);
+            let shared = shared.as_ref().map(|(o, g)| (tensor(b, rows, cols, o), tensor(b, rows, 1, g)));
+            let shared = shared.as_ref().map(|(output, gate)| SharedOutput { output, gate });
+            let (mut x, weight) = (tensor(b, rows, cols, &residual), tensor(b, 1, cols, &norm));
+            let (parts, mut out) = (tensor(b, rows * k, cols, &parts), output(b, rows, cols));
+            let spec = RouteSpec { top_k: k, normalise: true };
+            if apart {
+                b.combine(&parts, &routes, &spec, shared, &mut out).unwrap();
+                b.add(&mut x, &out).unwrap();
+                b.rms_norm(&x, &weight, 1e-6, &mut out).unwrap();
+            } else {
+                let to = Residual { x: &mut x, weight: &weight, eps: 1e-6, out: &mut out };
+                b.combine_norm(&parts, &routes, &spec, shared, to).unwrap();
+            }
+            [values(b, &x), values(b, &out)].concat()
+        };
+        let (got, want) = (run(rig, false), run(&Rig::reference(), true));
+        close(rig, &format!("round {round}"), &got, &want, |i| 6e-6 * (want[i].abs() + 1.0));
+        if rig.batch_invariant {
+            same(rig, &format!("round {round}"), &got, &run(rig, true));
+        }
+    }
+}
+
+/// Experts with many rows each, whose products may round both sides to half precision.
+pub fn many_rows(rig: &Rig) {
+    let mut rng = Rng::new(38);
+    for format in [Format::BF16, Format::Q4K, Format::Q8_0] {
+        let (rows, experts) = (rng.within(60..=80), 3);
+        let mlps: Vec<Mlp> = (0..experts).map(|_| Mlp::random(format, format, 256, 256, &mut rng)).collect();
+        let x = rng.values(rows * 256, 1.0);
+        let mut routed: Vec<Vec<RoutedRow>> = vec![Vec::new(); experts];
+        for row in 0..rows as u32 {
+            routed[rng.within(0..=experts - 1)].push(RoutedRow { row, part: row });
+        }
+        let run = |rig: &Rig| {
+            let b = &*rig.backend;
+            let weights = Mlp::together(rig, &mlps);
+            let batches: Vec<ExpertBatch<'_>> =
+                weights.iter().zip(&routed).map(|(weights, rows)| ExpertBatch { weights, rows }).collect();
+            let mut parts = output(b, rows, 256);
+            b.expert_mlp(&tensor(b, rows, 256, &x), &batches, &mut parts).unwrap();
+            values(b, &parts)
+        };
+        close_norm(rig, &format!("{format}"), &run(rig), &run(&Rig::reference()), 3e-6, 1e-3);
     }
 }

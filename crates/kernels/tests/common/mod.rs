@@ -41,10 +41,10 @@ impl Rig {
 #[macro_export]
 macro_rules! conformance {
     ($rigs:ident) => {
-        $crate::conformance!($rigs, dense: embed linear rms_norm add gather_rows gated_norm);
-        $crate::conformance!($rigs, attention: norm_rope attention long_attention eight_bit_cache);
-        $crate::conformance!($rigs, recurrent: short_conv delta_rule);
-        $crate::conformance!($rigs, experts: mlp route expert_mlp routed_mlp combine);
+        $crate::conformance!($rigs, dense: embed linear linears rms_norm add add_norm gather_rows gated_norm);
+        $crate::conformance!($rigs, attention: norm_rope norm_rope_append attention long_attention eight_bit_cache);
+        $crate::conformance!($rigs, recurrent: short_conv delta_rule gated_delta_rule);
+        $crate::conformance!($rigs, experts: mlp route expert_mlp routed_mlp routed_layer combine combine_norm);
         $crate::conformance!($rigs, errors: shapes tokens nan_routes);
     };
     ($rigs:ident, $module:ident: $($op:ident)*) => {
@@ -137,10 +137,15 @@ impl Encoded {
 
     /// The matrix in memory of the rig's backend, its parts at odd offsets where the rig allows that.
     pub fn weight(&self, rig: &Rig) -> Weight {
+        Self::weights(rig, &[self]).remove(0)
+    }
+
+    /// Several matrices in one buffer.
+    pub fn weights(rig: &Rig, all: &[&Self]) -> Vec<Weight> {
         let mut offset = 0;
         let mut bytes = Vec::new();
         let mut ranges = Vec::new();
-        for part in &self.parts {
+        for part in all.iter().flat_map(|one| &one.parts) {
             offset = (offset + 7usize).next_multiple_of(rig.align);
             bytes.resize(offset, 0xff);
             bytes.extend(part);
@@ -154,7 +159,12 @@ impl Encoded {
         rig.backend.publish(&buffer, 0..bytes.len()).unwrap();
         // SAFETY: nobody writes the buffer any more.
         let view = |range| unsafe { View::new(&buffer, range) }.unwrap();
-        Weight::new(self.format, self.rows, self.cols, ranges.into_iter().map(view).collect()).unwrap()
+        let mut views = ranges.into_iter().map(view);
+        let weight = |one: &&Self| {
+            let parts = views.by_ref().take(one.parts.len()).collect();
+            Weight::new(one.format, one.rows, one.cols, parts).unwrap()
+        };
+        all.iter().map(weight).collect()
     }
 
     /// Row `row`, decoded.

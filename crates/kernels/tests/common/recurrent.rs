@@ -1,6 +1,6 @@
 //! The short convolution and the gated delta rule.
 
-use tidemill_kernels::ops::{DeltaInput, DeltaSpec, Segment};
+use tidemill_kernels::ops::{DeltaInput, DeltaSpec, Gate, Segment};
 
 use super::*;
 
@@ -76,6 +76,54 @@ pub fn delta_rule(rig: &Rig) {
             let each: Vec<usize> = (1..=rows).collect();
             same(rig, &what, &run(rig, &[rng.within(1..=rows), rows]), &got);
             same(rig, &what, &run(rig, &each), &got);
+        }
+    }
+}
+
+/// What `delta_rule` and `gated_norm` do; on the CPU bit for bit.
+pub fn gated_delta_rule(rig: &Rig) {
+    let mut rng = Rng::new(23);
+    for round in 0..10 {
+        let key_heads = rng.within(1..=3);
+        let spec = DeltaSpec {
+            key_heads,
+            value_heads: key_heads * rng.within(1..=3),
+            key_head_dim: 4 * rng.within(1..=40),
+            // Heads of more columns than a team has, too.
+            value_head_dim: if round == 0 { 132 } else { 4 * rng.within(1..=32) },
+            tiled: rng.flag(),
+        };
+        let (rows, heads, dv) = (rng.within(1..=9), spec.value_heads, spec.value_head_dim);
+        let qkv = rng.values(rows * spec.channels(), 1.0);
+        let (a, b) = (rng.values(rows * heads, 2.0), rng.values(rows * heads, 2.0));
+        let decay: Vec<f32> = rng.values(heads, 1.0).iter().map(|v| -v.exp()).collect();
+        let (dt_bias, z) = (rng.values(heads, 1.0), rng.values(rows * heads * dv, 2.0));
+        let (state, weight) = (rng.values(heads * spec.key_head_dim * dv, 0.3), rng.values(dv, 1.0));
+        let run = |rig: &Rig, apart: bool| {
+            let d = &*rig.backend;
+            let (qkv, a) = (tensor(d, rows, spec.channels(), &qkv), tensor(d, rows, heads, &a));
+            let (b, decay) = (tensor(d, rows, heads, &b), tensor(d, 1, heads, &decay));
+            let (dt_bias, z) = (tensor(d, 1, heads, &dt_bias), tensor(d, rows, heads * dv, &z));
+            let mut state = tensor(d, heads, spec.key_head_dim * dv, &state);
+            let (weight, mut out) = (tensor(d, 1, dv, &weight), output(d, rows, heads * dv));
+            let segment = Segment { rows: 0..rows, position: 0 };
+            let (segment, qkv, a, b, decay, dt_bias) = (&segment, &qkv, &a, &b, &decay, &dt_bias);
+            let input = DeltaInput { segment, qkv, a, b, decay, dt_bias };
+            if apart {
+                d.delta_rule(&input, &spec, &mut state, &mut out).unwrap();
+                d.gated_norm(&mut out, &z, &weight, 1e-6).unwrap();
+            } else {
+                let gate = Gate { z: &z, weight: &weight, eps: 1e-6 };
+                d.gated_delta_rule(&input, &spec, &mut state, gate, &mut out).unwrap();
+            }
+            [values(d, &out), values(d, &state)].concat()
+        };
+        let (got, want) = (run(rig, false), run(&Rig::reference(), true));
+        let what = format!("round {round}: {spec:?}, {rows} rows");
+        // The norm divides by as little as a row's own size.
+        close_norm(rig, &what, &got, &want, 2e-5, 2e-5);
+        if rig.batch_invariant {
+            same(rig, &what, &got, &run(rig, true));
         }
     }
 }

@@ -69,7 +69,7 @@ pub const PROBE_FILE_BYTES_MIN: u64 = 64 << 20;
 const ROUNDS: u32 = 3;
 
 /// A way that reaches this share of the best rate is as good as the best.
-const AS_GOOD: f64 = 0.93;
+const AS_GOOD: f64 = 0.9;
 
 /// Opens files with the chosen engine, or with the pread workers where the system refuses io_uring.
 ///
@@ -174,12 +174,13 @@ pub fn probe(path: &Path, time: Duration) -> Result<DriveProbe> {
     Ok(DriveProbe { rates: rates.collect() })
 }
 
-/// The way to read that a probe speaks for: as good as the fastest, direct if possible, and of these the one that
-/// has least in flight, because a demand waits for what is in flight. The default where nothing was measured.
+/// The way to read that a probe speaks for: as good as the fastest, direct if possible, without threads that would
+/// have to be woken while all cores compute, and of these the one that has least in flight, because a demand waits for
+/// what is in flight. The default where nothing was measured.
 pub fn choose(probe: &DriveProbe) -> DiskChoice {
     let best = probe.best_bytes_per_s();
     let good = probe.rates.iter().filter(|r| r.bytes_per_s >= AS_GOOD * best && best > 0.0);
-    let cost = |c: &DiskChoice| (!c.direct, c.depth * c.piece_bytes, c.engine == Engine::Pread, c.depth);
+    let cost = |c: &DiskChoice| (!c.direct, c.engine == Engine::Pread, c.depth * c.piece_bytes, c.depth);
     good.map(|r| r.choice).min_by_key(cost).unwrap_or_default()
 }
 

@@ -1,20 +1,20 @@
-//! The Linux engine: one io_uring and one thread that keeps a deep queue of reads in the kernel.
+//! The Linux engine: one io_uring that keeps a deep queue of reads in the kernel.
 //!
-//! The thread owns the ring. Clients put pieces into the queue and ring a bell (an eventfd that the ring polls) when
-//! the thread waits with room to spare. Sources: `io_uring_setup(2)`, `io_uring_enter(2)`, `eventfd(2)`.
+//! Whoever asks for reads tells the kernel at once, on its own thread: a thread that had to be woken for it would wait
+//! for a core while all of them compute, and the drive would wait too. Completions are taken in by whoever looks for
+//! them, and by a thread of the engine, so that the queue does not run dry while nobody looks. The queue lies in a
+//! mutex; the kernel is entered with or without it. Sources: `io_uring_setup(2)`, `io_uring_enter(2)`.
 
-use std::io::{self, Read, Write};
+use std::io;
 use std::os::fd::AsRawFd;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Sender, channel};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use files::{Error, ErrorKind, Result};
 use io_uring::{IoUring, opcode, squeue, types};
-use rustix::event::{EventfdFlags, eventfd};
 
 use super::exact::{ExactRead, Source};
 use super::file::{OpenFile, describe_mode};
@@ -50,17 +50,38 @@ pub struct UringDisk {
 
 struct Shared {
     files: Vec<OpenFile>,
+    /// Its two queues are touched only by who holds `queue`.
+    ring: IoUring,
     queue: Mutex<Queue>,
-    bell: std::fs::File,
+    /// Told when no caller waits in the kernel any more.
+    alone: Condvar,
 }
 
-#[derive(Default)]
 struct Queue {
     pieces: PieceQueue,
-    /// The thread waits in the kernel and could take more.
-    hungry: bool,
+    flights: Vec<Option<Flight>>,
+    free: Vec<usize>,
+    guesses: usize,
+    /// Callers that wait in the kernel: completions are theirs.
+    callers: usize,
     stop: bool,
 }
+
+/// A piece that the kernel is reading.
+struct Flight {
+    piece: Piece,
+    read: ExactRead,
+    guess: bool,
+}
+
+/// Pieces that are over. Ending them sends completions, for which no lock may be held.
+type Ended = Vec<(Piece, Result<u64>)>;
+
+/// User data of the call that wakes the thread; reads have their flight's number.
+const WAKE: u64 = u64::MAX;
+
+/// A caller that waits looks this often whether the thread has taken in what it waits for.
+const LOOK_EVERY: Duration = Duration::from_millis(1);
 
 impl UringDisk {
     /// Opens `paths`, which are then files 0, 1, …
@@ -70,22 +91,22 @@ impl UringDisk {
     /// engine will work. `NotFound` or `Io` naming the file that does not open.
     pub fn open(paths: &[PathBuf], options: &UringOptions) -> Result<Self> {
         let files = paths.iter().map(|p| OpenFile::open(p, options.direct)).collect::<Result<Vec<_>>>()?;
-        let bell = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(refused)?;
-        let shared = Arc::new(Shared { files, queue: Mutex::default(), bell: bell.into() });
         let depth = options.depth.clamp(1, 4096);
         let piece_bytes = options.piece_bytes.clamp(1, 1 << 30).next_multiple_of(PAGE_BYTES) as u64;
-        let (ready, opened) = channel();
+        let queue = Queue {
+            pieces: PieceQueue::default(),
+            flights: (0..depth).map(|_| None).collect(),
+            free: (0..depth).rev().collect(),
+            guesses: 0,
+            callers: 0,
+            stop: false,
+        };
+        let ring = build(depth).map_err(refused)?;
+        let shared = Arc::new(Shared { files, ring, queue: Mutex::new(queue), alone: Condvar::new() });
         let of_thread = shared.clone();
-        let run = move || run(of_thread, depth, ready);
-        let thread = std::thread::Builder::new().name("io-uring".into()).stack_size(256 << 10).spawn(run);
-        let thread = thread.map_err(|e| Error::io("reading thread", e))?;
-        match opened.recv() {
-            Ok(Ok(())) => {
-                Ok(Self { shared, thread: Some(thread), tickets: AtomicU64::new(0), piece_bytes, depth })
-            }
-            Ok(Err(error)) => Err(refused(error)),
-            Err(_) => Err(refused(io::ErrorKind::Other)),
-        }
+        let thread = std::thread::Builder::new().name("io-uring".into()).stack_size(256 << 10);
+        let thread = thread.spawn(move || of_thread.run()).map_err(|e| Error::io("reading thread", e))?;
+        Ok(Self { shared, thread: Some(thread), tickets: AtomicU64::new(0), piece_bytes, depth })
     }
 
     /// Whether file number `file` is read past the page cache.
@@ -94,9 +115,19 @@ impl UringDisk {
     }
 }
 
-fn refused(error: impl Into<io::Error>) -> Error {
-    let error = error.into();
+fn refused(error: io::Error) -> Error {
     Error::new(ErrorKind::Unsupported, format!("this system offers no io_uring: {error}")).with_source(error)
+}
+
+/// A ring for `depth` reads and a call that wakes, on any kernel that can read through one (5.6).
+fn build(depth: usize) -> io::Result<IoUring> {
+    let ring = IoUring::new((depth as u32 + 1).next_power_of_two())?;
+    let mut probe = io_uring::Probe::new();
+    ring.submitter().register_probe(&mut probe)?;
+    if !probe.is_supported(opcode::Read::CODE) {
+        return Err(io::ErrorKind::Unsupported.into());
+    }
+    Ok(ring)
 }
 
 impl Disk for UringDisk {
@@ -122,33 +153,36 @@ impl Disk for UringDisk {
 
     fn submit(&self, requests: Vec<ReadRequest>) {
         let cut: Vec<_> = requests.into_iter().map(|r| (r.priority, cut(r, self.piece_bytes))).collect();
-        let mut queue = self.shared.lock();
-        for (priority, pieces) in cut {
-            queue.pieces.push(priority, pieces);
-        }
-        self.shared.wake(queue);
+        self.shared
+            .with(|queue| cut.into_iter().for_each(|(priority, pieces)| queue.pieces.push(priority, pieces)));
     }
 
     fn cancel(&self, tickets: &[Ticket]) {
-        // Dropping the pieces sends the completion: outside of the lock.
         let removed = self.shared.lock().pieces.remove(tickets);
-        drop(removed);
+        drop(removed); // outside of the lock
     }
 
     fn promote(&self, tickets: &[Ticket]) {
-        let mut queue = self.shared.lock();
-        queue.pieces.promote(tickets);
-        self.shared.wake(queue);
+        if !tickets.is_empty() {
+            self.shared.with(|queue| queue.pieces.promote(tickets));
+        }
+    }
+
+    fn progress(&self, blocking: bool) -> bool {
+        self.shared.progress(blocking)
     }
 }
 
 impl Drop for UringDisk {
     fn drop(&mut self) {
-        let mut queue = self.shared.lock();
-        queue.stop = true;
-        let pieces = std::mem::take(&mut queue.pieces);
-        self.shared.wake(queue);
-        drop(pieces);
+        let removed = {
+            let mut queue = self.shared.lock();
+            queue.stop = true;
+            self.shared.push(&opcode::Nop::new().build().user_data(WAKE));
+            std::mem::take(&mut queue.pieces)
+        };
+        self.shared.enter(0);
+        drop(removed);
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
@@ -160,203 +194,151 @@ impl Shared {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Rings the bell if the thread would not look into the queue by itself.
-    fn wake(&self, mut queue: MutexGuard<'_, Queue>) {
-        if std::mem::take(&mut queue.hungry) {
-            drop(queue);
-            // It fails only when the counter is full: then the bell is ringing already.
-            let _ = (&self.bell).write(&1u64.to_ne_bytes());
+    /// Changes the queue, then lets the kernel have what fits. Returns whether pieces ended.
+    fn with(&self, change: impl FnOnce(&mut Queue)) -> bool {
+        let mut ended = Ended::new();
+        let mut queue = self.lock();
+        change(&mut queue);
+        self.reap(&mut queue, &mut ended);
+        self.take_work(&mut queue, &mut ended);
+        // SAFETY: only who holds the queue uses this end of the ring.
+        if !unsafe { self.ring.submission_shared() }.is_empty() {
+            self.enter(0);
         }
-    }
-}
-
-/// User data of the bell; reads have their slot's number.
-const BELL: u64 = u64::MAX;
-
-/// A piece that the kernel is reading.
-struct Flight {
-    piece: Piece,
-    read: ExactRead,
-    guess: bool,
-}
-
-/// The thread's side.
-struct Ring {
-    ring: IoUring,
-    shared: Arc<Shared>,
-    flights: Vec<Option<Flight>>,
-    free: Vec<usize>,
-    guesses: usize,
-    bell_armed: bool,
-}
-
-fn run(shared: Arc<Shared>, depth: usize, ready: Sender<io::Result<()>>) {
-    match build(depth) {
-        Ok(ring) => {
-            // The opener waits for this message.
-            let _ = ready.send(Ok(()));
-            let flights = (0..depth).map(|_| None).collect();
-            let free = (0..depth).rev().collect();
-            Ring { ring, shared, flights, free, guesses: 0, bell_armed: false }.run();
-        }
-        Err(error) => drop(ready.send(Err(error))),
-    }
-}
-
-/// A ring for `depth` reads and the bell: with completions taken in on our own thread only where the kernel can
-/// (6.1), and as any kernel can (5.6) otherwise.
-fn build(depth: usize) -> io::Result<IoUring> {
-    let entries = (depth as u32 + 1).next_power_of_two();
-    let fast = IoUring::builder().setup_single_issuer().setup_defer_taskrun().build(entries);
-    let ring = fast.or_else(|_| IoUring::new(entries))?;
-    let mut probe = io_uring::Probe::new();
-    ring.submitter().register_probe(&mut probe)?;
-    if !(probe.is_supported(opcode::Read::CODE) && probe.is_supported(opcode::PollAdd::CODE)) {
-        return Err(io::ErrorKind::Unsupported.into());
-    }
-    Ok(ring)
-}
-
-impl Ring {
-    fn run(&mut self) {
-        while self.take_work() || self.in_flight() > 0 {
-            if !self.bell_armed {
-                let bell = types::Fd(self.shared.bell.as_raw_fd());
-                let readable = rustix::event::PollFlags::IN.bits().into();
-                self.push(&opcode::PollAdd::new(bell, readable).build().user_data(BELL));
-                self.bell_armed = true;
-            }
-            self.wait();
-            self.reap();
-        }
+        drop(queue);
+        let any = !ended.is_empty();
+        ended.into_iter().for_each(|(piece, result)| piece.end(result));
+        any
     }
 
-    fn in_flight(&self) -> usize {
-        self.flights.len() - self.free.len()
-    }
-
-    /// Starts as many pieces as fit; false when it is time to stop. Guesses get half of the depth: enough to
-    /// keep a drive busy with them alone, and a demand finds the drive's own queue half empty.
-    fn take_work(&mut self) -> bool {
-        let guesses_max = self.flights.len().div_ceil(2);
+    /// The thread: takes in completions as they come, unless a caller does. Ends when it is time to stop and the kernel
+    /// writes into no memory any more.
+    fn run(&self) {
         loop {
-            let shared = self.shared.clone();
-            let mut queue = shared.lock();
-            if queue.stop {
-                return false;
+            self.enter(1);
+            let mut queue = self.lock();
+            while queue.callers > 0 {
+                queue = self.alone.wait(queue).unwrap_or_else(PoisonError::into_inner);
             }
-            let room = !self.free.is_empty();
-            let next = if room { queue.pieces.pop(self.guesses < guesses_max) } else { None };
-            let Some((piece, guess)) = next else {
-                queue.hungry = room;
-                return true;
-            };
             drop(queue);
-            match shared.files.get(piece.file as usize) {
-                Some(file) => self.start(piece, file, guess),
-                None => {
-                    let number = piece.file;
-                    piece.end(Err(Error::invalid(format!("there is no file {number}"))));
-                }
+            let mut over = false;
+            self.with(|queue| over = queue.stop);
+            if over && self.lock().in_flight() == 0 {
+                return;
             }
         }
     }
 
-    fn start(&mut self, piece: Piece, file: &OpenFile, guess: bool) {
-        if !piece.begin() {
-            return;
+    /// See [`Disk::progress`].
+    fn progress(&self, blocking: bool) -> bool {
+        let ended = self.with(|queue| queue.callers += usize::from(blocking));
+        if !blocking {
+            return ended;
         }
-        let Some(slot) = self.free.pop() else {
-            return piece.end(Err(Error::new(ErrorKind::Cancelled, "the queue is full")));
-        };
-        let (_, read) = piece.memory(file.direct());
-        self.guesses += usize::from(guess);
-        self.flights[slot] = Some(Flight { piece, read, guess });
-        self.issue(slot);
+        let idle = self.lock().in_flight() == 0;
+        if !ended && !idle {
+            // The thread may have taken in the very completion that the caller needs, so this wait has an end.
+            let wait = types::Timespec::from(LOOK_EVERY);
+            let args = types::SubmitArgs::new().timespec(&wait);
+            // Its time being over is no error; others are met by the next call.
+            let _ = self.ring.submitter().submit_with_args(1, &args);
+        }
+        let more = self.with(|queue| queue.callers -= 1);
+        self.alone.notify_one();
+        // Where nothing is in flight, what is missing has been sent, or is about to be.
+        ended || more || !idle
+    }
+
+    /// Starts as many pieces as fit. Guesses get half of the depth: enough to keep a drive busy with them alone, and a
+    /// demand finds the drive's own queue half empty.
+    fn take_work(&self, queue: &mut Queue, ended: &mut Ended) {
+        let guesses_max = queue.flights.len().div_ceil(2);
+        while !queue.stop && !queue.free.is_empty() {
+            let Some((piece, guess)) = queue.pieces.pop(queue.guesses < guesses_max) else { return };
+            let Some(file) = self.files.get(piece.file as usize) else {
+                let error = Error::invalid(format!("there is no file {}", piece.file));
+                ended.push((piece, Err(error)));
+                continue;
+            };
+            let slot = if piece.begin() { queue.free.pop() } else { None };
+            let Some(slot) = slot else {
+                let error = Error::new(ErrorKind::Cancelled, "another part of the read has failed");
+                ended.push((piece, Err(error)));
+                continue;
+            };
+            let (_, read) = piece.memory(file.direct());
+            queue.guesses += usize::from(guess);
+            self.issue(slot, queue.flights[slot].insert(Flight { piece, read, guess }));
+        }
     }
 
     /// Queues the next call of a flight.
-    fn issue(&mut self, slot: usize) {
-        let Some(Flight { piece, read, .. }) = &self.flights[slot] else { return };
-        let Some(file) = self.shared.files.get(piece.file as usize) else { return };
-        let (part, offset, direct) = read.call();
-        let (memory, _) = piece.memory(direct);
+    fn issue(&self, slot: usize, flight: &Flight) {
+        let Some(file) = self.files.get(flight.piece.file as usize) else { return };
+        let (part, offset, direct) = flight.read.call();
+        let (memory, _) = flight.piece.memory(direct);
         // SAFETY: `call` stays inside of the memory that the piece has.
         let first = unsafe { memory.cast::<u8>().add(part.start) };
         let fd = types::Fd(file.handle(direct).as_raw_fd());
-        let entry = opcode::Read::new(fd, first.as_ptr(), part.len() as u32).offset(offset);
-        self.push(&entry.build().user_data(slot as u64));
+        let mut entry = opcode::Read::new(fd, first.as_ptr(), part.len() as u32).offset(offset).build();
+        if !direct {
+            // What lies in the page cache would be copied before the call returns.
+            entry = entry.flags(squeue::Flags::ASYNC);
+        }
+        self.push(&entry.user_data(slot as u64));
     }
 
-    fn push(&mut self, entry: &squeue::Entry) {
-        loop {
-            // SAFETY: the memory of a read is its piece's alone, and the piece stays in `flights`, which outlives
-            // the read: a slot is emptied by its completion only, and `drop` waits for all of them. The files
-            // and the bell live in `shared`, which this thread keeps.
-            if unsafe { self.ring.submission().push(entry) }.is_ok() {
-                return;
-            }
-            self.enter(0);
+    /// Hands a call to the ring. Its caller holds the queue.
+    fn push(&self, entry: &squeue::Entry) {
+        // SAFETY: only who holds the queue uses this end of the ring. The memory of a read is its piece's alone, and
+        // the piece stays in `flights` until its completion; the thread keeps `self` until all have arrived.
+        let full = || unsafe { self.ring.submission_shared().push(entry) }.is_err();
+        while full() {
+            self.enter(0); // never, as there is room for all flights: but then this makes some
         }
     }
 
-    /// Tells the kernel what is queued and waits for a completion.
-    fn wait(&mut self) {
-        self.enter(1);
-    }
-
-    fn enter(&mut self, completions: usize) {
-        if let Err(error) = self.ring.submit_and_wait(completions)
-            && error.kind() != io::ErrorKind::Interrupted
-        {
-            // Out of some resource for now (EAGAIN, EBUSY): reads under way end all the same.
-            std::thread::sleep(Duration::from_millis(1));
+    /// Takes in the completions that are there.
+    fn reap(&self, queue: &mut Queue, ended: &mut Ended) {
+        // SAFETY: only who holds the queue uses this end of the ring.
+        let done: Vec<(u64, i32)> =
+            unsafe { self.ring.completion_shared() }.map(|c| (c.user_data(), c.result())).collect();
+        for (slot, result) in done {
+            self.finish(queue, slot as usize, result, ended);
         }
     }
 
-    fn reap(&mut self) {
-        let done: Vec<(u64, i32)> = self.ring.completion().map(|c| (c.user_data(), c.result())).collect();
-        for (name, result) in done {
-            if name == BELL {
-                self.bell_armed = false;
-                // Nothing to read means that it was read before.
-                let _ = (&self.shared.bell).read(&mut [0; 8]);
-            } else {
-                self.finish(name as usize, result);
-            }
-        }
-    }
-
-    fn finish(&mut self, slot: usize, result: i32) {
-        let Some(Flight { piece, mut read, guess }) = self.flights.get_mut(slot).and_then(Option::take)
-        else {
-            return;
-        };
+    fn finish(&self, queue: &mut Queue, slot: usize, result: i32, ended: &mut Ended) {
+        let Some(mut flight) = queue.flights.get_mut(slot).and_then(Option::take) else { return };
         let result = usize::try_from(result).map_err(|_| io::Error::from_raw_os_error(-result));
-        let outcome = match self.shared.files.get(piece.file as usize) {
-            Some(file) => read.done(file, result),
+        let outcome = match self.files.get(flight.piece.file as usize) {
+            Some(file) => flight.read.done(file, result),
             None => Ok(Some(0)), // it was started, so its file is there
         };
         let end = match outcome {
-            Ok(None) => {
-                self.flights[slot] = Some(Flight { piece, read, guess });
-                return self.issue(slot);
-            }
+            Ok(None) => return self.issue(slot, queue.flights[slot].insert(flight)),
             Ok(Some(bytes)) => Ok(bytes),
             Err(error) => Err(error),
         };
-        self.free.push(slot);
-        self.guesses -= usize::from(guess);
-        piece.end(end);
+        queue.free.push(slot);
+        queue.guesses -= usize::from(flight.guess);
+        ended.push((flight.piece, end));
+    }
+
+    /// Tells the kernel what is queued, and waits for that many completions.
+    fn enter(&self, completions: usize) {
+        if let Err(error) = self.ring.submitter().submit_and_wait(completions)
+            && error.kind() != io::ErrorKind::Interrupted
+        {
+            // Out of some resource for now (EAGAIN, EBUSY): reads under way end all the same, and who comes next
+            // tells the kernel again.
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 }
 
-impl Drop for Ring {
-    /// The kernel writes into the memory of what is in flight: it must end before that memory is given back.
-    fn drop(&mut self) {
-        while self.flights.iter().any(Option::is_some) {
-            self.wait();
-            self.reap();
-        }
+impl Queue {
+    fn in_flight(&self) -> usize {
+        self.flights.len() - self.free.len()
     }
 }

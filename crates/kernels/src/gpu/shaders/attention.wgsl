@@ -1,24 +1,42 @@
-// Causal attention with an online softmax (Milakov & Gimelshein 2018; Dao et al. 2022); a team takes one head of
-// one row, TEAM keys at a time.
+// Causal attention with an online softmax (Milakov & Gimelshein 2018; Dao et al. 2022). A team takes HEADS query heads
+// that share keys and values, and `span` positions, in blocks of 32: four threads score a position, for all heads at
+// once, and then each thread sums two dimensions of the values. What several spans answer is merged in another pass
+// (Dao et al. 2023, flash decoding); a span alone answers itself. Blocks begin at absolute positions.
 
 struct Params {
     heads: u32,
+    // Query heads to a head of keys and values, and the tiles of HEADS that they make.
     group: u32,
+    tiles: u32,
     capacity: u32,
     first_row: u32,
     position: u32,
     scale: f32,
+    span: u32,
+    spans: u32,
 }
 var<immediate> p: Params;
 @group(0) @binding(0) var<storage, read> q: array<f32>;
-@group(0) @binding(1) var<storage, read> keys: array<u32>;
-@group(0) @binding(2) var<storage, read> values: array<u32>;
+@group(0) @binding(1) var<storage, read> keys: array<vec2<u32>>;
+@group(0) @binding(2) var<storage, read> values: array<vec2<u32>>;
 @group(0) @binding(3) var<storage, read_write> out: array<f32>;
+// For each row, head and span: HEAD_DIM sums, the largest score, and the sum of the weights.
+@group(0) @binding(4) var<storage, read_write> pieces: array<f32>;
 
-const PER_THREAD = (HEAD_DIM + TEAM - 1u) / TEAM;
+const BLOCK = 32u;
 const LEAST = -3.4e38;
-var<workgroup> query: array<f32, HEAD_DIM>;
-var<workgroup> weights: array<f32, TEAM>;
+const PAIRS = HEAD_DIM / 2u;
+const PER_THREAD = (PAIRS + TEAM - 1u) / TEAM;
+const SCORES = HEADS * BLOCK;
+var<workgroup> query: array<vec4<f32>, HEADS * HEAD_DIM / 4u>;
+// Four parts of a score side by side.
+var<workgroup> parts: array<f32, 4u * SCORES>;
+var<workgroup> scores: array<f32, SCORES>;
+// Position by position.
+var<workgroup> weights: array<f32, SCORES>;
+var<workgroup> highest: array<f32, HEADS>;
+var<workgroup> shrinks: array<f32, HEADS>;
+var<workgroup> totals: array<f32, HEADS>;
 
 // Of FORMAT.
 const HALF = 1u;
@@ -26,102 +44,159 @@ const BYTES = 2u;
 // Words of a head of bytes: its values, then a half for each block of 32.
 const HEAD_WORDS = (HEAD_DIM + HEAD_DIM / 16u + 3u) / 4u;
 
-fn query4(at: u32) -> vec4<f32> {
-    return vec4<f32>(query[at], query[at + 1u], query[at + 2u], query[at + 3u]);
+fn key_word(i: u32) -> u32 {
+    return keys[i >> 1u][i & 1u];
 }
 
-fn score(head: u32) -> f32 {
-    var sum = 0.0;
-    if FORMAT == BYTES {
-        let start = head * HEAD_WORDS;
-        for (var b = 0u; b < HEAD_DIM / 32u; b++) {
-            let scale = f16_value(keys[start + HEAD_DIM / 4u + b / 2u] >> (16u * (b & 1u)));
-            var part = 0.0;
-            for (var w = b * 8u; w < b * 8u + 8u; w++) {
-                part += dot(query4(4u * w), vec4<f32>(unpack4xI8(keys[start + w])));
-            }
-            sum += scale * part;
-        }
-    } else if FORMAT == HALF {
-        let at = head * HEAD_DIM;
-        for (var i = 0u; i < HEAD_DIM; i += 2u) {
-            let pair = unpack2x16float(keys[(at + i) / 2u]);
-            sum += query[i] * pair.x + query[i + 1u] * pair.y;
-        }
-    } else {
-        for (var i = 0u; i < HEAD_DIM; i++) {
-            sum += query[i] * bitcast<f32>(keys[head * HEAD_DIM + i]);
-        }
-    }
-    return sum * p.scale;
+fn value_word(i: u32) -> u32 {
+    return values[i >> 1u][i & 1u];
 }
 
-// Value `d` of a head.
-fn value_at(head: u32, d: u32) -> f32 {
+// Values 4 i .. 4 i + 4 of the key in slot `slot`.
+fn key4(slot: u32, i: u32) -> vec4<f32> {
     if FORMAT == BYTES {
-        let start = head * HEAD_WORDS;
-        let block = d / 32u;
-        let scale = f16_value(values[start + HEAD_DIM / 4u + block / 2u] >> (16u * (block & 1u)));
-        return scale * f32(unpack4xI8(values[start + d / 4u])[d & 3u]);
+        let start = slot * HEAD_WORDS;
+        let block = i / 8u;
+        let scale = f16_value(key_word(start + HEAD_DIM / 4u + block / 2u) >> (16u * (block & 1u)));
+        return scale * vec4<f32>(unpack4xI8(key_word(start + i)));
     }
-    let at = head * HEAD_DIM + d;
     if FORMAT == HALF {
-        return unpack2x16float(values[at / 2u])[at & 1u];
+        let two = keys[slot * (HEAD_DIM / 4u) + i];
+        return vec4<f32>(unpack2x16float(two.x), unpack2x16float(two.y));
     }
-    return bitcast<f32>(values[at]);
+    let at = slot * (HEAD_DIM / 2u) + 2u * i;
+    return bitcast<vec4<f32>>(vec4<u32>(keys[at], keys[at + 1u]));
+}
+
+// Values 2 i and 2 i + 1 of slot `slot`.
+fn value2(slot: u32, i: u32) -> vec2<f32> {
+    if FORMAT == BYTES {
+        let start = slot * HEAD_WORDS;
+        let block = i / 16u;
+        let scale = f16_value(value_word(start + HEAD_DIM / 4u + block / 2u) >> (16u * (block & 1u)));
+        let four = unpack4xI8(value_word(start + i / 2u));
+        return scale * vec2<f32>(select(four.xy, four.zw, (i & 1u) == 1u));
+    }
+    if FORMAT == HALF {
+        return unpack2x16float(value_word(slot * PAIRS + i));
+    }
+    return bitcast<vec2<f32>>(values[slot * PAIRS + i]);
+}
+
+// The scores of the block's positions, before the scale: `slot` is this thread's position, `quarter` its part of it.
+fn score_block(slot: u32, quarter: u32, t: u32) {
+    var sums: array<f32, HEADS>;
+    for (var i = quarter; i < HEAD_DIM / 4u; i += 4u) {
+        let key = key4(slot, i);
+        for (var h = 0u; h < HEADS; h++) {
+            sums[h] += dot(query[h * (HEAD_DIM / 4u) + i], key);
+        }
+    }
+    for (var h = 0u; h < HEADS; h++) {
+        parts[h * 4u * BLOCK + t] = sums[h];
+    }
+}
+
+// Weights of the block's first `count` positions from its scores, and what older sums shrink by.
+fn weigh_block(count: u32, t: u32) {
+    for (var i = t; i < SCORES; i += TEAM) {
+        let four = vec4<f32>(parts[4u * i], parts[4u * i + 1u], parts[4u * i + 2u], parts[4u * i + 3u]);
+        let sum = four.x + four.y + four.z + four.w;
+        scores[i] = select(LEAST, sum * p.scale, i % BLOCK < count);
+    }
+    workgroupBarrier();
+    for (var i = t; i < SCORES; i += TEAM) {
+        let h = i / BLOCK;
+        var most = highest[h];
+        for (var j = 0u; j < BLOCK; j++) {
+            most = max(most, scores[h * BLOCK + j]);
+        }
+        weights[i % BLOCK * HEADS + h] = select(0.0, exp(scores[i] - most), i % BLOCK < count);
+    }
+    workgroupBarrier();
+    if t < HEADS {
+        var most = highest[t];
+        for (var j = 0u; j < BLOCK; j++) {
+            most = max(most, scores[t * BLOCK + j]);
+        }
+        let shrink = exp(highest[t] - most);
+        var sum = 0.0;
+        for (var j = 0u; j < BLOCK; j++) {
+            sum += weights[j * HEADS + t];
+        }
+        highest[t] = most;
+        shrinks[t] = shrink;
+        totals[t] = totals[t] * shrink + sum;
+    }
+    workgroupBarrier();
 }
 
 @compute @workgroup_size(TEAM)
 fn main(@builtin(workgroup_id) group: vec3<u32>, $TEAM_ARGUMENTS) {
     $TEAM_SETUP
-    let row_head = (p.first_row + group.y) * p.heads + group.x;
-    let q_base = row_head * HEAD_DIM * (1u + GATED);
-    let kv_base = group.x / p.group * p.capacity;
-    let count = p.position + group.y + 1u;
-    for (var i = t; i < HEAD_DIM; i += TEAM) {
-        query[i] = q[q_base + i];
+    let row = p.first_row + group.z;
+    let kv_head = group.x / p.tiles;
+    let in_group = group.x % p.tiles * HEADS;
+    let first_head = kv_head * p.group + in_group;
+    let stride = HEAD_DIM * (1u + GATED);
+    for (var i = t; i < HEADS * HEAD_DIM / 4u; i += TEAM) {
+        // Heads beyond the last of the group are copies of it, and store nothing.
+        let h = min(i / (HEAD_DIM / 4u), p.group - 1u - in_group);
+        let at = (row * p.heads + first_head + h) * stride + i % (HEAD_DIM / 4u) * 4u;
+        query[i] = vec4<f32>(q[at], q[at + 1u], q[at + 2u], q[at + 3u]);
+    }
+    if t < HEADS {
+        highest[t] = LEAST;
+        totals[t] = 0.0;
     }
     workgroupBarrier();
-    var sums: array<f32, PER_THREAD>;
-    var total = 0.0;
-    var most = LEAST;
-    for (var block = 0u; block < count; block += TEAM) {
-        let j = block + t;
-        var own = LEAST;
-        if j < count {
-            own = score(kv_base + j);
-        }
-        let higher = max(most, team_max(own, t));
-        var e = 0.0;
-        if j < count {
-            e = exp(own - higher);
-        }
-        weights[t] = e;
-        let shrink = exp(most - higher);
-        most = higher;
+    let start = group.y * p.span;
+    let end = min(start + p.span, p.position + group.z + 1u);
+    var sums: array<vec2<f32>, HEADS * PER_THREAD>;
+    for (var block = start; block < end; block += BLOCK) {
+        let count = min(BLOCK, end - block);
+        let slot = kv_head * p.capacity + block;
+        score_block(slot + min(t / 4u, count - 1u), t % 4u, t);
         workgroupBarrier();
-        total = total * shrink + team_sum(e, t);
-        let block_count = min(TEAM, count - block);
+        weigh_block(count, t);
         for (var i = 0u; i < PER_THREAD; i++) {
-            let d = t + i * TEAM;
-            if d < HEAD_DIM {
-                var sum = sums[i] * shrink;
-                for (var b = 0u; b < block_count; b++) {
-                    sum += weights[b] * value_at(kv_base + block + b, d);
+            let pair = min(t + i * TEAM, PAIRS - 1u);
+            for (var h = 0u; h < HEADS; h++) {
+                sums[i * HEADS + h] *= shrinks[h];
+            }
+            for (var j = 0u; j < count; j++) {
+                let value = value2(slot + j, pair);
+                for (var h = 0u; h < HEADS; h++) {
+                    sums[i * HEADS + h] += weights[j * HEADS + h] * value;
                 }
-                sums[i] = sum;
             }
         }
         workgroupBarrier();
     }
-    for (var i = 0u; i < PER_THREAD; i++) {
-        let d = t + i * TEAM;
-        if d < HEAD_DIM {
-            var result = sums[i] / total;
-            if GATED == 1u {
-                result *= sigmoid(q[q_base + HEAD_DIM + d]);
+    for (var h = 0u; h < min(HEADS, p.group - in_group); h++) {
+        let head = row * p.heads + first_head + h;
+        let to = ((group.z * p.heads + first_head + h) * p.spans + group.y) * (HEAD_DIM + 2u);
+        for (var i = 0u; i < PER_THREAD; i++) {
+            let pair = t + i * TEAM;
+            if pair < PAIRS {
+                var value = sums[i * HEADS + h];
+                if p.spans > 1u {
+                    pieces[to + 2u * pair] = value.x;
+                    pieces[to + 2u * pair + 1u] = value.y;
+                } else {
+                    value /= totals[h];
+                    if GATED == 1u {
+                        let gate = head * stride + HEAD_DIM + 2u * pair;
+                        value *= vec2<f32>(sigmoid(q[gate]), sigmoid(q[gate + 1u]));
+                    }
+                    out[head * HEAD_DIM + 2u * pair] = value.x;
+                    out[head * HEAD_DIM + 2u * pair + 1u] = value.y;
+                }
             }
-            out[row_head * HEAD_DIM + d] = result;
+        }
+        if t == 0u && p.spans > 1u {
+            pieces[to + HEAD_DIM] = highest[h];
+            pieces[to + HEAD_DIM + 1u] = totals[h];
         }
     }
 }

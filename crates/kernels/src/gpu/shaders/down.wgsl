@@ -1,4 +1,5 @@
 // parts[part_e] = down_j . act[e] for the entries e of every expert j; the table is that of gate_up.
+// With SHARED, one more tile is an expert with weights in other buffers, and an output of its own.
 
 struct Params {
     tiles: u32,
@@ -7,11 +8,15 @@ struct Params {
     intermediate: u32,
     // Steps of the decoder in a row.
     chunks: u32,
+    // The tile after the last, and the bases of its weight.
+    shared_tile: u32,
+    shared_base: array<u32, 3>,
 }
 var<immediate> p: Params;
 @group(0) @binding(0) var<storage, read> x: array<XItem>;
 @group(0) @binding(1) var<storage, read> table: array<u32>;
 @group(0) @binding(2) var<storage, read_write> parts: array<f32>;
+@group(0) @binding(3) var<storage, read_write> shared_out: array<f32>;
 
 @compute @workgroup_size(TEAM)
 fn main(@builtin(workgroup_id) group: vec3<u32>, $TEAM_ARGUMENTS) {
@@ -20,23 +25,38 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, $TEAM_ARGUMENTS) {
     let lane = at % LANES;
     let n = (group.x * (TEAM / LANES) + at / LANES) * 4u;
     let four = min(vec4<u32>(n, n + 1u, n + 2u, n + 3u), vec4<u32>(p.hidden - 1u));
-    let tile = p.tiles + group.y * 11u;
-    let first = table[tile + 9u];
-    let count = table[tile + 10u];
+    let is_shared = SHARED == 1u && group.y == p.shared_tile;
+    let tile = p.tiles + select(group.y, 0u, is_shared) * 11u;
+    let first = select(table[tile + 9u], group.y, is_shared);
+    let count = select(table[tile + 10u], 1u, is_shared);
+    if count == 0u {
+        return;
+    }
     var rows: array<u32, TOKENS>;
     var sums: array<vec4<f32>, TOKENS>;
     for (var i = 0u; i < TOKENS; i++) {
         rows[i] = first + min(i, count - 1u);
     }
-    let base = vec3<u32>(table[tile + 6u], table[tile + 7u], table[tile + 8u]);
-    for (var chunk = lane; chunk < p.chunks; chunk += LANES) {
-        down_step(&sums, base, four, &rows, p.intermediate, chunk);
+    if is_shared {
+        let base = vec3<u32>(p.shared_base[0], p.shared_base[1], p.shared_base[2]);
+        for (var chunk = lane; chunk < p.chunks; chunk += LANES) {
+            shared_down_step(&sums, base, four, &rows, p.intermediate, chunk);
+        }
+    } else {
+        let base = vec3<u32>(table[tile + 6u], table[tile + 7u], table[tile + 8u]);
+        for (var chunk = lane; chunk < p.chunks; chunk += LANES) {
+            down_step(&sums, base, four, &rows, p.intermediate, chunk);
+        }
     }
     for (var i = 0u; i < TOKENS; i++) {
         let sum = lanes_sum4(sums[i], at);
         if lane < 4u && n + lane < p.hidden && i < count {
-            let part = table[p.entries + (first + i) * 2u + 1u];
-            parts[part * p.hidden + n + lane] = sum[lane];
+            if is_shared {
+                shared_out[n + lane] = sum[lane];
+            } else {
+                let part = table[p.entries + (first + i) * 2u + 1u];
+                parts[part * p.hidden + n + lane] = sum[lane];
+            }
         }
     }
 }

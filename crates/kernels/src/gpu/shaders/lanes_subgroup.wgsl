@@ -1,4 +1,4 @@
-// The LANES threads that share four rows are neighbours within one subgroup, whatever its size.
+// The LANES threads that share four rows are neighbours, within one subgroup or in several whole ones.
 
 fn position(t: u32) -> u32 {
     return subgroup.x * subgroup.w + subgroup.y;
@@ -6,8 +6,21 @@ fn position(t: u32) -> u32 {
 
 fn lanes_sum4(value: vec4<f32>, position: u32) -> vec4<f32> {
     var sum = value;
-    for (var step = LANES / 2u; step > 0u; step >>= 1u) {
+    for (var step = min(LANES, subgroup.w) / 2u; step > 0u; step >>= 1u) {
         sum += subgroupShuffleXor(sum, step);
+    }
+    if LANES > subgroup.w {
+        if subgroup.y == 0u {
+            team_values[subgroup.x] = sum;
+        }
+        workgroupBarrier();
+        let count = LANES / subgroup.w;
+        let first = position / LANES * count;
+        sum = team_values[first];
+        for (var i = 1u; i < count; i++) {
+            sum += team_values[first + i];
+        }
+        workgroupBarrier();
     }
     return sum;
 }
