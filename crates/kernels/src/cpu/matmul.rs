@@ -11,8 +11,9 @@ use super::{Cpu, portable};
 use crate::buffer::HostWeight;
 use crate::ops::{ExpertBatch, MlpWeights, Precision};
 
-/// Bytes of scratch that hold an MLP's inner activations; more rows are worked on in several passes.
-const INNER_BYTES: usize = 16 << 20;
+/// Bytes of scratch that hold an MLP's inner activations, in the processor's cache; more rows are worked on in several
+/// passes.
+const INNER_BYTES: usize = 2 << 20;
 /// Items of a product for each thread, if it has as many outputs as they need.
 const ITEMS: usize = 16;
 /// Outputs of an item are a multiple of this: whole tiles of every instruction set.

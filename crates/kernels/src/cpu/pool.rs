@@ -35,7 +35,7 @@ const PREEMPTED: Duration = Duration::from_micros(400);
 const DEBT_MAX: Duration = Duration::from_micros(2500);
 /// The first rest after the loss of a core, and the longest.
 const REST_MIN: Duration = Duration::from_millis(8);
-const REST_MAX: Duration = Duration::from_millis(256);
+const REST_MAX: Duration = Duration::from_millis(512);
 
 /// The most ranges that items are cut into; with more threads than that, several share one.
 const RANGES_MAX: usize = 16;
@@ -174,8 +174,7 @@ impl Pool {
         // The last item of a worker may have begun just before the caller's last one ended, and be a long one.
         let item = (drained - start) / u32::try_from(done.max(1)).unwrap_or(u32::MAX);
         let overdue = (now - drained).saturating_sub(4 * item);
-        let saved = (now - start) * self.workers.len() as u32 / self.threads() as u32;
-        rest.judge(now, lost.max(overdue), saved);
+        rest.judge(now, now - start, lost.max(overdue), self.threads());
         match lock(&self.shared.failure).take() {
             Some(error) => Err(error),
             None => Ok(()),
@@ -248,10 +247,13 @@ struct Rest {
 }
 
 impl Rest {
-    /// Learns from a job how much time was lost in it with cores, and at most `saved` by sharing it. Rests grow while
-    /// that goes on, so that what trying again costs becomes small, and shrink when it has not happened for some time.
-    fn judge(&mut self, now: Instant, lost: Duration, saved: Duration) {
+    /// Learns from a job that took `elapsed` how much of that was lost with cores; in the rest the other threads saved
+    /// time. Rests grow while cores are lost, so that what trying again costs becomes small, and shrink when that has
+    /// not happened for some time.
+    fn judge(&mut self, now: Instant, elapsed: Duration, lost: Duration, threads: usize) {
         let lost = if lost > PREEMPTED { lost } else { Duration::ZERO };
+        // One thread alone comes close to the memory's rate, so the others save about half of their time.
+        let saved = elapsed.saturating_sub(lost) * (threads as u32 - 1) / (2 * threads as u32);
         self.debt = (self.debt + lost).saturating_sub(saved);
         if self.debt > DEBT_MAX {
             self.debt = Duration::ZERO;
@@ -405,18 +407,18 @@ mod tests {
     #[test]
     fn rests_grow_while_cores_are_lost_and_end_when_they_are_not() {
         let (mut rest, mut now, ms) = (Rest::default(), Instant::now(), Duration::from_millis);
-        rest.judge(now, Duration::ZERO, ms(1));
+        rest.judge(now, ms(2), Duration::ZERO, 2);
         assert_eq!((rest.until, rest.length), (None, Duration::ZERO));
         for _ in 0..10 {
             now = rest.until.unwrap_or(now);
-            rest.judge(now, ms(6), ms(3));
+            rest.judge(now, ms(7), ms(6), 2);
         }
         assert_eq!((rest.until, rest.length), (Some(now + REST_MAX), REST_MAX));
-        rest.judge(now + REST_MAX, Duration::ZERO, ms(1));
+        rest.judge(now + REST_MAX, ms(2), Duration::ZERO, 2);
         assert_eq!(rest.length, REST_MAX, "one good job proves little");
         for _ in 0..10 {
             now += 4 * REST_MAX;
-            rest.judge(now, Duration::ZERO, ms(1));
+            rest.judge(now, ms(2), Duration::ZERO, 2);
         }
         assert_eq!(rest.until, None);
     }
@@ -427,9 +429,27 @@ mod tests {
         for job in 0..1000 {
             // A reading thread takes 600 us of every fifth millisecond.
             let lost = if job % 10 == 0 { us(600) } else { Duration::ZERO };
-            rest.judge(now, lost, us(250));
+            rest.judge(now, us(500) + lost, lost, 2);
             assert_eq!(rest.until, None);
         }
+    }
+
+    #[test]
+    fn another_program_that_computes_without_end_is_left_a_core() {
+        let (mut rest, us) = (Rest::default(), Duration::from_micros);
+        let (start, mut now, mut rested) = (Instant::now(), Instant::now(), Duration::ZERO);
+        // It takes a slice of 3 ms from one of the threads each time that they have computed for 4 ms.
+        for job in 0..20_000 {
+            let lost = if job % 80 == 79 { us(3000) } else { Duration::ZERO };
+            now += us(50) + lost;
+            rest.judge(now, us(50) + lost, lost, 2);
+            if let Some(until) = rest.until.filter(|until| *until > now) {
+                rested += until - now;
+                now = until;
+            }
+        }
+        let share = rested.as_secs_f64() / (now - start).as_secs_f64();
+        assert!(share > 0.9, "rested {share} of the time");
     }
 
     #[test]
