@@ -93,6 +93,55 @@ fn read_roof(c: &mut Criterion) {
     }
 }
 
+/// Integer dots that nothing slows down: instructions in so many independent chains.
+#[cfg(target_arch = "x86_64")]
+const CHAINS: usize = 12;
+
+/// `CHAINS * rounds` instructions of 128 operations each.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512vnni")]
+fn dots(rounds: usize) -> i32 {
+    use std::arch::x86_64::*;
+    let (a, b) = std::hint::black_box((_mm512_set1_epi8(3), _mm512_set1_epi8(1)));
+    let mut sums = [_mm512_setzero_si512(); CHAINS];
+    for _ in 0..rounds {
+        for sum in &mut sums {
+            *sum = _mm512_dpbusd_epi32(*sum, a, b);
+        }
+    }
+    sums.into_iter().map(|sum| _mm512_reduce_add_epi32(sum)).fold(0, i32::wrapping_add)
+}
+
+/// The roof of products in AVX-512 VNNI, the only instruction set that this bench knows one for.
+#[cfg(target_arch = "x86_64")]
+fn dot_roof(c: &mut Criterion) {
+    const ROUNDS: usize = 1 << 18;
+    if !is_x86_feature_detected!("avx512vnni") {
+        return eprintln!("no roof of integer dots: this processor has no AVX-512 VNNI");
+    }
+    for threads in [1, 2] {
+        let mut group = c.benchmark_group("roof dots");
+        group.throughput(Throughput::Elements((threads * ROUNDS * CHAINS * 128) as u64));
+        group.bench_function(BenchmarkId::from_parameter(threads), |b| {
+            b.iter(|| {
+                std::thread::scope(|s| {
+                    // SAFETY: the processor has the features.
+                    let others: Vec<_> = (1..threads).map(|_| s.spawn(|| unsafe { dots(ROUNDS) })).collect();
+                    // SAFETY: as above.
+                    let own = unsafe { dots(ROUNDS) };
+                    others.into_iter().map(|t| t.join().unwrap()).fold(own, i32::wrapping_add)
+                })
+            });
+        });
+        group.finish();
+    }
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn dot_roof(_: &mut Criterion) {
+    eprintln!("no roof of integer dots: this bench knows only that of AVX-512 VNNI");
+}
+
 /// Decode: one row of x.
 fn matvec(c: &mut Criterion) {
     for threads in [1, 2] {
@@ -182,6 +231,6 @@ criterion_group! {
         .warm_up_time(Duration::from_millis(300))
         .measurement_time(Duration::from_millis(800))
         .sample_size(15);
-    targets = read_roof, matvec, experts, matmul
+    targets = read_roof, dot_roof, matvec, experts, matmul
 }
 criterion_main!(benches);
