@@ -160,6 +160,7 @@ impl Model {
         }
         let overhead = Overhead {
             threads: backend.info().threads,
+            staging_bytes: backend.info().staging_bytes,
             tensors: index.iter().count(),
             experts: experts.iter().map(|layer| layer.len() as u64).sum(),
             tokenizer_bytes: tokenizer_bytes(&meta),

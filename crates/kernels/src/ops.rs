@@ -35,6 +35,8 @@ pub struct DeviceInfo {
     pub unified_memory: bool,
     /// Threads that compute; 0 for a GPU.
     pub threads: usize,
+    /// Host memory that copies to the device go through, at most; 0 where there are none.
+    pub staging_bytes: usize,
     /// Whether [`Backend::expert_table`] makes tables.
     pub looks_up_experts: bool,
 }

@@ -15,6 +15,7 @@ mod probe;
 mod product;
 mod profile;
 pub mod source;
+mod staging;
 
 use std::any::Any;
 use std::collections::HashMap;
@@ -103,6 +104,7 @@ impl Gpu {
             buffer_bytes_max: device.buffer_bytes_max,
             unified_memory: false,
             threads: 0,
+            staging_bytes: staging::STAGING_BYTES,
             looks_up_experts: true,
         };
         let graveyard = Graveyard::default();
