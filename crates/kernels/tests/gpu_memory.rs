@@ -168,6 +168,13 @@ fn refusals_are_typed() {
     assert_eq!(gpu.read(&block, 14, &mut [0; 4]).unwrap_err().kind(), ErrorKind::InvalidRequest);
     let slab = gpu.alloc_shared(16).unwrap();
     assert_eq!(gpu.publish(&slab, 8..17).unwrap_err().kind(), ErrorKind::InvalidRequest);
+    let block = gpu.alloc(16).unwrap();
+    for (at, bytes) in [(8, 12), (2, 4), (0, 3), (usize::MAX - 3, 8)] {
+        let refused = gpu.upload(block.buffer(), at, &vec![0; bytes]).unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::InvalidRequest, "{bytes} at {at}");
+    }
+    let refused = Reference::default().upload(block.buffer(), 0, &[0; 4]).unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Unsupported);
     let foreign = tensor(&Reference::default(), 1, 4, &[0.0; 4]);
     let mut own = tensor(&gpu, 1, 4, &[0.0; 4]);
     assert_eq!(gpu.add(&mut own, &foreign).unwrap_err().kind(), ErrorKind::Device);

@@ -256,6 +256,14 @@ impl Backend for Gpu {
         self.lock().recorder.copy_in(&self.device, &memory.buffer, start, bytes)
     }
 
+    fn upload(&self, to: &Buffer, at: usize, bytes: &[u8]) -> Result<()> {
+        let inside = at.checked_add(bytes.len()).is_some_and(|end| end <= to.bytes());
+        if !inside || at % 4 != 0 || bytes.len() % 4 != 0 {
+            return Err(Error::invalid(format!("upload {} bytes to {at} of {}", bytes.len(), to.bytes())));
+        }
+        self.lock().recorder.copy_in(&self.device, &memory_of(to)?.buffer, at, bytes)
+    }
+
     fn release(&self, held: Box<dyn Any + Send>) {
         self.lock().recorder.hold(held);
     }
