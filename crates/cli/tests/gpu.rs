@@ -52,9 +52,14 @@ fn bench_counts_what_the_gpu_was_asked_to_do() {
     }
     assert!(gpu["gpu_readbacks_per_token"].as_f64() <= gpu["gpu_submissions_per_token"].as_f64());
     let capped = bench(&["gpu", "--vram", "20MiB"]);
-    let saved = gpu["plan_bytes"].as_u64().zip(capped["plan_bytes"].as_u64()).map(|(all, few)| all - few);
-    assert!(saved.is_some_and(|bytes| bytes > 20 << 20), "{saved:?}: {capped}");
-    assert!(capped["slots"].as_u64() < gpu["slots"].as_u64(), "{capped}");
+    // The host's memory still holds all experts; the GPU's holds some.
+    assert_eq!(capped["slots"], gpu["slots"]);
+    assert_eq!(gpu["vram_slots"], gpu["slots"], "as many as there, if nobody says");
+    assert!(capped["vram_slots"].as_u64() < gpu["vram_slots"].as_u64(), "{capped}");
+    let rate = |object: &serde_json::Value, key: &str| object[key].as_f64().expect(key);
+    let [in_vram, in_memory] = ["vram_hit_rate", "expert_hit_rate"].map(|key| rate(&capped, key));
+    assert!(0.0 < in_vram && in_vram <= in_memory && in_vram < 1.0, "{capped}");
+    assert!(bench(&["cpu"]).get("vram_hit_rate").is_none());
 }
 
 #[test]

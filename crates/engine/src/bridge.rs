@@ -1,19 +1,21 @@
 //! Hands the kernels' memory to the store as slabs, and the store's bytes to the kernels as weights.
 //! The only unsafe file of this crate.
 //!
-//! The promises made here rest on two facts. A buffer given to the store is never touched by an op except through
-//! views made in this file. Views of an expert are reachable only through the [`LeasedExpert`] that holds its
-//! lease, and views of resident weights only through a model, which exists only after loading has ended.
+//! The promises made here rest on two facts. A buffer given to the store, or a device's slot, is never touched by an op
+//! except through views made in this file. Views of an expert are reachable only through the [`LeasedExpert`] that holds
+//! its lease or its slot, and views of resident weights only through a model, which exists only after loading has ended.
 
 use std::ops::{ControlFlow, Range};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use files::{Error, Format, Result, Span};
 use kernels::ops::{ExpertTable, MlpWeights};
 use kernels::{Backend, Buffer, View, Weight};
 use store::disk::Disk;
 use store::resident::{self, Placement};
-use store::{ExpertId, GiveBack, Lease, PAGE_BYTES, SlabMemory};
+use store::{ExpertId, ExpertStore, GiveBack, LayerId, Lease, PAGE_BYTES, SlabMemory};
+
+use crate::vram::{Cut, DeviceSlots, Placed};
 
 /// Buffers of resident weights are this large unless one tensor needs more, in bytes. Untouched pages cost nothing.
 const ARENA_BUFFER_BYTES: usize = 256 << 20;
@@ -39,58 +41,66 @@ fn slab_memory(buffer: &Buffer) -> Result<SlabMemory> {
     unsafe { SlabMemory::from_raw(pointer, buffer.bytes(), Arc::new(buffer.clone())) }
 }
 
-/// The memory of the expert slots, as the kernels see it.
+/// The memory of the expert slots: what the store fills, and what the kernels read.
 pub(crate) struct Slabs {
+    /// The store's.
     buffers: Vec<Buffer>,
-    slot_bytes: usize,
-    /// For each slot of each buffer: which of its fillings the device has seen, 0 for none.
-    published: Mutex<Vec<Vec<u64>>>,
+    /// Where the kernels find experts if not there.
+    pub(crate) device: Option<DeviceSlots>,
 }
 
 impl Slabs {
     /// Allocates `slots` slots of `slot_bytes` in as few buffers as the device allows, and the same memory for the
-    /// store to fill. A buffer holds a multiple of `layer` slots if it holds as many, so that the experts of a layer
-    /// that has its own slots are in one.
+    /// store to fill. `layer` as for [`Cut::new`]. `device` are the slots of a device that has memory of its own.
     pub(crate) fn allocate(
         backend: &dyn Backend,
         slots: usize,
         slot_bytes: usize,
         layer: usize,
+        device: Option<DeviceSlots>,
     ) -> Result<(Self, Vec<SlabMemory>)> {
-        let most = backend.info().buffer_bytes_max / slot_bytes;
-        if most == 0 {
-            let limit = backend.info().buffer_bytes_max;
-            return Err(Error::memory(format!(
-                "an expert slot of {slot_bytes} bytes exceeds the device's buffer limit of {limit}"
-            )));
-        }
-        let most = if (1..=most).contains(&layer) { most / layer * layer } else { most };
-        let mut buffers = Vec::new();
-        let mut left = slots;
-        while left > 0 {
-            let here = left.min(most);
-            buffers.push(backend.alloc_shared(here * slot_bytes)?);
-            left -= here;
-        }
+        let alloc = |bytes| match device {
+            Some(_) => kernels::host::alloc_shared(bytes),
+            None => backend.alloc_shared(bytes),
+        };
+        let cut = Cut::new(backend, slots, slot_bytes, layer)?;
+        let buffers = cut.bytes().map(alloc).collect::<Result<Vec<_>>>()?;
         let memory = buffers.iter().map(slab_memory).collect::<Result<_>>()?;
-        let published = buffers.iter().map(|b| vec![0; b.bytes() / slot_bytes]).collect();
-        Ok((Self { buffers, slot_bytes, published: Mutex::new(published) }, memory))
+        Ok((Self { buffers, device }, memory))
     }
 
-    /// Publishes a leased slot, unless the device has seen these bytes already. In one piece: what lies between two
-    /// parts is less than another copy costs.
-    fn publish(&self, backend: &dyn Backend, lease: &Lease) -> Result<()> {
-        let start = lease.parts.iter().map(|part| part.offset).min();
-        let end = lease.parts.iter().map(|part| part.offset + part.bytes).max();
-        let (Some(start), Some(end)) = (start, end) else { return Ok(()) };
-        // What a panic leaves is at worst a slot that counts as unseen.
-        let mut published = self.published.lock().unwrap_or_else(PoisonError::into_inner);
-        let seen = &mut published[lease.slab][start / self.slot_bytes];
-        if *seen != lease.fill {
-            backend.publish(&self.buffers[lease.slab], start..end)?;
-            *seen = lease.fill;
+    /// All of a layer's `experts`, if all are in memory that the kernels read or in the store's.
+    pub(crate) fn layer(
+        &self,
+        backend: &dyn Backend,
+        shape: &ExpertShape,
+        store: &mut ExpertStore,
+        layer: LayerId,
+        experts: usize,
+    ) -> Result<Option<Vec<LeasedExpert>>> {
+        if let Some(all) = self.device.as_ref().and_then(|device| device.layer(layer, experts)) {
+            return all
+                .into_iter()
+                .map(|placed| LeasedExpert::placed(shape, placed))
+                .collect::<Result<_>>()
+                .map(Some);
         }
-        Ok(())
+        let Some(leases) = store.lease_layer(layer) else { return Ok(None) };
+        let bind = |lease| LeasedExpert::new(backend, self, shape, lease);
+        leases.into_iter().map(bind).collect::<Result<_>>().map(Some)
+    }
+
+    /// Most experts that can be bound at the same time.
+    pub(crate) fn bound_max(&self) -> usize {
+        self.device.as_ref().map_or(usize::MAX, DeviceSlots::slots)
+    }
+
+    /// Those of `experts` that reading would help.
+    pub(crate) fn missing(&self, layer: LayerId, experts: impl Iterator<Item = ExpertId>) -> Vec<ExpertId> {
+        match &self.device {
+            Some(device) => device.missing(layer, experts),
+            None => experts.collect(),
+        }
     }
 
     /// What gives the memory of unused slots back to the system.
@@ -135,37 +145,47 @@ pub(crate) struct ExpertShape {
     pub(crate) down: MatrixShape,
 }
 
-/// An expert in memory, for as long as this value lives.
+/// An expert in memory that the kernels read, for as long as this value lives.
 pub(crate) struct LeasedExpert {
     weights: MlpWeights,
-    lease: Lease,
+    expert: ExpertId,
+    _held: Held,
+}
+
+/// What keeps an expert's bytes.
+enum Held {
+    Host { _lease: Lease },
+    Device { _placed: Arc<Placed> },
 }
 
 impl LeasedExpert {
-    /// The weights of a lease, published to the device.
+    /// The weights of a lease, copied to the device if it has memory of its own; the store's slot is then free again.
     pub(crate) fn new(
         backend: &dyn Backend,
         slabs: &Slabs,
         shape: &ExpertShape,
         lease: Lease,
     ) -> Result<Self> {
-        slabs.publish(backend, &lease)?;
-        let buffer = &slabs.buffers[lease.slab];
-        let mut views = Vec::with_capacity(lease.parts.len());
-        for part in &lease.parts {
-            let range = part.offset..part.offset + part.bytes;
-            // SAFETY: the lease pins the slot, so the store writes nothing there until it is dropped; the views
-            // are private to this value, which drops them first.
-            views.push(unsafe { View::new(buffer, range)? });
+        if let Some(device) = &slabs.device {
+            return Self::placed(shape, device.put(backend, &lease)?).map_err(|e| e.context(lease.key));
         }
-        let mut views = views.into_iter();
-        let mut matrix = |m: &MatrixShape| {
-            let parts = views.by_ref().take(m.format.parts()).collect();
-            Weight::new(m.format, m.rows, m.cols, parts)
-        };
-        let weights = MlpWeights::new(matrix(&shape.gate)?, matrix(&shape.up)?, matrix(&shape.down)?);
-        let weights = weights.map_err(|e| e.context(lease.key))?;
-        Ok(Self { weights, lease })
+        let buffer = &slabs.buffers[lease.slab];
+        let parts: Vec<_> = lease.parts.iter().map(|part| part.offset..part.offset + part.bytes).collect();
+        for part in &parts {
+            backend.publish(buffer, part.clone())?;
+        }
+        // SAFETY: the lease pins the slot, so the store writes nothing there until it is dropped; the views are
+        // private to this value, which drops them first.
+        let weights = unsafe { shape.weights(buffer, &parts) }.map_err(|e| e.context(lease.key))?;
+        Ok(Self { weights, expert: lease.expert, _held: Held::Host { _lease: lease } })
+    }
+
+    /// The weights of an expert in a device's slot.
+    pub(crate) fn placed(shape: &ExpertShape, placed: Arc<Placed>) -> Result<Self> {
+        // SAFETY: `placed` keeps its slot, so nothing is copied there until it is dropped; the views are private to
+        // this value, which drops them first.
+        let weights = unsafe { shape.weights(&placed.buffer, &placed.parts) }?;
+        Ok(Self { weights, expert: placed.expert, _held: Held::Device { _placed: placed } })
     }
 
     /// The matrices. Do not keep clones: their bytes are this expert's only while `self` lives.
@@ -175,28 +195,37 @@ impl LeasedExpert {
 
     /// Which expert of its layer.
     pub(crate) fn expert(&self) -> ExpertId {
-        self.lease.expert
+        self.expert
+    }
+}
+
+impl ExpertShape {
+    /// Weights in the parts of an expert.
+    ///
+    /// # Safety
+    /// As for [`View::new`], for each part.
+    unsafe fn weights(&self, buffer: &Buffer, parts: &[Range<usize>]) -> Result<MlpWeights> {
+        // SAFETY: the caller's promise.
+        let views = parts.iter().map(|part| unsafe { View::new(buffer, part.clone()) });
+        let mut views = views.collect::<Result<Vec<_>>>()?.into_iter();
+        let mut matrix = |m: &MatrixShape| {
+            let parts = views.by_ref().take(m.format.parts()).collect();
+            Weight::new(m.format, m.rows, m.cols, parts)
+        };
+        MlpWeights::new(matrix(&self.gate)?, matrix(&self.up)?, matrix(&self.down)?)
     }
 }
 
 /// All experts of a layer in memory, for as long as this value lives.
 pub(crate) struct ResidentLayer {
-    // Dropped before the leases: it holds views of them.
+    // Dropped before what it holds views of.
     table: ExpertTable,
     _leased: Vec<LeasedExpert>,
 }
 
 impl ResidentLayer {
-    /// Publishes what the device has not seen of a layer, of which `leases` are all experts in the order of their
-    /// ids. `None` where the host looks experts up.
-    pub(crate) fn new(
-        backend: &dyn Backend,
-        slabs: &Slabs,
-        shape: &ExpertShape,
-        leases: Vec<Lease>,
-    ) -> Result<Option<Self>> {
-        let bind = |lease| LeasedExpert::new(backend, slabs, shape, lease);
-        let leased = leases.into_iter().map(bind).collect::<Result<Vec<_>>>()?;
+    /// A table of `leased`, all experts of a layer in the order of their ids. `None` where the host looks experts up.
+    pub(crate) fn new(backend: &dyn Backend, leased: Vec<LeasedExpert>) -> Result<Option<Self>> {
         let weights: Vec<_> = leased.iter().map(LeasedExpert::weights).collect();
         Ok(backend.expert_table(&weights)?.map(|table| Self { table, _leased: leased }))
     }

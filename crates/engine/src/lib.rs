@@ -21,6 +21,7 @@ mod step;
 pub mod synth;
 pub mod text;
 mod trace;
+mod vram;
 
 pub use device::Device;
 pub use files::{Dialect, Error, ErrorKind, Meta, Result};

@@ -11,7 +11,7 @@ use kernels::Backend;
 use kernels::ops::{DeviceCounts, KernelTime, KvFormat, Precision};
 use store::disk::{Disk, DiskChoice};
 use store::governor::{Governor, GovernorOptions};
-use store::plan::{Plan, PlanInput, default_budget_bytes, machine_memory, plan};
+use store::plan::{Plan, PlanInput, machine_memory, plan};
 use store::policy::{PolicyKind, Trace};
 use store::{ExpertLayout, ExpertStore, StoreOptions};
 
@@ -24,6 +24,7 @@ use crate::overhead::{Overhead, tokenizer_bytes};
 use crate::pool::{self, ExpertPool};
 use crate::scratch::Scratch;
 use crate::state::{Checkpoints, LayerShape, SequenceState};
+use crate::vram::{Cut, DeviceSlots};
 
 /// Logits are made for at most this many rows at a time.
 pub(crate) const LOGIT_ROWS: usize = 32;
@@ -104,7 +105,7 @@ pub struct Model {
     /// Sessions that live now, and the most that the budget has room for.
     sessions: AtomicUsize,
     sessions_max: usize,
-    plan: Plan,
+    plans: Plans,
     context: usize,
     chunk_tokens: usize,
     fingerprint: u64,
@@ -160,6 +161,7 @@ impl Model {
         }
         let overhead = Overhead {
             threads: backend.info().threads,
+            staging_bytes: backend.info().staging_bytes,
             tensors: index.iter().count(),
             experts: experts.iter().map(|layer| layer.len() as u64).sum(),
             tokenizer_bytes: tokenizer_bytes(&meta),
@@ -168,14 +170,14 @@ impl Model {
         let total_experts = overhead.experts;
         let sizes = Sizes::new(&decoder, &states, &experts, arena.bytes(), overhead, context, sessions)?;
         let on_gpu = backend.info().threads == 0;
-        let (plan, chunk_tokens) = sizes.plan(options, &meta, on_gpu)?;
-        let sessions_max = sizes.sessions_max(&plan);
-        let streamed = (plan.slots < total_experts).then(|| part_bytes(&experts));
+        let (plans, chunk_tokens) = sizes.plan(options, &meta, on_gpu)?;
+        let sessions_max = sizes.sessions_max(&plans);
+        let streamed = (plans.memory.slots < total_experts).then(|| part_bytes(&experts));
         let drive = drive::open(index.files(), options, streamed)?;
         let sample = arena.load(&drive.disk, progress)?;
         let fingerprint = fingerprint(&meta, index, backend, decoder.top_k(), &sample);
-        let experts = open_pool(backend, &drive.disk, experts, &plan, decoder.top_k(), options)?;
-        let scratch = Scratch::new(backend.clone(), plan.scratch_bytes as usize);
+        let experts = open_pool(backend, &drive.disk, experts, &plans, decoder.top_k(), options)?;
+        let scratch = Scratch::new(backend.clone(), plans.memory.scratch_bytes as usize);
         Ok(Self {
             meta,
             decoder,
@@ -187,7 +189,7 @@ impl Model {
             turn: Mutex::new(()),
             sessions: AtomicUsize::new(0),
             sessions_max,
-            plan,
+            plans,
             context,
             chunk_tokens,
             fingerprint,
@@ -208,7 +210,17 @@ impl Model {
 
     /// How memory is divided.
     pub fn plan(&self) -> &Plan {
-        &self.plan
+        &self.plans.memory
+    }
+
+    /// How a GPU's memory is divided, where a ceiling for it was given.
+    pub fn vram_plan(&self) -> Option<&Plan> {
+        self.plans.vram.as_ref()
+    }
+
+    /// Expert slots in memory of a GPU's own; `None` where there is none.
+    pub fn vram_slots(&self) -> Option<usize> {
+        self.slabs()?.device.as_ref().map(DeviceSlots::slots)
     }
 
     /// Positions that a sequence may have.
@@ -315,14 +327,14 @@ impl Model {
 
     /// An empty trace of this model's routing.
     pub(crate) fn new_trace(&self) -> Trace {
-        Trace { slot_bytes: self.plan.slot_bytes, experts: self.decoder.experts(), steps: Vec::new() }
+        Trace { slot_bytes: self.plan().slot_bytes, experts: self.decoder.experts(), steps: Vec::new() }
     }
 
-    /// The experts in memory, as a trace of one step: a hint for [`Self::warm`] in the next run. `None` when there is
+    /// The experts in memory, as a trace: a hint for [`Self::warm`] in the next run. `None` when there is
     /// nothing to remember: no experts, or room for all.
     pub fn warm_set(&self) -> Option<Trace> {
         let pool = self.lock_pool().filter(|pool| pool.streams())?;
-        Some(pool.warm_set(self.new_trace()))
+        Some(pool.warm_set(self.new_trace(), self.slabs()?))
     }
 
     /// Reads what an earlier run had in memory whenever the drive has nothing else to do. A trace of another model is
@@ -414,6 +426,19 @@ fn context(meta: &Meta, asked: Option<usize>) -> Result<usize> {
     }
 }
 
+/// How both kinds of memory are divided.
+struct Plans {
+    memory: Plan,
+    /// Of a GPU's memory, where that has a ceiling.
+    vram: Option<Plan>,
+}
+
+impl Plans {
+    fn all(&self) -> impl Iterator<Item = &Plan> {
+        [&self.memory].into_iter().chain(&self.vram)
+    }
+}
+
 /// What the plan is made from.
 struct Sizes<'a> {
     decoder: &'a Decoder,
@@ -451,61 +476,60 @@ impl<'a> Sizes<'a> {
     }
 
     /// The plan and the chunk size: the largest chunk that leaves room for the fewest slots.
-    fn plan(&self, options: &OpenOptions, meta: &Meta, on_gpu: bool) -> Result<(Plan, usize)> {
+    fn plan(&self, options: &OpenOptions, meta: &Meta, on_gpu: bool) -> Result<(Plans, usize)> {
         let most = options.chunk_tokens.unwrap_or(CHUNK_TOKENS).clamp(1, self.context);
         let least = options.chunk_tokens.unwrap_or(CHUNK_TOKENS_MIN).clamp(1, self.context);
         let modest = least.max(CHUNK_TOKENS_MODEST);
+        let much = |plan: &Plan| plan.scratch_bytes > plan.budget_bytes / 8;
         let mut chunk = most;
         loop {
             match self.plan_chunk(options, meta, chunk, on_gpu) {
                 Err(_) if chunk > least => chunk = (chunk / 2).max(least),
-                Ok(plan) if plan.scratch_bytes > plan.budget_bytes / 8 && chunk > modest => chunk /= 2,
-                Ok(plan) => return Ok((plan, chunk)),
+                Ok(plans) if plans.all().any(much) && chunk > modest => chunk /= 2,
+                Ok(plans) => return Ok((plans, chunk)),
                 Err(e) => return Err(e),
             }
         }
     }
 
     /// Sessions that were asked for, and those that what is left of the budget has room for.
-    fn sessions_max(&self, plan: &Plan) -> usize {
-        let left_bytes = plan.budget_bytes.saturating_sub(plan.total_bytes);
-        let more = left_bytes.checked_div(self.session_bytes).unwrap_or(0);
+    fn sessions_max(&self, plans: &Plans) -> usize {
+        let left_bytes = plans.all().map(|plan| plan.budget_bytes.saturating_sub(plan.total_bytes)).min();
+        let more = left_bytes.unwrap_or(0).checked_div(self.session_bytes).unwrap_or(0);
         self.sessions.saturating_add(more as usize)
     }
 
-    fn plan_chunk(&self, options: &OpenOptions, meta: &Meta, chunk: usize, on_gpu: bool) -> Result<Plan> {
+    fn plan_chunk(&self, options: &OpenOptions, meta: &Meta, chunk: usize, on_gpu: bool) -> Result<Plans> {
         let logit_rows = LOGIT_ROWS.min(chunk);
         let available_bytes = match options.memory_bytes {
             Some(_) => 0,
             None => machine_memory()?.available_bytes,
-        };
-        let overhead_bytes = self.overhead.bytes(logit_rows);
-        // Every slot has its copy on the GPU, which also holds resident weights, state and scratch: all of the plan
-        // but the overhead, so the tighter ceiling is the one for both.
-        let budget_bytes = match options.vram_bytes.filter(|_| on_gpu) {
-            None => options.memory_bytes,
-            Some(vram) => {
-                let memory = options.memory_bytes.unwrap_or_else(|| default_budget_bytes(available_bytes));
-                Some(memory.min(vram.saturating_add(overhead_bytes)))
-            }
         };
         let (in_use, total_experts) = (self.decoder.top_k() as u64, self.overhead.experts);
         let slots_max = match options.cache {
             CacheKind::Slots => options.slots_max.map_or(total_experts, |n| n as u64),
             CacheKind::Os => 2 * in_use,
         };
-        plan(&PlanInput {
-            budget_bytes,
+        let named = |e: Error| e.context(meta.name.as_deref().unwrap_or(&meta.arch));
+        let input = PlanInput {
+            budget_bytes: options.memory_bytes,
             available_bytes,
             resident_bytes: self.resident_bytes,
             state_bytes: self.session_bytes.saturating_mul(self.sessions as u64),
             scratch_bytes: self.decoder.scratch_bytes(chunk, logit_rows),
-            overhead_bytes,
+            overhead_bytes: self.overhead.bytes(logit_rows),
             slot_bytes: self.slot_bytes,
             total_experts: total_experts.min(slots_max),
             min_slots: in_use.min(slots_max),
-        })
-        .map_err(|e| e.context(meta.name.as_deref().unwrap_or(&meta.arch)))
+        };
+        let memory = plan(&input).map_err(named)?;
+        // The same parts lie in a GPU's memory, but for the overhead, and expert slots of its own.
+        let vram = options.vram_bytes.filter(|_| on_gpu).map(|vram_bytes| {
+            let budget_bytes = Some(vram_bytes);
+            plan(&PlanInput { budget_bytes, overhead_bytes: 0, total_experts, min_slots: in_use, ..input })
+                .map_err(|e| named(e.context("a GPU's memory")))
+        });
+        Ok(Plans { memory, vram: vram.transpose()? })
     }
 }
 
@@ -513,24 +537,33 @@ fn open_pool(
     backend: &Arc<dyn Backend>,
     disk: &Arc<dyn Disk>,
     layouts: Vec<Vec<ExpertLayout>>,
-    plan: &Plan,
+    plans: &Plans,
     top_k: usize,
     options: &OpenOptions,
 ) -> Result<Option<(Mutex<ExpertPool>, Slabs)>> {
+    let plan = &plans.memory;
     if plan.slots == 0 {
         return Ok(None);
     }
     let in_layers: Vec<u32> = layouts.iter().map(|layer| layer.len() as u32).collect();
     let (slots, slot_bytes) = (plan.slots as usize, plan.slot_bytes as usize);
     let layer = in_layers.iter().max().map_or(0, |&n| n as usize);
-    let (slabs, memory) = Slabs::allocate(backend.as_ref(), slots, slot_bytes, layer)?;
+    // Without a ceiling for it, a GPU's memory holds as many experts as the host's.
+    let device_slots =
+        (!backend.info().unified_memory).then(|| plans.vram.map_or(slots, |vram| vram.slots as usize));
+    let device = device_slots.map(|slots| {
+        let cut = Cut::new(backend.as_ref(), slots, slot_bytes, layer)?;
+        DeviceSlots::new(backend.as_ref(), cut, &in_layers, options.policy.policy(slots))
+    });
+    let (slabs, memory) = Slabs::allocate(backend.as_ref(), slots, slot_bytes, layer, device.transpose()?)?;
     let policy = Some(options.policy.policy(slots));
     let store_options = StoreOptions { slot_bytes, policy, give_back: Some(slabs.give_back()) };
     let store = ExpertStore::new(disk.clone(), layouts, memory, store_options)?;
     let governed =
         GovernorOptions { slot_bytes: plan.slot_bytes, slots_min: top_k, slots_max: store.slots_max() };
     let governor = (!options.fixed_slots).then(|| Governor::new(governed));
-    Ok(Some((Mutex::new(ExpertPool::new(store, backend.clone(), governor, &in_layers)), slabs)))
+    let pool = ExpertPool::new(store, backend.clone(), device_slots, governor, &in_layers);
+    Ok(Some((Mutex::new(pool), slabs)))
 }
 
 /// Bytes of the experts' largest part: its matrices are read each by itself.

@@ -41,6 +41,8 @@ const fn max(a: usize, b: usize) -> u64 {
 pub(crate) struct Overhead {
     /// Threads that compute.
     pub(crate) threads: usize,
+    /// Host memory that copies to a GPU go through.
+    pub(crate) staging_bytes: usize,
     /// Tensors in the files.
     pub(crate) tensors: usize,
     /// Routed experts in all layers.
@@ -59,6 +61,7 @@ impl Overhead {
         BASE_BYTES
             + WORKING_BYTES
             + THREAD_BYTES * self.threads as u64
+            + self.staging_bytes as u64
             + tables
             + logits
             + self.tokenizer_bytes

@@ -15,6 +15,7 @@ use store::{ExpertId, ExpertKey, ExpertMask, ExpertStore, LayerId};
 use crate::bridge::{ExpertShape, ResidentLayer, Slabs};
 use crate::lookahead::Lookahead;
 use crate::model::Model;
+use crate::vram::DeviceSlots;
 
 /// How often the governor looks at the machine: reading its files takes a tenth of a millisecond.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
@@ -33,6 +34,8 @@ pub(crate) struct ExpertPool {
     /// Whether guessing the next layer's experts pays.
     pub(crate) lookahead: Lookahead,
     backend: Arc<dyn Backend>,
+    /// Slots of a device that has memory of its own.
+    device_slots: Option<usize>,
     /// Layers whose experts the device looks up itself.
     resident: HashMap<LayerId, ResidentLayer>,
     governor: Option<Governor>,
@@ -43,10 +46,12 @@ pub(crate) struct ExpertPool {
 
 impl ExpertPool {
     /// A pool over `store`, sized by `governor` if there is one; the model has `experts` in each layer. Where `backend`
-    /// looks up experts itself and all fit, they are read when the drive has nothing else to do.
+    /// looks up experts itself and all fit, also into its `device_slots` if it has memory of its own, they are read when
+    /// the drive has nothing else to do.
     pub(crate) fn new(
         store: ExpertStore,
         backend: Arc<dyn Backend>,
+        device_slots: Option<usize>,
         governor: Option<Governor>,
         experts: &[u32],
     ) -> Self {
@@ -55,6 +60,7 @@ impl ExpertPool {
             lookahead: Lookahead::new(store.slots() < total_experts),
             store,
             backend,
+            device_slots,
             resident: HashMap::new(),
             governor,
             clock: Instant::now(),
@@ -72,22 +78,28 @@ impl ExpertPool {
 
     /// Whether layers become resident.
     fn looks_up(&self) -> bool {
-        self.backend.info().looks_up_experts && !self.streams()
+        let all_fit = match self.device_slots {
+            Some(slots) => slots >= self.total_experts,
+            None => !self.streams(),
+        };
+        self.backend.info().looks_up_experts && all_fit
     }
 
-    /// The experts of `layer` for [`Backend::routed_mlp`], if all are in memory and stay there.
+    /// The `experts` of `layer` for [`Backend::routed_mlp`], if all are in memory and stay there.
     pub(crate) fn resident(
         &mut self,
         slabs: &Slabs,
         layer: LayerId,
+        experts: usize,
         shape: &ExpertShape,
     ) -> Result<Option<&ExpertTable>> {
         if !self.looks_up() {
             return Ok(None);
         }
+        let backend = self.backend.as_ref();
         if !self.resident.contains_key(&layer)
-            && let Some(leases) = self.store.lease_layer(layer)
-            && let Some(made) = ResidentLayer::new(self.backend.as_ref(), slabs, shape, leases)?
+            && let Some(all) = slabs.layer(backend, shape, &mut self.store, layer, experts)?
+            && let Some(made) = ResidentLayer::new(backend, all)?
         {
             self.resident.insert(layer, made);
         }
@@ -103,7 +115,7 @@ impl ExpertPool {
 
     /// See [`Model::use_slots`].
     pub(crate) fn resize(&mut self, slots: usize) {
-        if slots < self.total_experts && !self.resident.is_empty() {
+        if self.device_slots.is_none() && slots < self.total_experts && !self.resident.is_empty() {
             // Pinned slots would not move. What a running step has enqueued may still read them.
             self.backend.release(Box::new(std::mem::take(&mut self.resident)));
         }
@@ -159,23 +171,17 @@ impl ExpertPool {
         Ok((bytes > 0 && busy > 0.0).then(|| bytes as f64 / busy))
     }
 
-    /// The experts in memory, as the only step of `trace`.
-    pub(crate) fn warm_set(&self, mut trace: Trace) -> Trace {
-        let mut layers = BTreeMap::<LayerId, Vec<ExpertId>>::new();
-        for key in self.store.held() {
-            layers.entry(key.layer).or_default().push(key.expert);
-        }
-        let wants = layers.into_iter().map(|(layer, mut experts)| {
-            experts.sort_unstable();
-            TraceWant { layer, experts }
-        });
-        trace.steps = vec![TraceStep { rows: 0, wants: wants.collect() }];
+    /// The experts in memory, as the steps of `trace`: first those that a device has in memory of its own, which are the
+    /// ones that were wanted most.
+    pub(crate) fn warm_set(&self, mut trace: Trace, slabs: &Slabs) -> Trace {
+        let on_device = slabs.device.as_ref().map(DeviceSlots::held);
+        trace.steps = on_device.into_iter().chain([self.store.held()]).map(step).collect();
         trace
     }
 
     /// Reads the experts of `trace` when the drive has nothing else to do.
     pub(crate) fn warm(&mut self, trace: &Trace) {
-        if self.looks_up() {
+        if self.looks_up() && !self.streams() {
             return; // all are being read
         }
         let keys = trace
@@ -183,6 +189,19 @@ impl ExpertPool {
             .flat_map(|want| want.experts.iter().map(|&expert| ExpertKey { layer: want.layer, expert }));
         self.store.warm(keys.collect::<Vec<_>>());
     }
+}
+
+/// A step that wants `experts`.
+fn step(experts: Vec<ExpertKey>) -> TraceStep {
+    let mut layers = BTreeMap::<LayerId, Vec<ExpertId>>::new();
+    for key in experts {
+        layers.entry(key.layer).or_default().push(key.expert);
+    }
+    let wants = layers.into_iter().map(|(layer, mut experts)| {
+        experts.sort_unstable();
+        TraceWant { layer, experts }
+    });
+    TraceStep { rows: 0, wants: wants.collect() }
 }
 
 /// Looks after the pool of `model` between its steps, from a thread of its own that ends with the model: other programs

@@ -50,7 +50,8 @@ impl Experts<'_> {
     pub(crate) fn read_ahead(&mut self) {
         self.pool.poll();
         if let Some(sweep) = &self.sweep {
-            self.pool.store.hint(sweep.layer, sweep.experts.iter());
+            let experts = self.slabs.missing(sweep.layer, sweep.experts.iter());
+            self.pool.store.hint(sweep.layer, experts);
         }
     }
 }

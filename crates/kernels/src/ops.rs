@@ -35,6 +35,8 @@ pub struct DeviceInfo {
     pub unified_memory: bool,
     /// Threads that compute; 0 for a GPU.
     pub threads: usize,
+    /// Host memory that copies to the device go through, at most; 0 where there are none.
+    pub staging_bytes: usize,
     /// Whether [`Backend::expert_table`] makes tables.
     pub looks_up_experts: bool,
 }
@@ -292,6 +294,16 @@ pub trait Backend: Send + Sync {
     /// Makes bytes that the host wrote into `range` of shared memory visible to the ops enqueued from now on.
     /// No op still enqueued may read the range, and nobody may be writing the words (4 bytes) at its two ends.
     fn publish(&self, buffer: &Buffer, range: Range<usize>) -> Result<()>;
+
+    /// Copies host bytes to byte `at` of device memory, where ops enqueued from now on see them; both in whole words of 4
+    /// bytes. No op that is enqueued and not yet submitted may use that memory. The bytes are the caller's again at once.
+    ///
+    /// # Errors
+    /// [`files::ErrorKind::Unsupported`] where ops read the host's memory.
+    fn upload(&self, to: &Buffer, at: usize, bytes: &[u8]) -> Result<()> {
+        let _ = (to, at, bytes);
+        Err(Error::unsupported("upload: this device has no memory of its own"))
+    }
 
     /// Drops `held` (a lease on expert slots, say) once the memory that the ops enqueued so far read may be written and
     /// published again: at once where ops finish before they return, else with the next submission at the latest.

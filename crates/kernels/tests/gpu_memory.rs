@@ -168,10 +168,88 @@ fn refusals_are_typed() {
     assert_eq!(gpu.read(&block, 14, &mut [0; 4]).unwrap_err().kind(), ErrorKind::InvalidRequest);
     let slab = gpu.alloc_shared(16).unwrap();
     assert_eq!(gpu.publish(&slab, 8..17).unwrap_err().kind(), ErrorKind::InvalidRequest);
+    let block = gpu.alloc(16).unwrap();
+    for (at, bytes) in [(8, 12), (2, 4), (0, 3), (usize::MAX - 3, 8)] {
+        let refused = gpu.upload(block.buffer(), at, &vec![0; bytes]).unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::InvalidRequest, "{bytes} at {at}");
+    }
+    let refused = Reference::default().upload(block.buffer(), 0, &[0; 4]).unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Unsupported);
     let foreign = tensor(&Reference::default(), 1, 4, &[0.0; 4]);
     let mut own = tensor(&gpu, 1, 4, &[0.0; 4]);
     assert_eq!(gpu.add(&mut own, &foreign).unwrap_err().kind(), ErrorKind::Device);
     assert_eq!(values(&gpu, &own), [0.0; 4], "the device still works");
     let none = GpuOptions { adapter: Some("no such adapter".into()), ..GpuOptions::default() };
     assert_eq!(Gpu::open(&none).map(|_| ()).unwrap_err().kind(), ErrorKind::Device);
+}
+
+/// What a copy of host memory goes through is used again, by copies of any size, in the order in which they were made.
+#[test]
+fn copies_of_any_size_arrive_in_their_order() {
+    let Some(gpu) = gpu() else { return };
+    const BYTES: usize = 40 << 20; // more than one staging buffer, twice more than all of them in a few rounds
+    let slab = gpu.alloc_shared(BYTES).unwrap();
+    let host = slab.host().unwrap();
+    let stripes = [(0, BYTES), (4096, 100), (0, 3 << 20), (5 << 20, 30 << 20), (BYTES - 8, 8), (8192, 65540)];
+    let mut want = vec![0u8; BYTES];
+    for round in 0..5u8 {
+        for (i, &(at, bytes)) in stripes.iter().enumerate() {
+            let value = 10 * round + i as u8 + 1;
+            want[at..at + bytes].fill(value);
+            // SAFETY: the range lies in the slab, which nobody else uses now.
+            unsafe { host.as_ptr().add(at).write_bytes(value, bytes) };
+            gpu.publish(&slab, at..at + bytes).unwrap();
+            // The bytes are the host's again, though nothing was submitted.
+            // SAFETY: as above.
+            unsafe { host.as_ptr().add(at).write_bytes(255, bytes) };
+        }
+        assert!(on_device(&gpu, &slab, BYTES) == want, "round {round}");
+    }
+}
+
+/// What the device has of a slab, as the rows of a table of floats.
+fn on_device(gpu: &Gpu, slab: &Buffer, bytes: usize) -> Vec<u8> {
+    let (cols, rows) = (1024, bytes / 4096);
+    // SAFETY: the slab is written again only after the table is gone.
+    let view = unsafe { View::new(slab, 0..bytes) }.unwrap();
+    let table = Weight::new(Format::F32, rows, cols, vec![view]).unwrap();
+    let ids: Vec<u32> = (0..rows as u32).collect();
+    let mut out = Tensor::new(gpu.alloc(bytes).unwrap(), rows, cols).unwrap();
+    gpu.embed(&table, &ids, &mut out).unwrap();
+    let mut all = vec![0; bytes];
+    gpu.read(out.block(), 0, &mut all).unwrap();
+    all
+}
+
+/// A copy that is made while an op is only recorded goes before it; a slot that the op reads is not written until the
+/// op is submitted, and then after it: hundreds of slots' worth through one slot.
+#[test]
+fn a_slot_that_is_refilled_between_submissions_has_each_filling_in_turn() {
+    let Some(gpu) = gpu() else { return };
+    const SLOT: usize = 3 << 20;
+    let slab = gpu.alloc_shared(2 * SLOT).unwrap();
+    let host = slab.host().unwrap();
+    let rounds = 60;
+    let mut sums = tensor(&gpu, 1, 4, &[0.0; 4]);
+    for round in 0..rounds {
+        let slot = (round % 2) * SLOT;
+        let values = vec![(round + 1) as f32; SLOT / 4];
+        // SAFETY: the slot lies in the slab; ops that read it were submitted, and have a copy of the device's own.
+        unsafe { std::ptr::copy_nonoverlapping(values.as_ptr().cast(), host.as_ptr().add(slot), SLOT) };
+        gpu.publish(&slab, slot..slot + SLOT).unwrap();
+        // SAFETY: the slot is written again only after the weight is gone.
+        let view = unsafe { View::new(&slab, slot..slot + SLOT) }.unwrap();
+        let table = Weight::new(Format::F32, SLOT / 16, 4, vec![view]).unwrap();
+        let mut row = Tensor::new(gpu.alloc(16).unwrap(), 1, 4).unwrap();
+        gpu.embed(&table, &[(SLOT / 16 - 1) as u32], &mut row).unwrap();
+        gpu.add(&mut sums, &row).unwrap();
+        drop(table);
+        if round % 2 == 1 {
+            gpu.submit().unwrap();
+        }
+    }
+    let want = (1..=rounds).sum::<usize>() as f32;
+    assert_eq!(values(&gpu, &sums), [want; 4]);
+    let counts = gpu.counts().unwrap();
+    assert_eq!(counts.copies, rounds as u64 + 1, "{counts:?}");
 }

@@ -367,10 +367,11 @@ impl ExpertStore {
         Some(held.into_iter().map(|(key, filled)| self.lease(key, filled)).collect())
     }
 
-    /// Counts `hits` wanted experts of a layer that were used through [`lease_layer`](Self::lease_layer).
-    pub fn count_hits(&mut self, layer: LayerId, hits: u64) {
+    /// Counts `hits` wanted experts of a layer that a device had in memory of its own, so that nobody asked for them here.
+    pub fn count_device_hits(&mut self, layer: LayerId, hits: u64) {
         if let Some(stats) = self.stats.layers.get_mut(layer.0 as usize) {
             stats.hits += hits;
+            stats.device_hits += hits;
         }
     }
 

@@ -20,7 +20,6 @@ pub(crate) struct SlotId(u32);
 pub(crate) struct Filled {
     key: ExpertKey,
     window: Window,
-    fill: u64,
 }
 
 enum State {
@@ -61,8 +60,6 @@ pub(crate) struct SlotPool {
     empty: Vec<SlotId>,
     limit: usize,
     retired: usize,
-    /// How often a slot got new bytes.
-    fills: u64,
     give_back: Option<GiveBack>,
     by_key: HashMap<ExpertKey, SlotId>,
     by_ticket: HashMap<Ticket, SlotId>,
@@ -74,7 +71,6 @@ impl SlotPool {
         Self {
             limit: windows.len(),
             retired: 0,
-            fills: 0,
             give_back,
             // The last one goes first: reversed, so that slots fill in ascending order.
             empty: (0..windows.len() as u32).rev().map(SlotId).collect(),
@@ -153,7 +149,7 @@ impl SlotPool {
             (State::Ready(filled), State::Empty(mut window)) => match Arc::try_unwrap(filled) {
                 Ok(Filled { key, window: source, .. }) => {
                     window.copy_from(&source);
-                    self.states[to.0 as usize] = self.filled(key, window);
+                    self.states[to.0 as usize] = ready(key, window);
                     self.by_key.insert(key, to);
                     self.put_empty(from, source);
                 }
@@ -167,12 +163,6 @@ impl SlotPool {
                 self.states[to.0 as usize] = target;
             }
         }
-    }
-
-    /// A slot that has just got these bytes.
-    fn filled(&mut self, key: ExpertKey, window: Window) -> State {
-        self.fills += 1;
-        State::Ready(Arc::new(Filled { key, window, fill: self.fills }))
     }
 
     /// Slot `slot` holds nothing any more.
@@ -241,7 +231,7 @@ impl SlotPool {
         let slot = self.by_ticket.remove(&ticket)?;
         let State::Reading { key, kept, .. } = self.states[slot.0 as usize] else { return None };
         if kept && good {
-            self.states[slot.0 as usize] = self.filled(key, window);
+            self.states[slot.0 as usize] = ready(key, window);
         } else {
             self.put_empty(slot, window);
             if kept {
@@ -282,6 +272,11 @@ impl SlotPool {
     }
 }
 
+/// A slot that has just got these bytes.
+fn ready(key: ExpertKey, window: Window) -> State {
+    State::Ready(Arc::new(Filled { key, window }))
+}
+
 /// Lets the owner of the memory give it back to the system; the pool alone holds the window meanwhile.
 fn give_back(hook: &mut Option<GiveBack>, window: Window) -> Window {
     if let Some(hook) = hook {
@@ -310,9 +305,6 @@ pub struct Lease {
     pub slab: usize,
     /// Its parts, in the order of its [`crate::ExpertLayout`].
     pub parts: Vec<LeasePart>,
-    /// Which filling of a slot these bytes are: as long as a slot's leases say the same number, its bytes are the
-    /// same. From 1 up; no two fillings of a store share one.
-    pub fill: u64,
     filled: Arc<Filled>,
 }
 
@@ -325,7 +317,22 @@ impl Lease {
     ) -> Self {
         let (slab, base) = (filled.window.slab(), filled.window.offset());
         let parts = parts.map(|(at, bytes)| LeasePart { offset: base + at, bytes }).collect();
-        Self { expert: key.expert, key, slab, parts, fill: filled.fill, filled }
+        Self { expert: key.expert, key, slab, parts, filled }
+    }
+
+    /// Where its slot begins in the slab.
+    pub fn slot_offset(&self) -> usize {
+        self.filled.window.offset()
+    }
+
+    /// All of its parts and what lies between them, in whole words of 4 bytes: where they begin in the slot, and the
+    /// bytes.
+    pub fn span(&self) -> (usize, &[u8]) {
+        let slot = self.slot_offset();
+        let starts = self.parts.iter().map(|part| part.offset - slot);
+        let ends = self.parts.iter().map(|part| part.offset - slot + part.bytes);
+        let (start, end) = (starts.min().unwrap_or(0) & !3, ends.max().unwrap_or(0).next_multiple_of(4));
+        (start, self.filled.window.as_slice().get(start..end).unwrap_or_default())
     }
 
     /// The bytes of one part; empty for a part that does not exist.

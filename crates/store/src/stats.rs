@@ -7,6 +7,8 @@ use std::time::Duration;
 pub struct LayerStats {
     /// Wanted experts that were in memory.
     pub hits: u64,
+    /// The part of them that a device had in memory of its own.
+    pub device_hits: u64,
     /// Wanted experts that had to be read, those that a hint was already reading included.
     pub misses: u64,
     /// Bytes read from files, alignment included, for wants and hints.
@@ -39,6 +41,7 @@ impl ReadStats {
     pub fn total(&self) -> LayerStats {
         self.layers.iter().fold(LayerStats::default(), |a, b| LayerStats {
             hits: a.hits + b.hits,
+            device_hits: a.device_hits + b.device_hits,
             misses: a.misses + b.misses,
             read_bytes: a.read_bytes + b.read_bytes,
             hinted: a.hinted + b.hinted,
@@ -51,8 +54,17 @@ impl ReadStats {
 
     /// Hits among all wanted experts, 0 to 1; 1 when none was wanted.
     pub fn hit_rate(&self) -> f64 {
+        self.rate_of(self.total().hits)
+    }
+
+    /// Those among all wanted experts that a device had in memory of its own, 0 to 1; 1 when none was wanted.
+    pub fn device_hit_rate(&self) -> f64 {
+        self.rate_of(self.total().device_hits)
+    }
+
+    fn rate_of(&self, hits: u64) -> f64 {
         let total = self.total();
         let wanted = total.hits + total.misses;
-        if wanted == 0 { 1.0 } else { total.hits as f64 / wanted as f64 }
+        if wanted == 0 { 1.0 } else { hits as f64 / wanted as f64 }
     }
 }

@@ -90,10 +90,14 @@ pub(super) fn table(loaded: &Loaded, m: &Measured) -> String {
     if let Some(r) = m.reading() {
         let per_token = r.total.read_bytes / m.gen_tokens.max(1) as u64;
         text += &format!(
-            "reads      {:>10} per token, {} per second while reading\nexperts    {:>10.1} % in memory when wanted\n",
+            "reads      {:>10} per token, {} per second while reading\nexperts    {:>10.1} % in memory when wanted{}\n",
             out::bytes(per_token),
             out::bytes(r.drive_bytes_per_s() as u64),
             100.0 * r.stats.hit_rate(),
+            loaded.model.vram_slots().map_or(String::new(), |slots| format!(
+                ", {:.1} % in the GPU's, which has {slots} slots",
+                100.0 * r.stats.device_hit_rate()
+            )),
         );
         let [drive, guesses, slots] = r.stalls_s().map(|s| 100.0 * ratio(s, r.time_s));
         text += &format!(
@@ -214,6 +218,11 @@ pub(super) fn json(loaded: &Loaded, m: &Measured) -> Value {
         put("gpu_kernels", m.kernels.iter().map(kernel).collect());
     }
     put("slots", json!(loaded.model.slots()));
+    if let Some(slots) = loaded.model.vram_slots() {
+        put("vram_slots", json!(slots));
+        put("vram_hit_rate", json!(m.reads.as_ref().map(|stats| stats.device_hit_rate())));
+        put("prompt_vram_hit_rate", json!(m.prompt_reads.as_ref().map(|stats| stats.device_hit_rate())));
+    }
     map.extend(loaded.describe());
     Value::Object(map)
 }

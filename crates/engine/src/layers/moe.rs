@@ -66,14 +66,14 @@ impl Moe {
         }
         if !self.look_up(s, id, h, &mut chosen, &mut parts, &mut shared)? {
             s.backend.route(h, &self.router, &self.spec, &mut chosen)?;
-            let by_expert = self.want(s, id, h, &chosen)?;
+            let (by_expert, here) = self.want(s, id, h, &chosen)?;
             meanwhile(s, x)?;
             if let (Some(expert), Some((output, gate))) = (&self.shared, &mut shared) {
                 // Work that hides the reads.
                 s.backend.mlp(h, &expert.mlp.weights, output)?;
                 s.backend.linear(h, &expert.gate, None, gate)?;
             }
-            self.run_experts(s, id, h, &by_expert, &mut parts)?;
+            self.run_experts(s, id, h, &by_expert, here, &mut parts)?;
         }
         let shared = shared.as_ref().map(|(output, gate)| SharedOutput { output, gate });
         let mut out = s.tensor(rows, hidden)?;
@@ -100,32 +100,41 @@ impl Moe {
     ) -> Result<bool> {
         // Who records routes wants to see them.
         let (1, None, Some(experts)) = (h.rows(), &s.routes, &mut s.experts) else { return Ok(false) };
-        let Some(table) = experts.pool.resident(experts.slabs, layer, &self.expert)? else {
+        let Some(table) = experts.pool.resident(experts.slabs, layer, self.router.rows(), &self.expert)?
+        else {
             return Ok(false);
         };
         let expert = self.shared.as_ref().map(|e| (&e.mlp.weights, &e.gate));
         let layer_weights = RoutedLayer { router: &self.router, spec: &self.spec, table, shared: expert };
         let shared = shared.as_mut().map(|(output, gate)| (&mut **output, &mut **gate));
         s.backend.routed_layer(h, &layer_weights, RoutedOutput { routes, parts, shared })?;
-        experts.pool.store.count_hits(layer, self.spec.top_k as u64);
+        experts.pool.store.count_device_hits(layer, self.spec.top_k as u64);
         experts.sweep = None;
         Ok(true)
     }
 
-    /// Asks the router which experts are needed, and starts reading those that are not in memory.
+    /// Asks the router which experts are needed, and starts reading those that are not in memory. Returns those that a
+    /// device has in memory of its own; the store is asked for the others.
     fn want(
         &self,
         s: &mut Step<'_>,
         layer: LayerId,
         h: &Tensor,
         chosen: &RouteBuffers,
-    ) -> Result<RowsByExpert> {
+    ) -> Result<(RowsByExpert, Vec<LeasedExpert>)> {
         let routes = s.backend.read_routes(chosen, h.rows(), &self.spec);
         let routes = routes.map_err(|e| e.context(format!("layer {}", layer.0)))?;
         let by_expert = RowsByExpert::new(&routes, self.router.rows())?;
-        let wanted = by_expert.mask();
-        if let Some(Experts { pool, sweep, more_follows, .. }) = &mut s.experts {
-            pool.store.want(layer, &wanted)?; // reads start now
+        let (wanted, mut here) = (by_expert.mask(), Vec::new());
+        if let Some(Experts { pool, slabs, sweep, more_follows, .. }) = &mut s.experts {
+            let (placed, missing) = match &slabs.device {
+                Some(device) => device.want(layer, &wanted),
+                None => (Vec::new(), wanted.clone()),
+            };
+            pool.store.want(layer, &missing)?; // reads start now
+            pool.store.count_device_hits(layer, placed.len() as u64);
+            let bind = |placed| LeasedExpert::placed(&self.expert, placed);
+            here = placed.into_iter().map(bind).collect::<Result<_>>()?;
             let covered = wanted.count() as f64 >= SWEEP_COVERAGE * self.router.rows() as f64;
             let follows = !self.is_last || *more_follows;
             *sweep = (covered && follows).then(|| self.next.clone());
@@ -133,7 +142,7 @@ impl Moe {
         if let Some(trace) = &mut s.routes {
             trace.push((layer, routes));
         }
-        Ok(by_expert)
+        Ok((by_expert, here))
     }
 
     /// Lets the drive read what this layer's router will probably choose, once it has read what is wanted: the router is
@@ -145,18 +154,21 @@ impl Moe {
         let routes = s.backend.read_routes(&chosen, h.rows(), &spec)?;
         let guessed = routes.ids.iter().map(|&id| ExpertId(id as u16)); // the likeliest first
         if let Some(experts) = &mut s.experts {
-            experts.pool.store.hint(LayerId(layer as u16), guessed);
+            let layer = LayerId(layer as u16);
+            experts.pool.store.hint(layer, experts.slabs.missing(layer, guessed));
         }
         Ok(())
     }
 
-    /// Multiplies experts as they arrive; each writes rows of `parts` that are its own.
+    /// Multiplies experts, those that are `here` and then the others as they arrive; each writes rows of `parts` that are
+    /// its own.
     fn run_experts(
         &self,
         s: &mut Step<'_>,
         layer: LayerId,
         h: &Tensor,
         by_expert: &RowsByExpert,
+        here: Vec<LeasedExpert>,
         parts: &mut Tensor,
     ) -> Result<()> {
         let backend = s.backend;
@@ -168,26 +180,29 @@ impl Moe {
         };
         // One submission a layer, before the host waits for the drive or prepares the next layer; what comes later goes
         // with the next read-back, unless its leases hold slots that are needed.
-        let mut submitted = false;
+        let (mut submitted, mut leased) = (false, here);
         loop {
-            if !submitted && !experts.pool.store.has_ready() {
-                backend.submit()?;
-                submitted = true;
+            if leased.is_empty() {
+                if !submitted && !experts.pool.store.has_ready() {
+                    backend.submit()?;
+                    submitted = true;
+                }
+                let leases = experts.pool.store.next_batch(experts.slabs.bound_max())?;
+                if leases.is_empty() {
+                    return Ok(());
+                }
+                experts.read_ahead();
+                let bind = |lease| LeasedExpert::new(backend, experts.slabs, &self.expert, lease);
+                leased = leases.into_iter().map(bind).collect::<Result<_>>()?;
             }
-            let leases = experts.pool.store.next_batch(usize::MAX)?;
-            if leases.is_empty() {
-                return Ok(());
-            }
-            experts.read_ahead();
-            let bind = |lease| LeasedExpert::new(backend, experts.slabs, &self.expert, lease);
-            let leased = leases.into_iter().map(bind).collect::<Result<Vec<_>>>()?;
             let batches: Vec<_> = leased
                 .iter()
                 .map(|e| ExpertBatch { weights: e.weights(), rows: by_expert.rows(e.expert()) })
                 .collect();
             backend.expert_mlp(h, &batches, parts)?;
-            backend.release(Box::new(leased));
-            if !submitted || experts.pool.store.is_short_of_slots() {
+            backend.release(Box::new(std::mem::take(&mut leased)));
+            let waits = !experts.pool.store.has_ready();
+            if (!submitted && waits) || experts.pool.store.is_short_of_slots() {
                 backend.submit()?;
                 submitted = true;
             }

@@ -5,9 +5,9 @@ use std::time::{Duration, Instant};
 
 use kernels::gpu::{Gpu, GpuOptions, adapters};
 use kernels::ops::{Backend, DeviceCounts, Precision};
-use tidemill_engine::{Model, OpenOptions, Session};
+use tidemill_engine::{ErrorKind, LayerStats, Model, OpenOptions, Session};
 
-use crate::common::{go, open};
+use crate::common::{go, open, try_open};
 use crate::tools::{Bits, bits, golden, tokens};
 
 const SET: &str = "qwen3_5_moe-e32/mlx-4bit";
@@ -142,4 +142,80 @@ fn nothing_is_read_back_but_logits_where_all_experts_are_resident() {
     session.reset().expect("resets");
     assert_eq!(decode(&mut session, &answer), expected, "after the pool shrank");
     assert_eq!(model.slots(), 12);
+}
+
+/// Options for as many slots of the device as `slots`, beside those of the host, by `all`, the options of `model`.
+fn with_vram(model: &Model, slots: usize, all: OpenOptions) -> OpenOptions {
+    let p = model.plan();
+    let fixed_bytes = p.resident_bytes + p.state_bytes + p.scratch_bytes;
+    OpenOptions { vram_bytes: Some(fixed_bytes + slots as u64 * p.slot_bytes), ..all }
+}
+
+/// What chunks of `rows` tokens say, twice, with counts of the second time.
+fn twice(model: &Arc<Model>, answer: &[u32], rows: usize) -> (Vec<Bits>, DeviceCounts, LayerStats) {
+    let mut session = Session::new(model).expect("a session");
+    let first = decode_rows(&mut session, answer, rows);
+    session.reset().expect("resets");
+    model.reset_read_stats();
+    let (again, counts) = counted(model, || decode_rows(&mut session, answer, rows));
+    assert_eq!(again, first);
+    (again, counts, model.read_stats().expect("counts").total())
+}
+
+#[test]
+fn what_a_gpu_has_no_room_for_comes_from_memory_and_not_from_the_drive() {
+    let Some(fixed) = options(None) else { return };
+    let fixed = OpenOptions { chunk_tokens: Some(12), ..fixed };
+    let path = golden("qwen3_moe-e16/mlx-4bit");
+    let all = open(&path, &fixed);
+    let (top_k, total) = (all.top_k(), all.plan().total_experts as usize);
+    let answer = tokens(&all, 3, 12);
+    for rows in [1, 12] {
+        let expected = twice(&all, &answer, rows).0;
+        // A chunk uses more experts of a layer than the fewest slots hold.
+        for slots in [top_k, top_k + 3, total / 2] {
+            let backend = gpu();
+            let few = with_vram(&all, slots, OpenOptions { backend, ..fixed.clone() });
+            let model = open(&path, &few);
+            let vram = *model.vram_plan().expect("a ceiling was given");
+            assert_eq!((vram.slots as usize, model.vram_slots()), (slots, Some(slots)));
+            assert!(Some(vram.total_bytes) <= few.vram_bytes, "{vram}");
+            assert_eq!(model.slots(), total, "the host's memory holds all");
+            let (logits, counts, stats) = twice(&model, &answer, rows);
+            assert_eq!(logits, expected, "{slots} slots, {rows} rows");
+            assert_eq!((stats.misses, stats.read_bytes), (0, 0), "nothing is read again: {stats:?}");
+            let copies = stats.hits - stats.device_hits;
+            assert!(copies > 0, "{slots} slots do not hold all");
+            assert_eq!(counts.copies, copies, "one for each expert that the device does not have");
+        }
+    }
+}
+
+#[test]
+fn what_a_gpu_has_is_not_read_again_when_memory_has_no_room_for_it() {
+    let Some(fixed) = options(Some(4)) else { return };
+    let path = golden("qwen3_moe-e16/mlx-4bit");
+    let all = open(&path, &options(None).expect("there was a GPU"));
+    let total = all.plan().total_experts as usize;
+    let answer = tokens(&all, 3, 12);
+    for rows in [1, 2] {
+        let model = open(&path, &with_vram(&all, total, OpenOptions { backend: gpu(), ..fixed.clone() }));
+        assert_eq!((model.slots(), model.vram_slots()), (4, Some(total)));
+        let (logits, counts, stats) = twice(&model, &answer, rows);
+        assert_eq!(logits, twice(&all, &answer, rows).0);
+        assert_eq!((stats.misses, counts.copies), (0, 0), "{stats:?}");
+        assert_eq!(stats.hits, stats.device_hits);
+    }
+}
+
+#[test]
+fn a_ceiling_below_what_a_gpu_must_hold_is_refused_with_the_figures() {
+    let Some(all) = options(None) else { return };
+    let opened = try_open(&golden(SET), &OpenOptions { vram_bytes: Some(4096), ..all });
+    let error = opened.map(|_| ()).expect_err("4 KiB hold nothing");
+    assert_eq!(error.kind(), ErrorKind::Memory);
+    assert!(
+        error.to_string().contains("a GPU's memory") && error.to_string().contains("give at least"),
+        "{error}"
+    );
 }

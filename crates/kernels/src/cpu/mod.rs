@@ -43,7 +43,7 @@ use crate::ops::{
 use crate::{check, host, reference};
 use int8::{Activations, Workspace};
 use matmul::Target;
-use pool::Pool;
+pub(crate) use pool::Pool;
 use scratch::Scratch;
 use shared::Parts;
 
@@ -107,6 +107,7 @@ impl Cpu {
             buffer_bytes_max: usize::MAX,
             unified_memory: true,
             threads,
+            staging_bytes: 0,
             looks_up_experts: false,
         };
         Ok(Self {

@@ -2,7 +2,7 @@
 //! the host writes what it may read, when the engine says so, or when much is recorded that nobody needs to see.
 
 use std::any::Any;
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, HashSet};
 
 use files::{Error, Result};
 
@@ -10,16 +10,16 @@ use super::device::{Device, device_error};
 use super::memory::{GpuMemory, Graveyard};
 use super::pipelines::{IMMEDIATE_BYTES_MAX, Pipeline};
 use super::profile::Profile;
+use super::staging::Staging;
 use crate::ops::DeviceCounts;
 
 /// Most buffers of a dispatch.
 pub(super) const BINDINGS_MAX: usize = 16;
 /// First size of the buffer for ids and tables.
 const UPLOAD_WORDS: usize = 1 << 18;
-/// Copies into device memory go in pieces of at most this, in bytes ...
-const COPY_BYTES: usize = 32 << 20;
-/// ... of which so many may be on their way: a host that is further ahead waits, so that staging memory stays bounded.
-const COPIES_ON_THEIR_WAY: usize = 2;
+/// Smaller copies go through the queue's own staging memory, if nothing waits in ours, whose buffers come back one by
+/// one.
+const SMALL_COPY_BYTES: usize = 64 << 10;
 /// From so many dispatches on, recording more would let the device idle: 2 us to record one, 5 us to run it.
 const DISPATCHES_MAX: usize = 64;
 
@@ -45,10 +45,9 @@ pub(super) struct Recorder {
     upload_words: usize,
     /// Dropped when the open encoder has been submitted.
     held: Vec<Box<dyn Any + Send>>,
-    staging: Option<wgpu::Buffer>,
-    /// Bytes copied since the last of `copies`.
-    copied_bytes: usize,
-    copies: VecDeque<wgpu::SubmissionIndex>,
+    answers: Option<wgpu::Buffer>,
+    /// Copies to the device that run before the open encoder.
+    staging: Staging,
     /// Dispatches in the open encoder.
     dispatches: usize,
     /// Times the dispatches, if somebody wants to know.
@@ -68,9 +67,8 @@ impl Recorder {
             upload_id,
             upload_words: UPLOAD_WORDS,
             held: Vec::new(),
-            staging: None,
-            copied_bytes: 0,
-            copies: VecDeque::new(),
+            answers: None,
+            staging: Staging::default(),
             dispatches: 0,
             profile: None,
             counts: DeviceCounts::default(),
@@ -156,31 +154,41 @@ impl Recorder {
         self.dispatches += 1;
     }
 
-    /// Copies host bytes into a buffer, after everything recorded so far. Offset and length are multiples of 4.
+    /// Copies host bytes into a buffer: after all that was submitted, before what is recorded, copies in their own order.
+    /// Offset and length are multiples of 4. The bytes are the caller's again at once.
     pub(super) fn copy_in(
         &mut self,
         device: &Device,
         buffer: &wgpu::Buffer,
-        offset: usize,
-        bytes: &[u8],
+        mut offset: usize,
+        mut bytes: &[u8],
     ) -> Result<()> {
         self.counts.copies += 1;
         self.counts.copied_bytes += bytes.len() as u64;
-        for (i, chunk) in bytes.chunks(COPY_BYTES).enumerate() {
-            device.queue.write_buffer(buffer, (offset + i * COPY_BYTES) as u64, chunk);
-            self.copied_bytes += chunk.len();
-            if self.copied_bytes >= COPY_BYTES {
-                self.copied_bytes = 0;
-                self.counts.submissions += 1;
-                self.copies.push_back(device.queue.submit([]));
-                if self.copies.len() > COPIES_ON_THEIR_WAY
-                    && let Some(oldest) = self.copies.pop_front()
-                {
-                    wait(device, oldest)?;
+        // The queue's own copies run before all of the next submission, so they must not overtake one of ours.
+        if bytes.len() < SMALL_COPY_BYTES && !self.staging.waits() {
+            device.queue.write_buffer(buffer, offset as u64, bytes);
+            return device.check();
+        }
+        while !bytes.is_empty() {
+            match self.staging.take(device, buffer, offset, bytes)? {
+                Some(taken) => {
+                    bytes = &bytes[taken..];
+                    offset += taken;
                 }
+                None => drop(self.queue(device, None)),
             }
         }
         device.check()
+    }
+
+    /// Hands copies that wait to the device, and what was recorded after them.
+    fn queue(&mut self, device: &Device, recorded: Option<wgpu::CommandBuffer>) -> wgpu::SubmissionIndex {
+        let copies = self.staging.encode(device);
+        let index = device.queue.submit(copies.into_iter().chain(recorded));
+        self.staging.submitted(&index);
+        self.counts.submissions += 1;
+        index
     }
 
     /// Submits what is recorded if that is much.
@@ -193,6 +201,8 @@ impl Recorder {
         if let Some((encoder, pass)) = self.open.take() {
             drop(pass);
             self.send(device, encoder)?;
+        } else if self.staging.waits() {
+            self.queue(device, None);
         }
         self.held.clear();
         device.check()
@@ -205,11 +215,10 @@ impl Recorder {
             self.uploads.clear();
         }
         self.dispatches = 0;
-        self.counts.submissions += 1;
         if let Some(profile) = &self.profile {
             profile.resolve(&mut encoder);
         }
-        let index = device.queue.submit([encoder.finish()]);
+        let index = self.queue(device, Some(encoder.finish()));
         if let Some(profile) = &mut self.profile {
             profile.collect(device, index.clone())?;
         }
@@ -225,7 +234,7 @@ impl Recorder {
         ranges: &[(&wgpu::Buffer, usize, usize)],
     ) -> Result<Vec<Vec<u8>>> {
         let total: usize = ranges.iter().map(|(_, _, bytes)| bytes).sum();
-        let staging = self.staging(device, total.max(4))?;
+        let staging = self.answers(device, total.max(4))?;
         let (mut encoder, pass) = match self.open.take() {
             Some(open) => open,
             None => (device.device.create_command_encoder(&Default::default()), None),
@@ -255,16 +264,13 @@ impl Recorder {
         }
         drop(mapped);
         staging.unmap();
-        // Everything before the answer is done, the copies too.
-        self.copied_bytes = 0;
-        self.copies.clear();
         Ok(out)
     }
 
     /// A mappable buffer of at least `bytes`.
-    fn staging(&mut self, device: &Device, bytes: usize) -> Result<wgpu::Buffer> {
-        if let Some(staging) = self.staging.as_ref().filter(|s| s.size() >= bytes as u64) {
-            return Ok(staging.clone());
+    fn answers(&mut self, device: &Device, bytes: usize) -> Result<wgpu::Buffer> {
+        if let Some(answers) = self.answers.as_ref().filter(|a| a.size() >= bytes as u64) {
+            return Ok(answers.clone());
         }
         let staging = device.device.create_buffer(&wgpu::BufferDescriptor {
             label: Some("read back"),
@@ -273,7 +279,7 @@ impl Recorder {
             mapped_at_creation: false,
         });
         device.check()?;
-        self.staging = Some(staging.clone());
+        self.answers = Some(staging.clone());
         Ok(staging)
     }
 

@@ -15,6 +15,7 @@ mod probe;
 mod product;
 mod profile;
 pub mod source;
+mod staging;
 
 use std::any::Any;
 use std::collections::HashMap;
@@ -103,6 +104,7 @@ impl Gpu {
             buffer_bytes_max: device.buffer_bytes_max,
             unified_memory: false,
             threads: 0,
+            staging_bytes: staging::STAGING_BYTES,
             looks_up_experts: true,
         };
         let graveyard = Graveyard::default();
@@ -252,6 +254,14 @@ impl Backend for Gpu {
         // finished writing the range, and shares no word at its ends with a writer, as `publish` demands.
         let bytes = unsafe { std::slice::from_raw_parts(host.as_ptr().add(start), len) };
         self.lock().recorder.copy_in(&self.device, &memory.buffer, start, bytes)
+    }
+
+    fn upload(&self, to: &Buffer, at: usize, bytes: &[u8]) -> Result<()> {
+        let inside = at.checked_add(bytes.len()).is_some_and(|end| end <= to.bytes());
+        if !inside || at % 4 != 0 || bytes.len() % 4 != 0 {
+            return Err(Error::invalid(format!("upload {} bytes to {at} of {}", bytes.len(), to.bytes())));
+        }
+        self.lock().recorder.copy_in(&self.device, &memory_of(to)?.buffer, at, bytes)
     }
 
     fn release(&self, held: Box<dyn Any + Send>) {

@@ -60,6 +60,7 @@ impl Default for Reference {
             buffer_bytes_max: usize::MAX,
             unified_memory: true,
             threads: 1,
+            staging_bytes: 0,
             looks_up_experts: true,
         };
         Self { info }

@@ -150,6 +150,9 @@ fn open_gpu(adapter: &str) -> Result<Opened> {
         ("stream_bytes_per_s", rates.stream_bytes_per_s()),
         ("read_bytes_per_s", rates.read_bytes_per_s),
         ("copy_bytes_per_s", rates.copy_bytes_per_s),
+        ("upload_bytes_per_s", rates.upload_bytes_per_s),
+        ("upload_expert_bytes_per_s", rates.upload_expert_bytes_per_s),
+        ("upload_fill_bytes_per_s", rates.upload_fill_bytes_per_s),
         ("dispatch_s", rates.dispatch_s),
         ("submit_and_wait_s", rates.submit_and_wait_s),
     ];

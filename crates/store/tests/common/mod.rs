@@ -114,12 +114,16 @@ impl Model {
     pub fn check(&self, lease: &Lease) {
         let layout = &self.layouts[lease.key.layer.0 as usize][lease.expert.0 as usize];
         assert_eq!(lease.parts.len(), layout.parts.len());
+        let (start, span) = lease.span();
+        assert_eq!((start % 4, span.len() % 4), (0, 0), "whole words");
         for (i, part) in layout.parts.iter().enumerate() {
             let file = &self.files[part.file as usize];
             let want = &file[part.offset as usize..][..part.bytes as usize];
             assert_eq!(lease.parts[i].bytes, want.len());
             assert_eq!(lease.parts[i].offset as u64 % 4096, part.offset % 4096);
             assert!(lease.bytes(i) == want, "{}: part {i} differs from the file", lease.key);
+            let at = lease.parts[i].offset - lease.slot_offset() - start;
+            assert!(span[at..].starts_with(want), "{}: part {i} is not where the span has it", lease.key);
         }
         assert!(lease.bytes(layout.parts.len()).is_empty());
     }
