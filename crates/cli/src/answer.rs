@@ -72,6 +72,8 @@ pub(crate) struct Reads {
     pub(crate) bytes: u64,
     /// Seconds in which a read was under way.
     pub(crate) busy_s: f64,
+    /// Seconds in which nothing could be computed before more had been read.
+    pub(crate) wait_s: f64,
     /// Wanted experts that were in memory, 0 to 1; `None` for a dense model.
     pub(crate) hit_rate: Option<f64>,
 }
@@ -82,6 +84,7 @@ impl Reads {
         session.model().read_stats().map_or(Self::default(), |stats| Self {
             bytes: stats.total().read_bytes,
             busy_s: stats.busy.as_secs_f64(),
+            wait_s: stats.total().wait.as_secs_f64(),
             hit_rate: Some(stats.hit_rate()),
         })
     }
@@ -143,7 +146,11 @@ impl Reply {
         );
         if let Some(hit_rate) = self.reads.hit_rate {
             let read = out::bytes(self.reads.bytes / self.computed_tokens().max(1) as u64);
-            line += &format!(" · experts {:.0} % in memory, {read} read per token", 100.0 * hit_rate);
+            line += &format!(
+                " · experts {:.0} % in memory, {read} read per token, {:.1} s waited for the drive",
+                100.0 * hit_rate,
+                self.reads.wait_s
+            );
         }
         if let Some(seed) = self.seed {
             line += &format!(" · seed {seed}");
@@ -176,6 +183,7 @@ impl Reply {
         map.insert("read_bytes_per_token".into(), json!(per_token));
         map.insert("drive_bytes_per_s".into(), json!(self.reads.bytes_per_s()));
         map.insert("expert_hit_rate".into(), json!(self.reads.hit_rate));
+        map.insert("stall_s".into(), json!(self.reads.wait_s));
         map.extend(loaded.describe());
         Value::Object(map)
     }

@@ -146,8 +146,9 @@ impl Chat {
         let reply =
             answer(&mut self.session, &self.tokenizer, &prompt, &self.tools, &self.options, &mut |event| {
                 display.show(event)
-            })?;
-        display.end_line()?;
+            });
+        display.end_line()?; // also before an error, which has a line of its own
+        let reply = reply?;
         self.statistics = Some(reply.statistics());
         if reply.is_interrupted() {
             out::note("stopped");

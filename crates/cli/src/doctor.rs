@@ -74,15 +74,16 @@ pub(crate) fn main(args: &Args) -> Result<()> {
         None => probe_directory(&directory(args)?, DRIVE_TIME)?,
     };
     let device = device_rates(&args.compute.open_options(), DEVICE_TIME)?;
+    let prompt_tokens = args.prompt_tokens as usize;
+    let times = demand.as_ref().map(|d| d.times(&args.compute.open_options(), prompt_tokens)).transpose()?;
     let memory = machine_memory()?;
     let throttle = args.compute.throttle.map_or(f64::INFINITY, |rate| rate * 1e9);
     let conditions = Conditions {
-        decode_bytes_per_s: device.decode_bytes_per_s,
-        prefill_macs_per_s: device.prefill_macs_per_s,
+        times: times.unwrap_or_default(),
         drive_bytes_per_s: drive.best_bytes_per_s().min(throttle),
         budget_bytes: args.compute.memory.unwrap_or_else(|| default_budget_bytes(memory.available_bytes)),
         context: args.compute.ctx.unwrap_or(8192),
-        prompt_tokens: args.prompt_tokens as usize,
+        prompt_tokens,
     };
     let memory_bytes_per_s = memory_bytes_per_s(device.threads.max(1))?;
     let findings = Findings { memory, memory_bytes_per_s, device, drive, demand, conditions };

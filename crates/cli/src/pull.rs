@@ -6,7 +6,7 @@
 mod library;
 
 use std::collections::VecDeque;
-use std::io::Read;
+use std::io::{ErrorKind as IoErrorKind, Read};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
@@ -286,7 +286,20 @@ fn failed(what: &str, error: &ApiError) -> Error {
             "{what}: the hub has no such model, or you may not see it (no token)"
         ));
     }
+    if is_full(error) {
+        let message = format!("{what}: the drive is full; make room and run the same command to go on");
+        return Error::new(ErrorKind::Io, message);
+    }
     Error::new(ErrorKind::Io, format!("{what}: {}", text.replace('\n', " ")))
+}
+
+/// Whether the drive had no room for what came.
+fn is_full(error: &ApiError) -> bool {
+    match error {
+        ApiError::TooManyRetries(last) => is_full(last),
+        ApiError::IoError(e) => matches!(e.kind(), IoErrorKind::StorageFull | IoErrorKind::QuotaExceeded),
+        _ => false,
+    }
 }
 
 #[cfg(test)]
@@ -324,6 +337,16 @@ mod tests {
         assert_eq!(picked(&["Q8_0/m.gguf", "Q4_0/m.gguf"], Some("Q8_0")), Some(names(&["Q8_0/m.gguf"])));
         assert_eq!(picked(&["m.gguf", "mmproj-f16.gguf"], None), Some(names(&["m.gguf"])));
         assert_eq!(picked(&["../m-Q4_0.gguf"], Some("Q4_0")), None, "a name that climbs out");
+    }
+
+    #[test]
+    fn a_full_drive_is_said_to_be_full() {
+        let full = ApiError::IoError(IoErrorKind::StorageFull.into());
+        let error = failed("m.gguf", &ApiError::TooManyRetries(Box::new(full)));
+        assert_eq!(error.kind(), ErrorKind::Io);
+        assert!(error.message().starts_with("m.gguf: the drive is full; make room"), "{error}");
+        let broken = failed("m.gguf", &ApiError::IoError(IoErrorKind::ConnectionReset.into()));
+        assert!(broken.message().contains("connection reset"), "{broken}");
     }
 
     #[test]

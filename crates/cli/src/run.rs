@@ -87,11 +87,11 @@ pub(crate) fn main(args: &Args) -> Result<()> {
     let mut display = Display::default();
     let reply = answer(&mut session, &tokenizer, &prompt, &tools, &options, &mut |event| {
         if args.json { Ok(()) } else { display.show(event) }
-    })?;
+    });
+    display.end_line()?; // also before an error, which has a line of its own
+    let reply = reply?;
     if args.json {
         out::json(&reply.to_json(&loaded))?;
-    } else {
-        display.end_line()?;
     }
     if !args.quiet && !args.json {
         out::note(reply.statistics());

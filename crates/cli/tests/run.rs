@@ -46,6 +46,7 @@ fn json_is_one_object_with_the_documented_keys() {
         "read_bytes_per_token",
         "rss_peak_bytes",
         "plan_bytes",
+        "stall_s",
     ] {
         assert!(object[key].as_f64().is_some_and(|v| v > 0.0), "{key}: {object}");
     }

@@ -1,8 +1,10 @@
 //! What a machine will do with a model, before the model is there: rates are measured, the rest is arithmetic.
 //!
-//! A token costs the bytes that must come from the drive over its rate, while the experts are multiplied, and the
-//! resident weights over the rate at which they are multiplied, which hides nothing. A prompt chunk costs the drive's
-//! time for all experts that it uses, or its arithmetic, whichever is longer.
+//! A token costs the bytes that must come from the drive over its rate, while the experts are multiplied, and everything
+//! else that is computed, which hides nothing. A prompt chunk costs the drive's time for all experts that it uses, or its
+//! arithmetic, whichever is longer. The device is timed op by op, in the model's own sizes (`work`).
+
+mod work;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,24 +14,25 @@ use std::time::{Duration, Instant};
 use files::quant::ScaleType;
 use files::{Error, Format, Result};
 use kernels::{Backend, Tensor, Weight};
+use work::Work;
 
 use crate::device::open_device;
 use crate::inspect::Inspection;
 use crate::model::OpenOptions;
 use crate::synth::{Layout, Shape, SynthOptions, sizes};
 
+pub use work::Times;
+
 pub use store::disk::{DriveProbe, DriveRate, choose, probe};
 pub use store::plan::{MachineMemory, default_budget_bytes, machine_memory};
 
 /// What a model asks of a machine.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug)]
 pub struct Demand {
     /// Its name.
     pub name: String,
     /// Weights that every token needs, the embedding table included.
     pub resident_bytes: u64,
-    /// The part of them that a token only looks a row up in.
-    pub table_bytes: u64,
     /// All routed experts; 0 for a dense model.
     pub experts_bytes: u64,
     /// Routed experts that one token uses.
@@ -44,8 +47,8 @@ pub struct Demand {
     pub recurrent_bytes: u64,
     /// Width of the residual stream.
     pub hidden_size: usize,
-    /// Bits that a weight takes, scales included.
-    pub bits_per_weight: f64,
+    /// What its layers compute.
+    pub work: Work,
 }
 
 impl Demand {
@@ -55,16 +58,12 @@ impl Demand {
     /// As [`Inspection::of`], and when the model cannot run.
     pub fn of_model(path: &Path) -> Result<Self> {
         let model = Inspection::of(path)?;
-        let weights = model.weights().max(1) as f64;
-        let bits_per_weight = 8.0 * model.bytes() as f64 / weights;
         let found = model.footprint.map_err(|(kind, message)| Error::new(kind, message))?;
         let meta = &model.meta;
-        let table = meta.vocab_size as f64 * meta.hidden_size as f64 * bits_per_weight / 8.0;
         let (experts, top_k) = meta.moe.as_ref().map_or((0, 0), |moe| (moe.experts, moe.top_k));
         Ok(Self {
             name: meta.name.clone().unwrap_or_else(|| path.display().to_string()),
             resident_bytes: found.resident_bytes,
-            table_bytes: if meta.tie_embeddings { 0 } else { table as u64 },
             experts_bytes: found.experts_bytes,
             token_expert_bytes: found.expert_bytes_per_token,
             experts,
@@ -72,7 +71,7 @@ impl Demand {
             kv_bytes_per_token: found.kv_bytes_per_token,
             recurrent_bytes: found.recurrent_bytes,
             hidden_size: meta.hidden_size,
-            bits_per_weight,
+            work: Work::of_model(path)?,
         })
     }
 
@@ -84,13 +83,9 @@ impl Demand {
         let found = sizes(&SynthOptions::new(shape, layout))?;
         let attention = (0..shape.layers).filter(|l| shape.is_full_attention(*l)).count();
         let delta = shape.delta.map_or(0, |d| 4 * d.value_heads * d.head_dim * d.head_dim);
-        let bits_per_weight =
-            8.0 * (found.resident_bytes + found.experts_bytes) as f64 / found.parameters.max(1) as f64;
-        let table = shape.vocab_size as f64 * shape.hidden_size as f64 * bits_per_weight / 8.0;
         Ok(Self {
             name: format!("{} ({layout})", shape.name),
             resident_bytes: found.resident_bytes,
-            table_bytes: table as u64,
             experts_bytes: found.experts_bytes,
             token_expert_bytes: found.token_expert_bytes,
             experts: shape.experts,
@@ -98,8 +93,16 @@ impl Demand {
             kv_bytes_per_token: (attention * 2 * shape.kv_heads * shape.head_dim * 2) as u64,
             recurrent_bytes: ((shape.layers - attention) * delta) as u64,
             hidden_size: shape.hidden_size,
-            bits_per_weight,
+            work: Work::of_shape(shape, layout, found.parameters),
         })
+    }
+
+    /// Seconds that the device of `options` computes for a token of a prompt of `prompt_tokens`, and for one after it.
+    ///
+    /// # Errors
+    /// `Device` when there is none or it fails, `Memory` when there is no room.
+    pub fn times(&self, options: &OpenOptions, prompt_tokens: usize) -> Result<Times> {
+        work::times(&open_device(options)?.backend, &self.work, prompt_tokens)
     }
 
     /// Experts that a chunk of `rows` tokens uses, as a part of all, if they choose independently and evenly: what
@@ -148,9 +151,7 @@ pub(crate) fn backend_rates(backend: &Arc<dyn Backend>, time: Duration) -> Resul
     let format = Format::Affine { bits: 4, group: 64, scale: ScaleType::F16 };
     let mut weights = Vec::with_capacity(MATRICES);
     for _ in 0..MATRICES {
-        let parts =
-            (0..format.parts()).map(|part| Ok(backend.alloc(format.row_bytes(part, COLS)? * ROWS)?.freeze()));
-        weights.push(Weight::new(format, ROWS, COLS, parts.collect::<Result<_>>()?)?);
+        weights.push(work::weight(backend, format, ROWS, COLS)?);
     }
     let bytes = weights.first().map_or(0, Weight::bytes);
     let one = passes_per_s(backend, &weights, 1, time / 2)?;
@@ -244,10 +245,8 @@ pub fn probe_directory(dir: &Path, time: Duration) -> Result<DriveProbe> {
 /// The machine that a prediction is for.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Conditions {
-    /// [`DeviceRates::decode_bytes_per_s`]
-    pub decode_bytes_per_s: f64,
-    /// [`DeviceRates::prefill_macs_per_s`]
-    pub prefill_macs_per_s: f64,
+    /// What the device needs for a token.
+    pub times: Times,
     /// What the drive delivers.
     pub drive_bytes_per_s: f64,
     /// The ceiling of everything in memory.
@@ -303,7 +302,7 @@ const HITS: [(f64, f64); 9] = [
     (1.0, 1.0),
 ];
 
-/// Predicts from rates. Attention over a long context is not counted: the prediction is for its beginning.
+/// Predicts the prompt, and the first tokens after it.
 pub fn predict(model: &Demand, on: &Conditions) -> Prediction {
     let state_bytes = model.kv_bytes_per_token * on.context as u64 + 4 * model.recurrent_bytes;
     let chunk = on.prompt_tokens.clamp(1, CHUNK_TOKENS);
@@ -320,12 +319,9 @@ pub fn predict(model: &Demand, on: &Conditions) -> Prediction {
         bytes => (pool_bytes / bytes as f64).min(1.0),
     };
     let hit_rate = hits(slots_fraction);
-    let dense_bytes = model.resident_bytes.saturating_sub(model.table_bytes) as f64;
-    let resident_s = dense_bytes / on.decode_bytes_per_s;
-    let experts_s = model.token_expert_bytes as f64 / on.decode_bytes_per_s;
+    let Times { resident_s, experts_s, prompt_resident_s, prompt_experts_s } = on.times;
     let token_drive_s = model.token_expert_bytes as f64 * (1.0 - hit_rate) / on.drive_bytes_per_s;
-    let weights_a_token = (dense_bytes + model.token_expert_bytes as f64) * 8.0 / model.bits_per_weight;
-    let prompt_arithmetic_s = on.prompt_tokens as f64 * weights_a_token / on.prefill_macs_per_s;
+    let prompt_arithmetic_s = on.prompt_tokens as f64 * (prompt_resident_s + prompt_experts_s);
     let chunks = on.prompt_tokens.div_ceil(chunk) as f64;
     // What the pool holds of a layer when a chunk comes to it was pushed out by the others, but for this part.
     let read = model.experts_bytes as f64 * model.coverage(chunk) * (1.0 - slots_fraction);
@@ -366,16 +362,18 @@ pub fn advice(model: &Demand, on: &Conditions) -> Vec<(&'static str, f64, f64)> 
     };
     let twice_memory = Conditions { budget_bytes: 2 * on.budget_bytes, ..*on };
     let twice_drive = Conditions { drive_bytes_per_s: 2.0 * on.drive_bytes_per_s, ..*on };
-    let twice_arithmetic = Conditions {
-        decode_bytes_per_s: 2.0 * on.decode_bytes_per_s,
-        prefill_macs_per_s: 2.0 * on.prefill_macs_per_s,
-        ..*on
+    let twice_arithmetic = Conditions { times: on.times.faster(2.0), ..*on };
+    let half_experts = Times {
+        experts_s: on.times.experts_s / 2.0,
+        prompt_experts_s: on.times.prompt_experts_s / 2.0,
+        ..on.times
     };
+    let half_experts = Conditions { times: half_experts, ..*on };
     let tries = [
         ("twice the memory budget", predict(model, &twice_memory)),
         ("a drive twice as fast", predict(model, &twice_drive)),
         ("twice the processor", predict(model, &twice_arithmetic)),
-        ("half the experts per token, which changes answers", predict(&fewer, on)),
+        ("half the experts per token, which changes answers", predict(&fewer, &half_experts)),
     ];
     let gain = |p: &Prediction| {
         let decode = p.decode_tokens_per_s / now.decode_tokens_per_s;
@@ -393,8 +391,12 @@ mod tests {
 
     fn laptop(budget_gib: u64) -> Conditions {
         Conditions {
-            decode_bytes_per_s: 60e9,
-            prefill_macs_per_s: 2e12,
+            times: Times {
+                resident_s: 0.08,
+                experts_s: 0.07,
+                prompt_resident_s: 4e-3,
+                prompt_experts_s: 4e-3,
+            },
             drive_bytes_per_s: 7e9,
             budget_bytes: budget_gib << 30,
             context: 8192,
