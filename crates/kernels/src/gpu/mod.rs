@@ -258,7 +258,7 @@ impl Backend for Gpu {
 
     fn upload(&self, to: &Buffer, at: usize, bytes: &[u8]) -> Result<()> {
         let inside = at.checked_add(bytes.len()).is_some_and(|end| end <= to.bytes());
-        if !inside || at % 4 != 0 || bytes.len() % 4 != 0 {
+        if !inside || !at.is_multiple_of(4) || !bytes.len().is_multiple_of(4) {
             return Err(Error::invalid(format!("upload {} bytes to {at} of {}", bytes.len(), to.bytes())));
         }
         self.lock().recorder.copy_in(&self.device, &memory_of(to)?.buffer, at, bytes)
