@@ -190,7 +190,7 @@ fn copies_of_any_size_arrive_in_their_order() {
     const BYTES: usize = 40 << 20; // more than one staging buffer, twice more than all of them in a few rounds
     let slab = gpu.alloc_shared(BYTES).unwrap();
     let host = slab.host().unwrap();
-    let stripes = [(0, BYTES), (4096, 100), (0, 3 << 20), (5 << 20, 30 << 20), (BYTES - 8, 8), (8192, 65540)];
+    let stripes = [(0, BYTES), (0, 3 << 20), (4096, 100), (5 << 20, 30 << 20), (8192, 65540), (8200, 8)];
     let mut want = vec![0u8; BYTES];
     for round in 0..5u8 {
         for (i, &(at, bytes)) in stripes.iter().enumerate() {
