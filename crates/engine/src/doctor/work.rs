@@ -208,9 +208,7 @@ pub(super) fn times(backend: &Arc<dyn Backend>, work: &Work, prompt_tokens: usiz
     let resident = |rows| mean(&work.resident_formats, |format| bench.linear(format, matrix_rows, rows));
     let [token_mixers, prompt_mixers] =
         [(1, prompt_tokens), (rows, prompt_tokens / 2)].map(|(rows, position)| {
-            Ok::<f64, files::Error>(
-                bench.attention(rows, position)? + bench.delta(rows)? + bench.small(rows)?,
-            )
+            Ok::<f64, files::Error>(bench.attention(rows, position)? + bench.delta(rows)?)
         });
     // Sums of experts are memory's work, so of as many rows as a chunk has.
     let (token_small, prompt_small) = (bench.small(1)?, bench.small(chunk)? / chunk as f64);
