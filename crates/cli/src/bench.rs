@@ -66,7 +66,7 @@ pub(crate) struct Args {
     /// How many of the next layer's experts an idle drive reads before their router has run
     #[arg(long, value_enum, default_value_t = Lookahead::Auto)]
     lookahead: Lookahead,
-    /// Time each kind of dispatch on a GPU while generating; the host then waits for each submission
+    /// Time each kind of dispatch on a GPU; the host then waits for each submission
     #[arg(long)]
     profile: bool,
     /// Print one JSON object
@@ -111,7 +111,8 @@ struct Measured {
     reads: Option<ReadStats>,
     /// What the GPU was asked to do for the generated tokens; `None` on the CPU.
     gpu: Option<DeviceCounts>,
-    /// Where the GPU's time went, if that was asked for.
+    /// Where the GPU's time went in the prompt and in the generated tokens, if that was asked for.
+    prompt_kernels: Vec<KernelTime>,
     kernels: Vec<KernelTime>,
     /// Rates of the drive before and after, in bytes/s; none where nothing needs to be read.
     drive_bytes_per_s: Vec<f64>,
@@ -204,6 +205,14 @@ fn measure(session: &mut Session, [warm_up, prompt, answer]: [&[u32]; 3], args: 
     session.take_routes();
     model.reset_read_stats();
 
+    let profile = || {
+        if args.profile && !model.profile_device(true) {
+            let message = "--profile needs a GPU with timestamps; try --device gpu";
+            return Err(Error::new(ErrorKind::Unsupported, message));
+        }
+        Ok(())
+    };
+    profile()?;
     let bar = count_bar("measuring", (prompt.len() + warm_up_tokens + gen_tokens) as u64);
     let start = Instant::now();
     session.set_prompt(prompt, &mut |done, _| {
@@ -215,6 +224,7 @@ fn measure(session: &mut Session, [warm_up, prompt, answer]: [&[u32]; 3], args: 
     let mut token = answer.next().unwrap_or_else(|| best(session.logits()));
     let time_to_first_token = start.elapsed();
     let prompt_reads = model.read_stats();
+    let prompt_kernels = model.device_profile();
     let mut generate = |tokens: usize| {
         let start = Instant::now();
         for _ in 0..tokens {
@@ -230,10 +240,7 @@ fn measure(session: &mut Session, [warm_up, prompt, answer]: [&[u32]; 3], args: 
     generate(warm_up_tokens)?;
     model.reset_read_stats();
     let before = model.device_counts();
-    if args.profile && !model.profile_device(true) {
-        let message = "--profile needs a GPU with timestamps; try --device gpu";
-        return Err(Error::new(ErrorKind::Unsupported, message).into());
-    }
+    profile()?;
     let decode = generate(gen_tokens)?;
     let reads = model.read_stats();
     let gpu = model.device_counts().zip(before).map(|(after, before)| after.since(&before));
@@ -249,6 +256,7 @@ fn measure(session: &mut Session, [warm_up, prompt, answer]: [&[u32]; 3], args: 
         decode,
         reads,
         gpu,
+        prompt_kernels,
         kernels,
         drive_bytes_per_s,
     })

@@ -125,7 +125,8 @@ pub(super) fn table(loaded: &Loaded, m: &Measured) -> String {
             out::bytes(per_token(gpu.copied_bytes) as u64),
         );
     }
-    text += &kernels(m);
+    text += &kernels("prompt", &m.prompt_kernels, m.prompt_tokens, m.prefill);
+    text += &kernels("decode", &m.kernels, m.gen_tokens, m.decode);
     let plan = loaded.model.plan();
     let peak = engine::rss_peak_bytes().map_or("unknown".into(), out::bytes);
     text += &format!("memory     {peak:>10} at most, {} planned\n", out::bytes(plan.total_bytes));
@@ -133,18 +134,17 @@ pub(super) fn table(loaded: &Loaded, m: &Measured) -> String {
 }
 
 /// A line for each kind of dispatch, with its part of the time.
-fn kernels(m: &Measured) -> String {
-    let decode_s = m.decode.as_secs_f64();
+fn kernels(what: &str, kernels: &[KernelTime], tokens: usize, time: Duration) -> String {
     let line = |k: &KernelTime| {
         format!(
-            "  {:<16}{:>8.1} us a token, {:>6.2} us each, {:>5.1} % of the time\n",
+            "  {what} {:<16}{:>8.1} us a token, {:>6.2} us each, {:>5.1} % of the time\n",
             k.name,
-            1e6 * ratio(k.seconds, m.gen_tokens as f64),
+            1e6 * ratio(k.seconds, tokens as f64),
             1e6 * ratio(k.seconds, k.calls as f64),
-            100.0 * ratio(k.seconds, decode_s),
+            100.0 * ratio(k.seconds, time.as_secs_f64()),
         )
     };
-    m.kernels.iter().map(line).collect()
+    kernels.iter().map(line).collect()
 }
 
 /// A line for each layer that read something, with a bar of its waiting.
@@ -216,6 +216,7 @@ pub(super) fn json(loaded: &Loaded, m: &Measured) -> Value {
         let kernel = |k: &KernelTime| json!({ "name": k.name, "calls": k.calls, "seconds": k.seconds });
         put("gpu_busy_fraction", json!(ratio(busy_s, m.decode.as_secs_f64())));
         put("gpu_kernels", m.kernels.iter().map(kernel).collect());
+        put("prompt_gpu_kernels", m.prompt_kernels.iter().map(kernel).collect());
     }
     put("slots", json!(loaded.model.slots()));
     if let Some(slots) = loaded.model.vram_slots() {

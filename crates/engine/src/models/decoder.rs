@@ -118,12 +118,12 @@ impl Decoder {
         self.layers.iter().map(shape).collect()
     }
 
-    /// Bytes of the activations that live at once in a step of `rows` rows with logits for `logit_rows` of them:
-    /// every tensor that a layer makes, counted as if none were freed before the layer's end.
+    /// Bytes of the activations of a step of `rows` rows with logits for `logit_rows` of them: every tensor that a layer
+    /// makes, counted as if none were freed before the layer's end. The memory of a mixer's tensors then stays while the
+    /// experts work, and the next layer finds it.
     pub(crate) fn scratch_bytes(&self, rows: usize, logit_rows: usize) -> u64 {
         let hidden = self.embedding.cols();
-        let widest =
-            self.layers.iter().map(|l| mixer_width(&l.mixer).max(feed_forward_width(&l.mlp, hidden)));
+        let widest = self.layers.iter().map(|l| mixer_width(&l.mixer) + feed_forward_width(&l.mlp, hidden));
         let layer = 4 * hidden + widest.max().unwrap_or(0);
         let head = 2 * hidden + self.head.weight.rows();
         // A tensor is rounded up to a page; a layer makes fewer than 16.

@@ -55,6 +55,8 @@ const NEEDED: wgpu::Features = wgpu::Features::IMMEDIATES;
 const MATRIX_UNITS: wgpu::Features = wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX
     .union(wgpu::Features::SHADER_F16)
     .union(wgpu::Features::SUBGROUP);
+/// Memory of a workgroup of `matmul_units.wgsl`, for blocks of 128 rows.
+const MATRIX_UNITS_STORAGE_BYTES: u32 = 48 << 10;
 /// The shaders address bytes with 32 bits.
 const ADDRESSABLE_BYTES: u64 = 1 << 32;
 
@@ -73,7 +75,9 @@ fn has_matrix_units(adapter: &wgpu::Adapter) -> bool {
             && p.ab_type == wgpu::CooperativeScalarType::F16
             && p.cr_type == wgpu::CooperativeScalarType::F32
     };
+    let limits = adapter.limits();
     adapter.features().contains(MATRIX_UNITS)
+        && limits.max_compute_workgroup_storage_size >= MATRIX_UNITS_STORAGE_BYTES
         && (info.subgroup_min_size, info.subgroup_max_size) == (32, 32)
         && adapter.cooperative_matrix_properties().iter().any(fits)
 }

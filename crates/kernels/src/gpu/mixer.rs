@@ -3,10 +3,11 @@
 use files::{Error, Result};
 
 use super::encoder::Binding;
-use super::{Call, Gpu, binding, items, memory_of, source};
+use super::{Call, Gpu, binding, memory_of, source};
 use crate::buffer::Tensor;
 use crate::ops::{
-    AttentionSpec, DeltaInput, DeltaSpec, Gate, Heads, KvCache, KvFormat, RopeSpec, Segment, Turn,
+    AttentionSpec, Backend as _, DeltaInput, DeltaSpec, Gate, Heads, KvCache, KvFormat, RopeSpec, Segment,
+    Turn,
 };
 
 /// Heads wider than this do not fit a workgroup's memory or a thread's registers.
@@ -36,14 +37,22 @@ fn bind<'a>(tensor: Option<&'a Tensor>, nothing: Binding<'a>) -> Result<Binding<
 }
 
 /// Columns of a head's state that a team of `delta_rule.wgsl` takes, each with four threads.
-pub(super) const DELTA_COLUMNS: usize = source::DELTA_RULE.team as usize / 4;
+const DELTA_COLUMNS: usize = source::DELTA_RULE.team as usize / 4;
+
+/// Rows that a thread of `short_conv.wgsl` takes, at least.
+const CONV_SPAN: usize = 32;
+
+/// From this many rows on, `delta_rows.wgsl` is worth a dispatch for the norm ...
+const DELTA_ROWS_MIN: usize = 4;
+/// ... with this many threads for a column of a head's state.
+const DELTA_LANES: usize = 8;
 
 /// Query heads that a team of `attention.wgsl` takes at most, and their values: 8 KiB of its memory.
 const TILE_HEADS: usize = 8;
 const QUERY_VALUES: usize = 2048;
 /// Positions are split into spans of whole blocks, if no more rows than these share the device ...
 const SPLIT_ROWS: usize = 8;
-/// ... of this many positions ...
+/// ... of this many positions, the threads that share a head's scores ...
 const SPAN_UNIT: usize = 32;
 /// ... and at most so many spans.
 const SPANS_MAX: usize = 64;
@@ -206,7 +215,7 @@ impl Gpu {
             &Call {
                 kernel: &source::ATTENTION,
                 formats: &[],
-                constants: &[dim, format(cache)?, gated, tile as u32],
+                constants: &[dim, format(cache)?, gated, tile as u32, SPAN_UNIT as u32],
                 bindings: &[q, keys.binding(), values.binding(), out, partial.binding()],
                 params: &params,
                 groups: [(cache.kv_heads * tiles) as u32, spans as u32, rows as u32],
@@ -238,8 +247,15 @@ impl Gpu {
     ) -> Result<()> {
         let bindings = [binding(x)?, binding(weight)?, binding(state)?, binding(out)?];
         let params = [x.cols() as u32, segment.rows.start as u32, segment.rows.len() as u32];
-        let constants = [weight.cols() as u32];
-        self.simple(&source::SHORT_CONV, &constants, &bindings, &params, items(&source::SHORT_CONV, x.cols()))
+        // A span starts with the rows before it, so it has more of them than the kernel sees.
+        let span = CONV_SPAN.next_multiple_of(weight.cols().max(1));
+        let constants = [weight.cols() as u32, span as u32];
+        let groups = [
+            x.cols().div_ceil(source::SHORT_CONV.team as usize) as u32,
+            segment.rows.len().div_ceil(span) as u32,
+            1,
+        ];
+        self.simple(&source::SHORT_CONV, &constants, &bindings, &params, groups)
     }
 
     pub(super) fn delta(
@@ -250,6 +266,15 @@ impl Gpu {
         gate: Option<Gate<'_>>,
         out: &mut Tensor,
     ) -> Result<()> {
+        if let Some(gate) = gate
+            && (spec.value_head_dim > DELTA_COLUMNS || self.delta_by_rows(input, spec))
+        {
+            self.delta(input, spec, state, None, out)?;
+            return self.gated_norm(out, gate.z, gate.weight, gate.eps);
+        }
+        if self.delta_by_rows(input, spec) {
+            return self.delta_rows(input, spec, state, out);
+        }
         let mut recording = self.lock();
         let unused = self.unused(&mut recording)?;
         let nothing = unused[0].binding();
@@ -286,5 +311,44 @@ impl Gpu {
                 groups,
             },
         )
+    }
+
+    /// Whether `delta_rows.wgsl` takes these rows.
+    fn delta_by_rows(&self, input: &DeltaInput<'_>, spec: &DeltaSpec) -> bool {
+        let fours = spec.key_head_dim.is_multiple_of(4 * DELTA_LANES) && spec.channels().is_multiple_of(4);
+        let neighbours = !self.device.subgroups || self.device.subgroup_threads as usize >= DELTA_LANES;
+        input.segment.rows.len() >= DELTA_ROWS_MIN && fours && neighbours
+    }
+
+    /// The rule over so many rows that a pass for the gated norm after it does not matter.
+    fn delta_rows(
+        &self,
+        input: &DeltaInput<'_>,
+        spec: &DeltaSpec,
+        state: &mut Tensor,
+        out: &mut Tensor,
+    ) -> Result<()> {
+        let qkv = binding(input.qkv)?;
+        let bindings = [
+            qkv,
+            qkv,
+            binding(input.a)?,
+            binding(input.b)?,
+            binding(input.decay)?,
+            binding(input.dt_bias)?,
+            binding(state)?,
+            binding(out)?,
+        ];
+        let params = [
+            spec.key_heads as u32,
+            spec.value_heads as u32,
+            spec.value_head_dim as u32,
+            input.segment.rows.start as u32,
+            input.segment.rows.len() as u32,
+        ];
+        let constants = [head_dim("key", spec.key_head_dim)?, u32::from(spec.tiled), DELTA_LANES as u32];
+        let columns = source::DELTA_ROWS.team as usize / DELTA_LANES;
+        let groups = [spec.value_heads as u32, spec.value_head_dim.div_ceil(columns) as u32, 1];
+        self.simple(&source::DELTA_ROWS, &constants, &bindings, &params, groups)
     }
 }

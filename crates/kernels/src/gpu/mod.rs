@@ -459,11 +459,7 @@ impl Backend for Gpu {
         out: &mut Tensor,
     ) -> Result<()> {
         check::gated_delta_rule(input, spec, state, gate, out)?;
-        if spec.value_head_dim <= mixer::DELTA_COLUMNS {
-            return self.delta(input, spec, state, Some(gate), out);
-        }
-        self.delta(input, spec, state, None, out)?;
-        self.gated_norm(out, gate.z, gate.weight, gate.eps)
+        self.delta(input, spec, state, Some(gate), out)
     }
 
     fn gated_norm(&self, x: &mut Tensor, z: &Tensor, weight: &Tensor, eps: f32) -> Result<()> {

@@ -7,7 +7,7 @@ use files::{Error, Format, Result};
 
 use super::encoder::Binding;
 use super::memory::GpuMemory;
-use super::product::{BLOCK, MATMUL_ROWS_MIN, alignment, tail, tokens_for};
+use super::product::{BLOCK, MATMUL_ROWS_MIN, alignment, tokens_for};
 use super::{Call, GROUPS_MAX, Gpu, State, binding, folded, items, memory_of, source, weight_parts};
 use crate::buffer::{Tensor, Weight};
 use crate::ops::{
@@ -247,13 +247,14 @@ impl Gpu {
             let mut bindings = vec![x, x, table.buffer, out];
             bindings.extend(weight);
             let which = 3 * i as u32;
+            let blocked = self.matmul(gather, [table.entries, cols, outputs]);
             let shape = [cols as u32, outputs as u32, table.entries as u32];
             self.run(
                 state,
                 &Call {
-                    kernel: self.matmul(),
+                    kernel: blocked.kernel,
                     formats: &parts.formats[i..=i],
-                    constants: &[gather, tail(cols)],
+                    constants: &blocked.constants,
                     bindings: &bindings,
                     params: &[
                         0,
@@ -267,7 +268,7 @@ impl Gpu {
                         table.entries_at,
                         which,
                     ],
-                    groups: [outputs.div_ceil(BLOCK) as u32, table.tiles, 1],
+                    groups: [outputs.div_ceil(blocked.outputs) as u32, table.tiles, 1],
                 },
             )?;
         }

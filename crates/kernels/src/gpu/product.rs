@@ -13,14 +13,25 @@ use crate::ops::Precision;
 
 /// From this many rows on, tiles in shared memory are worth their barriers.
 pub(super) const MATMUL_ROWS_MIN: usize = 16;
-/// Rows and outputs of a workgroup's block in `matmul.wgsl`.
+/// Rows of a block of routed entries, and outputs of a block of `matmul.wgsl`.
 pub(super) const BLOCK: usize = 64;
+/// Rows and outputs of a large block of `matmul_units.wgsl`; a small one has half as many rows.
+const UNITS_BLOCK: usize = 128;
 /// Products that `linears.wgsl` takes at once.
 const JOBS_MAX: usize = 4;
 /// Fewer threads than these do not fill a large device: 16 groups of 32 on each of 128 processors.
 const THREADS_WANTED: usize = 1 << 16;
 /// Threads of the kernels that take four rows of a weight a few lanes.
 const TEAM: u32 = source::LINEAR.team;
+
+/// A kernel that multiplies blocks of rows with blocks of outputs.
+pub(super) struct Blocked {
+    pub(super) kernel: &'static source::Kernel,
+    pub(super) constants: Vec<u32>,
+    /// Rows and outputs of a block.
+    pub(super) rows: usize,
+    pub(super) outputs: usize,
+}
 
 /// How a kernel steps through rows of weights: one pipeline each.
 #[derive(Clone, Copy)]
@@ -178,11 +189,17 @@ impl Gpu {
     }
 
     /// The kernel for blocks of rows: on matrix units, which round their inputs to half precision, if that is allowed.
-    pub(super) fn matmul(&self) -> &'static source::Kernel {
-        const ROUNDED: &source::Kernel = &source::MATMUL_UNITS;
-        const WHOLE: &source::Kernel = &source::MATMUL;
-        let rounds = self.device.matrix_units && self.info.precision == Precision::Fast;
-        if rounds { ROUNDED } else { WHOLE }
+    /// `gather` is the kernels' constant; 0 is for rows of x as they are.
+    pub(super) fn matmul(&self, gather: u32, [rows, cols, outputs]: [usize; 3]) -> Blocked {
+        let mut constants = vec![gather, tail(cols)];
+        if !(self.device.matrix_units && self.info.precision == Precision::Fast) {
+            return Blocked { kernel: &source::MATMUL, constants, rows: BLOCK, outputs: BLOCK };
+        }
+        let kernel = &source::MATMUL_UNITS;
+        let large = rows.div_ceil(UNITS_BLOCK) * outputs.div_ceil(UNITS_BLOCK) * kernel.team as usize;
+        let rows = if gather == 0 && large >= THREADS_WANTED { UNITS_BLOCK } else { BLOCK };
+        constants.push(rows as u32);
+        Blocked { kernel, constants, rows, outputs: UNITS_BLOCK }
     }
 
     /// Memory for bindings that a pipeline declares and never touches.
@@ -212,15 +229,16 @@ impl Gpu {
         if rows >= MATMUL_ROWS_MIN {
             let mut bindings = vec![x, bias, x, out];
             bindings.extend(parts);
+            let blocked = self.matmul(0, [rows, cols, outputs]);
             return self.run(
                 state,
                 &Call {
-                    kernel: self.matmul(),
+                    kernel: blocked.kernel,
                     formats: &formats,
-                    constants: &[0, tail(cols)],
+                    constants: &blocked.constants,
                     bindings: &bindings,
                     params: &params,
-                    groups: folded(outputs.div_ceil(BLOCK), rows.div_ceil(BLOCK) as u32),
+                    groups: folded(outputs.div_ceil(blocked.outputs), rows.div_ceil(blocked.rows) as u32),
                 },
             );
         }

@@ -7,7 +7,7 @@ use super::*;
 pub fn short_conv(rig: &Rig) {
     let mut rng = Rng::new(21);
     for round in 0..16 {
-        let (channels, kernel, rows) = (rng.within(1..=300), rng.within(1..=5), rng.within(1..=30));
+        let (channels, kernel, rows) = (rng.within(1..=300), rng.within(1..=5), rng.within(1..=100));
         let (x, weight) = (rng.values(rows * channels, 1.0), rng.values(channels * kernel, 1.0));
         let state = rng.values((kernel - 1) * channels, 1.0);
         // Returns outputs and final state after steps that end at the given rows.
@@ -42,7 +42,8 @@ pub fn delta_rule(rig: &Rig) {
         let spec = DeltaSpec {
             key_heads,
             value_heads: key_heads * rng.within(1..=3),
-            key_head_dim: 4 * rng.within(1..=16),
+            // Real models have multiples of 32, which a device may treat apart.
+            key_head_dim: if round % 2 == 0 { 32 * rng.within(1..=4) } else { 4 * rng.within(1..=16) },
             value_head_dim: 4 * rng.within(1..=20),
             tiled: rng.flag(),
         };
@@ -88,7 +89,7 @@ pub fn gated_delta_rule(rig: &Rig) {
         let spec = DeltaSpec {
             key_heads,
             value_heads: key_heads * rng.within(1..=3),
-            key_head_dim: 4 * rng.within(1..=40),
+            key_head_dim: if round % 2 == 0 { 32 * rng.within(1..=4) } else { 4 * rng.within(1..=40) },
             // Heads of more columns than a team has, too.
             value_head_dim: if round == 0 { 132 } else { 4 * rng.within(1..=32) },
             tiled: rng.flag(),

@@ -23,15 +23,18 @@ var<immediate> p: Params;
 // For each row, head and span: HEAD_DIM sums, the largest score, and the sum of the weights.
 @group(0) @binding(4) var<storage, read_write> pieces: array<f32>;
 
-const BLOCK = 32u;
+const BLOCK = LANES;
+// Loads that are on their way together.
+const AT_ONCE = 8u;
 const LEAST = -3.4e38;
 const PAIRS = HEAD_DIM / 2u;
 const PER_THREAD = (PAIRS + TEAM - 1u) / TEAM;
 const SCORES = HEADS * BLOCK;
+// Scores of a thread.
+const PASSES = (SCORES + TEAM - 1u) / TEAM;
 var<workgroup> query: array<vec4<f32>, HEADS * HEAD_DIM / 4u>;
 // Four parts of a score side by side.
 var<workgroup> parts: array<f32, 4u * SCORES>;
-var<workgroup> scores: array<f32, SCORES>;
 // Position by position.
 var<workgroup> weights: array<f32, SCORES>;
 var<workgroup> highest: array<f32, HEADS>;
@@ -86,10 +89,18 @@ fn value2(slot: u32, i: u32) -> vec2<f32> {
 // The scores of the block's positions, before the scale: `slot` is this thread's position, `quarter` its part of it.
 fn score_block(slot: u32, quarter: u32, t: u32) {
     var sums: array<f32, HEADS>;
-    for (var i = quarter; i < HEAD_DIM / 4u; i += 4u) {
-        let key = key4(slot, i);
-        for (var h = 0u; h < HEADS; h++) {
-            sums[h] += dot(query[h * (HEAD_DIM / 4u) + i], key);
+    for (var first = quarter; first < HEAD_DIM / 4u; first += 4u * AT_ONCE) {
+        var key: array<vec4<f32>, AT_ONCE>;
+        for (var j = 0u; j < AT_ONCE; j++) {
+            key[j] = key4(slot, min(first + 4u * j, HEAD_DIM / 4u - 1u));
+        }
+        for (var j = 0u; j < AT_ONCE; j++) {
+            let i = first + 4u * j;
+            if i < HEAD_DIM / 4u {
+                for (var h = 0u; h < HEADS; h++) {
+                    sums[h] += dot(query[h * (HEAD_DIM / 4u) + i], key[j]);
+                }
+            }
         }
     }
     for (var h = 0u; h < HEADS; h++) {
@@ -97,36 +108,41 @@ fn score_block(slot: u32, quarter: u32, t: u32) {
     }
 }
 
-// Weights of the block's first `count` positions from its scores, and what older sums shrink by.
-fn weigh_block(count: u32, t: u32) {
-    for (var i = t; i < SCORES; i += TEAM) {
-        let four = vec4<f32>(parts[4u * i], parts[4u * i + 1u], parts[4u * i + 2u], parts[4u * i + 3u]);
-        let sum = four.x + four.y + four.z + four.w;
-        scores[i] = select(LEAST, sum * p.scale, i % BLOCK < count);
+// Weights of the block's first `count` positions from its scores, and what older sums shrink by. BLOCK neighbours have
+// the scores of a head, and every TEAM / BLOCK heads another.
+fn weigh_block(count: u32, at: u32) {
+    let counts = at % BLOCK < count;
+    var own = vec4<f32>(LEAST);
+    for (var i = 0u; i < PASSES; i++) {
+        let score = at + i * TEAM;
+        if score < SCORES && counts {
+            let four = vec4<f32>(
+                parts[4u * score], parts[4u * score + 1u], parts[4u * score + 2u], parts[4u * score + 3u],
+            );
+            own[i] = dot(four, vec4<f32>(p.scale));
+        }
     }
-    workgroupBarrier();
-    for (var i = t; i < SCORES; i += TEAM) {
-        let h = i / BLOCK;
-        var most = highest[h];
-        for (var j = 0u; j < BLOCK; j++) {
-            most = max(most, scores[h * BLOCK + j]);
+    let block_most = lanes_max4(own, at);
+    var most = block_most;
+    var exps = vec4<f32>();
+    for (var i = 0u; i < PASSES; i++) {
+        let h = at / BLOCK + i * (TEAM / BLOCK);
+        if h < HEADS {
+            most[i] = max(block_most[i], highest[h]);
+            exps[i] = select(0.0, exp(own[i] - most[i]), counts);
+            weights[at % BLOCK * HEADS + h] = exps[i];
         }
-        weights[i % BLOCK * HEADS + h] = select(0.0, exp(scores[i] - most), i % BLOCK < count);
     }
-    workgroupBarrier();
-    if t < HEADS {
-        var most = highest[t];
-        for (var j = 0u; j < BLOCK; j++) {
-            most = max(most, scores[t * BLOCK + j]);
+    let sums = lanes_sum4(exps, at);
+    if at % BLOCK == 0u {
+        for (var i = 0u; i < PASSES; i++) {
+            let h = at / BLOCK + i * (TEAM / BLOCK);
+            if h < HEADS {
+                shrinks[h] = exp(highest[h] - most[i]);
+                highest[h] = most[i];
+                totals[h] = totals[h] * shrinks[h] + sums[i];
+            }
         }
-        let shrink = exp(highest[t] - most);
-        var sum = 0.0;
-        for (var j = 0u; j < BLOCK; j++) {
-            sum += weights[j * HEADS + t];
-        }
-        highest[t] = most;
-        shrinks[t] = shrink;
-        totals[t] = totals[t] * shrink + sum;
     }
     workgroupBarrier();
 }
@@ -134,6 +150,7 @@ fn weigh_block(count: u32, t: u32) {
 @compute @workgroup_size(TEAM)
 fn main(@builtin(workgroup_id) group: vec3<u32>, $TEAM_ARGUMENTS) {
     $TEAM_SETUP
+    let place = position(t);
     let row = p.first_row + group.z;
     let kv_head = group.x / p.tiles;
     let in_group = group.x % p.tiles * HEADS;
@@ -156,18 +173,24 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, $TEAM_ARGUMENTS) {
     for (var block = start; block < end; block += BLOCK) {
         let count = min(BLOCK, end - block);
         let slot = kv_head * p.capacity + block;
-        score_block(slot + min(t / 4u, count - 1u), t % 4u, t);
+        score_block(slot + min(place / 4u, count - 1u), place % 4u, place);
         workgroupBarrier();
-        weigh_block(count, t);
+        weigh_block(count, place);
         for (var i = 0u; i < PER_THREAD; i++) {
             let pair = min(t + i * TEAM, PAIRS - 1u);
             for (var h = 0u; h < HEADS; h++) {
                 sums[i * HEADS + h] *= shrinks[h];
             }
-            for (var j = 0u; j < count; j++) {
-                let value = value2(slot + j, pair);
-                for (var h = 0u; h < HEADS; h++) {
-                    sums[i * HEADS + h] += weights[j * HEADS + h] * value;
+            // Positions beyond the last have no weight.
+            for (var first = 0u; first < count; first += AT_ONCE) {
+                var value: array<vec2<f32>, AT_ONCE>;
+                for (var j = 0u; j < AT_ONCE; j++) {
+                    value[j] = value2(slot + min(first + j, count - 1u), pair);
+                }
+                for (var j = 0u; j < AT_ONCE; j++) {
+                    for (var h = 0u; h < HEADS; h++) {
+                        sums[i * HEADS + h] += weights[(first + j) * HEADS + h] * value[j];
+                    }
                 }
             }
         }

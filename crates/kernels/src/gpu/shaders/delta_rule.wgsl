@@ -23,7 +23,6 @@ var<immediate> p: Params;
 
 var<workgroup> query: array<f32, SLICES * SLICE>;
 var<workgroup> key: array<f32, SLICES * SLICE>;
-const L2_EPS = 1e-6;
 const SLICES = 4u;
 const COLUMNS = TEAM / SLICES;
 const SLICE = (KEY_DIM + SLICES - 1u) / SLICES;
@@ -39,16 +38,6 @@ fn column_sum(value: f32, t: u32) -> f32 {
     }
     workgroupBarrier();
     return sum;
-}
-
-// ln(1 + e^x). The built-in log is only good to 5e-7 near 1, so ln(1 + e) is the series of 2 atanh(e / (2 + e)).
-fn softplus(x: f32) -> f32 {
-    let e = exp(-abs(x));
-    let s = e / (2.0 + e);
-    let s2 = s * s;
-    let series = 1.0 + s2 * (1.0 / 3.0 + s2 * (0.2 + s2 * (1.0 / 7.0 + s2 * (1.0 / 9.0
-        + s2 * (1.0 / 11.0 + s2 / 13.0)))));
-    return max(x, 0.0) + 2.0 * s * series;
 }
 
 @compute @workgroup_size(TEAM)

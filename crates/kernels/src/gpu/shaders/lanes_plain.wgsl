@@ -4,6 +4,10 @@ fn position(t: u32) -> u32 {
     return t;
 }
 
+fn lanes_sum(value: f32, position: u32) -> f32 {
+    return lanes_sum4(vec4<f32>(value, 0.0, 0.0, 0.0), position).x;
+}
+
 fn lanes_sum4(value: vec4<f32>, position: u32) -> vec4<f32> {
     team_values[position] = value;
     workgroupBarrier();
@@ -16,4 +20,15 @@ fn lanes_sum4(value: vec4<f32>, position: u32) -> vec4<f32> {
     let sum = team_values[position / LANES * LANES];
     workgroupBarrier();
     return sum;
+}
+
+fn lanes_max4(value: vec4<f32>, position: u32) -> vec4<f32> {
+    team_values[position] = value;
+    workgroupBarrier();
+    var most = value;
+    for (var i = 0u; i < LANES; i++) {
+        most = max(most, team_values[position / LANES * LANES + i]);
+    }
+    workgroupBarrier();
+    return most;
 }

@@ -4,6 +4,15 @@ fn position(t: u32) -> u32 {
     return subgroup.x * subgroup.w + subgroup.y;
 }
 
+// Of lanes within a subgroup.
+fn lanes_sum(value: f32, position: u32) -> f32 {
+    var sum = value;
+    for (var step = LANES / 2u; step > 0u; step >>= 1u) {
+        sum += subgroupShuffleXor(sum, step);
+    }
+    return sum;
+}
+
 fn lanes_sum4(value: vec4<f32>, position: u32) -> vec4<f32> {
     var sum = value;
     for (var step = min(LANES, subgroup.w) / 2u; step > 0u; step >>= 1u) {
@@ -23,4 +32,24 @@ fn lanes_sum4(value: vec4<f32>, position: u32) -> vec4<f32> {
         workgroupBarrier();
     }
     return sum;
+}
+
+fn lanes_max4(value: vec4<f32>, position: u32) -> vec4<f32> {
+    var most = value;
+    for (var step = min(LANES, subgroup.w) / 2u; step > 0u; step >>= 1u) {
+        most = max(most, subgroupShuffleXor(most, step));
+    }
+    if LANES > subgroup.w {
+        if subgroup.y == 0u {
+            team_values[subgroup.x] = most;
+        }
+        workgroupBarrier();
+        let count = LANES / subgroup.w;
+        let first = position / LANES * count;
+        for (var i = 0u; i < count; i++) {
+            most = max(most, team_values[first + i]);
+        }
+        workgroupBarrier();
+    }
+    return most;
 }

@@ -18,6 +18,19 @@ fn silu(x: f32) -> f32 {
     return x / (1.0 + exp(-x));
 }
 
+// ln(1 + e^x). The built-in log is only good to 5e-7 near 1, so ln(1 + e) is the series of 2 atanh(e / (2 + e)).
+fn softplus(x: f32) -> f32 {
+    let e = exp(-abs(x));
+    let s = e / (2.0 + e);
+    let s2 = s * s;
+    let series = 1.0 + s2 * (1.0 / 3.0 + s2 * (0.2 + s2 * (1.0 / 7.0 + s2 * (1.0 / 9.0
+        + s2 * (1.0 / 11.0 + s2 / 13.0)))));
+    return max(x, 0.0) + 2.0 * s * series;
+}
+
+// Under the root of a length by which the delta rule divides.
+const L2_EPS = 1e-6;
+
 fn f16_value(bits: u32) -> f32 {
     return unpack2x16float(bits & 0xffffu).x;
 }

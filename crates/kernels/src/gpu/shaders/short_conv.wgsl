@@ -1,4 +1,4 @@
-// Causal depthwise convolution and SiLU over consecutive rows; a thread a channel.
+// Causal depthwise convolution and SiLU over consecutive rows; a thread takes SPAN rows of a channel.
 
 struct Params {
     channels: u32,
@@ -14,16 +14,22 @@ var<immediate> p: Params;
 @compute @workgroup_size(TEAM)
 fn main(@builtin(workgroup_id) group: vec3<u32>, $TEAM_ARGUMENTS) {
     $TEAM_SETUP
-    let c = folded(group) * TEAM + t;
+    let c = group.x * TEAM + t;
     if c >= p.channels {
         return;
     }
-    // The inputs of the last KERNEL rows, oldest first.
+    let start = group.y * SPAN;
+    // The inputs of the last KERNEL rows, oldest first. Before the first row they are the state's, which only the first
+    // span touches.
     var seen: array<f32, KERNEL>;
     for (var i = 1u; i < KERNEL; i++) {
-        seen[i] = state[(i - 1u) * p.channels + c];
+        if start == 0u {
+            seen[i] = state[(i - 1u) * p.channels + c];
+        } else {
+            seen[i] = x[(p.first_row + start + i - KERNEL) * p.channels + c];
+        }
     }
-    for (var row = p.first_row; row < p.first_row + p.rows; row++) {
+    for (var row = p.first_row + start; row < p.first_row + min(start + SPAN, p.rows); row++) {
         for (var i = 1u; i < KERNEL; i++) {
             seen[i - 1u] = seen[i];
         }
@@ -34,7 +40,13 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, $TEAM_ARGUMENTS) {
         }
         out[row * p.channels + c] = silu(sum);
     }
+    if start > 0u {
+        return;
+    }
     for (var i = 1u; i < KERNEL; i++) {
+        if p.rows > SPAN {
+            seen[i] = x[(p.first_row + p.rows + i - KERNEL) * p.channels + c];
+        }
         state[(i - 1u) * p.channels + c] = seen[i];
     }
 }
