@@ -4,6 +4,7 @@
 //! else that is computed, which hides nothing. A prompt chunk costs the drive's time for all experts that it uses, or its
 //! arithmetic, whichever is longer. The device is timed op by op, in the model's own sizes (`work`).
 
+mod token;
 mod work;
 
 use std::path::{Path, PathBuf};

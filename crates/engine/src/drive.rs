@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use files::{Error, Result};
+use files::{Error, ErrorKind, Result};
 use store::disk::{
     Disk, MirrorDisk, PROBE_FILE_BYTES_MIN, ThrottleOptions, ThrottledDisk, choose, measure, open_exactly,
     probe,
@@ -64,9 +64,7 @@ pub(crate) fn open(paths: &[PathBuf], options: &OpenOptions, streamed: Option<u6
     let (found, probed) = way(paths, &options.drive, options.cache, streamed.is_some())?;
     let choice = for_parts(found, streamed);
     let mut disk = match (options.drive.kind, open_exactly(paths, &choice)) {
-        (DiskKind::Auto, Err(e)) if e.kind() == files::ErrorKind::Unsupported => {
-            store::disk::open(paths, &choice)?
-        }
+        (DiskKind::Auto, Err(e)) if e.kind() == ErrorKind::Unsupported => store::disk::open(paths, &choice)?,
         (_, opened) => opened?,
     };
     if let Some(copies) = &options.drive.mirror {
@@ -109,7 +107,12 @@ fn way(
         DiskKind::Auto if !direct => (DiskChoice { direct: false, ..DiskChoice::default() }, false),
         DiskKind::Auto => match (options.known, largest(paths)) {
             (Some(known), _) => (known, false),
-            (None, Some(file)) if streams => (choose(&probe(file, PROBE_TIME)?), true),
+            (None, Some(file)) if streams => match probe(file, PROBE_TIME) {
+                Ok(seen) => (choose(&seen), true),
+                // A drive that the probe could not read may still have what is needed; else a read of that says so.
+                Err(e) if e.kind() == ErrorKind::Io => (DiskChoice::default(), false),
+                Err(e) => return Err(e),
+            },
             _ => (DiskChoice::default(), false),
         },
     })

@@ -157,13 +157,20 @@ impl ExpertPool {
             z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
             ((z ^ (z >> 31)) % bound as u64) as usize
         };
-        while start.elapsed() < time {
+        let mut random_experts = || {
             let layer = layers[below(layers.len())];
-            let of_layer = experts[layer] as usize;
             let wanted: ExpertMask =
-                (0..MEASURED_EXPERTS).map(|_| ExpertId(below(of_layer) as u16)).collect();
-            self.store.want(LayerId(layer as u16), &wanted)?;
+                (0..MEASURED_EXPERTS).map(|_| ExpertId(below(experts[layer] as usize) as u16)).collect();
+            (LayerId(layer as u16), wanted)
+        };
+        let mut here = random_experts();
+        while start.elapsed() < time {
+            self.store.want(here.0, &here.1)?;
+            // The drive's queue stays full while the last of these arrive.
+            let next = random_experts();
+            self.store.hint(next.0, next.1.iter());
             while self.store.next()?.is_some() {}
+            here = next;
         }
         let after = self.store.stats();
         let bytes = after.total().read_bytes - before.total().read_bytes;

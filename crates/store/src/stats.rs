@@ -13,6 +13,8 @@ pub struct LayerStats {
     pub misses: u64,
     /// Bytes read from files, alignment included, for wants and hints.
     pub read_bytes: u64,
+    /// The part of them that a want asked for, without alignment: what hints read in vain is not in it.
+    pub wanted_bytes: u64,
     /// Reads that hints started.
     pub hinted: u64,
     /// Hinted reads that were then wanted while they were in memory or on their way.
@@ -44,6 +46,7 @@ impl ReadStats {
             device_hits: a.device_hits + b.device_hits,
             misses: a.misses + b.misses,
             read_bytes: a.read_bytes + b.read_bytes,
+            wanted_bytes: a.wanted_bytes + b.wanted_bytes,
             hinted: a.hinted + b.hinted,
             hints_used: a.hints_used + b.hints_used,
             wait: a.wait + b.wait,

@@ -229,6 +229,10 @@ fn hints_are_used_and_give_way() {
     assert_eq!(drain(&model, &mut store).len(), 2);
     let total = store.stats().total();
     assert_eq!((total.hinted, total.hints_used), (2, 1), "a quarter of 8 slots, and one guess was right");
+    let bytes = |layer: usize, experts: [usize; 2]| -> u64 {
+        experts.iter().flat_map(|e| &model.layouts[layer][*e].parts).map(|part| part.bytes).sum()
+    };
+    assert_eq!(total.wanted_bytes, bytes(0, [0, 1]) + bytes(1, [2, 3]), "the wrong guess is not in it");
     // With every slot wanted, a hint that is still on its way must hand its slot over.
     store.hint(LayerId(2), mask([4]).iter());
     store.want(LayerId(0), &mask(0..8)).unwrap();

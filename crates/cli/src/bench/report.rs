@@ -40,9 +40,9 @@ impl Reading {
         (1.0 - ratio(self.wait_s(), self.busy_s)).clamp(0.0, 1.0)
     }
 
-    /// What was read in the whole time against what the drive could have delivered in it.
+    /// What was read and wanted against what the drive could have delivered in the whole time.
     fn drive_fraction(&self, drive_bytes_per_s: f64) -> f64 {
-        ratio(self.total.read_bytes as f64, self.time_s * drive_bytes_per_s)
+        ratio(self.total.wanted_bytes as f64, self.time_s * drive_bytes_per_s)
     }
 
     /// Seconds waited for the drive alone, for guesses that came late, for slots.
@@ -61,10 +61,9 @@ impl Measured {
         self.prompt_reads.as_ref().map(|stats| Reading::new(stats, self.prefill))
     }
 
-    /// The mean of the drive's rates before and after.
+    /// The better of the drive's rates before and after: at first it also waits for memory that nobody has used yet.
     fn drive(&self) -> Option<f64> {
-        let rates = &self.drive_bytes_per_s;
-        (!rates.is_empty()).then(|| rates.iter().sum::<f64>() / rates.len() as f64)
+        self.drive_bytes_per_s.iter().copied().max_by(f64::total_cmp)
     }
 }
 
@@ -184,6 +183,7 @@ pub(super) fn json(loaded: &Loaded, m: &Measured) -> Value {
     if let Some(r) = m.reading() {
         let [drive, guesses, slots] = r.stalls_s();
         put("read_bytes_per_token", json!(ratio(r.total.read_bytes as f64, m.gen_tokens as f64)));
+        put("wanted_bytes_per_token", json!(ratio(r.total.wanted_bytes as f64, m.gen_tokens as f64)));
         put("drive_bytes_per_s", json!(r.drive_bytes_per_s()));
         put("drive_fraction", json!(m.drive().map(|d| r.drive_fraction(d))));
         put("expert_hit_rate", json!(r.stats.hit_rate()));

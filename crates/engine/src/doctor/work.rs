@@ -1,8 +1,10 @@
-//! What a model's layers compute, and how long a device takes for it, op by op in the model's own sizes.
+//! What a model's layers compute, and how long a device takes for it: prompts, and all on a GPU, op by op in the model's
+//! own sizes; a token on a CPU layer by layer (`token`).
 //!
 //! One rate for all products would be too hopeful: experts get few rows each, small matrices cost their fork-joins, and
 //! attention, the delta rule, routing and sums are no products of weights at all.
 
+use std::cell::Cell;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -16,10 +18,11 @@ use kernels::ops::{
 use kernels::{Backend, Tensor, Weight};
 
 use super::CHUNK_TOKENS;
+use super::token::Stand;
 use crate::synth::{Layout, Shape};
 
 /// Number formats, and which part of the weights each has.
-type Formats = Vec<(Format, f64)>;
+pub(super) type Formats = Vec<(Format, f64)>;
 
 /// A format with less of the weights is not worth its time.
 const SHARE_MIN: f64 = 0.04;
@@ -124,6 +127,23 @@ impl Work {
             delta,
         }
     }
+
+    /// Whether attention has an output gate: as far as is known, where its layers stand between those of the delta rule.
+    pub(super) fn is_gated(&self) -> bool {
+        self.delta.is_some()
+    }
+
+    /// Rows of each layer's dense MLP or shared expert: what mixers and routers leave of the weights.
+    pub(super) fn mlp_width(&self) -> usize {
+        let [queries, keys] = [self.heads, self.kv_heads].map(|heads| heads * self.head_dim);
+        let attention = queries * (2 + usize::from(self.is_gated())) + 2 * keys;
+        let delta = self.delta.as_ref().map_or(0, |(layers, spec)| {
+            layers * (spec.channels() + 2 * spec.value_heads * (spec.value_head_dim + 1))
+        });
+        let rows = self.attention_layers * attention + delta + self.moe_layers * self.experts;
+        let left = self.resident_weights.saturating_sub((rows * self.hidden_size) as u64);
+        left as usize / (3 * self.hidden_size * self.layers).max(1)
+    }
 }
 
 /// The formats of some tensors.
@@ -195,7 +215,7 @@ const OP_TIME: Duration = Duration::from_millis(120);
 /// Times a device in the sizes of `work`, for a prompt of `prompt_tokens` and the tokens after it. Takes about four
 /// seconds and 500 MB.
 pub(super) fn times(backend: &Arc<dyn Backend>, work: &Work, prompt_tokens: usize) -> Result<Times> {
-    let bench = Bench { backend, work };
+    let bench = Bench { backend, work, allocated: 0.into() };
     let chunk = prompt_tokens.clamp(1, CHUNK_TOKENS);
     let rows = chunk.min(ROWS);
     let layers = work.layers as f64;
@@ -203,50 +223,66 @@ pub(super) fn times(backend: &Arc<dyn Backend>, work: &Work, prompt_tokens: usiz
         (work.resident_weights as f64 / layers.max(1.0) / 4.0) as usize / work.hidden_size.max(1);
     let matrix_rows = matrix_rows.clamp(64, 8192);
     let matrices = work.resident_weights as f64 / (matrix_rows * work.hidden_size).max(1) as f64;
-    let head_rows = work.vocab_size.clamp(1, 32768);
-    let heads = work.vocab_size as f64 / head_rows as f64;
     let resident = |rows| mean(&work.resident_formats, |format| bench.linear(format, matrix_rows, rows));
-    let [token_mixers, prompt_mixers] =
-        [(1, prompt_tokens), (rows, prompt_tokens / 2)].map(|(rows, position)| {
-            Ok::<f64, files::Error>(bench.attention(rows, position)? + bench.delta(rows)?)
-        });
-    // Sums of experts are memory's work, so of as many rows as a chunk has.
-    let (token_small, prompt_small) = (bench.small(1)?, bench.small(chunk)? / chunk as f64);
-    let (token_experts, prompt_experts) =
-        (mean(&work.expert_formats, |format| bench.experts(format, 1, work.top_k))?, {
-            let each = (chunk * work.top_k / work.experts.max(1)).clamp(1, EXPERT_ROWS);
-            mean(&work.expert_formats, |format| bench.experts(format, each, (EXPERT_ROWS / each).max(1)))?
-        });
+    let mixers =
+        |rows, position| Ok::<f64, files::Error>(bench.attention(rows, position)? + bench.delta(rows)?);
     let experts = (work.moe_layers * work.top_k) as f64;
+    let experts_s = experts * mean(&work.expert_formats, |format| bench.experts(format, 1, work.top_k))?;
+    let resident_s = if backend.info().threads > 0 {
+        (Stand::new(&bench).token_s(prompt_tokens)? - experts_s).max(0.0)
+    } else {
+        let head_rows = work.vocab_size.clamp(1, 32768);
+        let heads = work.vocab_size as f64 / head_rows as f64;
+        let head_s = heads * bench.linear(work.head_format, head_rows, 1)?;
+        matrices * resident(1)? + head_s + mixers(1, prompt_tokens)? + bench.small(1)?
+    };
+    let prompt_experts = {
+        let each = (chunk * work.top_k / work.experts.max(1)).clamp(1, EXPERT_ROWS);
+        mean(&work.expert_formats, |format| bench.experts(format, each, (EXPERT_ROWS / each).max(1)))?
+    };
+    // Sums of experts are memory's work, so of as many rows as a chunk has.
+    let prompt_small = bench.small(chunk)? / chunk as f64;
     Ok(Times {
-        resident_s: matrices * resident(1)?
-            + heads * bench.linear(work.head_format, head_rows, 1)?
-            + token_mixers?
-            + token_small,
-        experts_s: experts * token_experts,
-        prompt_resident_s: (matrices * resident(rows)? + prompt_mixers?) / rows as f64 + prompt_small,
+        resident_s,
+        experts_s,
+        prompt_resident_s: (matrices * resident(rows)? + mixers(rows, prompt_tokens / 2)?) / rows as f64
+            + prompt_small,
         prompt_experts_s: experts * prompt_experts,
     })
 }
 
 /// Times ops; all answers are seconds, those of mixers for all layers that have them.
-struct Bench<'a> {
-    backend: &'a Arc<dyn Backend>,
-    work: &'a Work,
+pub(super) struct Bench<'a> {
+    pub(super) backend: &'a Arc<dyn Backend>,
+    pub(super) work: &'a Work,
+    /// Bytes of all weights so far.
+    allocated: Cell<usize>,
 }
 
 impl Bench<'_> {
-    fn tensor(&self, rows: usize, cols: usize) -> Result<Tensor> {
+    /// Bytes of all weights that were made so far.
+    pub(super) fn bytes(&self) -> usize {
+        self.allocated.get()
+    }
+
+    /// `[rows, cols]` of zeros.
+    pub(super) fn tensor(&self, rows: usize, cols: usize) -> Result<Tensor> {
         Tensor::new(self.backend.alloc(4 * rows.max(1) * cols.max(1))?, rows, cols)
     }
 
     /// A matrix of some numbers: untouched memory would be one page of zeros, which lies in a cache.
-    fn weight(&self, format: Format, rows: usize, cols: usize) -> Result<Weight> {
-        weight(self.backend, format, rows, cols)
+    pub(super) fn weight(&self, format: Format, rows: usize, cols: usize) -> Result<Weight> {
+        let made = weight(self.backend, format, rows, cols)?;
+        self.allocated.set(self.allocated.get() + made.bytes());
+        Ok(made)
     }
 
     /// The median time of `op`, which is told how often it ran; `seen` is something that it writes.
-    fn time(&self, seen: &mut Tensor, mut op: impl FnMut(usize, &mut Tensor) -> Result<()>) -> Result<f64> {
+    pub(super) fn time(
+        &self,
+        seen: &mut Tensor,
+        mut op: impl FnMut(usize, &mut Tensor) -> Result<()>,
+    ) -> Result<f64> {
         op(0, seen)?; // pages, threads, clocks
         self.backend.read(seen.block(), 0, &mut [0; 4])?; // waits for a device that is still at work
         let (start, mut times) = (Instant::now(), Vec::new());
@@ -432,6 +468,9 @@ mod tests {
         assert_eq!(of_model.resident_weights, of_shape.resident_weights);
         assert_eq!(of_model.expert_formats, of_shape.expert_formats);
         assert_eq!(of_model.delta.is_some(), of_shape.delta.is_some());
+        // But for norms, taps and the like.
+        let width = shape.shared_intermediate_size.unwrap();
+        assert!((width..width + width / 4).contains(&of_model.mlp_width()), "{}", of_model.mlp_width());
         let backend: Arc<dyn Backend> = open_device(&OpenOptions::default()).unwrap().backend;
         let seen = times(&backend, &of_model, 40).unwrap();
         let all = [seen.resident_s, seen.experts_s, seen.prompt_resident_s, seen.prompt_experts_s];

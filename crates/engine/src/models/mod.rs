@@ -14,7 +14,7 @@ use kernels::Backend;
 use store::ExpertLayout;
 
 pub(crate) use bind::Binder;
-pub(crate) use decoder::Decoder;
+pub(crate) use decoder::{Block, Decoder};
 
 use crate::bridge::Arena;
 

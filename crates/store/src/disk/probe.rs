@@ -140,10 +140,11 @@ fn candidates() -> Vec<DiskChoice> {
 }
 
 /// Measures the drive under the file `path` for about `time` in all, with reads of random ranges of that file.
-/// It takes up to 64 MiB of memory meanwhile.
+/// It takes up to 64 MiB of memory meanwhile. Places that cannot be read are passed over.
 ///
 /// # Errors
-/// `InvalidRequest` for a file below 64 MiB; else the error of opening, reading or memory.
+/// `InvalidRequest` for a file below 64 MiB; else the error of opening or memory, or of reading where a way could read
+/// nothing.
 pub fn probe(path: &Path, time: Duration) -> Result<DriveProbe> {
     let meta = std::fs::metadata(path).map_err(|e| Error::io(path.display(), e))?;
     if meta.len() < PROBE_FILE_BYTES_MIN {
@@ -185,18 +186,31 @@ pub fn choose(probe: &DriveProbe) -> DiskChoice {
 }
 
 /// Reads random pieces of the file in the given way for about `time`, and returns bytes/s. The pieces are dropped
-/// from the page cache first, where the system can.
+/// from the page cache first, where the system can. Places that cannot be read are passed over: whoever needs what is
+/// there will hear of it.
 ///
 /// # Errors
-/// `Unsupported` where this system does not offer the way; else the error of opening, reading or memory.
+/// `Unsupported` where this system does not offer the way; else the error of opening or memory, or of reading where
+/// nothing could be read.
 pub fn measure(path: &Path, choice: &DiskChoice, time: Duration, seed: u64) -> Result<f64> {
-    let piece_bytes = choice.piece_bytes.next_multiple_of(PAGE_BYTES);
     let disk = open_exactly(&[path.to_path_buf()], choice)?;
+    let file = std::fs::File::open(path).map_err(|e| Error::io(path.display(), e))?;
+    measure_disk(disk.as_ref(), choice, time, seed, &|offset, bytes| forget(&file, offset, bytes))
+}
+
+/// [`measure`] on file 0 of a disk, after a call of `forget` with offset and bytes of each piece.
+fn measure_disk(
+    disk: &dyn Disk,
+    choice: &DiskChoice,
+    time: Duration,
+    seed: u64,
+    forget: &dyn Fn(u64, u64),
+) -> Result<f64> {
+    let piece_bytes = choice.piece_bytes.next_multiple_of(PAGE_BYTES);
     let pieces = disk.file_bytes(0).unwrap_or(0) / piece_bytes as u64;
     if pieces == 0 {
-        return Err(Error::invalid(format!("{}: smaller than one read", path.display())));
+        return Err(Error::invalid(format!("{}: smaller than one read", disk.file_name(0))));
     }
-    let file = std::fs::File::open(path).map_err(|e| Error::io(path.display(), e))?;
     let mut random = seed ^ ((piece_bytes as u64) << 20) ^ choice.depth as u64;
     let mut next_piece = || {
         // splitmix64, Steele et al. 2014
@@ -205,7 +219,7 @@ pub fn measure(path: &Path, choice: &DiskChoice, time: Duration, seed: u64) -> R
         z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
         z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
         let offset = (z ^ (z >> 31)) % pieces * piece_bytes as u64;
-        forget(&file, offset, piece_bytes as u64);
+        forget(offset, piece_bytes as u64);
         Range { file: 0, offset, bytes: piece_bytes as u64 }
     };
     let mut slab = SlabMemory::anonymous(piece_bytes * choice.depth)?;
@@ -218,15 +232,21 @@ pub fn measure(path: &Path, choice: &DiskChoice, time: Duration, seed: u64) -> R
     };
     let start = Instant::now();
     slab.cut(0, piece_bytes)?.into_iter().for_each(|window| submit(window, &mut inbox));
-    let (mut bytes, mut end) = (0, start);
-    while let Some(completion) = inbox.wait(disk.as_ref()) {
-        bytes += completion.result?;
+    let (mut bytes, mut end, mut failed) = (0, start, None);
+    while let Some(completion) = inbox.wait(disk) {
+        match completion.result {
+            Ok(read) => bytes += read,
+            Err(error) => failed = Some(error),
+        }
         end = end.max(completion.finished);
         if end.duration_since(start) < time {
             submit(completion.window, &mut inbox);
         }
     }
-    Ok(bytes as f64 / end.duration_since(start).as_secs_f64().max(1e-9))
+    match failed {
+        Some(error) if bytes == 0 => Err(error),
+        _ => Ok(bytes as f64 / end.duration_since(start).as_secs_f64().max(1e-9)),
+    }
 }
 
 /// Drops a range of the file from the page cache, as far as its pages are clean.
@@ -244,6 +264,7 @@ fn forget(file: &std::fs::File, offset: u64, bytes: u64) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::disk::{Fault, FaultKind, SimDisk, SimOptions};
 
     fn rate(engine: Engine, direct: bool, piece_bytes: usize, depth: usize, bytes_per_s: f64) -> DriveRate {
         DriveRate { choice: DiskChoice { engine, direct, piece_bytes, depth }, bytes_per_s }
@@ -264,6 +285,24 @@ mod tests {
         probe.rates[4].bytes_per_s = 2.3e9; // a drive that direct reads hurt
         assert_eq!(choose(&probe), probe.rates[4].choice);
         assert_eq!(choose(&DriveProbe { rates: Vec::new() }), DiskChoice::default());
+    }
+
+    #[test]
+    fn a_place_that_cannot_be_read_is_passed_over() {
+        let sim = SimOptions { short_reads: false, ..SimOptions::default() };
+        let disk = SimDisk::new(vec![vec![7; 16 << 20]], sim);
+        let choice = DiskChoice { piece_bytes: 1 << 20, depth: 16, ..DiskChoice::default() };
+        let bytes_per_s = || measure_disk(&disk, &choice, Duration::from_millis(20), 1, &|_, _| ());
+        let fault = |offset, bytes| {
+            let range = Range { file: 0, offset, bytes };
+            disk.inject(Fault { range, kind: FaultKind::Io, times: u32::MAX });
+        };
+        // Sixteen first reads of sixteen places meet one of eight that are bad.
+        (0..8).for_each(|place| fault(place << 21, 512));
+        assert!(bytes_per_s().unwrap() > 1e6);
+        fault(0, 16 << 20);
+        let error = bytes_per_s().unwrap_err();
+        assert!(error.kind() == ErrorKind::Io && error.message().contains("sim-0"), "{error}");
     }
 
     #[test]

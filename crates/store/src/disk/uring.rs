@@ -249,10 +249,10 @@ impl Shared {
         ended || more || !idle
     }
 
-    /// Starts as many pieces as fit. Guesses get half of the depth: enough to keep a drive busy with them alone, and a
-    /// demand finds the drive's own queue half empty.
+    /// Starts as many pieces as fit. Guesses get a third of the depth: enough to keep a drive busy with them alone, while
+    /// little is begun that the router then refutes, and a demand finds the drive's own queue nearly empty.
     fn take_work(&self, queue: &mut Queue, ended: &mut Ended) {
-        let guesses_max = queue.flights.len().div_ceil(2);
+        let guesses_max = queue.flights.len().div_ceil(3);
         while !queue.stop && !queue.free.is_empty() {
             let Some((piece, guess)) = queue.pieces.pop(queue.guesses < guesses_max) else { return };
             let Some(file) = self.files.get(piece.file as usize) else {
