@@ -23,8 +23,8 @@ Examples:
   tidemill bench --trace run.trace                       how each eviction policy would have done with it
 
 Figures of reading are of the generated tokens; those of the prompt begin with `prompt_`. The drive is measured before
-and after, with reads like those of a token; `drive_fraction` is the part of the better rate that decoding reached,
-without what was read in vain.";
+and after, with reads like those of a token; `drive_fraction` is the part of the better rate that
+decoding reached, without what was read in vain.";
 
 /// Words that models have seen: routers choose differently on noise.
 const TEXT: &str = "The mill stands where the river meets the sea. Twice a day the tide comes in and fills the pond \
