@@ -184,8 +184,9 @@ impl ExpertStore {
             let stats = &mut self.stats.layers[layer.0 as usize];
             stats.hints_used += u64::from(hinted.is_some());
             if hinted.is_some() || !matches!(held, Some(Held::Ready(_))) {
-                let parts = self.layouts[layer.0 as usize][expert.0 as usize].parts.iter();
-                stats.wanted_bytes += parts.map(|part| part.bytes).sum::<u64>();
+                // As a drive reads it.
+                let place = self.layouts[layer.0 as usize][expert.0 as usize].place();
+                stats.wanted_bytes += place.map_or(0, |(_, bytes)| bytes as u64);
             }
             match held {
                 Some(Held::Ready(filled)) => {

@@ -13,7 +13,8 @@ pub struct LayerStats {
     pub misses: u64,
     /// Bytes read from files, alignment included, for wants and hints.
     pub read_bytes: u64,
-    /// The part of them that a want asked for, without alignment: what hints read in vain is not in it.
+    /// The bytes, alignment included, of wanted experts that had to be read, by the want or by a hint before it: what
+    /// hints read in vain is not in it.
     pub wanted_bytes: u64,
     /// Reads that hints started.
     pub hinted: u64,

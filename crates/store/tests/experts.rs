@@ -230,7 +230,7 @@ fn hints_are_used_and_give_way() {
     let total = store.stats().total();
     assert_eq!((total.hinted, total.hints_used), (2, 1), "a quarter of 8 slots, and one guess was right");
     let bytes = |layer: usize, experts: [usize; 2]| -> u64 {
-        experts.iter().flat_map(|e| &model.layouts[layer][*e].parts).map(|part| part.bytes).sum()
+        experts.iter().map(|e| slot_bytes([&model.layouts[layer][*e]]).unwrap() as u64).sum()
     };
     assert_eq!(total.wanted_bytes, bytes(0, [0, 1]) + bytes(1, [2, 3]), "the wrong guess is not in it");
     // With every slot wanted, a hint that is still on its way must hand its slot over.
