@@ -22,6 +22,8 @@ const UPLOAD_WORDS: usize = 1 << 18;
 const SMALL_COPY_BYTES: usize = 64 << 10;
 /// From so many dispatches on, recording more would let the device idle: 2 us to record one, 5 us to run it.
 const DISPATCHES_MAX: usize = 64;
+/// The same after a read-back, when the device waits for the first of them.
+const DISPATCHES_FIRST: usize = 32;
 
 /// What a bind group is made of.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -50,6 +52,8 @@ pub(super) struct Recorder {
     staging: Staging,
     /// Dispatches in the open encoder.
     dispatches: usize,
+    /// Dispatches that are worth a submission.
+    enough: usize,
     /// Times the dispatches, if somebody wants to know.
     pub(super) profile: Option<Profile>,
     /// What was done so far, for reports.
@@ -70,6 +74,7 @@ impl Recorder {
             answers: None,
             staging: Staging::default(),
             dispatches: 0,
+            enough: DISPATCHES_FIRST,
             profile: None,
             counts: DeviceCounts::default(),
         }
@@ -193,7 +198,11 @@ impl Recorder {
 
     /// Submits what is recorded if that is much.
     pub(super) fn submit_much(&mut self, device: &Device) -> Result<()> {
-        if self.dispatches >= DISPATCHES_MAX { self.submit(device) } else { Ok(()) }
+        if self.dispatches < self.enough {
+            return Ok(());
+        }
+        self.enough = DISPATCHES_MAX;
+        self.submit(device)
     }
 
     /// Submits what is recorded.
@@ -248,6 +257,7 @@ impl Recorder {
         let index = self.send(device, encoder)?;
         self.held.clear();
         self.counts.readbacks += 1;
+        self.enough = DISPATCHES_FIRST;
         let slice = staging.slice(..total as u64);
         slice.map_async(wgpu::MapMode::Read, |_| ());
         wait(device, index)?;
