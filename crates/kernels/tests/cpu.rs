@@ -31,7 +31,7 @@ fn all_instruction_sets_give_the_same_bits() {
     for format in Format::all() {
         for rows in [1, 2, 3, 6] {
             let (cols, outputs) = (256 * rng.within(1..=3), rng.within(1..=70));
-            let (w, x) = (Encoded::random(format, outputs, cols, &mut rng), rng.values(rows * cols, 1.0));
+            let (w, x) = (Encoded::random(format, outputs, cols, &mut rng), rng.activations(rows, cols));
             let mut first: [Option<Vec<f32>>; 2] = [None, None];
             for (i, rig) in rigs().iter().enumerate() {
                 let b = &*rig.backend;

@@ -75,9 +75,9 @@ pub struct Cpu {
 }
 
 impl Cpu {
-    /// The most that ops hold beside their arguments, whatever the number of rows: inner activations of MLPs and
-    /// logits of routers. Part of the memory plan.
-    pub const SCRATCH_BYTES_MAX: usize = 32 << 20;
+    /// The most that ops hold beside their arguments, whatever the number of rows: quantised rows for gate and for up,
+    /// inner activations of MLPs and logits of routers. Part of the memory plan.
+    pub const SCRATCH_BYTES_MAX: usize = 36 << 20;
 
     /// The CPU with the best instructions it has.
     ///

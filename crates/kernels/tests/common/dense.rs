@@ -37,7 +37,7 @@ pub fn linear(rig: &Rig) {
         for rows in [1, rng.within(2..=9), rng.within(10..=70)] {
             let (cols, outputs) = (256 * rng.within(1..=3), rng.within(1..=90));
             let w = Encoded::random(format, outputs, cols, &mut rng);
-            let x = rng.values(rows * cols, 1.0);
+            let x = rng.activations(rows, cols);
             let bias = rng.flag().then(|| rng.values(outputs, 1.0));
             let what = format!("{format} [{rows}, {cols}] -> {outputs}");
             let got = product(rig, &x, &w, bias.as_deref());

@@ -90,6 +90,17 @@ impl Rng {
     pub fn values(&mut self, n: usize, scale: f32) -> Vec<f32> {
         (0..n).map(|_| self.value() * scale).collect()
     }
+
+    /// Rows of activations, in every other one of which 32 values are far above the others, as a trained model's are.
+    pub fn activations(&mut self, rows: usize, cols: usize) -> Vec<f32> {
+        let mut x = self.values(rows * cols, 1.0);
+        let first = self.within(0..=1);
+        for row in x.chunks_mut(cols).skip(first).step_by(2) {
+            let group = self.within(0..=cols / 32 - 1);
+            row[32 * group..][..32].iter_mut().for_each(|x| *x *= 300.0);
+        }
+        x
+    }
 }
 
 /// Uploads activations.
@@ -184,18 +195,23 @@ impl Encoded {
 }
 
 /// The most that a product may be off, given what was summed: `sum |x w|` times a few roundings in exact mode; in
-/// fast mode half a step of x, which is quantised to signed bytes in groups of 32, for each weight.
+/// fast mode half a step of x, which is quantised to signed bytes in groups of 32, for each weight; the groups whose
+/// steps are far above the row's have steps 254 times finer.
 pub fn product_bound(rig: &Rig, x: &[f32], w: &[f32]) -> f32 {
     let sum: f32 = x.iter().zip(w).map(|(x, w)| (x * w).abs()).sum();
     let rounding = 4e-6 * sum + 1e-30;
     if rig.exact() {
         return rounding;
     }
-    let groups = x.chunks(32).zip(w.chunks(32));
+    let steps: Vec<f32> =
+        x.chunks(32).map(|x| x.iter().fold(0.0f32, |max, x| max.max(x.abs())) / 127.0).collect();
+    let mean = steps.iter().map(|step| step * step).sum::<f32>() / steps.len() as f32;
+    let groups = steps.iter().zip(w.chunks(32));
     let steps: f32 = groups
-        .map(|(x, w)| {
-            let max = x.iter().fold(0.0f32, |m, x| m.max(x.abs()));
-            max / 127.0 * w.iter().map(|w| w.abs()).sum::<f32>()
+        .map(|(step, w)| {
+            // A processor may round the comparison otherwise.
+            let finer = if step * step > 9.001 * mean { 254.0 } else { 1.0 };
+            step / finer * w.iter().map(|w| w.abs()).sum::<f32>()
         })
         .sum();
     rounding + 0.505 * steps

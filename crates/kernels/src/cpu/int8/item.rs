@@ -85,7 +85,7 @@ pub(in crate::cpu) fn products(
 ) {
     let (w, lanes, Range { start, end }) = (&item.weight, isa.lanes(), item.outputs.clone());
     assert!(x.cols == w.cols && start.is_multiple_of(lanes) && start < end && end <= w.rows);
-    assert!(rows.iter().all(|r| (*r as usize + 1) * x.cols <= x.q.len()));
+    assert!(rows.iter().all(|r| (*r as usize + 1) * x.row_blocks() <= x.meta.len()));
     let in_place = start + (end.min(rows_in_place(isa, w)).saturating_sub(start)) / lanes * lanes;
     let mut copy = std::mem::take(&mut work.copy);
     let mut run = |first: usize, count: usize, at: &dyn Fn(usize) -> *const u8| {
@@ -180,7 +180,7 @@ impl Run<'_> {
         assert_eq!(x.layout, layout_of::<U>(isa));
         let (lanes, blocks) = (isa.lanes(), x.cols / BLOCK);
         let panels = count.div_ceil(lanes);
-        let all = Rows { q: x.q.as_ptr(), meta: x.meta.as_ptr(), blocks };
+        let all = Rows { q: x.q.as_ptr(), meta: x.meta.as_ptr(), blocks: x.row_blocks() };
         if let [row] = rows {
             at_least(&mut work.sums, panels * lanes);
             let (x, to) = (all.row(*row), work.sums.as_mut_ptr());
@@ -210,7 +210,7 @@ impl Run<'_> {
                     of: blocks,
                     format: PhantomData,
                 };
-                let several = Several { panels: to, blocks: blocks_here, x: all, rows, sums };
+                let several = Several { panels: to, blocks: blocks_here, x: all, of: blocks, rows, sums };
                 // SAFETY: as the caller promises; there is room for the panels of a chunk, and for the sums of all rows,
                 // rounded up.
                 unsafe {

@@ -1,10 +1,12 @@
 //! Integer products: weights as their file holds them, times activations quantised to signed bytes.
 //!
-//! Activations are quantised in blocks of 32 along a row, `x = scale * q`. A block of weights is
-//! `w = d * (u - OFFSET) + m` with unsigned bytes u, one d and m for 32 or for 16 values. Its share of an output is
+//! Activations are quantised in blocks of 32 along a row, `x = scale * q`; the few blocks whose scale is far above the
+//! others' have a second one, a *residue*, for what that leaves. A block of weights is `w = d * (u - OFFSET) + m` with
+//! unsigned bytes u, one d and m for 32 or for 16 values. Its share of an output is
 //! `d * scale * sum(q * (u - OFFSET)) + m * scale * sum(q)`, where the integer sums are exact; the shares are added
-//! in the order of the blocks, `fma(sum, d * scale, total)` and then `fma(m, scale * sum(q), total)`. That order
-//! and these roundings hold on every instruction set and for any number of rows, so all of them agree bit for bit.
+//! in the order of the blocks, `fma(sum, d * scale, total)` and then `fma(m, scale * sum(q), total)`; after each
+//! [`CHUNK`] comes the sum of its residues, made alike. That order and these roundings hold on every instruction set
+//! and for any number of rows, so all of them agree bit for bit.
 //!
 //! Weight rows lie in lanes ([`super::simd`]): 16 bytes of each row are loaded and transposed, and a dword of x is
 //! multiplied with all rows at once. One row of x takes the unpacked weights from the registers; several rows

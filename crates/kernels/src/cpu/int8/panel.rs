@@ -21,7 +21,7 @@ pub(super) const X_ROWS: usize = 4;
 pub(super) struct Rows {
     pub(super) q: *const i8,
     pub(super) meta: *const Meta,
-    /// Of each.
+    /// From a row to the next.
     pub(super) blocks: usize,
 }
 
@@ -53,9 +53,20 @@ impl Row {
         // SAFETY: the row has that block.
         unsafe { &*self.meta.add(b) }
     }
+
+    /// Which blocks of the row are the residues of a chunk's, where the row has `blocks` in all.
+    #[inline(always)]
+    unsafe fn residues(&self, chunk: &Range<usize>, blocks: usize) -> Range<usize> {
+        // SAFETY: the row has the chunk's blocks.
+        unsafe {
+            let start = if chunk.start == 0 { blocks } else { self.meta(chunk.start - 1).link as usize };
+            start..self.meta(chunk.end - 1).link as usize
+        }
+    }
 }
 
-/// Adds what a block contributes: THE order and rounding of sums.
+/// Adds what a block contributes: THE rounding of sums. Their order: the blocks of a chunk, then the sum of its
+/// residues.
 ///
 /// # Safety
 /// The features of `S` are present.
@@ -110,13 +121,20 @@ impl<U: Unpack> Kernel for One<U> {
                 let mut emit = Direct::<S, U> {
                     x: self.x,
                     total: S::splat_f(0.0),
+                    residue: self.blocks,
+                    rest: S::splat_f(0.0),
                     ahead: Ahead::new::<S>(&source, next, 1, 0..self.blocks, self.blocks),
                     format: PhantomData,
                 };
                 for start in (0..self.blocks).step_by(CHUNK) {
                     let chunk = start..self.blocks.min(start + CHUNK);
                     prefetch_scales::<S>(&source, next, &chunk, self.blocks);
+                    let residue = emit.residue;
                     U::unpack::<S, _>(&source, chunk, &mut emit);
+                    if emit.residue > residue {
+                        emit.total = plus::<S>(emit.total, emit.rest);
+                        emit.rest = S::splat_f(0.0);
+                    }
                 }
                 S::store_f(emit.total, self.to.add(panel * S::LANES));
             }
@@ -185,6 +203,10 @@ unsafe fn prefetch_scales<S: Simd>(
 struct Direct<S: Simd, U> {
     x: Row,
     total: S::F,
+    /// The next residue.
+    residue: usize,
+    /// Of the chunk's residues.
+    rest: S::F,
     ahead: Ahead,
     format: PhantomData<U>,
 }
@@ -195,6 +217,24 @@ impl<S: Simd, U: Unpack> Emit<S> for Direct<S, U> {
         // SAFETY: the row of x has as many blocks as the weights.
         unsafe {
             self.ahead.block::<S>();
+            self.total = self.add(b, w, d, m, self.total);
+            if self.x.meta(b).link as usize > self.residue {
+                self.rest = self.add(self.residue, w, d, m, self.rest);
+                self.residue += 1;
+            }
+        }
+    }
+}
+
+impl<S: Simd, U: Unpack> Direct<S, U> {
+    /// Adds the share of block `b` of x.
+    ///
+    /// # Safety
+    /// The features of `S` are present; the row has that block.
+    #[inline(always)]
+    unsafe fn add(&self, b: usize, w: [S::I; 8], d: [S::F; 2], m: [S::F; 2], to: S::F) -> S::F {
+        // SAFETY: as the caller promises.
+        unsafe {
             let meta = self.x.meta(b);
             // Two chains, for the processor's sake.
             let mut sums = [S::splat(meta.start[0]), S::splat(if U::HALVES { meta.start[1] } else { 0 })];
@@ -206,9 +246,17 @@ impl<S: Simd, U: Unpack> Emit<S> for Direct<S, U> {
             if !U::HALVES {
                 sums[0] = S::add(sums[0], sums[1]);
             }
-            self.total = total::<S, U>(self.total, meta, sums, d, m);
+            total::<S, U>(to, meta, sums, d, m)
         }
     }
+}
+
+/// # Safety
+/// The features of `S` are present.
+#[inline(always)]
+unsafe fn plus<S: Simd>(a: S::F, b: S::F) -> S::F {
+    // SAFETY: as the caller promises.
+    unsafe { S::fma(a, S::splat_f(1.0), b) }
 }
 
 /// [`share`], for a format.
@@ -327,6 +375,8 @@ pub(super) struct Several<'a> {
     pub(super) panels: Panels,
     pub(super) blocks: Range<usize>,
     pub(super) x: Rows,
+    /// Blocks of a row of x without its residues.
+    pub(super) of: usize,
     pub(super) rows: &'a [u32],
     /// `[rows, panels * lanes]`
     pub(super) sums: *mut f32,
@@ -365,6 +415,17 @@ impl<const HALVES: bool, const MIN: bool, const BITS: u32> Kind<'_, HALVES, MIN,
                 }
             }
         }
+        for (i, row) in work.rows.iter().enumerate() {
+            let row = work.x.row(*row);
+            // SAFETY: as the caller promises.
+            unsafe {
+                let residues = row.residues(&work.blocks, work.of);
+                if !residues.is_empty() {
+                    let work = Several { sums: work.sums.wrapping_add(i * P * S::LANES), ..work.clone() };
+                    Group::<HALVES, MIN, BITS, 1> { work, x: [row] }.residues::<S, P>(residues);
+                }
+            }
+        }
     }
 }
 
@@ -381,28 +442,58 @@ impl<const HALVES: bool, const MIN: bool, const BITS: u32, const N: usize> Group
     unsafe fn panels<S: Simd, const P: usize>(self) {
         // SAFETY: as the caller promises.
         unsafe {
-            let (sums, panels) = (self.work.sums, self.work.panels);
+            let sums = self.work.sums;
             let mut totals = array!(p < P => array!(n < N => S::load_f(sums.add((n * P + p) * S::LANES))));
             for (i, b) in self.work.blocks.clone().enumerate() {
-                let panel = array!(p < P => panels.panel.cast_const().add(p * panels.panel_len + i * VECTORS * S::LANES));
-                let sums = self.sums::<S, P>(panel, b);
-                for p in 0..P {
-                    let second = usize::from(HALVES);
-                    let d = array!(h < 2 => S::load_f(panel[p].add((8 + h * second) * S::LANES)));
-                    let m = if MIN {
-                        array!(h < 2 => S::load_f(panel[p].add((10 + h * second) * S::LANES)))
-                    } else {
-                        d
-                    };
-                    for n in 0..N {
-                        let meta = self.x[n].meta(b);
-                        totals[p][n] = share::<S, HALVES, MIN>(totals[p][n], meta, sums[p][n], d, m);
-                    }
-                }
+                let panel = self.panel::<S, P>(i);
+                self.add::<S, P>(panel, b, &mut totals);
             }
             for p in 0..P {
                 for n in 0..N {
                     S::store_f(totals[p][n], sums.add((n * P + p) * S::LANES));
+                }
+            }
+        }
+    }
+
+    /// Block `i` of the chunk in each panel.
+    ///
+    /// # Safety
+    /// As [`Kernel::run`].
+    #[inline(always)]
+    unsafe fn panel<S: Simd, const P: usize>(&self, i: usize) -> [*const f32; P] {
+        let panels = self.work.panels;
+        // SAFETY: as the caller promises.
+        unsafe {
+            array!(p < P => panels.panel.cast_const().add(p * panels.panel_len + i * VECTORS * S::LANES))
+        }
+    }
+
+    /// Adds the shares that block `b` of the rows has with a packed block.
+    ///
+    /// # Safety
+    /// As [`Kernel::run`].
+    #[inline(always)]
+    unsafe fn add<S: Simd, const P: usize>(
+        &self,
+        panel: [*const f32; P],
+        b: usize,
+        totals: &mut [[S::F; N]; P],
+    ) {
+        // SAFETY: as the caller promises.
+        unsafe {
+            let sums = self.sums::<S, P>(panel, b);
+            for p in 0..P {
+                let second = usize::from(HALVES);
+                let d = array!(h < 2 => S::load_f(panel[p].add((8 + h * second) * S::LANES)));
+                let m = if MIN {
+                    array!(h < 2 => S::load_f(panel[p].add((10 + h * second) * S::LANES)))
+                } else {
+                    d
+                };
+                for n in 0..N {
+                    let meta = self.x[n].meta(b);
+                    totals[p][n] = share::<S, HALVES, MIN>(totals[p][n], meta, sums[p][n], d, m);
                 }
             }
         }
@@ -445,6 +536,29 @@ impl<const HALVES: bool, const MIN: bool, const BITS: u32, const N: usize> Group
                 }
             }
             sums
+        }
+    }
+}
+
+impl<const HALVES: bool, const MIN: bool, const BITS: u32> Group<'_, HALVES, MIN, BITS, 1> {
+    /// Adds the sum of the shares of some residues of the chunk.
+    ///
+    /// # Safety
+    /// As [`Kernel::run`].
+    #[inline(always)]
+    unsafe fn residues<S: Simd, const P: usize>(self, residues: Range<usize>) {
+        // SAFETY: as the caller promises.
+        unsafe {
+            let mut rest = [[S::splat_f(0.0); 1]; P];
+            for residue in residues {
+                let block = self.x[0].meta(residue).link as usize;
+                let panel = self.panel::<S, P>(block - self.work.blocks.start);
+                self.add::<S, P>(panel, residue, &mut rest);
+            }
+            for p in 0..P {
+                let to = self.work.sums.add(p * S::LANES);
+                S::store_f(plus::<S>(S::load_f(to), rest[p][0]), to);
+            }
         }
     }
 }
