@@ -17,6 +17,8 @@ Examples:
   tidemill synth qwen3.5-35b-a3b /data/35b                      an MLX directory, 4 bits
   tidemill synth qwen3.5-35b-a3b 35b.gguf --format gguf-q4_0    a GGUF file that llama.cpp reads too
   tidemill synth qwen3.5-397b-a17b /data/397b --layers 8        the first 8 layers of 60
+  tidemill synth qwen3.5-397b-a17b /data/397b --expert-layers 8
+                                                                all 60 to compute and to read, experts in 8
 
 The model talks nonsense, but reads and computes as much as the real one. A run that was broken off is taken up by the
 same command.";
@@ -37,6 +39,10 @@ pub(crate) struct Args {
     /// Only the first N layers; default: all
     #[arg(long, value_name = "N")]
     layers: Option<usize>,
+    /// Write the experts of the first N layers; the others are zeros that take no space where files can have holes, and
+    /// come from memory when read: hold the drive's rate with --throttle
+    #[arg(long, value_name = "N")]
+    expert_layers: Option<usize>,
     /// How uneven the routers' choices are: 0 is even, the default is like a trained model
     #[arg(long, value_name = "S", default_value_t = DEFAULT_SKEW)]
     skew: f64,
@@ -65,7 +71,9 @@ pub(crate) fn main(args: &Args) -> Result<()> {
     if let Some(layers) = args.layers {
         shape = shape.with_layers(layers)?;
     }
-    let options = SynthOptions { shape, layout: args.format, seed: args.seed, skew: args.skew };
+    let expert_layers = args.expert_layers.unwrap_or(shape.layers);
+    let options =
+        SynthOptions { shape, layout: args.format, seed: args.seed, skew: args.skew, expert_layers };
     let work = Work::begin();
     let started = Instant::now();
     let bar = bytes_bar("writing");
@@ -82,6 +90,7 @@ pub(crate) fn main(args: &Args) -> Result<()> {
             "path": made.path.display().to_string(),
             "shape": shape.name,
             "layers": shape.layers,
+            "expert_layers": expert_layers.min(shape.layers),
             "format": args.format.to_string(),
             "seed": args.seed,
             "skew": args.skew,

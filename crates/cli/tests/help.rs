@@ -7,7 +7,7 @@ use common::{succeed, tidemill};
 #[test]
 fn help_of_every_command() {
     let mut all = String::new();
-    let commands: [&[&str]; 15] = [
+    let commands: [&[&str]; 16] = [
         &[],
         &["chat"],
         &["run"],
@@ -18,6 +18,7 @@ fn help_of_every_command() {
         &["eval", "tools"],
         &["doctor"],
         &["selftest"],
+        &["synth"],
         &["inspect"],
         &["pull"],
         &["list"],

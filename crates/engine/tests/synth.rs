@@ -118,6 +118,54 @@ fn the_same_seed_gives_the_same_bytes_and_another_seed_others() {
 }
 
 #[test]
+fn experts_that_are_not_written_are_zeros() {
+    for layout in Layout::ALL {
+        let [whole, holes, parts] = [0; 3].map(|_| tempfile::tempdir().expect("a directory"));
+        let options = options("qwen3.5-moe-tiny", layout);
+        let few = SynthOptions { expert_layers: 1, ..options };
+        write(&options, whole.path());
+        let made = write(&few, holes.path());
+        let (all, some) = (TensorIndex::open(whole.path()).expect("opens").0, TensorIndex::open(&made.path));
+        let some = some.expect("opens").0;
+        let bytes_of = |index: &TensorIndex, tensor: &files::Tensor| -> Vec<u8> {
+            let span = tensor.spans.iter().map(|span| {
+                let file = std::fs::read(&index.files()[span.file.0 as usize]).expect("readable");
+                file[span.offset as usize..][..span.bytes as usize].to_vec()
+            });
+            span.collect::<Vec<_>>().concat()
+        };
+        let (mut zeros, mut same) = (0, 0);
+        for (a, b) in all.iter().zip(some.iter()) {
+            assert_eq!((&a.name, a.bytes()), (&b.name, b.bytes()));
+            let expert = a.name.contains("switch_mlp") || a.name.contains("_exps");
+            if expert && !a.name.contains(".0.") {
+                assert!(bytes_of(&some, b).iter().all(|byte| *byte == 0), "{}", b.name);
+                zeros += b.bytes();
+            } else {
+                assert!(bytes_of(&all, a) == bytes_of(&some, b), "{}", b.name);
+                same += 1;
+            }
+        }
+        assert!(zeros > 0 && same > 0);
+        let unwritten = made.bytes - made.written_bytes;
+        assert!(
+            (zeros..zeros + header_bytes(&some) + 1).contains(&unwritten),
+            "{layout}: {unwritten} of {zeros}"
+        );
+
+        for eighth in [2, 5, 7] {
+            write_until(&few, parts.path(), made.bytes * eighth / 8).expect_err("breaks off");
+        }
+        write(&few, parts.path());
+        assert!(contents(holes.path()) == contents(parts.path()), "{layout}");
+        let model = open(&made.path, &OpenOptions::default());
+        let mut session = Session::new(&model).expect("a session");
+        session.append(&tokens(4, options.shape.vocab_size), &mut go).expect("runs");
+        assert!(session.logits().iter().all(|x| x.is_finite()), "{layout}");
+    }
+}
+
+#[test]
 fn a_run_that_was_broken_off_is_taken_up() {
     for layout in Layout::ALL {
         let [whole, parts] = [0; 2].map(|_| tempfile::tempdir().expect("a directory"));

@@ -96,12 +96,20 @@ pub struct SynthOptions {
     pub seed: u64,
     /// How uneven the routers' choices are; see the module's text.
     pub skew: f64,
+    /// Layers from the first on whose experts are written. Those of the others are zeros, and holes of the file where
+    /// the file system has holes: a model too large for a drive is then read as if it were there.
+    pub expert_layers: usize,
 }
 
 impl SynthOptions {
     /// The model of seed 0 with the default skew.
     pub fn new(shape: Shape, layout: Layout) -> Self {
-        Self { shape, layout, seed: 0, skew: DEFAULT_SKEW }
+        Self { shape, layout, seed: 0, skew: DEFAULT_SKEW, expert_layers: shape.layers }
+    }
+
+    /// Whether the experts of this layer are zeros.
+    fn is_hole(&self, layer: Option<usize>) -> bool {
+        layer.is_some_and(|layer| layer >= self.expert_layers)
     }
 
     fn check(&self) -> Result<()> {
@@ -113,9 +121,14 @@ impl SynthOptions {
 
     /// Everything that decides the bytes; stands in the metadata of every file.
     fn describe(&self) -> String {
-        let Self { shape, layout, seed, skew } = self;
+        let Self { shape, layout, seed, skew, expert_layers } = self;
+        let experts = match *expert_layers < shape.layers {
+            true => format!(", experts in {expert_layers}"),
+            false => String::new(),
+        };
         format!(
-            "random weights by tidemill synth: {}, {} layers, {layout}, seed {seed}, skew {skew}, generator {GENERATOR}",
+            "random weights by tidemill synth: {}, {} layers{experts}, {layout}, seed {seed}, skew {skew}, \
+             generator {GENERATOR}",
             shape.name, shape.layers
         )
     }

@@ -34,10 +34,12 @@ struct Piece<'a> {
     row_bytes: usize,
     /// Zeros that follow.
     padding: usize,
+    /// All of it is zeros that nobody writes.
+    is_hole: bool,
 }
 
 impl<'a> Piece<'a> {
-    fn new(weights: &'a Weights, part: usize, alignment: u64) -> Result<Self> {
+    fn new(options: &SynthOptions, weights: &'a Weights, part: usize, alignment: u64) -> Result<Self> {
         let row_bytes = weights.format().row_bytes(part, weights.filler.cols)?;
         let rows = weights.rows();
         let bytes = (rows * row_bytes) as u64;
@@ -47,6 +49,7 @@ impl<'a> Piece<'a> {
             rows,
             row_bytes,
             padding: (bytes.next_multiple_of(alignment) - bytes) as usize,
+            is_hole: weights.is_expert && options.is_hole(weights.layer()),
         })
     }
 
@@ -57,6 +60,13 @@ impl<'a> Piece<'a> {
     fn chunk_rows(&self) -> usize {
         (CHUNK_BYTES / self.row_bytes).clamp(1, self.rows)
     }
+}
+
+/// What comes next in a file.
+enum Made {
+    Chunk(Vec<u8>),
+    /// So many zeros that nobody writes.
+    Hole(u64),
 }
 
 /// A file to write.
@@ -70,6 +80,11 @@ impl Plan<'_> {
     fn bytes(&self) -> u64 {
         let pieces: u64 = self.pieces.iter().map(|piece| piece.bytes() + piece.padding as u64).sum();
         self.header.len() as u64 + pieces
+    }
+
+    /// Bytes that the file holds nothing of.
+    fn hole_bytes(&self) -> u64 {
+        self.pieces.iter().filter(|piece| piece.is_hole).map(Piece::bytes).sum()
     }
 
     fn partial(&self) -> PathBuf {
@@ -139,7 +154,7 @@ pub(super) fn mlx(options: &SynthOptions, out: &Path, progress: SynthProgress<'_
     for tensor in &weights {
         let parts = SafetensorsTensor::parts(&tensor.name, &tensor.shape, tensor.format())?;
         for (part, entry) in parts.into_iter().enumerate() {
-            entries.push((entry, Piece::new(tensor, part, 1)?));
+            entries.push((entry, Piece::new(options, tensor, part, 1)?));
         }
     }
     let parameters: u64 = weights.iter().map(Weights::values).sum();
@@ -203,7 +218,7 @@ pub(super) fn gguf(options: &SynthOptions, path: &Path, progress: SynthProgress<
         weights.iter().map(|w| GgufTensor::new(w.name.clone(), &w.shape, w.format())).collect();
     let mut header = Vec::new();
     GgufWriter::new(&mut header, &config::gguf_metadata(options)?, &entries)?;
-    let pieces = weights.iter().map(|w| Piece::new(w, 0, GGUF_ALIGNMENT)).collect::<Result<_>>()?;
+    let pieces = weights.iter().map(|w| Piece::new(options, w, 0, GGUF_ALIGNMENT)).collect::<Result<_>>()?;
     let directory = path.parent().unwrap_or(Path::new("."));
     let plan = Plan { path: path.to_path_buf(), header, pieces };
     let written = write_all(directory, vec![plan], progress)?;
@@ -229,8 +244,10 @@ fn write_all(directory: &Path, plans: Vec<Plan<'_>>, progress: SynthProgress<'_>
     for plan in &plans {
         present.push(plan.present_bytes()?);
     }
+    // What is there of a file may be its holes, so that is a guess.
     let missing = total - present.iter().sum::<u64>();
-    check_space(directory, missing, free_bytes(directory))?;
+    let holes: u64 = plans.iter().filter(|plan| !plan.path.exists()).map(Plan::hole_bytes).sum();
+    check_space(directory, missing.saturating_sub(holes), free_bytes(directory))?;
     let mut done = 0;
     let mut written = 0;
     for (plan, present) in plans.iter().zip(present) {
@@ -311,6 +328,7 @@ fn write_file(
     };
     report(0)?;
     let written = write_pieces(&plan.pieces, piece, row, &mut file, &partial, &mut report)?;
+    file.set_len(plan.bytes()).map_err(io)?; // it may end in a hole
     file.sync_all().map_err(io)?;
     forget_cached(&file);
     drop(file);
@@ -318,39 +336,58 @@ fn write_file(
     Ok(written)
 }
 
-/// One thread makes chunks while this one writes them, in order.
+/// One thread makes chunks while this one writes them, in order. Holes are stepped over; returns the bytes written.
 fn write_pieces(
     pieces: &[Piece<'_>],
     piece: usize,
     row: usize,
-    out: &mut impl Write,
+    out: &mut (impl Write + Seek),
     path: &Path,
     report: &mut dyn FnMut(u64) -> Result<()>,
 ) -> Result<u64> {
-    let (full, made) = mpsc::sync_channel::<Vec<u8>>(CHUNKS_AHEAD);
+    let (full, made) = mpsc::sync_channel::<Made>(CHUNKS_AHEAD);
     let (empty, spare) = mpsc::channel::<Vec<u8>>();
     std::thread::scope(|scope| {
         scope.spawn(move || {
             let mut row = row;
             for piece in &pieces[piece.min(pieces.len())..] {
                 while row < piece.rows {
-                    let mut chunk = spare.try_recv().unwrap_or_default();
-                    make_chunk(piece, row, &mut chunk);
+                    let chunk = match piece.is_hole {
+                        true => {
+                            let rest =
+                                (piece.rows - std::mem::replace(&mut row, piece.rows)) * piece.row_bytes;
+                            Made::Hole((rest + piece.padding) as u64)
+                        }
+                        false => {
+                            let mut chunk = spare.try_recv().unwrap_or_default();
+                            make_chunk(piece, row, &mut chunk);
+                            row += piece.chunk_rows();
+                            Made::Chunk(chunk)
+                        }
+                    };
                     if full.send(chunk).is_err() {
                         return; // the writer has stopped
                     }
-                    row += piece.chunk_rows();
                 }
                 row = 0;
             }
         });
-        let mut written = 0;
+        let (mut written, mut at) = (0, 0);
         for chunk in made {
-            out.write_all(&chunk).map_err(|e| write_error(path, e))?;
-            written += chunk.len() as u64;
-            report(written)?;
-            // When the maker has finished, nobody needs it.
-            let _ = empty.send(chunk);
+            match chunk {
+                Made::Hole(bytes) => {
+                    out.seek_relative(bytes as i64).map_err(|e| write_error(path, e))?;
+                    at += bytes;
+                }
+                Made::Chunk(chunk) => {
+                    out.write_all(&chunk).map_err(|e| write_error(path, e))?;
+                    written += chunk.len() as u64;
+                    at += chunk.len() as u64;
+                    // When the maker has finished, nobody needs it.
+                    let _ = empty.send(chunk);
+                }
+            }
+            report(at)?;
         }
         Ok(written)
     })
@@ -411,11 +448,19 @@ mod tests {
         }
     }
 
+    impl Seek for Full {
+        fn seek(&mut self, _: SeekFrom) -> std::io::Result<u64> {
+            Ok(0)
+        }
+    }
+
     #[test]
     fn a_full_drive_is_named_and_stops_both_threads() {
         let shape = Shape::find("qwen3-moe-tiny").unwrap();
-        let weights = tensors(&SynthOptions::new(shape, Layout::GgufQ4_0));
-        let pieces: Vec<Piece<'_>> = weights.iter().map(|w| Piece::new(w, 0, 32).unwrap()).collect();
+        let options = SynthOptions::new(shape, Layout::GgufQ4_0);
+        let weights = tensors(&options);
+        let pieces: Vec<Piece<'_>> =
+            weights.iter().map(|w| Piece::new(&options, w, 0, 32).unwrap()).collect();
         let result =
             write_pieces(&pieces, 0, 0, &mut Full(100_000), Path::new("x.gguf.partial"), &mut |_| Ok(()));
         let error = result.unwrap_err();
@@ -436,12 +481,13 @@ mod tests {
     #[test]
     fn a_shard_ends_before_it_is_too_large() {
         let shape = Shape::find("qwen3.5-35b-a3b").unwrap();
-        let weights = tensors(&SynthOptions::new(shape, Layout::Mlx4Bit));
+        let options = SynthOptions::new(shape, Layout::Mlx4Bit);
+        let weights = tensors(&options);
         let mut entries = Vec::new();
         for tensor in &weights {
             let parts = SafetensorsTensor::parts(&tensor.name, &tensor.shape, tensor.format()).unwrap();
             for (part, entry) in parts.into_iter().enumerate() {
-                entries.push((entry, Piece::new(tensor, part, 1).unwrap()));
+                entries.push((entry, Piece::new(&options, tensor, part, 1).unwrap()));
             }
         }
         let total: u64 = entries.iter().map(|(_, piece)| piece.bytes()).sum();
