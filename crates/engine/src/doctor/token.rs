@@ -58,8 +58,7 @@ impl<'a> Stand<'a> {
     fn head_s(&self) -> Result<f64> {
         let work = self.bench.work;
         let format = usable(work.head_format, work.hidden_size);
-        let row_bytes: usize =
-            (0..format.parts()).map(|part| format.row_bytes(part, work.hidden_size)).sum::<Result<_>>()?;
+        let row_bytes = format.whole_row_bytes(work.hidden_size)?;
         let rows = (WEIGHT_BYTES / row_bytes.max(1)).clamp(1, work.vocab_size.max(1));
         let decoder = self.decoder(Vec::new(), self.bench.weight(format, rows, work.hidden_size)?)?;
         let mut logits = vec![0f32; rows];
@@ -281,7 +280,7 @@ impl<'a> Stand<'a> {
 
 /// `format`, or one that has rows of so many columns.
 fn usable(format: Format, cols: usize) -> Format {
-    let fits = |format: &Format| (0..format.parts()).all(|part| format.row_bytes(part, cols).is_ok());
+    let fits = |format: &Format| format.whole_row_bytes(cols).is_ok();
     [format, Format::Q8_0].into_iter().find(fits).unwrap_or(Format::F16)
 }
 

@@ -175,9 +175,7 @@ pub fn sizes(options: &SynthOptions) -> Result<SynthSizes> {
 }
 
 fn tensor_bytes(tensor: &Weights) -> Result<u64> {
-    let cols = tensor.filler.cols;
-    let rows = tensor.rows() as u64;
-    (0..tensor.format().parts()).map(|part| Ok(rows * tensor.format().row_bytes(part, cols)? as u64)).sum()
+    Ok(tensor.rows() as u64 * tensor.format().whole_row_bytes(tensor.filler.cols)? as u64)
 }
 
 /// Called with bytes done and bytes in all; may break off, and the next run goes on from there.

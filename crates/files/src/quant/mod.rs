@@ -146,6 +146,14 @@ impl Format {
         }
     }
 
+    /// Bytes of one row of `cols` values in all parts together.
+    ///
+    /// # Errors
+    /// As [`Format::row_bytes`].
+    pub fn whole_row_bytes(self, cols: usize) -> Result<usize> {
+        (0..self.parts()).map(|part| self.row_bytes(part, cols)).sum()
+    }
+
     /// Bytes of one row of `cols` values in part `part`.
     ///
     /// # Errors

@@ -36,6 +36,12 @@ fn bind<'a>(tensor: Option<&'a Tensor>, nothing: Binding<'a>) -> Result<Binding<
     tensor.map_or(Ok(nothing), binding)
 }
 
+/// What both shaders of the delta rule are told first.
+fn delta_params(input: &DeltaInput<'_>, spec: &DeltaSpec) -> [u32; 5] {
+    let rows = &input.segment.rows;
+    [spec.key_heads, spec.value_heads, spec.value_head_dim, rows.start, rows.len()].map(|n| n as u32)
+}
+
 /// Columns of a head's state that a team of `delta_rule.wgsl` takes, each with four threads.
 const DELTA_COLUMNS: usize = source::DELTA_RULE.team as usize / 4;
 
@@ -289,14 +295,9 @@ impl Gpu {
             binding(state)?,
             binding(out)?,
         ];
-        let params = [
-            spec.key_heads as u32,
-            spec.value_heads as u32,
-            spec.value_head_dim as u32,
-            input.segment.rows.start as u32,
-            input.segment.rows.len() as u32,
-            gate.map_or(0.0, |gate| gate.eps).to_bits(),
-        ];
+        let [key_heads, value_heads, value_dim, first_row, rows] = delta_params(input, spec);
+        let eps = gate.map_or(0.0, |gate| gate.eps).to_bits();
+        let params = [key_heads, value_heads, value_dim, first_row, rows, eps];
         let constants =
             [head_dim("key", spec.key_head_dim)?, u32::from(spec.tiled), u32::from(gate.is_some())];
         let groups = [spec.value_heads as u32, spec.value_head_dim.div_ceil(DELTA_COLUMNS) as u32, 1];
@@ -339,16 +340,9 @@ impl Gpu {
             binding(state)?,
             binding(out)?,
         ];
-        let params = [
-            spec.key_heads as u32,
-            spec.value_heads as u32,
-            spec.value_head_dim as u32,
-            input.segment.rows.start as u32,
-            input.segment.rows.len() as u32,
-        ];
         let constants = [head_dim("key", spec.key_head_dim)?, u32::from(spec.tiled), DELTA_LANES as u32];
         let columns = source::DELTA_ROWS.team as usize / DELTA_LANES;
         let groups = [spec.value_heads as u32, spec.value_head_dim.div_ceil(columns) as u32, 1];
-        self.simple(&source::DELTA_ROWS, &constants, &bindings, &params, groups)
+        self.simple(&source::DELTA_ROWS, &constants, &bindings, &delta_params(input, spec), groups)
     }
 }

@@ -85,14 +85,10 @@ fn speed(case: String, seconds: f64, bytes: usize, weights: usize, rows: usize) 
     Speed { case, seconds, bytes_per_s: bytes as f64 / seconds, flop_per_s: flop / seconds }
 }
 
-/// Bytes of a row of `cols` values.
-fn row_bytes(format: Format, cols: usize) -> Result<usize> {
-    (0..format.parts()).map(|part| format.row_bytes(part, cols)).sum()
-}
-
 fn vector(b: &dyn Backend, format: Format, bytes: usize, least: Duration) -> Result<Speed> {
     let mut r = Inputs::new(b, 21);
-    let outputs = (bytes.min(b.info().buffer_bytes_max) / row_bytes(format, COLS)?).next_multiple_of(64) - 64;
+    let outputs =
+        (bytes.min(b.info().buffer_bytes_max) / format.whole_row_bytes(COLS)?).next_multiple_of(64) - 64;
     let w = r.weight(format, outputs, COLS, 1)?;
     let (x, mut out) = (r.tensor(1, COLS, 1.0)?, r.zeros(1, outputs)?);
     let seconds = time(&r, least, &mut out, |out| b.linear(&x, &w, None, out))?;
@@ -116,7 +112,7 @@ fn matrix(b: &dyn Backend, format: Format, bytes: usize, least: Duration) -> Res
 fn experts(b: &dyn Backend, format: Format, bytes: usize, least: Duration) -> Result<Speed> {
     let mut r = Inputs::new(b, 23);
     let weights = 3 * INNER * COLS;
-    let expert_bytes = 2 * INNER * row_bytes(format, COLS)? + COLS * row_bytes(format, INNER)?;
+    let expert_bytes = 2 * INNER * format.whole_row_bytes(COLS)? + COLS * format.whole_row_bytes(INNER)?;
     let count = (bytes / expert_bytes / TOP_K).max(1) * TOP_K;
     // As a store keeps them: whole experts in one buffer each kind of matrix, so one dispatch serves all.
     let gate = r.weight(format, count * INNER, COLS, 1)?;

@@ -1,4 +1,4 @@
-// The LANES threads that share four rows add up through shared memory.
+// The LANES threads that share a sum add up through shared memory.
 
 fn position(t: u32) -> u32 {
     return t;

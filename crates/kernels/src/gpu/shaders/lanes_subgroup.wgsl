@@ -1,10 +1,10 @@
-// The LANES threads that share four rows are neighbours, within one subgroup or in several whole ones.
+// The LANES threads that share a sum are neighbours, within one subgroup or in several whole ones.
 
 fn position(t: u32) -> u32 {
     return subgroup.x * subgroup.w + subgroup.y;
 }
 
-// Of lanes within a subgroup.
+// Of LANES that are no more than a subgroup has.
 fn lanes_sum(value: f32, position: u32) -> f32 {
     var sum = value;
     for (var step = LANES / 2u; step > 0u; step >>= 1u) {
