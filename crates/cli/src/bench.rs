@@ -7,6 +7,7 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use engine::sample::{SampleParams, Sampler};
 use engine::{DeviceCounts, Error, ErrorKind, Guess, KernelTime, ReadStats, Session, trace_of};
 
 use crate::args::ComputeArgs;
@@ -222,7 +223,12 @@ fn measure(session: &mut Session, [warm_up, prompt, answer]: [&[u32]; 3], args: 
     })?;
     let prefill = start.elapsed();
     let mut answer = answer.iter().copied();
-    let mut token = answer.next().unwrap_or_else(|| best(session.logits()));
+    let mut sampler = Sampler::new(&SampleParams::greedy())?;
+    let mut choose = |session: &Session| match answer.next() {
+        Some(token) => Ok(token),
+        None => sampler.sample(session.logits(), session.tokens()),
+    };
+    let mut token = choose(session)?;
     let time_to_first_token = start.elapsed();
     let prompt_reads = model.read_stats();
     let prompt_kernels = model.device_profile();
@@ -233,7 +239,7 @@ fn measure(session: &mut Session, [warm_up, prompt, answer]: [&[u32]; 3], args: 
                 return Err(Failure::interrupted());
             }
             session.append(&[token], &mut |_, _| ControlFlow::Continue(()))?;
-            token = answer.next().unwrap_or_else(|| best(session.logits()));
+            token = choose(session)?;
             bar.inc(1);
         }
         Ok(start.elapsed())
@@ -261,9 +267,4 @@ fn measure(session: &mut Session, [warm_up, prompt, answer]: [&[u32]; 3], args: 
         kernels,
         drive_bytes_per_s,
     })
-}
-
-fn best(logits: &[f32]) -> u32 {
-    let best = logits.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1).then(b.0.cmp(&a.0)));
-    best.map_or(0, |(id, _)| id as u32)
 }

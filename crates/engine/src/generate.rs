@@ -125,7 +125,7 @@ pub fn generate(
     let most = options.max_tokens.unwrap_or(usize::MAX);
     let mut decode_start = Instant::now();
     while answer.tokens.len() < most {
-        let token = sampler.sample(&mut session.logits().to_vec(), session.tokens())?;
+        let token = sampler.sample(session.logits(), session.tokens())?;
         if answer.tokens.is_empty() {
             answer.time_to_first_token = start.elapsed();
             decode_start = Instant::now();

@@ -88,6 +88,8 @@ impl SampleParams {
 
 /// Values that are looked at together.
 const LANES: usize = 16;
+/// Values after which it is noted where the best one was.
+const BLOCK: usize = 1024;
 /// Up to so many best tokens are kept sorted while the logits are read.
 const SORTED_MOST: usize = 256;
 /// A token less likely than e to the minus this, beside the best, is never drawn: a vocabulary of such tokens weighs less
@@ -100,6 +102,8 @@ pub struct Sampler {
     seed: u64,
     random: Xoshiro,
     candidates: Vec<Candidate>,
+    /// The logits with bias and penalties.
+    changed: Vec<f32>,
 }
 
 #[derive(Clone, Copy)]
@@ -123,7 +127,8 @@ impl Sampler {
         params.check()?;
         // The standard library's hash keys are the one source of randomness without a dependency or a global.
         let seed = params.seed.unwrap_or_else(|| RandomState::new().build_hasher().finish());
-        Ok(Self { params: params.clone(), seed, random: Xoshiro::new(seed), candidates: Vec::new() })
+        let random = Xoshiro::new(seed);
+        Ok(Self { params: params.clone(), seed, random, candidates: Vec::new(), changed: Vec::new() })
     }
 
     /// The seed in use, with which the same choices come again.
@@ -131,15 +136,29 @@ impl Sampler {
         self.seed
     }
 
-    /// Chooses the next token. `logits`, `[vocab]`, are changed by bias and penalties; `history` is everything
-    /// before, prompt included.
+    /// Chooses the next token by `logits`, `[vocab]`; `history` is everything before, prompt included.
     ///
     /// # Errors
     /// `Corrupt` for logits that are NaN or positive infinity, or all forbidden; `InvalidRequest` for a bias on
     /// a token outside the vocabulary.
-    pub fn sample(&mut self, logits: &mut [f32], history: &[u32]) -> Result<u32> {
-        self.add_bias(logits)?;
-        self.penalise(logits, history);
+    pub fn sample(&mut self, logits: &[f32], history: &[u32]) -> Result<u32> {
+        // A large vocabulary is a megabyte: worth a copy only if something changes.
+        if self.params.logit_bias.is_empty() && !self.penalises() {
+            return self.choose(logits);
+        }
+        let mut changed = std::mem::take(&mut self.changed);
+        changed.clear();
+        changed.extend_from_slice(logits);
+        self.add_bias(&mut changed)?;
+        if self.penalises() {
+            self.penalise(&mut changed, history);
+        }
+        let chosen = self.choose(&changed);
+        self.changed = changed;
+        chosen
+    }
+
+    fn choose(&mut self, logits: &[f32]) -> Result<u32> {
         let best = argmax(logits)?;
         if self.params.temperature == 0.0 || self.params.top_k == 1 {
             return Ok(best as u32);
@@ -158,11 +177,13 @@ impl Sampler {
         Ok(())
     }
 
+    fn penalises(&self) -> bool {
+        let p = &self.params;
+        p.repetition_penalty != 1.0 || p.presence_penalty != 0.0 || p.frequency_penalty != 0.0
+    }
+
     fn penalise(&self, logits: &mut [f32], history: &[u32]) {
         let p = &self.params;
-        if p.repetition_penalty == 1.0 && p.presence_penalty == 0.0 && p.frequency_penalty == 0.0 {
-            return;
-        }
         let from = p.penalty_window.map_or(0, |window| history.len().saturating_sub(window));
         let mut counts: BTreeMap<u32, u32> = BTreeMap::new();
         for id in &history[from..] {
@@ -222,27 +243,40 @@ impl Sampler {
 
 /// The best token, the lowest id among equals.
 fn argmax(logits: &[f32]) -> Result<usize> {
-    // Maxima of lanes, which the compiler makes vectors of.
-    let mut max = [f32::NEG_INFINITY; LANES];
-    let mut is_bad = false;
-    let (whole, rest) = logits.as_chunks::<LANES>();
-    for chunk in whole {
-        for (max, logit) in max.iter_mut().zip(chunk) {
-            is_bad |= logit.is_nan() | (*logit == f32::INFINITY);
-            *max = if *logit > *max { *logit } else { *max };
+    let (mut max, mut from, mut is_bad) = (f32::NEG_INFINITY, 0, false);
+    for (block, values) in logits.chunks(BLOCK).enumerate() {
+        let (best, bad) = max_of(values);
+        is_bad |= bad;
+        if best > max {
+            (max, from) = (best, block * BLOCK);
         }
-    }
-    for logit in rest {
-        is_bad |= logit.is_nan() | (*logit == f32::INFINITY);
-        max[0] = if *logit > max[0] { *logit } else { max[0] };
     }
     if is_bad && let Some(id) = logits.iter().position(|l| l.is_nan() || *l == f32::INFINITY) {
         return Err(Error::corrupt(format!("the logit of token {id} is {}", logits[id])));
     }
-    let max = max.into_iter().fold(f32::NEG_INFINITY, f32::max);
     let allowed = max > f32::NEG_INFINITY;
-    let best = logits.iter().position(|logit| allowed && *logit == max);
-    best.ok_or_else(|| Error::corrupt("every token is forbidden: all logits are negative infinity"))
+    let best = logits[from..].iter().position(|logit| allowed && *logit == max);
+    best.map(|id| from + id)
+        .ok_or_else(|| Error::corrupt("every token is forbidden: all logits are negative infinity"))
+}
+
+/// The largest value, and whether one is NaN or positive infinity.
+fn max_of(values: &[f32]) -> (f32, bool) {
+    // Maxima of lanes, which the compiler makes vectors of.
+    let mut max = [f32::NEG_INFINITY; LANES];
+    let mut is_bad = false;
+    let (whole, rest) = values.as_chunks::<LANES>();
+    for chunk in whole {
+        for (max, value) in max.iter_mut().zip(chunk) {
+            is_bad |= value.is_nan() | (*value == f32::INFINITY);
+            *max = if *value > *max { *value } else { *max };
+        }
+    }
+    for value in rest {
+        is_bad |= value.is_nan() | (*value == f32::INFINITY);
+        max[0] = if *value > max[0] { *value } else { max[0] };
+    }
+    (max.into_iter().fold(f32::NEG_INFINITY, f32::max), is_bad)
 }
 
 /// Fills `list` with the `n` best tokens that are not forbidden, best first, without a list of all.
@@ -301,8 +335,7 @@ pub struct Logprobs {
     pub top: Vec<(u32, f32)>,
 }
 
-/// Natural log-softmax of `logits`, `[vocab]`, at `chosen` and at the `n` best tokens. Give it the model's own
-/// logits: a [`Sampler`] changes them.
+/// Natural log-softmax of `logits`, `[vocab]`, at `chosen` and at the `n` best tokens.
 pub fn logprobs(logits: &[f32], chosen: u32, n: usize) -> Result<Logprobs> {
     let best = logits[argmax(logits)?];
     let sum: f64 = logits.iter().map(|l| (f64::from(*l) - f64::from(best)).exp()).sum();

@@ -54,6 +54,8 @@ pub struct Session {
     /// Of the first `logits_at` tokens; empty when those are no longer the first.
     logits: Vec<f32>,
     logits_at: usize,
+    /// Memory that logits are read into.
+    read: Vec<f32>,
     routes: Option<Vec<RouteRecord>>,
 }
 
@@ -70,6 +72,7 @@ impl Session {
             checkpoints: Checkpoints::default(),
             logits: Vec::new(),
             logits_at: 0,
+            read: Vec::new(),
             routes: None,
         })
     }
@@ -148,18 +151,15 @@ impl Session {
         let before = self.tokens.len();
         self.check_context(before + tokens.len())?;
         self.tokens.extend_from_slice(tokens);
-        let mut last = Vec::new();
         let end = self.tokens.len();
-        let fed = self.feed(end - 1..end, progress, &mut |_, logits| {
-            last = logits.to_vec();
-            Ok(())
-        });
+        let fed = self.feed(end - 1..end, progress, &mut |_, _| Ok(()));
         if let Err(e) = fed {
             let computed = self.state.position().max(before);
             self.shorten(if unfinished == Unfinished::KeepChunks { computed } else { before })?;
             return Err(e);
         }
-        self.logits = last;
+        // Only the last position's were read.
+        std::mem::swap(&mut self.logits, &mut self.read);
         self.logits_at = end;
         if tokens.len() > 1 && self.state.is_recurrent() {
             self.checkpoints.keep(&self.state)?;
@@ -182,6 +182,7 @@ impl Session {
         self.check_context(before + tokens.len())?;
         self.tokens.extend_from_slice(tokens);
         let fed = self.feed(before..self.tokens.len(), progress, each);
+        self.read = Vec::new(); // of many positions
         if fed.is_err() {
             self.shorten(before)?;
         }
@@ -276,7 +277,7 @@ impl Session {
         let x = model.decoder.forward(&mut step)?;
         let first = wanted.start.max(range.start) - range.start;
         let last = wanted.end.min(range.end).saturating_sub(range.start);
-        emit_logits(model, &step, &x, first..last.max(first), range.start, sink)?;
+        emit_logits(model, &step, &x, first..last.max(first), range.start, &mut self.read, sink)?;
         drop(step);
         if let Some(pool) = pool.as_deref_mut().filter(|_| decodes) {
             pool.lookahead.end(started.elapsed());
@@ -349,28 +350,35 @@ fn emit_logits(
     x: &Activation,
     rows: Range<usize>,
     position: usize,
+    host: &mut Vec<f32>,
     sink: LogitSink<'_>,
 ) -> Result<()> {
     let vocab = model.meta.vocab_size;
-    let mut host = Vec::new();
     for start in rows.clone().step_by(LOGIT_ROWS) {
         let tile: Vec<u32> = (start..rows.end.min(start + LOGIT_ROWS)).map(|r| r as u32).collect();
         let logits = model.decoder.logits(step, x, &tile)?;
         host.resize(logits.len(), 0f32);
-        model.backend.read(logits.block(), 0, bytemuck::cast_slice_mut(&mut host))?;
+        model.backend.read(logits.block(), 0, bytemuck::cast_slice_mut(host))?;
         for (row, values) in tile.iter().zip(host.chunks_exact(vocab)) {
             let at = position + *row as usize;
-            if let Some(id) = values.iter().position(|v| !v.is_finite()) {
-                return Err(Error::corrupt(format!(
-                    "the logit of token {id} at position {at} is {}: weights are damaged, \
-                     `tidemill inspect --check` finds where",
-                    values[id]
-                )));
-            }
+            check_finite(values, at)?;
             sink(at, values)?;
         }
     }
     Ok(())
+}
+
+/// Refuses logits of position `at` that no model in order answers.
+fn check_finite(logits: &[f32], at: usize) -> Result<()> {
+    // A loop without an exit, which the compiler makes vectors of; who it was is asked when there is one.
+    if logits.iter().fold(true, |all, logit| all & logit.is_finite()) {
+        return Ok(());
+    }
+    let id = logits.iter().position(|logit| !logit.is_finite()).unwrap_or_default();
+    Err(Error::corrupt(format!(
+        "the logit of token {id} at position {at} is {}: weights are damaged, `tidemill inspect --check` finds where",
+        logits[id]
+    )))
 }
 
 fn check_tokens(tokens: &[u32], vocab: usize) -> Result<()> {

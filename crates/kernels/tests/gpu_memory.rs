@@ -156,6 +156,9 @@ fn blocks_are_zeroed_and_bytes_land_anywhere() {
     let mut word = [0; 3];
     gpu.read(&block, 6, &mut word).unwrap();
     assert_eq!(&word, b"ide");
+    let mut words = [0; 8];
+    gpu.read(&block, 4, &mut words).unwrap();
+    assert_eq!(words, want[4..12]);
 }
 
 #[test]

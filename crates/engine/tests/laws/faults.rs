@@ -3,8 +3,9 @@
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
+use files::TensorIndex;
 use store::Range;
-use store::disk::{Fault, FaultKind, SimDisk};
+use store::disk::{Fault, FaultKind, SimDisk, SimOptions};
 use tidemill_engine::{Error, ErrorKind, Model, OpenOptions, Session};
 
 use crate::common::{go, open, try_open};
@@ -207,4 +208,33 @@ fn random_faults_never_change_a_bit() {
         }
         assert!(failed >= 5 && succeeded >= 5, "{failed} failed, {succeeded} succeeded");
     }
+}
+
+#[test]
+fn a_logit_that_is_no_number_is_named_and_the_session_is_as_before() {
+    let path = golden("qwen3_moe-e16/gguf-Q4_0");
+    let (index, _) = TensorIndex::open(&path).expect("opens");
+    let head = index.require("output.weight").expect("a head of its own");
+    let mut file = std::fs::read(&index.files()[0]).expect("readable");
+    // The scale of the last row's first block becomes NaN.
+    let (rows, row_bytes) = (head.rows(), head.bytes() as usize / head.rows());
+    let at = head.spans[0].offset as usize + (rows - 1) * row_bytes;
+    file[at..at + 2].copy_from_slice(&[0x00, 0x7E]);
+    let disk = Arc::new(SimDisk::new(vec![file], SimOptions::default()));
+    let model = open(&path, &OpenOptions { disk: Some(disk), ..OpenOptions::default() });
+    let mut session = Session::new(&model).expect("a session");
+    let prompt = tokens(&model, 1, 5);
+    let error = session.append(&prompt, &mut go).expect_err("not a number");
+    assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
+    for part in [format!("token {}", rows - 1), "position 4".into(), "NaN".into()] {
+        assert!(error.message().contains(&part), "{part:?} is not in: {error}");
+    }
+    assert!(session.tokens().is_empty() && session.logits().is_empty(), "as before the call");
+    let mut seen = 0;
+    let scored = session.score(&prompt, &mut go, &mut |_, _| {
+        seen += 1;
+        Ok(())
+    });
+    assert!(scored.expect_err("not a number").message().contains("position 0"));
+    assert_eq!(seen, 0, "nobody is given such logits");
 }

@@ -204,7 +204,7 @@ fn measure(args: &[String]) {
     let mut sampler =
         Sampler::new(&SampleParams { temperature: 0.8, ..SampleParams::default() }).expect("valid");
     for _ in 0..8 {
-        let token = sampler.sample(&mut session.logits().to_vec(), session.tokens()).expect("samples");
+        let token = sampler.sample(session.logits(), session.tokens()).expect("samples");
         session.append(&[token], &mut go).expect("runs");
     }
     report("decoded");

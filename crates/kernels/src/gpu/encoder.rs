@@ -242,7 +242,21 @@ impl Recorder {
         device: &Device,
         ranges: &[(&wgpu::Buffer, usize, usize)],
     ) -> Result<Vec<Vec<u8>>> {
-        let total: usize = ranges.iter().map(|(_, _, bytes)| bytes).sum();
+        let mut out: Vec<Vec<u8>> = ranges.iter().map(|(_, _, bytes)| vec![0; *bytes]).collect();
+        let into = ranges.iter().zip(&mut out);
+        let mut into: Vec<_> =
+            into.map(|((buffer, offset, _), out)| (*buffer, *offset, out.as_mut_slice())).collect();
+        self.read_into(device, &mut into)?;
+        Ok(out)
+    }
+
+    /// [`Self::read_back`] into the caller's memory, which is as long as the range.
+    pub(super) fn read_into(
+        &mut self,
+        device: &Device,
+        ranges: &mut [(&wgpu::Buffer, usize, &mut [u8])],
+    ) -> Result<()> {
+        let total: usize = ranges.iter().map(|(_, _, out)| out.len()).sum();
         let staging = self.answers(device, total.max(4))?;
         let (mut encoder, pass) = match self.open.take() {
             Some(open) => open,
@@ -250,9 +264,9 @@ impl Recorder {
         };
         drop(pass);
         let mut at = 0;
-        for (buffer, offset, bytes) in ranges {
-            encoder.copy_buffer_to_buffer(buffer, *offset as u64, &staging, at, *bytes as u64);
-            at += *bytes as u64;
+        for (buffer, offset, out) in ranges.iter() {
+            encoder.copy_buffer_to_buffer(buffer, *offset as u64, &staging, at, out.len() as u64);
+            at += out.len() as u64;
         }
         let index = self.send(device, encoder)?;
         self.held.clear();
@@ -266,15 +280,14 @@ impl Recorder {
             .get_mapped_range()
             .map_err(|e| device_error("cannot read the device's answer").with_source(e))?;
         let mut rest: &[u8] = &mapped;
-        let mut out = Vec::with_capacity(ranges.len());
-        for (_, _, bytes) in ranges {
-            let (head, tail) = rest.split_at(*bytes);
-            out.push(head.to_vec());
+        for (_, _, out) in ranges {
+            let (head, tail) = rest.split_at(out.len());
+            out.copy_from_slice(head);
             rest = tail;
         }
         drop(mapped);
         staging.unmap();
-        Ok(out)
+        Ok(())
     }
 
     /// A mappable buffer of at least `bytes`.
