@@ -5,7 +5,8 @@
 mod common;
 
 use common::Rig;
-use tidemill_kernels::gpu::{Gpu, GpuOptions, adapters};
+use files::Format;
+use tidemill_kernels::gpu::{Gpu, GpuOptions, adapters, source};
 use tidemill_kernels::ops::Precision;
 
 /// The best adapter of this machine, or nothing where there is none.
@@ -44,6 +45,33 @@ fn products_on_matrix_units() {
         let rig = Rig { name, backend, batch_invariant: false, align };
         common::dense::many_rows(&rig);
         common::experts::many_rows(&rig);
+    }
+}
+
+/// Products of a row in fast mode: where the device multiplies bytes, activations are integers of 14 bits or
+/// more.
+#[test]
+fn products_of_integers() {
+    if adapters().is_empty() {
+        println!("SKIP gpu: no adapter");
+        return;
+    }
+    for (subgroups, align) in [(true, 16), (false, 16), (true, 8), (true, 4)] {
+        let options = GpuOptions { precision: Precision::Fast, subgroups, ..GpuOptions::default() };
+        let backend = Box::new(Gpu::open(&options).unwrap());
+        let name = format!("{}, fast, subgroups {subgroups}, align {align}", backend.adapter().name);
+        let rig = Rig { name, backend, batch_invariant: false, align };
+        // Those that are loaded in steps, and otherwise than with the alignment before.
+        let loads = |format: Format, align: usize| source::wide(format, align as u32);
+        let in_steps = |&format: &Format| {
+            loads(format, align) != source::Wide::Not
+                && (align == 16 || loads(format, align) != loads(format, 2 * align))
+        };
+        let formats: Vec<Format> = Format::all().into_iter().filter(in_steps).collect();
+        common::dense::single_row(&rig, &formats, 16256.0);
+        if subgroups && align == 16 {
+            common::experts::routed_layer(&rig);
+        }
     }
 }
 

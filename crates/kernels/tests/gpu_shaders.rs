@@ -5,20 +5,25 @@
 use files::Format;
 use naga::back::msl;
 use naga::valid::{Capabilities, ValidationFlags, Validator};
-use tidemill_kernels::gpu::source::{CONSTANTS_MAX, KERNELS, Kernel, Variant, WEIGHTS_MAX, wgsl, wide};
+use tidemill_kernels::gpu::source::{
+    CONSTANTS_MAX, KERNELS, Kernel, Variant, WEIGHTS_MAX, split, wgsl, wide,
+};
 
 /// Values for the constants of a kernel.
-fn constants(kernel: &Kernel, tail: u32, kv_format: u32, wide: u32) -> [u32; CONSTANTS_MAX] {
+fn constants(kernel: &Kernel, tail: u32, kv_format: u32, wide: u32, split: u32) -> [u32; CONSTANTS_MAX] {
     let mut all = [0; CONSTANTS_MAX];
     for (slot, name) in all.iter_mut().zip(kernel.constants) {
         *slot = match *name {
             "TAIL" => tail,
             "TOKENS" if wide > 0 => 1,
             "WIDE" => wide,
+            "SPLIT" if kernel.name == "integers" => 1,
+            "SPLIT" => split,
             "LANES" if kernel.name == "attention" => 32,
             "LANES" => 8,
             "TOKENS" | "KERNEL" | "TOP_K" | "HEADS" => 4,
             "HEAD_DIM" | "KEY_DIM" => 128,
+            "FOURS" => kv_format,
             "EXPERTS" => 512,
             "ROWS" => 128,
             "SPAN" => 32,
@@ -52,7 +57,7 @@ fn translate(kernel: &Kernel, variant: &Variant, subgroups: bool) {
     let (text, _) = msl::write_string(&module, &info, &options, &msl::PipelineOptions::default())
         .unwrap_or_else(|e| panic!("{what}: {e}"));
     assert!(text.contains("kernel void"), "{what}: no entry point in the Metal source");
-    let reduces = kernel.source.contains("$TEAM_SETUP");
+    let reduces = ["$TEAM_SETUP", "$NORM_ROW"].iter().any(|part| kernel.source.contains(part));
     assert_eq!(text.contains("simd_"), subgroups && reduces, "{what}");
 }
 
@@ -65,13 +70,26 @@ fn all_shaders_translate_to_metal() {
             all.iter_mut().zip(kernel.weights).for_each(|(slot, _)| *slot = Some(format));
             // Only floats have rows that are no multiple of eight.
             let tail = u32::from(matches!(format, Format::F32 | Format::F16 | Format::BF16));
-            let kv_formats = if kernel.constants.contains(&"FORMAT") { 0..3 } else { 0..1 };
-            let mut widths = vec![0];
+            let kv_formats = match kernel.constants {
+                constants if constants.contains(&"FORMAT") => 0..3,
+                constants if constants.contains(&"FOURS") => 0..2,
+                _ => 0..1,
+            };
+            // Loads of a step, with products of floats, and of integers that the kernel or another prepares.
+            let mut steps = vec![(0, 0, tail)];
             if kernel.constants.contains(&"WIDE") {
-                widths.extend([1, 4, 8, 16].map(|alignment| wide(format, alignment) as u32));
+                let widths = [4, 8, 16].map(|alignment| wide(format, alignment) as u32);
+                steps.extend(
+                    widths
+                        .iter()
+                        .filter(|&&w| w > 0)
+                        .flat_map(|&w| [(w, 0, tail), (w, split(format), tail), (w, split(format), 2)]),
+                );
             }
-            for (kv_format, wide) in kv_formats.flat_map(|f| widths.iter().map(move |&w| (f, w))) {
-                let constants = constants(kernel, tail, kv_format, wide);
+            for (kv_format, (wide, split, tail)) in
+                kv_formats.flat_map(|f| steps.iter().map(move |&s| (f, s)))
+            {
+                let constants = constants(kernel, tail, kv_format, wide, split);
                 let variant = Variant { name: kernel.name, formats: all, constants };
                 translate(kernel, &variant, true);
                 translate(kernel, &variant, false);

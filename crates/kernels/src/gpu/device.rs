@@ -40,6 +40,9 @@ pub(super) struct Device {
     pub(super) subgroups: bool,
     /// Whether matrix units multiply 16 x 16 values of half precision into single, for subgroups of 32.
     pub(super) matrix_units: bool,
+    /// Whether the driver has an instruction for the products of four bytes, and threads that share eight of those are
+    /// in one subgroup.
+    pub(super) byte_products: bool,
     /// The fewest threads that a subgroup may have.
     pub(super) subgroup_threads: u32,
     /// Largest buffer that one binding can show whole, less the padding.
@@ -57,6 +60,8 @@ const MATRIX_UNITS: wgpu::Features = wgpu::Features::EXPERIMENTAL_COOPERATIVE_MA
     .union(wgpu::Features::SUBGROUP);
 /// Memory of a workgroup of `matmul_units.wgsl`, for blocks of 128 rows.
 const MATRIX_UNITS_STORAGE_BYTES: u32 = 48 << 10;
+/// Threads that find the largest value of a block of activations together.
+pub(super) const EIGHT: u32 = 8;
 /// The shaders address bytes with 32 bits.
 const ADDRESSABLE_BYTES: u64 = 1 << 32;
 
@@ -171,13 +176,16 @@ impl Device {
         // A page less than the limit leaves room for the padding.
         let buffer_bytes_max = largest.saturating_sub(PADDING_BYTES.next_multiple_of(4096)) as usize;
         let subgroups = features.contains(wgpu::Features::SUBGROUP);
-        let subgroup_threads = adapter.get_info().subgroup_min_size;
+        let info = adapter.get_info();
+        let subgroup_threads = info.subgroup_min_size;
+        let byte_products = info.backend == wgpu::Backend::Vulkan && subgroup_threads >= EIGHT;
         Ok(Self {
             device,
             queue,
             summary,
             subgroups,
             matrix_units,
+            byte_products,
             subgroup_threads,
             buffer_bytes_max,
             failure,

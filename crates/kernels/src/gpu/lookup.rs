@@ -82,7 +82,7 @@ impl Gpu {
                 },
             )?;
             let own = Parts::of(&experts[first])?;
-            let group = lookup.group(&own, &experts[first], binding(x)?, binding(parts)?);
+            let group = lookup.group(&own, &experts[first], x, binding(parts)?)?;
             let table = TableAt {
                 buffer: tiles.binding(),
                 tiles_at: 0,
@@ -119,7 +119,7 @@ impl Gpu {
         let mut shared_done = false;
         for (g, &first) in lookup.groups.iter().enumerate() {
             let own = Parts::of(&experts[first])?;
-            let mut group = lookup.group(&own, &experts[first], binding(x)?, binding(parts)?);
+            let mut group = lookup.group(&own, &experts[first], x, binding(parts)?)?;
             if let (false, 1, Some((weights, _)), Some(shared), Some((output, _))) =
                 (shared_done, rows, layer.shared, &shared_parts, &outputs)
                 && lookup.takes(&own, &experts[first], shared, weights)
@@ -160,19 +160,20 @@ impl Lookup {
         &self,
         own: &'a Parts<'a>,
         weights: &MlpWeights,
-        x: Binding<'a>,
+        x: &'a Tensor,
         out: Binding<'a>,
-    ) -> Group<'a> {
-        Group {
+    ) -> Result<Group<'a>> {
+        Ok(Group {
             parts: own,
-            x,
+            x: binding(x)?,
             out,
+            rows: x.rows(),
             hidden: weights.gate.cols(),
             intermediate: weights.gate.rows(),
             tokens: tokens_for(1) as usize,
             alignment: self.alignment,
             shared: None,
-        }
+        })
     }
 
     /// Whether the pipeline of a group serves a shared expert too.

@@ -3,7 +3,7 @@
 use files::{Error, Result};
 
 use super::encoder::Binding;
-use super::{Call, Gpu, binding, memory_of, source};
+use super::{Call, Gpu, binding, fours, memory_of, source};
 use crate::buffer::Tensor;
 use crate::ops::{
     AttentionSpec, Backend as _, DeltaInput, DeltaSpec, Gate, Heads, KvCache, KvFormat, RopeSpec, Segment,
@@ -42,8 +42,8 @@ fn delta_params(input: &DeltaInput<'_>, spec: &DeltaSpec) -> [u32; 5] {
     [spec.key_heads, spec.value_heads, spec.value_head_dim, rows.start, rows.len()].map(|n| n as u32)
 }
 
-/// Columns of a head's state that a team of `delta_rule.wgsl` takes, each with four threads.
-const DELTA_COLUMNS: usize = source::DELTA_RULE.team as usize / 4;
+/// Parts of a column of a head's state, each for a thread of `delta_rule.wgsl`.
+const DELTA_SLICES: usize = 8;
 
 /// Rows that a thread of `short_conv.wgsl` takes, at least.
 const CONV_SPAN: usize = 32;
@@ -272,8 +272,16 @@ impl Gpu {
         gate: Option<Gate<'_>>,
         out: &mut Tensor,
     ) -> Result<()> {
+        let value_channels = spec.value_heads * spec.value_head_dim;
+        let by_fours = [spec.value_head_dim, spec.channels(), spec.channels() - value_channels]
+            .map(fours)
+            .into_iter()
+            .min()
+            .unwrap_or(0);
+        // Of a head's state, that a team takes.
+        let columns = source::DELTA_RULE.team as usize / DELTA_SLICES * if by_fours == 1 { 4 } else { 1 };
         if let Some(gate) = gate
-            && (spec.value_head_dim > DELTA_COLUMNS || self.delta_by_rows(input, spec))
+            && (spec.value_head_dim > columns || self.delta_by_rows(input, spec))
         {
             self.delta(input, spec, state, None, out)?;
             return self.gated_norm(out, gate.z, gate.weight, gate.eps);
@@ -285,6 +293,7 @@ impl Gpu {
         let unused = self.unused(&mut recording)?;
         let nothing = unused[0].binding();
         let bindings = [
+            binding(input.qkv)?,
             binding(input.qkv)?,
             binding(input.a)?,
             binding(input.b)?,
@@ -298,9 +307,9 @@ impl Gpu {
         let [key_heads, value_heads, value_dim, first_row, rows] = delta_params(input, spec);
         let eps = gate.map_or(0.0, |gate| gate.eps).to_bits();
         let params = [key_heads, value_heads, value_dim, first_row, rows, eps];
-        let constants =
-            [head_dim("key", spec.key_head_dim)?, u32::from(spec.tiled), u32::from(gate.is_some())];
-        let groups = [spec.value_heads as u32, spec.value_head_dim.div_ceil(DELTA_COLUMNS) as u32, 1];
+        let key_dim = head_dim("key", spec.key_head_dim)?;
+        let constants = [key_dim, u32::from(spec.tiled), u32::from(gate.is_some()), by_fours];
+        let groups = [spec.value_heads as u32, spec.value_head_dim.div_ceil(columns) as u32, 1];
         self.run(
             &mut recording,
             &Call {

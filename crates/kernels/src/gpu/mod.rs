@@ -214,6 +214,11 @@ fn folded(count: usize, y: u32) -> [u32; 3] {
     if count <= GROUPS_MAX { [count, y, 1] } else { [GROUPS_MAX, y, count.div_ceil(GROUPS_MAX)] }
 }
 
+/// The constant FOURS for rows of `cols` values: whether they can be taken four at a time.
+fn fours(cols: usize) -> u32 {
+    u32::from(cols.is_multiple_of(4))
+}
+
 /// Workgroups for one thread an item.
 fn items(kernel: &Kernel, count: usize) -> [u32; 3] {
     folded(count.div_ceil(kernel.team as usize), 1)
@@ -333,7 +338,7 @@ impl Backend for Gpu {
         check::rms_norm(x, weight, out)?;
         let bindings = [binding(x)?, binding(weight)?, binding(out)?];
         let params = [x.cols() as u32, x.rows() as u32, eps.to_bits()];
-        self.simple(&source::RMS_NORM, &[], &bindings, &params, folded(x.rows(), 1))
+        self.simple(&source::RMS_NORM, &[fours(x.cols())], &bindings, &params, folded(x.rows(), 1))
     }
 
     fn linear(&self, x: &Tensor, w: &Weight, bias: Option<&Tensor>, out: &mut Tensor) -> Result<()> {
@@ -355,7 +360,7 @@ impl Backend for Gpu {
         check::rms_norm(to.x, to.weight, to.out)?;
         let bindings = [binding(y)?, binding(to.weight)?, binding(to.x)?, binding(to.out)?];
         let params = [y.cols() as u32, y.rows() as u32, to.eps.to_bits()];
-        self.simple(&source::ADD_NORM, &[], &bindings, &params, folded(y.rows(), 1))
+        self.simple(&source::ADD_NORM, &[fours(y.cols())], &bindings, &params, folded(y.rows(), 1))
     }
 
     fn add(&self, x: &mut Tensor, y: &Tensor) -> Result<()> {

@@ -8,7 +8,7 @@ use files::{Error, Format, Result};
 use super::encoder::Binding;
 use super::memory::GpuMemory;
 use super::product::{BLOCK, MATMUL_ROWS_MIN, alignment, tokens_for};
-use super::{Call, GROUPS_MAX, Gpu, State, binding, folded, items, memory_of, source, weight_parts};
+use super::{Call, GROUPS_MAX, Gpu, State, binding, folded, fours, items, memory_of, source, weight_parts};
 use crate::buffer::{Tensor, Weight};
 use crate::ops::{
     ExpertBatch, MlpWeights, Residual, RouteBuffers, RouteSpec, RoutedRow, Routes, SharedOutput,
@@ -75,6 +75,8 @@ pub(super) struct Group<'a> {
     pub(super) parts: &'a Parts<'a>,
     pub(super) x: Binding<'a>,
     pub(super) out: Binding<'a>,
+    /// Rows of x.
+    pub(super) rows: usize,
     pub(super) hidden: usize,
     pub(super) intermediate: usize,
     /// Entries of a tile.
@@ -111,6 +113,7 @@ impl Gpu {
                 parts: &parts[first],
                 x: binding(x)?,
                 out: binding(out)?,
+                rows: x.rows(),
                 hidden: weights.gate.cols(),
                 intermediate: weights.gate.rows(),
                 tokens,
@@ -185,11 +188,16 @@ impl Gpu {
         let shared = group.shared.as_ref().map(|(parts, _)| *parts);
         let mut dispatch = |kernel,
                             own: Range<usize>,
-                            [cols, outputs]: [usize; 2],
+                            [rows, cols, outputs]: [usize; 3],
                             bindings: &[Binding<'_>]| {
             let mut formats = group.parts.formats[own.clone()].to_vec();
             let shape = [cols, outputs * EXPERTS_ASSUMED];
-            let stride = self.stride(&formats, shape, group.tokens as u32, group.alignment);
+            let mut stride = self.stride(&formats, shape, group.tokens as u32, group.alignment);
+            let teams = stride.groups(outputs) * tiles as usize;
+            let prepared = self.prepared(state, bindings[0], [rows, cols], &mut stride, teams)?;
+            let x = prepared.as_ref().map_or(bindings[0], |x| x.binding());
+            let bindings: Vec<Binding<'_>> = [x].into_iter().chain(bindings[1..].iter().copied()).collect();
+            let bindings = &bindings;
             let mut params = vec![table.tiles_at, table.entries_at, hidden as u32, intermediate as u32];
             params.extend([stride.chunks, table.tiles]);
             if let Some(shared) = shared {
@@ -208,13 +216,13 @@ impl Gpu {
         for parts in [Some(group.parts), shared].into_iter().flatten() {
             bindings.extend(parts.gate.iter().chain(&parts.up));
         }
-        dispatch(&source::GATE_UP, 0..2, [hidden, intermediate], &bindings)?;
+        dispatch(&source::GATE_UP, 0..2, [group.rows, hidden, intermediate], &bindings)?;
         let shared_out = group.shared.as_ref().map_or(unused[0].binding(), |(_, out)| *out);
         let mut bindings = vec![act, table.buffer, group.out, shared_out];
         for parts in [Some(group.parts), shared].into_iter().flatten() {
             bindings.extend(&parts.down);
         }
-        dispatch(&source::DOWN, 2..3, [intermediate, hidden], &bindings)
+        dispatch(&source::DOWN, 2..3, [table.entries + 1, intermediate, hidden], &bindings)
     }
 
     /// Many rows an expert: gate, up, their activation and down as blocked products.
@@ -377,7 +385,7 @@ impl Gpu {
         ];
         let (rows, cols) = (to.x.rows(), to.x.cols());
         let params = [cols as u32, rows as u32, to.eps.to_bits()];
-        let constants = [spec.top_k as u32, u32::from(shared.is_some())];
+        let constants = [spec.top_k as u32, u32::from(shared.is_some()), fours(cols)];
         self.simple(&source::COMBINE_NORM, &constants, &bindings, &params, folded(rows, 1))
     }
 }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use files::{Format, Result};
 
+use super::device::EIGHT;
 use super::encoder::Binding;
 use super::memory::GpuMemory;
 use super::source::{self, Wide};
@@ -23,6 +24,13 @@ const JOBS_MAX: usize = 4;
 const THREADS_WANTED: usize = 1 << 16;
 /// Threads of the kernels that take four rows of a weight a few lanes.
 const TEAM: u32 = source::LINEAR.team;
+/// Columns of activations that all teams of a product would prepare together, from which on it is better to do that
+/// once, in a dispatch of its own: that costs 2.3 us on an H100.
+const PREPARE_MIN: usize = 1 << 20;
+/// Bytes of a prepared step: high and low halves of thirty-two integers, a scale and two sums.
+const PREPARED_BYTES: usize = 80;
+/// Most threads that share four rows of a weight: steps of x that `x_integers.wgsl` has at a time.
+const LANES_MAX: u32 = 128;
 
 /// A kernel that multiplies blocks of rows with blocks of outputs.
 pub(super) struct Blocked {
@@ -43,14 +51,16 @@ pub(super) struct Stride {
     /// Threads that share four rows of weights.
     lanes: u32,
     wide: Wide,
+    /// The constant SPLIT: not 0 for products of integers.
+    split: u32,
     /// Steps in a row.
     pub(super) chunks: u32,
 }
 
 impl Stride {
-    /// The values of the constants TOKENS, TAIL, LANES, WIDE.
-    pub(super) fn constants(&self) -> [u32; 4] {
-        [self.tokens, self.tail, self.lanes, self.wide as u32]
+    /// The values of the constants TOKENS, TAIL, LANES, WIDE, SPLIT.
+    pub(super) fn constants(&self) -> [u32; 5] {
+        [self.tokens, self.tail, self.lanes, self.wide as u32, self.split]
     }
 
     /// Workgroups for `outputs` rows of weights.
@@ -78,14 +88,14 @@ pub(super) fn alignment(bases: impl IntoIterator<Item = u32>) -> u32 {
 /// How many threads share four of `outputs` rows of `chunks` steps. First those of `lanes_max` that leave the fewest
 /// idle, but at least 4. Then twice as many, as long as each has a whole step, while the device has threads to spare:
 /// what bounds a small product is how many of its bytes are on their way at once.
-fn lanes(chunks: u32, outputs: usize, lanes_max: u32) -> u32 {
+fn lanes(chunks: u32, outputs: usize, lanes_max: u32, threads_wanted: usize) -> u32 {
     let padded = |lanes: u32| chunks.next_multiple_of(lanes);
     let choices = [32, 16, 8, 4].into_iter().filter(|&lanes| lanes <= lanes_max);
     // The first of equals: more lanes keep more of a row on its way.
     let mut lanes = choices.min_by_key(|&lanes| padded(lanes)).unwrap_or(4);
-    while lanes < TEAM
+    while lanes < LANES_MAX
         && chunks.is_multiple_of(2 * lanes)
-        && outputs.div_ceil(4) * (lanes as usize) < THREADS_WANTED
+        && outputs.div_ceil(4) * (lanes as usize) < threads_wanted
     {
         lanes *= 2;
     }
@@ -125,7 +135,51 @@ impl Gpu {
         }
         let width = if wide == Wide::Not { 8 } else { 32 };
         let chunks = cols.div_ceil(width) as u32;
-        Stride { tokens, tail: tail(cols), lanes: lanes(chunks, outputs, lanes_max), wide, chunks }
+        let split = self.split(formats, wide);
+        // Integers leave a thread so little to do that what all of them do first counts.
+        let threads_wanted = if split == 0 { THREADS_WANTED } else { THREADS_WANTED / 2 };
+        let lanes = lanes(chunks, outputs, lanes_max, threads_wanted);
+        Stride { tokens, tail: tail(cols), lanes, wide, split, chunks }
+    }
+
+    /// The constant SPLIT: integers where activations may be rounded and the device multiplies bytes, for weights that
+    /// meet their columns in one order.
+    fn split(&self, formats: &[Format], wide: Wide) -> u32 {
+        let mut splits = formats.iter().map(|&format| source::split(format));
+        let first = splits.next().unwrap_or(0);
+        let rounds = self.device.byte_products && self.info.precision == Precision::Fast;
+        if rounds && wide != Wide::Not && splits.all(|split| split == first) { first } else { 0 }
+    }
+
+    /// The activations of a product of integers by `teams` teams, `[rows, cols]` of them, prepared for all, if that is
+    /// better than that each team prepares what it needs.
+    pub(super) fn prepared(
+        &self,
+        state: &mut State,
+        x: Binding<'_>,
+        [rows, cols]: [usize; 2],
+        stride: &mut Stride,
+        teams: usize,
+    ) -> Result<Option<Arc<GpuMemory>>> {
+        if stride.split == 0 || teams * cols < PREPARE_MIN {
+            return Ok(None);
+        }
+        let kernel = &source::INTEGERS;
+        let steps = cols / 32;
+        let out = self.scratch(state, "integers", rows * steps * PREPARED_BYTES)?;
+        self.run(
+            state,
+            &Call {
+                kernel,
+                formats: &[],
+                constants: &[stride.split, EIGHT],
+                bindings: &[x, out.binding()],
+                params: &[cols as u32],
+                groups: [(8 * steps).div_ceil(kernel.team as usize) as u32, rows as u32, 1],
+            },
+        )?;
+        stride.tail = source::PREPARED;
+        Ok(Some(out))
     }
 
     /// Products with the same x: those whose weights share a format and buffers in one dispatch, if the rows are few.
@@ -168,11 +222,13 @@ impl Gpu {
         params.resize(4 * JOBS_MAX, 0);
         let outputs: usize = jobs.iter().map(|job| job.weight.rows()).sum();
         let formats = [first.format()];
-        let stride = self.stride(&formats, [first.cols(), outputs], tokens_for(x.rows()), alignment(packed));
-        params.extend([first.cols() as u32, x.rows() as u32, stride.chunks]);
-        let groups = jobs.iter().map(|job| stride.groups(job.weight.rows())).sum();
+        let cols = first.cols();
+        let mut stride = self.stride(&formats, [cols, outputs], tokens_for(x.rows()), alignment(packed));
+        params.extend([cols as u32, x.rows() as u32, stride.chunks]);
+        let groups: usize = jobs.iter().map(|job| stride.groups(job.weight.rows())).sum();
         let unused = self.unused(state)?;
-        let mut bindings = vec![binding(x)?];
+        let prepared = self.prepared(state, binding(x)?, [x.rows(), cols], &mut stride, groups)?;
+        let mut bindings = vec![prepared.as_ref().map_or(binding(x)?, |x| x.binding())];
         bindings.extend((0..JOBS_MAX).map(|i| jobs.get(i).map_or(unused[i].binding(), |job| job.out)));
         bindings.extend(weight_parts(first)?.0);
         self.run(
@@ -242,9 +298,11 @@ impl Gpu {
                 },
             );
         }
-        let stride = self.stride(&formats, [cols, outputs], tokens_for(rows), alignment([base[0]]));
+        let mut stride = self.stride(&formats, [cols, outputs], tokens_for(rows), alignment([base[0]]));
+        let groups = stride.groups(outputs);
         params.push(stride.chunks);
-        let mut bindings = vec![x, bias, out];
+        let prepared = self.prepared(state, x, [rows, cols], &mut stride, groups)?;
+        let mut bindings = vec![prepared.as_ref().map_or(x, |x| x.binding()), bias, out];
         bindings.extend(parts);
         self.run(
             state,
@@ -254,7 +312,7 @@ impl Gpu {
                 constants: &stride.constants(),
                 bindings: &bindings,
                 params: &params,
-                groups: folded(stride.groups(outputs), (rows as u32).div_ceil(stride.tokens)),
+                groups: folded(groups, (rows as u32).div_ceil(stride.tokens)),
             },
         )
     }
@@ -270,8 +328,8 @@ mod tests {
         for (chunks, want) in
             [(128, 32), (64, 32), (32, 32), (24, 8), (16, 16), (8, 8), (80, 16), (1, 4), (3, 4)]
         {
-            assert_eq!(lanes(chunks, 1 << 20, 32), want, "{chunks}");
-            assert!(lanes(chunks, 1 << 20, 8) <= 8);
+            assert_eq!(lanes(chunks, 1 << 20, 32, THREADS_WANTED), want, "{chunks}");
+            assert!(lanes(chunks, 1 << 20, 8, THREADS_WANTED) <= 8);
         }
     }
 
@@ -286,7 +344,7 @@ mod tests {
             (64, 151_936, 32),
             (80, 64, 16),
         ] {
-            assert_eq!(lanes(chunks, outputs, 32), want, "{chunks} {outputs}");
+            assert_eq!(lanes(chunks, outputs, 32, THREADS_WANTED), want, "{chunks} {outputs}");
         }
     }
 

@@ -23,9 +23,12 @@ pub struct Kernel {
 }
 
 /// Most constants of a kernel.
-pub const CONSTANTS_MAX: usize = 5;
+pub const CONSTANTS_MAX: usize = 6;
 /// Most weights of a kernel.
 pub const WEIGHTS_MAX: usize = 4;
+
+/// The constant TAIL of products whose activations `integers.wgsl` has prepared.
+pub(super) const PREPARED: u32 = 2;
 
 /// What makes one pipeline different from another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -55,10 +58,13 @@ macro_rules! kernels {
 
 kernels! {
     EMBED = "embed" "rw" weights ["w"] constants [] team 64;
-    RMS_NORM = "rms_norm" "rrw" weights [] constants [] team 256;
-    ADD_NORM = "add_norm" "rrww" weights [] constants [] team 256;
-    LINEAR = "linear" "rrw" weights ["w"] constants ["TOKENS", "TAIL", "LANES", "WIDE"] team 128;
-    LINEARS = "linears" "rwwww" weights ["w"] constants ["TOKENS", "TAIL", "LANES", "WIDE"] team 128;
+    RMS_NORM = "rms_norm" "rrw" weights [] constants ["FOURS"] team 512;
+    ADD_NORM = "add_norm" "rrww" weights [] constants ["FOURS"] team 512;
+    LINEAR = "linear" "rrw" weights ["w"]
+        constants ["TOKENS", "TAIL", "LANES", "WIDE", "SPLIT"] team 256;
+    LINEARS = "linears" "rwwww" weights ["w"]
+        constants ["TOKENS", "TAIL", "LANES", "WIDE", "SPLIT"] team 256;
+    INTEGERS = "integers" "rw" weights [] constants ["SPLIT", "LANES"] team 256;
     MATMUL = "matmul" "rrrw" weights ["w"] constants ["GATHER", "TAIL"] team 256;
     MATMUL_UNITS = "matmul_units" "rrrw" weights ["w"] constants ["GATHER", "TAIL", "ROWS"] team 256;
     ADD = "add" "wr" weights [] constants [] team 64;
@@ -67,17 +73,17 @@ kernels! {
     ATTENTION = "attention" "rrrww" weights [] constants ["HEAD_DIM", "FORMAT", "GATED", "HEADS", "LANES"] team 128;
     ATTENTION_MERGE = "attention_merge" "rrw" weights [] constants ["HEAD_DIM", "GATED", "SPANS_MAX"] team 128;
     SHORT_CONV = "short_conv" "rrww" weights [] constants ["KERNEL", "SPAN"] team 64;
-    DELTA_RULE = "delta_rule" "rrrrrrrww" weights [] constants ["KEY_DIM", "TILED", "GATED"] team 512;
+    DELTA_RULE = "delta_rule" "rrrrrrrrww" weights [] constants ["KEY_DIM", "TILED", "GATED", "FOURS"] team 256;
     DELTA_ROWS = "delta_rows" "rrrrrrww" weights [] constants ["KEY_DIM", "TILED", "LANES"] team 128;
     GATED_NORM = "gated_norm" "wrr" weights [] constants [] team 64;
     ROUTE = "route" "rrwww" weights [] constants ["EXPERTS", "TOP_K", "NORMALISE", "TILES"] team 256;
     EXPERT_TILES = "expert_tiles" "rrw" weights [] constants [] team 64;
     GATE_UP = "gate_up" "rrw" weights ["gate", "up", "shared_gate", "shared_up"]
-        constants ["TOKENS", "TAIL", "LANES", "WIDE", "SHARED"] team 128;
+        constants ["TOKENS", "TAIL", "LANES", "WIDE", "SPLIT", "SHARED"] team 256;
     DOWN = "down" "rrww" weights ["down", "shared_down"]
-        constants ["TOKENS", "TAIL", "LANES", "WIDE", "SHARED"] team 128;
+        constants ["TOKENS", "TAIL", "LANES", "WIDE", "SPLIT", "SHARED"] team 256;
     ACTIVATE = "activate" "wr" weights [] constants [] team 64;
-    COMBINE_NORM = "combine_norm" "rrrrrww" weights [] constants ["TOP_K", "SHARED"] team 256;
+    COMBINE_NORM = "combine_norm" "rrrrrww" weights [] constants ["TOP_K", "SHARED", "FOURS"] team 512;
     STREAM = "stream" "rw" weights [] constants ["EACH", "COPY"] team 256;
     COMBINE = "combine" "rrrrw" weights [] constants ["SHARED"] team 64;
 }
@@ -105,8 +111,19 @@ pub fn wide(format: Format, alignment: u32) -> Wide {
             4.. => Wide::Words,
             _ => Wide::Not,
         },
-        Format::Q4_0 | Format::Q8_0 if alignment >= 2 => Wide::Vectors,
+        Format::Q4_0 | Format::Q8_0 | Format::Q6K if alignment >= 2 => Wide::Vectors,
         _ => Wide::Not,
+    }
+}
+
+/// Where the columns of a step of [`wide`] are: half b so many columns after half a, or 1 if they alternate. Products
+/// of integers have it as their constant SPLIT, which is 0 for products of floats.
+pub fn split(format: Format) -> u32 {
+    match format {
+        Format::Affine { bits: 4, .. } => 1,
+        Format::Q4K => 32,
+        Format::Q6K => 64,
+        _ => 16,
     }
 }
 
@@ -127,7 +144,7 @@ pub fn wgsl(kernel: &Kernel, variant: &Variant, subgroups: bool) -> String {
     }
     out.push_str(include_str!("shaders/prelude.wgsl"));
     // A kernel that takes no team's arguments reduces nothing, and wants the shared memory for itself.
-    if kernel.source.contains("$TEAM_SETUP") {
+    if kernel.source.contains("$TEAM_SETUP") || kernel.source.contains("$NORM_ROW") {
         out.push_str(if subgroups {
             include_str!("shaders/team_subgroup.wgsl")
         } else {
@@ -141,18 +158,23 @@ pub fn wgsl(kernel: &Kernel, variant: &Variant, subgroups: bool) -> String {
             include_str!("shaders/lanes_plain.wgsl")
         });
     }
-    if kernel.constants.contains(&"TAIL") {
-        out.push_str(if constant(kernel, variant, "TAIL") == 1 {
-            include_str!("shaders/x_tail.wgsl")
+    if kernel.constants.contains(&"FOURS") {
+        out.push_str(if constant(kernel, variant, "FOURS") == 1 {
+            include_str!("shaders/values_four.wgsl")
         } else {
-            include_str!("shaders/x_whole.wgsl")
+            include_str!("shaders/values_one.wgsl")
+        });
+    }
+    if kernel.constants.contains(&"TAIL") {
+        out.push_str(match constant(kernel, variant, "TAIL") {
+            1 => include_str!("shaders/x_tail.wgsl"),
+            PREPARED => include_str!("shaders/x_prepared.wgsl"),
+            _ => include_str!("shaders/x_whole.wgsl"),
         });
     }
     let steps = kernel.constants.contains(&"WIDE");
     let wide = constant(kernel, variant, "WIDE");
-    if wide != 0 {
-        out.push_str(include_str!("shaders/wide.wgsl"));
-    }
+    out.push_str(&activations(kernel, variant));
     let mut binding = kernel.access.len();
     for (name, format) in kernel.weights.iter().zip(variant.formats) {
         let Some(format) = format else {
@@ -168,7 +190,7 @@ pub fn wgsl(kernel: &Kernel, variant: &Variant, subgroups: bool) -> String {
                 0 => include_str!("shaders/step_eight.wgsl"),
                 _ => include_str!("shaders/step_wide.wgsl"),
             };
-            out.push_str(&step.replace("$W", name));
+            out.push_str(&step.replace("$W_SPLIT", &format!("{}u", split(format))).replace("$W", name));
         }
     }
     let arguments = if subgroups {
@@ -179,8 +201,31 @@ pub fn wgsl(kernel: &Kernel, variant: &Variant, subgroups: bool) -> String {
         "@builtin(local_invocation_index) t: u32"
     };
     let setup = if subgroups { "subgroup = vec4<u32>(sg_id, sg_lane, sg_count, sg_size);" } else { "" };
+    let body = body.replace("$NORM_ROW", include_str!("shaders/norm_row.wgsl"));
     out.push_str(&body.replace("$TEAM_ARGUMENTS", arguments).replace("$TEAM_SETUP", setup));
     out
+}
+
+/// What products need of their activations, and the kernel that prepares those.
+fn activations(kernel: &Kernel, variant: &Variant) -> String {
+    const WIDE: &str = include_str!("shaders/wide.wgsl");
+    const WORDS: &str = include_str!("shaders/x_words.wgsl");
+    const INTEGERS: &str = include_str!("shaders/x_integers.wgsl");
+    let constant = |name| constant(kernel, variant, name);
+    if !kernel.constants.contains(&"SPLIT") {
+        return String::new();
+    }
+    if !kernel.constants.contains(&"WIDE") {
+        return [WIDE, WORDS].concat();
+    }
+    match (constant("WIDE"), constant("SPLIT"), constant("TAIL")) {
+        (0, ..) => include_str!("shaders/x_as_it_is.wgsl").into(),
+        (_, 0, _) => {
+            [WIDE, include_str!("shaders/x_as_it_is.wgsl"), include_str!("shaders/x_floats.wgsl")].concat()
+        }
+        (_, _, PREPARED) => [WIDE, INTEGERS].concat(),
+        _ => [WIDE, WORDS, INTEGERS, include_str!("shaders/x_in_team.wgsl")].concat(),
+    }
 }
 
 /// Bindings, loads and decoder of one weight.
@@ -189,7 +234,7 @@ fn weight(name: &str, format: Format, first_binding: usize, wide: u32) -> String
     for part in 0..format.parts() {
         let binding = first_binding + part;
         let name = format!("{name}_{part}");
-        let whole = part == 0 && !matches!(format, Format::Q4_0 | Format::Q8_0);
+        let whole = part == 0 && !matches!(format, Format::Q4_0 | Format::Q8_0 | Format::Q6K);
         let (item, word, quad) = if whole && wide == Wide::Vectors as u32 {
             ("vec4<u32>", "[i >> 2u][i & 3u]", format!("{name}[i >> 2u]"))
         } else if whole && wide == Wide::Pairs as u32 {
@@ -224,6 +269,7 @@ fn wide_decoder(format: Format) -> String {
         Format::Q4_0 => include_str!("shaders/formats/q4_0_wide.wgsl").into(),
         Format::Q8_0 => include_str!("shaders/formats/q8_0_wide.wgsl").into(),
         Format::Q4K => include_str!("shaders/formats/q4k_wide.wgsl").into(),
+        Format::Q6K => include_str!("shaders/formats/q6k_wide.wgsl").into(),
         _ => String::new(),
     }
 }

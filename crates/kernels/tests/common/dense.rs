@@ -59,6 +59,44 @@ pub fn linear(rig: &Rig) {
     }
 }
 
+/// Products of a single row where fast mode makes integers of the activations, 32 with a scale each and the largest of
+/// them at least `most`; of large matrices too.
+pub fn single_row(rig: &Rig, formats: &[Format], most: f32) {
+    let mut rng = Rng::new(40);
+    for (i, &format) in formats.iter().enumerate() {
+        for (cols, outputs) in [(256, rng.within(1..=90)), (256 * rng.within(17..=20), rng.within(1..=40))] {
+            let size = [1.0, 1e-3, 100.0][i % 3];
+            row(rig, format, &rng.values(cols, size), outputs, most, &mut rng);
+        }
+        if i % 4 == 0 {
+            row(rig, format, &rng.values(4864, 1.0), 8000, most, &mut rng);
+        }
+    }
+}
+
+fn row(rig: &Rig, format: Format, x: &[f32], outputs: usize, most: f32, rng: &mut Rng) {
+    let (mut x, cols) = (x.to_vec(), x.len());
+    let w = Encoded::random(format, outputs, cols, rng);
+    x[cols / 2] = 1e4;
+    x[..32].fill(0.0);
+    let what = format!("{format} [1, {cols}] -> {outputs}");
+    let (got, want) = (product(rig, &x, &w, None), product(&Rig::reference(), &x, &w, None));
+    close(rig, &what, &got, &want, |n| {
+        let w = w.row(n);
+        let largest = |x: &[f32]| x.iter().fold(0.0f32, |max, x| max.max(x.abs()));
+        let sizes = |w: &[f32]| w.iter().map(|w| w.abs()).sum::<f32>();
+        let steps: f32 = x.chunks(32).zip(w.chunks(32)).map(|(x, w)| largest(x) * sizes(w)).sum();
+        let products: f32 = x.iter().zip(&w).map(|(x, w)| (x * w).abs()).sum();
+        0.505 * steps / most + 4e-6 * products + 1e-6 * want[n].abs()
+    });
+    for bad in [f32::INFINITY, f32::NAN] {
+        x[cols - 3] = bad;
+        let got = product(rig, &x, &w, None);
+        let finite = got.iter().filter(|v| v.is_finite()).count();
+        assert_eq!(finite, 0, "{}: {what}: {bad} in x did not show", rig.name);
+    }
+}
+
 /// Several products of one x, some in the same buffers and of the same format, some not.
 pub fn linears(rig: &Rig) {
     let mut rng = Rng::new(7);

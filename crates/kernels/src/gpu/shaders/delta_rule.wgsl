@@ -1,6 +1,6 @@
 // The gated delta rule, token after token; a team takes COLUMNS columns of one value head's state and keeps them in
-// registers, each thread one of SLICES parts of a column. GATED (a head's columns are then one team's): the answer is
-// normed over the head, and gated.
+// registers, each thread one of SLICES parts of as many columns as it takes values at a time. GATED (a head's columns
+// are then one team's): the answer is normed over the head, and gated.
 
 struct Params {
     key_heads: u32,
@@ -11,28 +11,31 @@ struct Params {
     eps: f32,
 }
 var<immediate> p: Params;
+// The same values twice, one by one and as they are taken.
 @group(0) @binding(0) var<storage, read> qkv: array<f32>;
-@group(0) @binding(1) var<storage, read> a: array<f32>;
-@group(0) @binding(2) var<storage, read> b: array<f32>;
-@group(0) @binding(3) var<storage, read> decay: array<f32>;
-@group(0) @binding(4) var<storage, read> dt_bias: array<f32>;
-@group(0) @binding(5) var<storage, read> z: array<f32>;
-@group(0) @binding(6) var<storage, read> weight: array<f32>;
-@group(0) @binding(7) var<storage, read_write> state: array<f32>;
-@group(0) @binding(8) var<storage, read_write> out: array<f32>;
+@group(0) @binding(1) var<storage, read> v_of_rows: array<Values>;
+@group(0) @binding(2) var<storage, read> a: array<f32>;
+@group(0) @binding(3) var<storage, read> b: array<f32>;
+@group(0) @binding(4) var<storage, read> decay: array<f32>;
+@group(0) @binding(5) var<storage, read> dt_bias: array<f32>;
+@group(0) @binding(6) var<storage, read> z: array<Values>;
+@group(0) @binding(7) var<storage, read> weight: array<Values>;
+@group(0) @binding(8) var<storage, read_write> state: array<Values>;
+@group(0) @binding(9) var<storage, read_write> out: array<Values>;
 
-var<workgroup> query: array<f32, SLICES * SLICE>;
-var<workgroup> key: array<f32, SLICES * SLICE>;
-const SLICES = 4u;
+const SLICES = 8u;
+// Of VALUES columns each.
 const COLUMNS = TEAM / SLICES;
 const SLICE = (KEY_DIM + SLICES - 1u) / SLICES;
-var<workgroup> parts: array<f32, TEAM>;
+var<workgroup> query: array<f32, SLICES * SLICE>;
+var<workgroup> key: array<f32, SLICES * SLICE>;
+var<workgroup> parts: array<Values, TEAM>;
 
 // The sum over a column's parts, in their order.
-fn column_sum(value: f32, t: u32) -> f32 {
+fn column_sum(value: Values, t: u32) -> Values {
     parts[t] = value;
     workgroupBarrier();
-    var sum = 0.0;
+    var sum = Values();
     for (var slice = 0u; slice < SLICES; slice++) {
         sum += parts[slice * COLUMNS + t % COLUMNS];
     }
@@ -44,22 +47,23 @@ fn column_sum(value: f32, t: u32) -> f32 {
 fn main(@builtin(workgroup_id) group: vec3<u32>, $TEAM_ARGUMENTS) {
     $TEAM_SETUP
     let h = group.x;
+    let width = p.value_dim / VALUES;
     let d = group.y * COLUMNS + t % COLUMNS;
     let start = t / COLUMNS * SLICE;
-    let count = min(SLICE, KEY_DIM - min(start, KEY_DIM));
     // Threads beyond the last column work on a copy of it and store nothing.
-    let column = min(d, p.value_dim - 1u);
+    let column = min(d, width - 1u);
+    let state_at = (h * KEY_DIM + start) * width + column;
     var key_head = h / (p.value_heads / p.key_heads);
     if TILED == 1u {
         key_head = h % p.key_heads;
     }
     let key_channels = p.key_heads * KEY_DIM;
     let channels = 2u * key_channels + p.value_heads * p.value_dim;
-    var s: array<f32, SLICE>;
+    var s: array<Values, SLICE>;
     for (var i = 0u; i < SLICE; i++) {
         // Beyond the last row: zeros that stay zeros, as queries and keys are there.
-        if i < count {
-            s[i] = state[(h * KEY_DIM + start + i) * p.value_dim + column];
+        if KEY_DIM % SLICES == 0u || start + i < KEY_DIM {
+            s[i] = state[state_at + i * width];
         }
     }
     for (var row = p.first_row; row < p.first_row + p.rows; row++) {
@@ -77,40 +81,42 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, $TEAM_ARGUMENTS) {
             squares += qk * qk;
         }
         let at = row * p.value_heads + h;
-        let v = qkv[row * channels + 2u * key_channels + h * p.value_dim + column];
+        let v = v_of_rows[(row * channels + 2u * key_channels + h * p.value_dim) / VALUES + column];
         let beta = sigmoid(b[at]);
         let g = exp(decay[h] * softplus(a[at] + dt_bias[h]));
         let sums = team_sum4(vec4<f32>(squares, 0.0, 0.0), t);
         workgroupBarrier();
         let q_scale = 1.0 / sqrt((sums.x + L2_EPS) * f32(KEY_DIM));
         let k_scale = 1.0 / sqrt(sums.y + L2_EPS);
-        var memory = 0.0;
+        var memory = Values();
         for (var i = 0u; i < SLICE; i++) {
             s[i] *= g;
             memory += key[start + i] * s[i];
         }
         let delta = (v - column_sum(memory, t) * k_scale) * beta * k_scale;
-        var result = 0.0;
+        var result = Values();
         for (var i = 0u; i < SLICE; i++) {
             s[i] += key[start + i] * delta;
             result += query[start + i] * s[i];
         }
         var answer = column_sum(result, t) * q_scale;
-        let stores = d < p.value_dim && t < COLUMNS;
+        let stores = d < width && t < COLUMNS;
         if GATED == 1u {
-            let mean = team_sum(select(0.0, answer * answer, stores), t) / f32(p.value_dim);
+            let mean = team_sum(select(0.0, squared(answer), stores), t) / f32(p.value_dim);
             answer *= 1.0 / sqrt(mean + p.eps);
             if stores {
-                answer *= weight[d] * silu(z[at * p.value_dim + d]);
+                answer *= weight[d] * silu_of(z[at * width + d]);
             }
         }
         if stores {
-            out[at * p.value_dim + d] = answer;
+            out[at * width + d] = answer;
         }
     }
-    if d < p.value_dim {
-        for (var i = 0u; i < count; i++) {
-            state[(h * KEY_DIM + start + i) * p.value_dim + d] = s[i];
+    if d < width {
+        for (var i = 0u; i < SLICE; i++) {
+            if KEY_DIM % SLICES == 0u || start + i < KEY_DIM {
+                state[state_at + i * width] = s[i];
+            }
         }
     }
 }

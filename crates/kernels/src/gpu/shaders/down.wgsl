@@ -37,15 +37,17 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, $TEAM_ARGUMENTS) {
     for (var i = 0u; i < TOKENS; i++) {
         rows[i] = first + min(i, count - 1u);
     }
-    if is_shared {
-        let base = vec3<u32>(p.shared_base[0], p.shared_base[1], p.shared_base[2]);
-        for (var chunk = lane; chunk < p.chunks; chunk += LANES) {
-            shared_down_step(&sums, base, four, &rows, p.intermediate, chunk);
-        }
-    } else {
-        let base = vec3<u32>(table[tile + 6u], table[tile + 7u], table[tile + 8u]);
-        for (var chunk = lane; chunk < p.chunks; chunk += LANES) {
-            down_step(&sums, base, four, &rows, p.intermediate, chunk);
+    for (var first_chunk = 0u; first_chunk < p.chunks; first_chunk += X_CHUNKS) {
+        let chunks = min(X_CHUNKS, p.chunks - first_chunk);
+        x_take(rows[0], first_chunk, chunks, p.intermediate, at);
+        for (var chunk = first_chunk + lane; chunk < first_chunk + chunks; chunk += LANES) {
+            if is_shared {
+                let base = vec3<u32>(p.shared_base[0], p.shared_base[1], p.shared_base[2]);
+                shared_down_step(&sums, base, four, &rows, p.intermediate, chunk);
+            } else {
+                let base = vec3<u32>(table[tile + 6u], table[tile + 7u], table[tile + 8u]);
+                down_step(&sums, base, four, &rows, p.intermediate, chunk);
+            }
         }
     }
     for (var i = 0u; i < TOKENS; i++) {

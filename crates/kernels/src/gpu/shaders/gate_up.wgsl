@@ -42,19 +42,21 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, $TEAM_ARGUMENTS) {
             rows[i] = table[p.entries + (first + min(i, count - 1u)) * 2u];
         }
     }
-    if is_shared {
-        let gate_base = vec3<u32>(p.shared_base[0], p.shared_base[1], p.shared_base[2]);
-        let up_base = vec3<u32>(p.shared_base[3], p.shared_base[4], p.shared_base[5]);
-        for (var chunk = lane; chunk < p.chunks; chunk += LANES) {
-            shared_gate_step(&gates, gate_base, four, &rows, p.hidden, chunk);
-            shared_up_step(&ups, up_base, four, &rows, p.hidden, chunk);
-        }
-    } else {
-        let gate_base = vec3<u32>(table[tile], table[tile + 1u], table[tile + 2u]);
-        let up_base = vec3<u32>(table[tile + 3u], table[tile + 4u], table[tile + 5u]);
-        for (var chunk = lane; chunk < p.chunks; chunk += LANES) {
-            gate_step(&gates, gate_base, four, &rows, p.hidden, chunk);
-            up_step(&ups, up_base, four, &rows, p.hidden, chunk);
+    for (var first_chunk = 0u; first_chunk < p.chunks; first_chunk += X_CHUNKS) {
+        let chunks = min(X_CHUNKS, p.chunks - first_chunk);
+        x_take(rows[0], first_chunk, chunks, p.hidden, at);
+        for (var chunk = first_chunk + lane; chunk < first_chunk + chunks; chunk += LANES) {
+            if is_shared {
+                let gate_base = vec3<u32>(p.shared_base[0], p.shared_base[1], p.shared_base[2]);
+                let up_base = vec3<u32>(p.shared_base[3], p.shared_base[4], p.shared_base[5]);
+                shared_gate_step(&gates, gate_base, four, &rows, p.hidden, chunk);
+                shared_up_step(&ups, up_base, four, &rows, p.hidden, chunk);
+            } else {
+                let gate_base = vec3<u32>(table[tile], table[tile + 1u], table[tile + 2u]);
+                let up_base = vec3<u32>(table[tile + 3u], table[tile + 4u], table[tile + 5u]);
+                gate_step(&gates, gate_base, four, &rows, p.hidden, chunk);
+                up_step(&ups, up_base, four, &rows, p.hidden, chunk);
+            }
         }
     }
     for (var i = 0u; i < TOKENS; i++) {

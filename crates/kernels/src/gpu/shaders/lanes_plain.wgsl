@@ -32,3 +32,29 @@ fn lanes_max4(value: vec4<f32>, position: u32) -> vec4<f32> {
     workgroupBarrier();
     return most;
 }
+
+var<workgroup> team_words: array<u32, TEAM>;
+
+// Of eight neighbours.
+fn eights_max(value: u32, position: u32) -> u32 {
+    team_words[position] = value;
+    workgroupBarrier();
+    var most = value;
+    for (var i = 0u; i < 8u; i++) {
+        most = max(most, team_words[position / 8u * 8u + i]);
+    }
+    workgroupBarrier();
+    return most;
+}
+
+// Of four neighbours.
+fn fours_sum(value: i32, position: u32) -> i32 {
+    team_words[position] = bitcast<u32>(value);
+    workgroupBarrier();
+    var sum = 0;
+    for (var i = 0u; i < 4u; i++) {
+        sum += bitcast<i32>(team_words[position / 4u * 4u + i]);
+    }
+    workgroupBarrier();
+    return sum;
+}

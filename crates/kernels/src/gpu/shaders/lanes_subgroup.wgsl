@@ -53,3 +53,18 @@ fn lanes_max4(value: vec4<f32>, position: u32) -> vec4<f32> {
     }
     return most;
 }
+
+// Of eight neighbours.
+fn eights_max(value: u32, position: u32) -> u32 {
+    var most = value;
+    for (var step = 4u; step > 0u; step >>= 1u) {
+        most = max(most, subgroupShuffleXor(most, step));
+    }
+    return most;
+}
+
+// Of four neighbours.
+fn fours_sum(value: i32, position: u32) -> i32 {
+    let two = value + subgroupShuffleXor(value, 1u);
+    return two + subgroupShuffleXor(two, 2u);
+}

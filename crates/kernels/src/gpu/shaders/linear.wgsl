@@ -30,8 +30,12 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, $TEAM_ARGUMENTS) {
         rows[i] = min(first + i, p.rows - 1u);
     }
     let base = vec3<u32>(p.base_0, p.base_1, p.base_2);
-    for (var chunk = lane; chunk < p.chunks; chunk += LANES) {
-        w_step(&sums, base, four, &rows, p.cols, chunk);
+    for (var tile = 0u; tile < p.chunks; tile += X_CHUNKS) {
+        let count = min(X_CHUNKS, p.chunks - tile);
+        x_take(rows[0], tile, count, p.cols, at);
+        for (var chunk = tile + lane; chunk < tile + count; chunk += LANES) {
+            w_step(&sums, base, four, &rows, p.cols, chunk);
+        }
     }
     for (var i = 0u; i < TOKENS; i++) {
         let sum = lanes_sum4(sums[i], at);

@@ -1,4 +1,4 @@
-// out[r] = x[r] / sqrt(mean(x[r]^2) + eps) * weight; a team a row.
+// The norm of x's rows.
 
 struct Params {
     cols: u32,
@@ -6,24 +6,18 @@ struct Params {
     eps: f32,
 }
 var<immediate> p: Params;
-@group(0) @binding(0) var<storage, read> x: array<f32>;
-@group(0) @binding(1) var<storage, read> weight: array<f32>;
-@group(0) @binding(2) var<storage, read_write> out: array<f32>;
+@group(0) @binding(0) var<storage, read> x: array<Values>;
+@group(0) @binding(1) var<storage, read> weight: array<Values>;
+@group(0) @binding(2) var<storage, read_write> out: array<Values>;
 
-@compute @workgroup_size(TEAM)
-fn main(@builtin(workgroup_id) group: vec3<u32>, $TEAM_ARGUMENTS) {
-    $TEAM_SETUP
-    let row = folded(group);
-    if row >= p.rows {
-        return;
-    }
-    var squares = 0.0;
-    for (var i = t; i < p.cols; i += TEAM) {
-        let v = x[row * p.cols + i];
-        squares += v * v;
-    }
-    let scale = 1.0 / sqrt(team_sum(squares, t) / f32(p.cols) + p.eps);
-    for (var i = t; i < p.cols; i += TEAM) {
-        out[row * p.cols + i] = x[row * p.cols + i] * scale * weight[i];
-    }
+fn prepare(row: u32) {
 }
+
+fn summed(row: u32, i: u32, items: u32) -> Values {
+    return x[row * items + i];
+}
+
+fn keep(at: u32, v: Values) {
+}
+
+$NORM_ROW

@@ -12,7 +12,7 @@ fn $W_step(
     let r1 = $W_raw(base, n.y, chunk, cols);
     let r2 = $W_raw(base, n.z, chunk, cols);
     let r3 = $W_raw(base, n.w, chunk, cols);
-    let c = columns((*rows)[0], $W_first(chunk), $W_SPLIT, cols);
+    let c = columns((*rows)[0], chunk, $W_SPLIT, cols);
     (*sums)[0] += vec4<f32>(
         dot32($W_wide(r0), c), dot32($W_wide(r1), c), dot32($W_wide(r2), c), dot32($W_wide(r3), c),
     );

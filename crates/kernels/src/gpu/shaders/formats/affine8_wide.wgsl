@@ -1,14 +1,8 @@
-const $W_SPLIT = 16u;
-
 struct $W_Raw {
     q0: vec4<u32>,
     q1: vec4<u32>,
     scale: f32,
     bias: f32,
-}
-
-fn $W_first(chunk: u32) -> u32 {
-    return chunk * 32u;
 }
 
 fn $W_raw(base: vec3<u32>, n: u32, chunk: u32, cols: u32) -> $W_Raw {
@@ -23,12 +17,8 @@ fn $W_raw(base: vec3<u32>, n: u32, chunk: u32, cols: u32) -> $W_Raw {
     );
 }
 
+// Signed, so the bias moves.
 fn $W_wide(r: $W_Raw) -> Wide {
-    return Wide(
-        vec4<f32>(unpack4xU8(r.q0.x)), vec4<f32>(unpack4xU8(r.q0.y)),
-        vec4<f32>(unpack4xU8(r.q0.z)), vec4<f32>(unpack4xU8(r.q0.w)),
-        vec4<f32>(unpack4xU8(r.q1.x)), vec4<f32>(unpack4xU8(r.q1.y)),
-        vec4<f32>(unpack4xU8(r.q1.z)), vec4<f32>(unpack4xU8(r.q1.w)),
-        vec2<f32>(r.scale), vec2<f32>(r.bias),
-    );
+    let flip = vec4<u32>(0x80808080u);
+    return Wide(r.q0 ^ flip, r.q1 ^ flip, vec2<f32>(r.scale), vec2<f32>(r.bias + 128.0 * r.scale));
 }

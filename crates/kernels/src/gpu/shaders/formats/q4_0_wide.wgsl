@@ -1,12 +1,6 @@
-const $W_SPLIT = 16u;
-
 struct $W_Raw {
     q: vec4<u32>,
     d: f32,
-}
-
-fn $W_first(chunk: u32) -> u32 {
-    return chunk * 32u;
 }
 
 // A block is eighteen bytes at an even address: five words hold it, at one of two shifts.
@@ -23,11 +17,5 @@ fn $W_raw(base: vec3<u32>, n: u32, chunk: u32, cols: u32) -> $W_Raw {
 }
 
 fn $W_wide(r: $W_Raw) -> Wide {
-    return Wide(
-        masked_bytes(r.q.x, 0u, 0x0f0f0f0fu), masked_bytes(r.q.y, 0u, 0x0f0f0f0fu),
-        masked_bytes(r.q.z, 0u, 0x0f0f0f0fu), masked_bytes(r.q.w, 0u, 0x0f0f0f0fu),
-        masked_bytes(r.q.x, 4u, 0x0f0f0f0fu), masked_bytes(r.q.y, 4u, 0x0f0f0f0fu),
-        masked_bytes(r.q.z, 4u, 0x0f0f0f0fu), masked_bytes(r.q.w, 4u, 0x0f0f0f0fu),
-        vec2<f32>(r.d), vec2<f32>(-8.0 * r.d),
-    );
+    return Wide(low_nibbles(r.q), high_nibbles(r.q), vec2<f32>(r.d), vec2<f32>(-8.0 * r.d));
 }

@@ -1,16 +1,10 @@
 // Sixteen bytes of a block hold sixteen columns of one sub-block in their low halves, and of the next, thirty-two
 // columns on, in their high halves.
-const $W_SPLIT = 32u;
-
 struct $W_Raw {
     head: vec4<u32>,
     q: vec4<u32>,
     // First of the two sub-blocks.
     j: u32,
-}
-
-fn $W_first(chunk: u32) -> u32 {
-    return (chunk >> 1u) * 64u + (chunk & 1u) * 16u;
 }
 
 fn $W_raw(base: vec3<u32>, n: u32, chunk: u32, cols: u32) -> $W_Raw {
@@ -29,10 +23,7 @@ fn $W_wide(r: $W_Raw) -> Wide {
         mins = ((both.z >> 4u) & 0x0f0fu) | ((both.y >> 2u) & 0x3030u);
     }
     return Wide(
-        masked_bytes(r.q.x, 0u, 0x0f0f0f0fu), masked_bytes(r.q.y, 0u, 0x0f0f0f0fu),
-        masked_bytes(r.q.z, 0u, 0x0f0f0f0fu), masked_bytes(r.q.w, 0u, 0x0f0f0f0fu),
-        masked_bytes(r.q.x, 4u, 0x0f0f0f0fu), masked_bytes(r.q.y, 4u, 0x0f0f0f0fu),
-        masked_bytes(r.q.z, 4u, 0x0f0f0f0fu), masked_bytes(r.q.w, 4u, 0x0f0f0f0fu),
+        low_nibbles(r.q), high_nibbles(r.q),
         d.x * vec2<f32>(vec2<u32>(scales & 0xffu, scales >> 8u)),
         -d.y * vec2<f32>(vec2<u32>(mins & 0xffu, mins >> 8u)),
     );

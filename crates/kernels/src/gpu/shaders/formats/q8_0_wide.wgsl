@@ -1,13 +1,7 @@
-const $W_SPLIT = 16u;
-
 struct $W_Raw {
     q0: vec4<u32>,
     q1: vec4<u32>,
     d: f32,
-}
-
-fn $W_first(chunk: u32) -> u32 {
-    return chunk * 32u;
 }
 
 // A block is thirty-four bytes at an even address: nine words hold it, at one of two shifts.
@@ -27,11 +21,5 @@ fn $W_raw(base: vec3<u32>, n: u32, chunk: u32, cols: u32) -> $W_Raw {
 }
 
 fn $W_wide(r: $W_Raw) -> Wide {
-    return Wide(
-        vec4<f32>(unpack4xI8(r.q0.x)), vec4<f32>(unpack4xI8(r.q0.y)),
-        vec4<f32>(unpack4xI8(r.q0.z)), vec4<f32>(unpack4xI8(r.q0.w)),
-        vec4<f32>(unpack4xI8(r.q1.x)), vec4<f32>(unpack4xI8(r.q1.y)),
-        vec4<f32>(unpack4xI8(r.q1.z)), vec4<f32>(unpack4xI8(r.q1.w)),
-        vec2<f32>(r.d), vec2<f32>(0.0),
-    );
+    return Wide(r.q0, r.q1, vec2<f32>(r.d), vec2<f32>(0.0));
 }

@@ -1,0 +1,14 @@
+// Activations that `integers.wgsl` has prepared.
+
+alias XItem = vec4<u32>;
+const X_CHUNKS = 0x1000000u;
+
+fn x_take(row: u32, first: u32, count: u32, cols: u32, at: u32) {
+}
+
+fn columns(row: u32, chunk: u32, split: u32, cols: u32) -> Columns {
+    let chunks = cols / 32u;
+    let at = row * 5u * chunks + chunk;
+    let scales = bitcast<vec4<f32>>(x[at + 4u * chunks]);
+    return Columns(x[at], x[at + chunks], x[at + 2u * chunks], x[at + 3u * chunks], scales.x, scales.yz);
+}
