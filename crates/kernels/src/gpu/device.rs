@@ -45,6 +45,8 @@ pub(super) struct Device {
     pub(super) byte_products: bool,
     /// The fewest threads that a subgroup may have.
     pub(super) subgroup_threads: u32,
+    /// Most buffers of a dispatch.
+    pub(super) bindings_max: usize,
     /// Largest buffer that one binding can show whole, less the padding.
     pub(super) buffer_bytes_max: usize,
     failure: Arc<Mutex<Option<(ErrorKind, String)>>>,
@@ -60,6 +62,8 @@ const MATRIX_UNITS: wgpu::Features = wgpu::Features::EXPERIMENTAL_COOPERATIVE_MA
     .union(wgpu::Features::SUBGROUP);
 /// Memory of a workgroup of `matmul_units.wgsl`, for blocks of 128 rows.
 const MATRIX_UNITS_STORAGE_BYTES: u32 = 48 << 10;
+/// Memory of a workgroup that multiplies integers and ranks experts.
+const INTEGERS_STORAGE_BYTES: u32 = 20 << 10;
 /// Threads that find the largest value of a block of activations together.
 pub(super) const EIGHT: u32 = 8;
 /// The shaders address bytes with 32 bits.
@@ -178,7 +182,9 @@ impl Device {
         let subgroups = features.contains(wgpu::Features::SUBGROUP);
         let info = adapter.get_info();
         let subgroup_threads = info.subgroup_min_size;
-        let byte_products = info.backend == wgpu::Backend::Vulkan && subgroup_threads >= EIGHT;
+        let byte_products = info.backend == wgpu::Backend::Vulkan
+            && subgroup_threads >= EIGHT
+            && limits.max_compute_workgroup_storage_size >= INTEGERS_STORAGE_BYTES;
         Ok(Self {
             device,
             queue,
@@ -187,6 +193,7 @@ impl Device {
             matrix_units,
             byte_products,
             subgroup_threads,
+            bindings_max: limits.max_storage_buffers_per_shader_stage as usize,
             buffer_bytes_max,
             failure,
         })

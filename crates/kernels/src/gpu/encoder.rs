@@ -14,7 +14,7 @@ use super::staging::Staging;
 use crate::ops::DeviceCounts;
 
 /// Most buffers of a dispatch.
-pub(super) const BINDINGS_MAX: usize = 16;
+pub(super) const BINDINGS_MAX: usize = 20;
 /// First size of the buffer for ids and tables.
 const UPLOAD_WORDS: usize = 1 << 18;
 /// Smaller copies go through the queue's own staging memory, if nothing waits in ours, whose buffers come back one by

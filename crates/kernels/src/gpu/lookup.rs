@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use files::{Error, Result};
 
-use super::encoder::Binding;
+use super::encoder::{BINDINGS_MAX, Binding};
 use super::memory::GpuMemory;
-use super::moe::{ACT_BYTES_MAX, Group, Parts, TILE_WORDS, TableAt};
+use super::moe::{ACT_BYTES_MAX, Group, Parts, Routed, TILE_WORDS, TableAt};
 use super::product::{Job, alignment, tokens_for};
 use super::source::Wide;
 use super::{Call, GROUPS_MAX, Gpu, binding, items, memory_of, source};
@@ -15,6 +15,10 @@ use crate::ops::{ExpertTable, MlpWeights, RouteBuffers, RouteSpec, RoutedLayer, 
 
 /// Words of an expert in the lookup; `expert_tiles.wgsl` says which.
 const LOOKUP_WORDS: usize = 10;
+
+/// Most experts among which every team of a pass chooses for itself. An H100 needs 1 us for 256, and 8 us for a dispatch
+/// that chooses for all teams.
+const RANKED_MOST: usize = 256;
 
 /// Where each expert's weights are.
 struct Lookup {
@@ -94,7 +98,7 @@ impl Gpu {
         }
         state.recorder.submit_much(&self.device)
     }
-    /// [`crate::Backend::routed_layer`] in four dispatches, where one row, one format and one set of buffers allow.
+    /// [`crate::Backend::routed_layer`] in three dispatches, where one row, one format and one set of buffers allow.
     pub(super) fn whole_layer(
         &self,
         x: &Tensor,
@@ -113,13 +117,23 @@ impl Gpu {
         }
         self.products(&mut state, x, &jobs)?;
         let tiles = self.scratch(&mut state, "tiles", count * (groups * TILE_WORDS + 2) * 4)?;
-        let made = (lookup.words.binding(), groups, tiles.binding());
-        self.pick(&mut state, logits.binding(), [rows, experts.len()], layer.spec, routes, Some(made))?;
+        let ranks = rows == 1 && experts.len() <= RANKED_MOST && self.device.bindings_max >= BINDINGS_MAX;
+        if !ranks {
+            let made = (lookup.words.binding(), groups, tiles.binding());
+            self.pick(&mut state, logits.binding(), [rows, experts.len()], layer.spec, routes, Some(made))?;
+        }
         let shared_parts = layer.shared.map(|(weights, _)| Parts::of(weights)).transpose()?;
         let mut shared_done = false;
         for (g, &first) in lookup.groups.iter().enumerate() {
             let own = Parts::of(&experts[first])?;
             let mut group = lookup.group(&own, &experts[first], x, binding(parts)?)?;
+            let (ids, weights) = (memory_of(routes.ids.buffer())?.binding(), binding(&routes.weights)?);
+            group.routed = ranks.then(|| Routed {
+                bindings: [logits.binding(), lookup.words.binding(), ids, weights],
+                lookup_at: (g * experts.len() * LOOKUP_WORDS) as u32,
+                experts: experts.len() as u32,
+                spec: layer.spec,
+            });
             if let (false, 1, Some((weights, _)), Some(shared), Some((output, _))) =
                 (shared_done, rows, layer.shared, &shared_parts, &outputs)
                 && lookup.takes(&own, &experts[first], shared, weights)
@@ -173,6 +187,7 @@ impl Lookup {
             tokens: tokens_for(1) as usize,
             alignment: self.alignment,
             shared: None,
+            routed: None,
         })
     }
 

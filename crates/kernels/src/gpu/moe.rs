@@ -85,6 +85,19 @@ pub(super) struct Group<'a> {
     pub(super) alignment: u32,
     /// An expert with weights elsewhere that goes with them, for row 0, and its output.
     pub(super) shared: Option<(&'a Parts<'a>, Binding<'a>)>,
+    /// For one row: what the pass makes its table from.
+    pub(super) routed: Option<Routed<'a>>,
+}
+
+/// A router's logits about one row, of which nobody has chosen experts.
+#[derive(Clone, Copy)]
+pub(super) struct Routed<'a> {
+    /// Logits, lookup, ids, weights.
+    pub(super) bindings: [Binding<'a>; 4],
+    /// Word at which the group's lookup starts.
+    pub(super) lookup_at: u32,
+    pub(super) experts: u32,
+    pub(super) spec: &'a RouteSpec,
 }
 
 impl Gpu {
@@ -119,6 +132,7 @@ impl Gpu {
                 tokens,
                 alignment: alignment(members.iter().flat_map(|&i| parts[i].bases.into_iter().step_by(3))),
                 shared: None,
+                routed: None,
             };
             let batches = members.iter().map(|&i| (&parts[i].bases, experts[i].rows));
             self.expert_group(&mut state, &group, batches)?;
@@ -189,40 +203,47 @@ impl Gpu {
         let mut dispatch = |kernel,
                             own: Range<usize>,
                             [rows, cols, outputs]: [usize; 3],
-                            bindings: &[Binding<'_>]| {
+                            bindings: &[Binding<'_>],
+                            routed: Option<Routed<'_>>| {
             let mut formats = group.parts.formats[own.clone()].to_vec();
             let shape = [cols, outputs * EXPERTS_ASSUMED];
             let mut stride = self.stride(&formats, shape, group.tokens as u32, group.alignment);
             let teams = stride.groups(outputs) * tiles as usize;
             let prepared = self.prepared(state, bindings[0], [rows, cols], &mut stride, teams)?;
-            let x = prepared.as_ref().map_or(bindings[0], |x| x.binding());
-            let bindings: Vec<Binding<'_>> = [x].into_iter().chain(bindings[1..].iter().copied()).collect();
-            let bindings = &bindings;
+            let mut bindings = bindings.to_vec();
+            if let Some(x) = &prepared {
+                bindings[0] = x.binding();
+            }
             let mut params = vec![table.tiles_at, table.entries_at, hidden as u32, intermediate as u32];
             params.extend([stride.chunks, table.tiles]);
-            if let Some(shared) = shared {
-                formats.extend(&shared.formats[own.clone()]);
-                params.extend(&shared.bases[3 * own.start..3 * own.end]);
-            }
+            params.extend(&shared.map_or([0; 9], |shared| shared.bases)[3 * own.start..3 * own.end]);
             let mut constants = stride.constants().to_vec();
             constants.push(u32::from(shared.is_some()));
+            if let Some(shared) = shared {
+                formats.extend(&shared.formats[own]);
+            }
+            if let Some(routed) = routed {
+                params.push(routed.lookup_at);
+                let spec = routed.spec;
+                constants.extend([routed.experts, spec.top_k as u32, u32::from(spec.normalise)]);
+            }
             let groups = [stride.groups(outputs) as u32, tiles, 1];
-            self.run(
-                state,
-                &Call { kernel, formats: &formats, constants: &constants, bindings, params: &params, groups },
-            )
+            let (formats, constants, bindings, params) = (&formats, &constants, &bindings, &params);
+            self.run(state, &Call { kernel, formats, constants, bindings, params, groups })
         };
         let mut bindings = vec![group.x, table.buffer, act];
+        bindings.extend(group.routed.iter().flat_map(|routed| routed.bindings));
         for parts in [Some(group.parts), shared].into_iter().flatten() {
             bindings.extend(parts.gate.iter().chain(&parts.up));
         }
-        dispatch(&source::GATE_UP, 0..2, [group.rows, hidden, intermediate], &bindings)?;
+        let kernel = if group.routed.is_some() { &source::GATE_UP_ROUTED } else { &source::GATE_UP };
+        dispatch(kernel, 0..2, [group.rows, hidden, intermediate], &bindings, group.routed)?;
         let shared_out = group.shared.as_ref().map_or(unused[0].binding(), |(_, out)| *out);
         let mut bindings = vec![act, table.buffer, group.out, shared_out];
         for parts in [Some(group.parts), shared].into_iter().flatten() {
             bindings.extend(&parts.down);
         }
-        dispatch(&source::DOWN, 2..3, [table.entries + 1, intermediate, hidden], &bindings)
+        dispatch(&source::DOWN, 2..3, [table.entries + 1, intermediate, hidden], &bindings, None)
     }
 
     /// Many rows an expert: gate, up, their activation and down as blocked products.

@@ -20,10 +20,19 @@ pub struct Kernel {
     pub constants: &'static [&'static str],
     /// Threads of a workgroup.
     pub team: u32,
+    /// What it has in common with other kernels: names of [`SHARED_PARTS`].
+    pub parts: &'static [&'static str],
 }
 
+/// WGSL that several kernels have in common.
+const SHARED_PARTS: [(&str, &str); 3] = [
+    ("norm_row", include_str!("shaders/norm_row.wgsl")),
+    ("ranks", include_str!("shaders/ranks.wgsl")),
+    ("gate_up_body", include_str!("shaders/gate_up_body.wgsl")),
+];
+
 /// Most constants of a kernel.
-pub const CONSTANTS_MAX: usize = 6;
+pub const CONSTANTS_MAX: usize = 9;
 /// Most weights of a kernel.
 pub const WEIGHTS_MAX: usize = 4;
 
@@ -41,8 +50,18 @@ pub struct Variant {
     pub constants: [u32; CONSTANTS_MAX],
 }
 
+macro_rules! parts {
+    () => {
+        &[]
+    };
+    ($parts:tt) => {
+        &$parts
+    };
+}
+
 macro_rules! kernels {
-    ($($id:ident = $name:literal $access:literal weights $weights:tt constants $constants:tt team $team:literal;)*) => {
+    ($($id:ident = $name:literal $access:literal weights $weights:tt constants $constants:tt team $team:literal
+        $(parts $parts:tt)?;)*) => {
         $(pub(super) const $id: Kernel = Kernel {
             name: $name,
             source: include_str!(concat!("shaders/", $name, ".wgsl")),
@@ -50,6 +69,7 @@ macro_rules! kernels {
             weights: &$weights,
             constants: &$constants,
             team: $team,
+            parts: parts!($($parts)?),
         };)*
         /// Every kernel there is.
         pub const KERNELS: &[Kernel] = &[$($id),*];
@@ -58,8 +78,8 @@ macro_rules! kernels {
 
 kernels! {
     EMBED = "embed" "rw" weights ["w"] constants [] team 64;
-    RMS_NORM = "rms_norm" "rrw" weights [] constants ["FOURS"] team 512;
-    ADD_NORM = "add_norm" "rrww" weights [] constants ["FOURS"] team 512;
+    RMS_NORM = "rms_norm" "rrw" weights [] constants ["FOURS"] team 512 parts ["norm_row"];
+    ADD_NORM = "add_norm" "rrww" weights [] constants ["FOURS"] team 512 parts ["norm_row"];
     LINEAR = "linear" "rrw" weights ["w"]
         constants ["TOKENS", "TAIL", "LANES", "WIDE", "SPLIT"] team 256;
     LINEARS = "linears" "rwwww" weights ["w"]
@@ -76,14 +96,19 @@ kernels! {
     DELTA_RULE = "delta_rule" "rrrrrrrrww" weights [] constants ["KEY_DIM", "TILED", "GATED", "FOURS"] team 256;
     DELTA_ROWS = "delta_rows" "rrrrrrww" weights [] constants ["KEY_DIM", "TILED", "LANES"] team 128;
     GATED_NORM = "gated_norm" "wrr" weights [] constants [] team 64;
-    ROUTE = "route" "rrwww" weights [] constants ["EXPERTS", "TOP_K", "NORMALISE", "TILES"] team 256;
+    ROUTE = "route" "rrwww" weights [] constants ["EXPERTS", "TOP_K", "NORMALISE", "TILES"] team 256
+        parts ["ranks"];
     EXPERT_TILES = "expert_tiles" "rrw" weights [] constants [] team 64;
     GATE_UP = "gate_up" "rrw" weights ["gate", "up", "shared_gate", "shared_up"]
-        constants ["TOKENS", "TAIL", "LANES", "WIDE", "SPLIT", "SHARED"] team 256;
+        constants ["TOKENS", "TAIL", "LANES", "WIDE", "SPLIT", "SHARED"] team 256 parts ["gate_up_body"];
+    GATE_UP_ROUTED = "gate_up_routed" "rwwrrww" weights ["gate", "up", "shared_gate", "shared_up"]
+        constants ["TOKENS", "TAIL", "LANES", "WIDE", "SPLIT", "SHARED", "EXPERTS", "TOP_K", "NORMALISE"] team 256
+        parts ["ranks", "gate_up_body"];
     DOWN = "down" "rrww" weights ["down", "shared_down"]
         constants ["TOKENS", "TAIL", "LANES", "WIDE", "SPLIT", "SHARED"] team 256;
     ACTIVATE = "activate" "wr" weights [] constants [] team 64;
-    COMBINE_NORM = "combine_norm" "rrrrrww" weights [] constants ["TOP_K", "SHARED", "FOURS"] team 512;
+    COMBINE_NORM = "combine_norm" "rrrrrww" weights [] constants ["TOP_K", "SHARED", "FOURS"] team 512
+        parts ["norm_row"];
     STREAM = "stream" "rw" weights [] constants ["EACH", "COPY"] team 256;
     COMBINE = "combine" "rrrrw" weights [] constants ["SHARED"] team 64;
 }
@@ -136,7 +161,9 @@ fn constant(kernel: &Kernel, variant: &Variant, name: &str) -> u32 {
 pub fn wgsl(kernel: &Kernel, variant: &Variant, subgroups: bool) -> String {
     // Directives stand before everything else.
     let enables = kernel.source.lines().take_while(|line| line.starts_with("enable "));
-    let (directives, body) = kernel.source.split_at(enables.map(|line| line.len() + 1).sum());
+    let (directives, own) = kernel.source.split_at(enables.map(|line| line.len() + 1).sum());
+    let shared = SHARED_PARTS.iter().filter(|(name, _)| kernel.parts.contains(name)).map(|(_, text)| *text);
+    let body: String = std::iter::once(own).chain(shared).collect();
     let mut out = format!("{directives}const TEAM = {}u;\n", kernel.team);
     for (name, value) in kernel.constants.iter().zip(variant.constants) {
         // Writing to a String cannot fail.
@@ -144,7 +171,7 @@ pub fn wgsl(kernel: &Kernel, variant: &Variant, subgroups: bool) -> String {
     }
     out.push_str(include_str!("shaders/prelude.wgsl"));
     // A kernel that takes no team's arguments reduces nothing, and wants the shared memory for itself.
-    if kernel.source.contains("$TEAM_SETUP") || kernel.source.contains("$NORM_ROW") {
+    if body.contains("$TEAM_SETUP") {
         out.push_str(if subgroups {
             include_str!("shaders/team_subgroup.wgsl")
         } else {
@@ -201,7 +228,6 @@ pub fn wgsl(kernel: &Kernel, variant: &Variant, subgroups: bool) -> String {
         "@builtin(local_invocation_index) t: u32"
     };
     let setup = if subgroups { "subgroup = vec4<u32>(sg_id, sg_lane, sg_count, sg_size);" } else { "" };
-    let body = body.replace("$NORM_ROW", include_str!("shaders/norm_row.wgsl"));
     out.push_str(&body.replace("$TEAM_ARGUMENTS", arguments).replace("$TEAM_SETUP", setup));
     out
 }

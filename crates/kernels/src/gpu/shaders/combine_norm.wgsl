@@ -41,5 +41,3 @@ fn summed(row: u32, i: u32, items: u32) -> Values {
 fn keep(at: u32, v: Values) {
     x[at] = v;
 }
-
-$NORM_ROW

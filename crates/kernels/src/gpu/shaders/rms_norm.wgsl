@@ -19,5 +19,3 @@ fn summed(row: u32, i: u32, items: u32) -> Values {
 
 fn keep(at: u32, v: Values) {
 }
-
-$NORM_ROW

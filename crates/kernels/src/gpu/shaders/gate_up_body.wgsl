@@ -1,0 +1,60 @@
+// The body of `gate_up` and `gate_up_routed`, which say what a team's job is. With SHARED, one more tile is an expert
+// with weights in other buffers, for row 0.
+
+struct Job {
+    gate_base: vec3<u32>,
+    up_base: vec3<u32>,
+    first: u32,
+    count: u32,
+}
+
+@compute @workgroup_size(TEAM)
+fn main(@builtin(workgroup_id) group: vec3<u32>, $TEAM_ARGUMENTS) {
+    $TEAM_SETUP
+    let at = position(t);
+    let lane = at % LANES;
+    let n = (group.x * (TEAM / LANES) + at / LANES) * 4u;
+    let four = min(vec4<u32>(n, n + 1u, n + 2u, n + 3u), vec4<u32>(p.intermediate - 1u));
+    let is_shared = SHARED == 1u && group.y == p.shared_tile;
+    var job = Job(
+        vec3<u32>(p.shared_base[0], p.shared_base[1], p.shared_base[2]),
+        vec3<u32>(p.shared_base[3], p.shared_base[4], p.shared_base[5]),
+        group.y,
+        1u,
+    );
+    if !is_shared {
+        job = job_of(group, t);
+    }
+    if job.count == 0u {
+        return;
+    }
+    var rows: array<u32, TOKENS>;
+    var gates: array<vec4<f32>, TOKENS>;
+    var ups: array<vec4<f32>, TOKENS>;
+    for (var i = 0u; i < TOKENS; i++) {
+        rows[i] = 0u;
+        if !is_shared {
+            rows[i] = row_of(job.first + min(i, job.count - 1u));
+        }
+    }
+    for (var first_chunk = 0u; first_chunk < p.chunks; first_chunk += X_CHUNKS) {
+        let chunks = min(X_CHUNKS, p.chunks - first_chunk);
+        x_take(rows[0], first_chunk, chunks, p.hidden, at);
+        for (var chunk = first_chunk + lane; chunk < first_chunk + chunks; chunk += LANES) {
+            if is_shared {
+                shared_gate_step(&gates, job.gate_base, four, &rows, p.hidden, chunk);
+                shared_up_step(&ups, job.up_base, four, &rows, p.hidden, chunk);
+            } else {
+                gate_step(&gates, job.gate_base, four, &rows, p.hidden, chunk);
+                up_step(&ups, job.up_base, four, &rows, p.hidden, chunk);
+            }
+        }
+    }
+    for (var i = 0u; i < TOKENS; i++) {
+        let g = lanes_sum4(gates[i], at);
+        let u = lanes_sum4(ups[i], at);
+        if lane < 4u && n + lane < p.intermediate && i < job.count {
+            act[(job.first + i) * p.intermediate + n + lane] = silu(g[lane]) * u[lane];
+        }
+    }
+}

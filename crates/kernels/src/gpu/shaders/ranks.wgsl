@@ -1,0 +1,79 @@
+// The TOP_K largest of a softmax over EXPERTS logits, by falling value, the lower id first on a tie, found by a team.
+// A logit is held as an unsigned key that sorts as the float does. Each thread ranks experts of its own by counting
+// those that come before, so nobody waits between two choices.
+
+const KEYS = (EXPERTS + 3u) / 4u;
+// Keys of four experts each; those beyond the last are 0, which sorts before every number.
+var<workgroup> keys: array<vec4<u32>, KEYS>;
+// Key and expert.
+var<workgroup> chosen: array<vec2<u32>, TOP_K>;
+
+fn logit(key: u32) -> f32 {
+    return bitcast<f32>(select(~key, key & 0x7fffffffu, key >= 0x80000000u));
+}
+
+// How many experts come before expert e with this key.
+fn rank(key: u32, e: u32) -> u32 {
+    var before = vec4<u32>(0u);
+    for (var i = 0u; i < KEYS; i++) {
+        let other = keys[i];
+        let id = vec4<u32>(4u * i, 4u * i + 1u, 4u * i + 2u, 4u * i + 3u);
+        let first = (other > vec4<u32>(key)) | ((other == vec4<u32>(key)) & (id < vec4<u32>(e)));
+        before += select(vec4<u32>(0u), vec4<u32>(1u), first);
+    }
+    return before.x + before.y + before.z + before.w;
+}
+
+// Fills `chosen`; says whether all logits are numbers.
+fn choose(row: u32, t: u32) -> bool {
+    var bad = 0.0;
+    for (var e = t; e < KEYS * 4u; e += TEAM) {
+        var key = 0u;
+        if e < EXPERTS {
+            let bits = logits[row * EXPERTS + e];
+            // NaN or +infinity: by its bits, since a compiler may assume that a float is neither.
+            if bits == 0x7f800000u || (bits & 0x7fffffffu) > 0x7f800000u {
+                bad = 1.0;
+            }
+            key = select(bits | 0x80000000u, ~bits, bits >= 0x80000000u);
+        }
+        keys[e / 4u][e % 4u] = key;
+    }
+    bad = team_max(bad, t);
+    workgroupBarrier();
+    for (var e = t; e < EXPERTS; e += TEAM) {
+        let key = keys[e / 4u][e % 4u];
+        let place = rank(key, e);
+        if place < TOP_K {
+            chosen[place] = vec2<u32>(key, e);
+        }
+    }
+    workgroupBarrier();
+    return bad == 0.0;
+}
+
+fn chosen_expert(c: u32) -> u32 {
+    return min(chosen[c].y, EXPERTS - 1u);
+}
+
+// Stores ids and weights of what was chosen for a row.
+fn store_routes(row: u32, good: bool, t: u32) {
+    let most = logit(chosen[0].x);
+    var own = 0.0;
+    if NORMALISE == 0u {
+        for (var e = t; e < EXPERTS; e += TEAM) {
+            own += exp(logit(keys[e / 4u][e % 4u]) - most);
+        }
+    }
+    var sum = team_sum(own, t);
+    if NORMALISE == 1u {
+        for (var c = 0u; c < TOP_K; c++) {
+            sum += exp(logit(chosen[c].x) - most);
+        }
+    }
+    for (var c = t; c < TOP_K; c += TEAM) {
+        let weight = bitcast<u32>(exp(logit(chosen[c].x) - most) / sum);
+        ids[row * TOP_K + c] = chosen_expert(c);
+        weights[row * TOP_K + c] = select(0x7fc00000u, weight, good);
+    }
+}
