@@ -13,8 +13,8 @@ const BASE_BYTES: u64 = 32 << 20;
 /// What ops hold beside their arguments, or the buffers of loading, which come before any op.
 const WORKING_BYTES: u64 = max(Cpu::SCRATCH_BYTES_MAX, store::resident::LOAD_BYTES);
 
-/// A worker's stack and its share of the allocator's arenas.
-const THREAD_BYTES: u64 = 256 << 10;
+/// A worker's stack, its share of the allocator's arenas, and what it holds in attention.
+const THREAD_BYTES: u64 = 1 << 20;
 
 /// The name, shape and ranges of a tensor while it is bound: 600 measured with 18,432 of them.
 const TENSOR_BYTES: u64 = 1 << 10;

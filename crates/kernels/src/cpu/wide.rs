@@ -37,6 +37,7 @@ pub(super) unsafe trait Wide: Copy {
     unsafe fn store(self, to: *mut f32);
     /// Rounds to the nearest half.
     unsafe fn store_half(self, to: *mut f16);
+    unsafe fn add(self, b: Self) -> Self;
     unsafe fn mul(self, b: Self) -> Self;
     /// `self * b + c`, rounded once.
     unsafe fn fma(self, b: Self, c: Self) -> Self;
@@ -107,6 +108,14 @@ unsafe impl Wide for Plain {
         }
         // SAFETY: the caller promises room for sixteen values.
         unsafe { to.cast::<[f16; LANES]>().write_unaligned(out) }
+    }
+
+    #[inline(always)]
+    unsafe fn add(mut self, b: Self) -> Self {
+        for i in 0..LANES {
+            self.0[i] += b.0[i];
+        }
+        self
     }
 
     #[inline(always)]
@@ -203,6 +212,12 @@ unsafe impl Wide for Ymm {
     }
 
     #[inline(always)]
+    unsafe fn add(self, b: Self) -> Self {
+        // SAFETY: as above.
+        unsafe { Self(_mm256_add_ps(self.0, b.0), _mm256_add_ps(self.1, b.1)) }
+    }
+
+    #[inline(always)]
     unsafe fn mul(self, b: Self) -> Self {
         // SAFETY: as above.
         unsafe { Self(_mm256_mul_ps(self.0, b.0), _mm256_mul_ps(self.1, b.1)) }
@@ -292,6 +307,12 @@ unsafe impl Wide for Zmm {
     unsafe fn store_half(self, to: *mut f16) {
         // SAFETY: as above.
         unsafe { _mm256_storeu_si256(to.cast(), _mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(self.0)) }
+    }
+
+    #[inline(always)]
+    unsafe fn add(self, b: Self) -> Self {
+        // SAFETY: as above.
+        unsafe { Self(_mm512_add_ps(self.0, b.0)) }
     }
 
     #[inline(always)]
@@ -400,6 +421,12 @@ unsafe impl Wide for Quad {
             // SAFETY: as above.
             unsafe { vst1_u16(to.add(4 * i).cast(), vreinterpret_u16_f16(vcvt_f16_f32(self.0[i]))) };
         }
+    }
+
+    #[inline(always)]
+    unsafe fn add(self, b: Self) -> Self {
+        // SAFETY: as above.
+        unsafe { Self(array!(i < 4 => vaddq_f32(self.0[i], b.0[i]))) }
     }
 
     #[inline(always)]

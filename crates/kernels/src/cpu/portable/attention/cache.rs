@@ -130,6 +130,33 @@ pub(super) unsafe trait Heads: Copy {
     fn bytes(self) -> usize;
 }
 
+/// Writes `n` heads of `dim` values as f32, `stride` values apart, and zeros up to a whole vector.
+///
+/// # Safety
+/// As [`Heads`], and `to` has the room.
+#[inline(always)]
+pub(super) unsafe fn widen_heads<W: Wide, H: Heads>(
+    heads: H,
+    n: usize,
+    dim: usize,
+    to: *mut f32,
+    stride: usize,
+) {
+    let whole = dim - dim % LANES;
+    for j in 0..n {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let row = to.add(j * stride);
+            for at in (0..whole).step_by(LANES) {
+                heads.load::<W>(j, at).store(row.add(at));
+            }
+            for at in whole..dim.next_multiple_of(LANES) {
+                *row.add(at) = if at < dim { heads.value(j, at) } else { 0.0 };
+            }
+        }
+    }
+}
+
 /// Heads as f32, `stride` values apart.
 #[derive(Clone, Copy)]
 pub(super) struct Floats {

@@ -6,6 +6,7 @@
 //! of one row is shared by all threads, and the result is the same bits.
 
 mod cache;
+mod lanes;
 mod tiles;
 
 use std::ops::Range;
@@ -15,20 +16,23 @@ use files::Result;
 pub(in crate::cpu) use cache::{Append, append};
 
 use crate::cpu::isa::{Isa, for_each_isa};
-use crate::cpu::math::{exp, sigmoid, sum_of};
+use crate::cpu::math::{exp, exp_of_negative, sigmoid, sum_of};
 use crate::cpu::pool::Pool;
 use crate::cpu::scratch::Scratch;
 use crate::cpu::shared::Parts;
 use crate::cpu::wide::LANES;
 use crate::ops::{AttentionSpec, KvCache, Segment};
+use lanes::KEYS;
 use tiles::{Job, Stored};
 
 /// Positions of a chunk.
 const CHUNK: usize = 512;
-/// Queries that share the reading of keys and values, if the rows give that many.
-const QUERIES: usize = 32;
-/// Values that are widened at a time: half of a first-level cache.
-const WIDENED: usize = 4096;
+/// Queries that share the reading and widening of keys and values, if the rows give that many.
+const QUERIES: usize = 128;
+/// The same if there are too few rows for [`ITEMS`].
+const FEW_QUERIES: usize = 32;
+/// Values that are widened at a time: as many bytes as a first-level cache, half of which is used at a time.
+const WIDENED: usize = 8192;
 /// With fewer items than this for each thread, chunks become items too.
 const ITEMS: usize = 4;
 /// Values of chunks' results that are held before they are merged.
@@ -63,7 +67,8 @@ struct Tile {
 /// [`files::ErrorKind::Device`] when the cache is not in host memory.
 pub(in crate::cpu) fn attention(pool: &Pool, a: Attention<'_>, segment: &Segment) -> Result<()> {
     let heads = a.cache.kv_heads;
-    let tile_rows = (QUERIES / a.group()).clamp(1, QUERIES);
+    let fair = segment.rows.len() * heads / (ITEMS * pool.threads());
+    let tile_rows = fair.clamp(FEW_QUERIES / a.group(), QUERIES / a.group()).max(1);
     let tiles = segment.rows.len().div_ceil(tile_rows);
     let tile = |item: usize| {
         // Late rows see the most positions: they come first, so that no thread ends with one of them.
@@ -86,8 +91,10 @@ fn whole(a: Attention<'_>, tile: &Tile) -> Result<()> {
         let (work, results) = at_least(buffer, sizes.work + 2 * sizes.result).split_at_mut(sizes.work);
         let (total, part) = results.split_at_mut(sizes.result);
         sizes.clear(total);
+        let (queries, work) = work.split_at_mut(sizes.queries());
+        scale(a, tile, &sizes, queries);
         for chunk in 0..tile.chunks() {
-            one_chunk(a, tile, &sizes, chunk, work, part)?;
+            one_chunk(a, tile, &sizes, chunk, queries, work, part)?;
             merge(a.isa, total, part, sizes.count);
         }
         finish_tile(a, tile, total);
@@ -120,7 +127,11 @@ fn by_chunks(
                 }
                 // SAFETY: each chunk of each tile has a place of its own.
                 let part = unsafe { parts.part((i / here * round + i % here) * most, sizes.result) };
-                a.scratch.with(|work| one_chunk(a, &tile, &sizes, chunk, at_least(work, sizes.work), part))
+                a.scratch.with(|work| {
+                    let (queries, work) = at_least(work, sizes.work).split_at_mut(sizes.queries());
+                    scale(a, &tile, &sizes, queries);
+                    one_chunk(a, &tile, &sizes, chunk, queries, work, part)
+                })
             })?;
             pool.run(items, |item| {
                 let tile = tile(item);
@@ -174,6 +185,8 @@ impl Tile {
 struct Sizes {
     /// Queries.
     count: usize,
+    /// See [`Job::blocks`].
+    blocks: usize,
     /// A head, in whole vectors.
     padded: usize,
     widened_rows: usize,
@@ -187,10 +200,16 @@ impl Sizes {
     fn new(a: Attention<'_>, tile: &Tile) -> Self {
         let count = tile.rows.len() * a.group();
         let padded = a.spec.head_dim.next_multiple_of(LANES);
-        // Multiples of four, for whole tiles.
-        let widened_rows = (WIDENED / padded / 4 * 4).clamp(4, CHUNK);
-        let work = count * (padded + CHUNK) + widened_rows * padded;
-        Self { count, padded, widened_rows, work, result: count * (padded + 2) }
+        let blocks = if count < LANES { 0 } else { count.div_ceil(LANES) };
+        // Multiples of whole tiles.
+        let widened_rows = (WIDENED / padded / KEYS * KEYS).clamp(KEYS, CHUNK);
+        let work = count.max(blocks * LANES) * (padded + CHUNK) + widened_rows * (padded + LANES);
+        Self { count, blocks, padded, widened_rows, work, result: count * (padded + 2) }
+    }
+
+    /// Values of all queries.
+    fn queries(&self) -> usize {
+        self.count.max(self.blocks * LANES) * self.padded
     }
 
     /// The result of no positions.
@@ -203,12 +222,33 @@ impl Sizes {
     }
 }
 
-/// The first `len` values of a buffer that grows to hold them.
+/// `len` values of a buffer that grows to hold them, from the start of a cache line on: a vector that lies in two lines
+/// takes two loads.
 fn at_least(buffer: &mut Vec<f32>, len: usize) -> &mut [f32] {
-    if buffer.len() < len {
-        buffer.resize(len, 0.0);
+    if buffer.len() < len + LANES {
+        buffer.resize(len + LANES, 0.0);
     }
-    &mut buffer[..len]
+    let from = buffer.as_ptr().align_offset(LANES * size_of::<f32>()).min(LANES);
+    &mut buffer[from..from + len]
+}
+
+/// Writes a tile's queries, times the factor on the scores, as [`Job::queries`] has them.
+fn scale(a: Attention<'_>, tile: &Tile, sizes: &Sizes, queries: &mut [f32]) {
+    let (dim, padded) = (a.spec.head_dim, sizes.padded);
+    let query = |q: usize| &a.q[a.head(tile, q) * a.stride()..][..dim];
+    for (block, to) in queries.chunks_exact_mut(padded * LANES).take(sizes.blocks).enumerate() {
+        let first = block * LANES;
+        let some = std::array::from_fn(|i| if first + i < sizes.count { query(first + i) } else { &[] });
+        lanes::write_queries(some, a.spec.scale, padded, to);
+    }
+    if sizes.blocks == 0 {
+        for (q, to) in queries.chunks_exact_mut(padded).enumerate() {
+            for (to, x) in to.iter_mut().zip(query(q)) {
+                *to = a.spec.scale * x;
+            }
+            to[dim..].fill(0.0);
+        }
+    }
 }
 
 /// The result of one chunk of positions for the queries of a tile.
@@ -217,6 +257,7 @@ fn one_chunk(
     tile: &Tile,
     sizes: &Sizes,
     chunk: usize,
+    queries: &[f32],
     work: &mut [f32],
     result: &mut [f32],
 ) -> Result<()> {
@@ -226,14 +267,7 @@ fn one_chunk(
     let start = (tile.kv_head * a.cache.capacity + first) * bytes;
     let span = start..start + positions * bytes;
     let (keys, values) = (&a.cache.keys.host::<u8>()?[span.clone()], &a.cache.values.host::<u8>()?[span]);
-    let (queries, rest) = work.split_at_mut(sizes.count * sizes.padded);
-    let (scores, widened) = rest.split_at_mut(sizes.count * CHUNK);
-    for (q, query) in queries.chunks_exact_mut(sizes.padded).enumerate() {
-        for (to, x) in query[..dim].iter_mut().zip(&a.q[a.head(tile, q) * a.stride()..][..dim]) {
-            *to = a.spec.scale * x;
-        }
-        query[dim..].fill(0.0);
-    }
+    let (scores, widened) = work.split_at_mut(sizes.count.max(sizes.blocks * LANES) * CHUNK);
     sizes.clear(result);
     let job = Job {
         queries: queries.as_ptr(),
@@ -242,21 +276,39 @@ fn one_chunk(
         widened: widened.as_mut_ptr(),
         widened_rows: sizes.widened_rows,
         count: sizes.count,
+        blocks: sizes.blocks,
         padded: sizes.padded,
         group: a.group(),
         first_sees: tile.position as isize + 1 - first as isize,
         positions,
     };
     let stored = |bytes| Stored { bytes, format: a.cache.format, dim };
-    // SAFETY: the slices hold these positions; the buffers were cut to these shapes and are not used meanwhile.
-    unsafe { tiles::scores(a.isa, stored(keys), job) };
     let (max, sum) = result[sizes.count * sizes.padded..].split_at_mut(sizes.count);
-    for (q, scores) in scores.chunks_exact_mut(CHUNK).enumerate() {
-        let seen = job.seen(q);
-        if seen > 0 {
-            // Whole vectors: what is not seen weighs nothing.
-            scores[seen..seen.next_multiple_of(LANES)].fill(f32::NEG_INFINITY);
-            [max[q], sum[q]] = weigh(a.isa, &mut scores[..seen.next_multiple_of(LANES)]);
+    if sizes.blocks > 0 {
+        // SAFETY: the slices hold these positions; the buffers were cut to these shapes and are not used meanwhile.
+        unsafe { lanes::scores(a.isa, stored(keys), job) };
+        for (block, scores) in scores.as_chunks_mut().0.chunks_exact_mut(CHUNK).enumerate() {
+            let first = block * LANES;
+            let count = LANES.min(sizes.count - first);
+            for i in 0..count {
+                for scores in &mut scores[job.seen(first + i)..positions] {
+                    scores[i] = f32::NEG_INFINITY;
+                }
+            }
+            let [most, total] = lanes::weigh(a.isa, &mut scores[..positions]);
+            max[first..][..count].copy_from_slice(&most[..count]);
+            sum[first..][..count].copy_from_slice(&total[..count]);
+        }
+    } else {
+        // SAFETY: as above.
+        unsafe { tiles::scores(a.isa, stored(keys), job) };
+        for (q, scores) in scores.chunks_exact_mut(CHUNK).enumerate() {
+            let seen = job.seen(q);
+            if seen > 0 {
+                // Whole vectors: what is not seen weighs nothing.
+                scores[seen..seen.next_multiple_of(LANES)].fill(f32::NEG_INFINITY);
+                [max[q], sum[q]] = weigh(a.isa, &mut scores[..seen.next_multiple_of(LANES)]);
+            }
         }
     }
     // SAFETY: as above.
@@ -280,7 +332,7 @@ for_each_isa! {
         }
         let shift = if max == f32::NEG_INFINITY { 0.0 } else { max };
         for s in scores.iter_mut() {
-            *s = exp(*s - shift);
+            *s = exp_of_negative(*s - shift);
         }
         [shift, sum_of(scores)]
     }

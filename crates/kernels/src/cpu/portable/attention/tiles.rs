@@ -1,12 +1,13 @@
 //! The two products of attention over a chunk of positions, in tiles of queries and keys that stay in registers.
 //!
 //! A score is one sum over the head in sixteen lanes; an output is one sum over the positions in their order. Neither
-//! depends on which queries and positions share a tile, nor on whether the heads were widened before.
+//! depends on which queries and positions share a tile, nor on whether the heads were widened before. Many queries'
+//! scores are computed by `lanes.rs`, to the same bits.
 
 use half::f16;
 
 use super::CHUNK;
-use super::cache::{Bytes, Floats, Halves, Heads};
+use super::cache::{Bytes, Floats, Halves, Heads, widen_heads};
 use crate::cpu::wide::{LANES, Wide, for_each_width};
 use crate::ops::KvFormat;
 
@@ -28,16 +29,19 @@ pub(super) struct Stored<'a> {
 /// Queries of a tile and what is known of them, over one chunk of positions.
 #[derive(Clone, Copy)]
 pub(super) struct Job {
-    /// `[count, padded]`, times the factor on the scores.
+    /// `[count, padded]`, times the factor on the scores; in blocks `[blocks, padded, 16]`, as
+    /// [`super::lanes::write_queries`] leaves them.
     pub queries: *const f32,
-    /// `[count, CHUNK]`: scores, and then weights.
+    /// `[count, CHUNK]`, in blocks `[blocks, CHUNK, 16]`: scores, and then weights.
     pub scores: *mut f32,
     /// `[count, padded]`: sums of weighted values.
     pub values: *mut f32,
-    /// `[widened_rows, padded]`
+    /// `[widened_rows, stride]`
     pub widened: *mut f32,
     pub widened_rows: usize,
     pub count: usize,
+    /// Vectors of sixteen queries, or 0 if there are too few for that.
+    pub blocks: usize,
     /// Values of a head, rounded up to whole vectors; the rest is zero.
     pub padded: usize,
     /// Queries of a row, which see the same positions.
@@ -49,6 +53,12 @@ pub(super) struct Job {
 }
 
 impl Job {
+    /// Values from one widened head to the next: not a power of two, so that parts of them share the cache's sets.
+    #[inline(always)]
+    pub(super) fn stride(&self) -> usize {
+        self.padded + LANES
+    }
+
     /// Positions of the chunk that query `q` sees.
     #[inline(always)]
     pub(super) fn seen(&self, q: usize) -> usize {
@@ -63,7 +73,8 @@ trait Product {
 }
 
 struct Scores;
-struct Values;
+/// With weights as [`Job::scores`] has them: `IN_LANES` for blocks.
+struct Values<const IN_LANES: bool>;
 
 for_each_width! {
     /// The scores of all queries with all positions, also those that a query does not see.
@@ -83,7 +94,13 @@ for_each_width! {
     /// As [`scores`].
     pub(super) unsafe fn values<W>(values: Stored<'_>, job: Job) {
         // SAFETY: the caller's promise.
-        unsafe { all_positions::<W, Values>(values, &job) }
+        unsafe {
+            if job.blocks > 0 {
+                all_positions::<W, Values<true>>(values, &job);
+            } else {
+                all_positions::<W, Values<false>>(values, &job);
+            }
+        }
     }
 }
 
@@ -112,26 +129,17 @@ unsafe fn all_positions<W: Wide, P: Product>(stored: Stored<'_>, job: &Job) {
 /// Takes some positions at a time, `direct`ly or widened.
 #[inline(always)]
 unsafe fn some_positions<W: Wide, P: Product, H: Heads>(job: &Job, heads: H, dim: usize, direct: bool) {
-    let whole = dim - dim % LANES;
     let mut from = 0;
     while from < job.positions {
         let n = job.widened_rows.min(job.positions - from);
-        let ahead = Ahead { start: heads.after(from + job.widened_rows).start(), bytes: heads.bytes() };
+        let ahead = Ahead::new(heads.after(from + job.widened_rows));
         // SAFETY: the caller's promise; `n` rows of `padded` values fit.
         unsafe {
             if direct {
                 P::take::<W, _>(job, heads.after(from), ahead, from, n);
             } else {
-                for j in 0..n {
-                    let row = job.widened.add(j * job.padded);
-                    for at in (0..whole).step_by(LANES) {
-                        heads.load::<W>(from + j, at).store(row.add(at));
-                    }
-                    for at in whole..job.padded {
-                        *row.add(at) = if at < dim { heads.value(from + j, at) } else { 0.0 };
-                    }
-                }
-                let widened = Floats { start: job.widened, stride: job.padded };
+                widen_heads::<W, H>(heads.after(from), n, dim, job.widened, job.stride());
+                let widened = Floats { start: job.widened, stride: job.stride() };
                 P::take::<W, _>(job, widened, ahead, from, n);
             }
         }
@@ -141,7 +149,7 @@ unsafe fn some_positions<W: Wide, P: Product, H: Heads>(job: &Job, heads: H, dim
 
 /// The heads that come after those at work, as the cache holds them: memory fetches them meanwhile.
 #[derive(Clone, Copy)]
-struct Ahead {
+pub(super) struct Ahead {
     start: *const u8,
     /// Of a position; 0 for nothing to fetch.
     bytes: usize,
@@ -149,7 +157,12 @@ struct Ahead {
 
 impl Ahead {
     #[inline(always)]
-    unsafe fn fetch<W: Wide>(self, j: usize) {
+    pub(super) fn new<H: Heads>(heads: H) -> Self {
+        Self { start: heads.start(), bytes: heads.bytes() }
+    }
+
+    #[inline(always)]
+    pub(super) unsafe fn fetch<W: Wide>(self, j: usize) {
         let mut at = 0;
         while at < self.bytes {
             // SAFETY: the caller's promise.
@@ -247,73 +260,76 @@ unsafe fn score_tile<W: Wide, H: Heads, const Q: usize, const K: usize>(
     }
 }
 
-impl Product for Values {
+impl<const IN_LANES: bool> Product for Values<IN_LANES> {
     #[inline(always)]
-    unsafe fn take<W: Wide, H: Heads>(job: &Job, heads: H, ahead: Ahead, from: usize, n: usize) {
-        let nothing = Ahead { bytes: 0, ..ahead };
-        let mut q = 0;
-        // SAFETY: tiles stay inside the counts of queries and positions.
+    unsafe fn take<W: Wide, H: Heads>(job: &Job, heads: H, mut ahead: Ahead, from: usize, n: usize) {
+        let mut at = 0;
+        // SAFETY: tiles stay inside the heads.
         unsafe {
-            while q + W::TILE <= job.count {
-                let ahead = if q == 0 { ahead } else { nothing };
-                // Later queries see no less.
-                let all = job.seen(q).saturating_sub(from).min(n);
-                if W::TILE == 4 {
-                    value_tiles::<W, H, 4, 4>(job, heads, ahead, [q, from, 0, all]);
+            while at < job.padded {
+                if at + W::TILE * LANES > job.padded {
+                    some_values::<W, H, IN_LANES, 1>(job, heads, ahead, [from, n, at]);
+                    at += LANES;
+                } else if W::TILE == 4 {
+                    some_values::<W, H, IN_LANES, 4>(job, heads, ahead, [from, n, at]);
+                    at += 4 * LANES;
                 } else {
-                    value_tiles::<W, H, 2, 2>(job, heads, ahead, [q, from, 0, all]);
+                    some_values::<W, H, IN_LANES, 2>(job, heads, ahead, [from, n, at]);
+                    at += 2 * LANES;
                 }
-                for i in q..q + W::TILE {
-                    let end = job.seen(i).saturating_sub(from).min(n);
-                    value_tiles::<W, H, 1, 4>(job, heads, nothing, [i, from, all, end]);
-                }
-                q += W::TILE;
-            }
-            while q < job.count {
-                let end = job.seen(q).saturating_sub(from).min(n);
-                let ahead = if q == 0 { ahead } else { nothing };
-                value_tiles::<W, H, 1, 4>(job, heads, ahead, [q, from, 0, end]);
-                q += 1;
+                ahead.bytes = 0;
             }
         }
     }
 }
 
-/// The outputs of `Q` queries from `q` on, with the positions `start .. end` of `heads`; `D` vectors at a time.
+/// The outputs `at .. at + D * 16` of all queries, so that the part of the values that is multiplied stays near.
 #[inline(always)]
-unsafe fn value_tiles<W: Wide, H: Heads, const Q: usize, const D: usize>(
+unsafe fn some_values<W: Wide, H: Heads, const IN_LANES: bool, const D: usize>(
     job: &Job,
     heads: H,
     mut ahead: Ahead,
-    [q, from, start, end]: [usize; 4],
+    [from, n, at]: [usize; 3],
 ) {
-    if start >= end {
-        return;
-    }
-    let mut at = 0;
-    // SAFETY: the caller's promise.
+    let mut q = 0;
+    // SAFETY: tiles stay inside the counts of queries and positions.
     unsafe {
-        while at + D * LANES <= job.padded {
-            value_tile::<W, H, Q, D>(job, heads, ahead, [q, from, start, end], at);
+        while q + W::TILE <= job.count {
+            // Later queries see no less.
+            let all = job.seen(q).saturating_sub(from).min(n);
+            if W::TILE == 4 {
+                value_tile::<W, H, IN_LANES, 4, D>(job, heads, ahead, [q, from, 0, all], at);
+            } else {
+                value_tile::<W, H, IN_LANES, 2, D>(job, heads, ahead, [q, from, 0, all], at);
+            }
             ahead.bytes = 0;
-            at += D * LANES;
+            for i in q + 1..q + W::TILE {
+                let end = job.seen(i).saturating_sub(from).min(n);
+                value_tile::<W, H, IN_LANES, 1, D>(job, heads, ahead, [i, from, all, end], at);
+            }
+            q += W::TILE;
         }
-        while at < job.padded {
-            value_tile::<W, H, Q, 1>(job, heads, ahead, [q, from, start, end], at);
+        while q < job.count {
+            let end = job.seen(q).saturating_sub(from).min(n);
+            value_tile::<W, H, IN_LANES, 1, D>(job, heads, ahead, [q, from, 0, end], at);
             ahead.bytes = 0;
-            at += LANES;
+            q += 1;
         }
     }
 }
 
+/// The outputs `at .. at + D * 16` of `Q` queries from `q` on, with the positions `start .. end` of `heads`.
 #[inline(always)]
-unsafe fn value_tile<W: Wide, H: Heads, const Q: usize, const D: usize>(
+unsafe fn value_tile<W: Wide, H: Heads, const IN_LANES: bool, const Q: usize, const D: usize>(
     job: &Job,
     heads: H,
     ahead: Ahead,
     [q, from, start, end]: [usize; 4],
     at: usize,
 ) {
+    if start >= end {
+        return;
+    }
     // SAFETY: the caller's promise.
     unsafe {
         let mut sums = [[W::splat(0.0); D]; Q];
@@ -330,7 +346,12 @@ unsafe fn value_tile<W: Wide, H: Heads, const Q: usize, const D: usize>(
                 values[d] = heads.load::<W>(j, at + d * LANES);
             }
             for i in 0..Q {
-                let weight = W::splat(*job.scores.add((q + i) * CHUNK + from + j));
+                let at = if IN_LANES {
+                    (q / LANES * CHUNK + from + j) * LANES + q % LANES + i
+                } else {
+                    (q + i) * CHUNK + from + j
+                };
+                let weight = W::splat(*job.scores.add(at));
                 for d in 0..D {
                     sums[i][d] = weight.fma(values[d], sums[i][d]);
                 }
