@@ -3,10 +3,12 @@
 
 use std::any::Any;
 use std::collections::{HashMap, HashSet};
+use std::ops::RangeInclusive;
+use std::time::{Duration, Instant};
 
 use files::{Error, Result};
 
-use super::device::{Device, device_error};
+use super::device::{AdapterKind, Device, device_error};
 use super::memory::{GpuMemory, Graveyard};
 use super::pipelines::{IMMEDIATE_BYTES_MAX, Pipeline};
 use super::profile::Profile;
@@ -20,10 +22,14 @@ const UPLOAD_WORDS: usize = 1 << 18;
 /// Smaller copies go through the queue's own staging memory, if nothing waits in ours, whose buffers come back one by
 /// one.
 const SMALL_COPY_BYTES: usize = 64 << 10;
-/// From so many dispatches on, recording more would let the device idle: 2 us to record one, 5 us to run it.
+/// From so many dispatches on, recording more would let the device idle: 5 us to record one, 9 us to run it.
 const DISPATCHES_MAX: usize = 64;
 /// The same after a read-back, when the device waits for the first of them.
 const DISPATCHES_FIRST: usize = 32;
+/// Answers that take so long are worth staying awake for: shorter ones come with experts that other threads read.
+const AWAKE: RangeInclusive<Duration> = Duration::from_micros(500)..=Duration::from_millis(5);
+/// With fewer processors those threads need them.
+const AWAKE_THREADS_MIN: usize = 4;
 
 /// What a bind group is made of.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -48,6 +54,10 @@ pub(super) struct Recorder {
     /// Dropped when the open encoder has been submitted.
     held: Vec<Box<dyn Any + Send>>,
     answers: Option<wgpu::Buffer>,
+    /// How long the last of them took to come.
+    last_wait: Duration,
+    /// Whether a thread that waits may keep its processor.
+    stays_awake: bool,
     /// Copies to the device that run before the open encoder.
     staging: Staging,
     /// Dispatches in the open encoder.
@@ -72,6 +82,10 @@ impl Recorder {
             upload_words: UPLOAD_WORDS,
             held: Vec::new(),
             answers: None,
+            last_wait: Duration::ZERO,
+            // A processor that shares its power with the GPU has better things to do.
+            stays_awake: device.summary.kind == AdapterKind::Discrete
+                && std::thread::available_parallelism().is_ok_and(|n| n.get() >= AWAKE_THREADS_MIN),
             staging: Staging::default(),
             dispatches: 0,
             enough: DISPATCHES_FIRST,
@@ -235,23 +249,9 @@ impl Recorder {
         Ok(index)
     }
 
-    /// Submits what is recorded and reads ranges of buffers after it, in one wait. A range is (buffer, first byte,
-    /// bytes), in multiples of 4.
+    /// Submits what is recorded and reads ranges of buffers after it, in one wait. A range is (buffer, first byte, where
+    /// its bytes go), in multiples of 4.
     pub(super) fn read_back(
-        &mut self,
-        device: &Device,
-        ranges: &[(&wgpu::Buffer, usize, usize)],
-    ) -> Result<Vec<Vec<u8>>> {
-        let mut out: Vec<Vec<u8>> = ranges.iter().map(|(_, _, bytes)| vec![0; *bytes]).collect();
-        let into = ranges.iter().zip(&mut out);
-        let mut into: Vec<_> =
-            into.map(|((buffer, offset, _), out)| (*buffer, *offset, out.as_mut_slice())).collect();
-        self.read_into(device, &mut into)?;
-        Ok(out)
-    }
-
-    /// [`Self::read_back`] into the caller's memory, which is as long as the range.
-    pub(super) fn read_into(
         &mut self,
         device: &Device,
         ranges: &mut [(&wgpu::Buffer, usize, &mut [u8])],
@@ -274,7 +274,7 @@ impl Recorder {
         self.enough = DISPATCHES_FIRST;
         let slice = staging.slice(..total as u64);
         slice.map_async(wgpu::MapMode::Read, |_| ());
-        wait(device, index)?;
+        self.wait_for_answer(device, index)?;
         device.check()?;
         let mapped = slice
             .get_mapped_range()
@@ -287,6 +287,24 @@ impl Recorder {
         }
         drop(mapped);
         staging.unmap();
+        Ok(())
+    }
+
+    /// Waits for an answer. Waking up takes the host longer than a card takes for a layer, so it stays awake where the
+    /// last answer took no longer than a token of a model in the card's memory.
+    fn wait_for_answer(&mut self, device: &Device, index: wgpu::SubmissionIndex) -> Result<()> {
+        let start = Instant::now();
+        if self.stays_awake && AWAKE.contains(&self.last_wait) {
+            while start.elapsed() < 2 * self.last_wait {
+                let status = device.device.poll(wgpu::PollType::Poll);
+                if status.is_err() || status.is_ok_and(|status| status.is_queue_empty()) {
+                    break;
+                }
+                std::hint::spin_loop();
+            }
+        }
+        wait(device, index)?;
+        self.last_wait = start.elapsed();
         Ok(())
     }
 

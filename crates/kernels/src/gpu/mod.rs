@@ -548,7 +548,7 @@ impl Gpu {
     /// Reads whole words.
     fn read_words(&self, block: &Block, offset: usize, out: &mut [u8]) -> Result<()> {
         let buffer = &memory_of(block.buffer())?.buffer;
-        self.lock().recorder.read_into(&self.device, &mut [(buffer, offset, out)])
+        self.lock().recorder.read_back(&self.device, &mut [(buffer, offset, out)])
     }
 }
 

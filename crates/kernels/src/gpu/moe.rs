@@ -359,14 +359,16 @@ impl Gpu {
             return Err(Error::invalid(format!("read_routes: no answer for {rows} rows of {}", spec.top_k)));
         }
         let (ids, weights) = (memory_of(routes.ids.buffer())?, memory_of(routes.weights.block().buffer())?);
-        let answers = self
-            .lock()
-            .recorder
-            .read_back(&self.device, &[(&ids.buffer, 0, bytes), (&weights.buffer, 0, bytes)])?;
-        // Two ranges were asked for; Vec<u8> is not aligned for the values.
-        let ids = bytemuck::pod_collect_to_vec(&answers[0]);
-        let weights = bytemuck::pod_collect_to_vec(&answers[1]);
-        reference::finite_routes(spec.top_k, ids, weights)
+        let count = rows * spec.top_k;
+        let (mut chosen_ids, mut chosen_weights) = (vec![0u32; count], vec![0f32; count]);
+        self.lock().recorder.read_back(
+            &self.device,
+            &mut [
+                (&ids.buffer, 0, bytemuck::cast_slice_mut(&mut chosen_ids)),
+                (&weights.buffer, 0, bytemuck::cast_slice_mut(&mut chosen_weights)),
+            ],
+        )?;
+        reference::finite_routes(spec.top_k, chosen_ids, chosen_weights)
     }
 
     pub(super) fn weigh(

@@ -24,6 +24,8 @@ const JOBS_MAX: usize = 4;
 const THREADS_WANTED: usize = 1 << 16;
 /// Threads of the kernels that take four rows of a weight a few lanes.
 const TEAM: u32 = source::LINEAR.team;
+/// Fewer outputs than these gain nothing from integers. So are a router's, whose choice shall not depend on rounding.
+const INTEGERS_MIN: usize = 1024;
 /// Columns of activations that all teams of a product would prepare together, from which on it is better to do that
 /// once, in a dispatch of its own: that costs 2.3 us on an H100.
 const PREPARE_MIN: usize = 1 << 20;
@@ -135,7 +137,7 @@ impl Gpu {
         }
         let width = if wide == Wide::Not { 8 } else { 32 };
         let chunks = cols.div_ceil(width) as u32;
-        let split = self.split(formats, wide);
+        let split = if outputs < INTEGERS_MIN { 0 } else { self.split(formats, wide) };
         // Integers leave a thread so little to do that what all of them do first counts.
         let threads_wanted = if split == 0 { THREADS_WANTED } else { THREADS_WANTED / 2 };
         let lanes = lanes(chunks, outputs, lanes_max, threads_wanted);

@@ -64,8 +64,8 @@ pub fn linear(rig: &Rig) {
 pub fn single_row(rig: &Rig, formats: &[Format], most: f32) {
     let mut rng = Rng::new(40);
     for (i, &format) in formats.iter().enumerate() {
-        for (cols, outputs) in [(256, rng.within(1..=90)), (256 * rng.within(17..=20), rng.within(1..=40))] {
-            let size = [1.0, 1e-3, 100.0][i % 3];
+        for cols in [256, 256 * rng.within(17..=20)] {
+            let (outputs, size) = (rng.within(1024..=1100), [1.0, 1e-3, 100.0][i % 3]);
             row(rig, format, &rng.values(cols, size), outputs, most, &mut rng);
         }
         if i % 4 == 0 {
