@@ -61,7 +61,8 @@ pub(crate) fn open(paths: &[PathBuf], options: &OpenOptions, streamed: Option<u6
     if let Some(disk) = &options.disk {
         return Ok(OpenedDrive { disk: disk.clone(), probed: None });
     }
-    let (found, probed) = way(paths, &options.drive, options.cache, streamed.is_some())?;
+    let find = |file: &Path| Ok(choose(&probe(file, PROBE_TIME)?));
+    let (found, probed) = way(paths, &options.drive, options.cache, streamed.is_some(), &find)?;
     let choice = for_parts(found, streamed);
     let mut disk = match (options.drive.kind, open_exactly(paths, &choice)) {
         (DiskKind::Auto, Err(e)) if e.kind() == ErrorKind::Unsupported => store::disk::open(paths, &choice)?,
@@ -88,12 +89,13 @@ fn for_parts(choice: DiskChoice, part_bytes: Option<u64>) -> DiskChoice {
     DiskChoice { depth: depth.clamp(choice.depth, DEPTH_MAX.max(choice.depth)), ..choice }
 }
 
-/// The way to read, and whether a probe has just found it.
+/// The way to read, and whether `find` has just found it.
 fn way(
     paths: &[PathBuf],
     options: &DriveOptions,
     cache: CacheKind,
     streams: bool,
+    find: &dyn Fn(&Path) -> Result<DiskChoice>,
 ) -> Result<(DiskChoice, bool)> {
     let direct = cache == CacheKind::Slots;
     let of_engine = |engine, depth| {
@@ -107,8 +109,8 @@ fn way(
         DiskKind::Auto if !direct => (DiskChoice { direct: false, ..DiskChoice::default() }, false),
         DiskKind::Auto => match (options.known, largest(paths)) {
             (Some(known), _) => (known, false),
-            (None, Some(file)) if streams => match probe(file, PROBE_TIME) {
-                Ok(seen) => (choose(&seen), true),
+            (None, Some(file)) if streams => match find(file) {
+                Ok(found) => (found, true),
                 // A drive that the probe could not read may still have what is needed; else a read of that says so.
                 Err(e) if e.kind() == ErrorKind::Io => (DiskChoice::default(), false),
                 Err(e) => return Err(e),
@@ -172,5 +174,25 @@ mod tests {
         // What a caller remembered may be anything.
         assert_eq!(depth(choice(Engine::Uring, 0, 4), Some(0)), 4);
         assert_eq!(depth(choice(Engine::Uring, usize::MAX, usize::MAX), Some(1)), usize::MAX);
+    }
+
+    #[test]
+    fn a_probe_that_cannot_read_is_no_reason_not_to_open() {
+        let file = std::env::temp_dir().join(format!("tidemill-drive-{}", std::process::id()));
+        std::fs::File::create(&file).and_then(|f| f.set_len(PROBE_FILE_BYTES_MIN)).expect("a file of holes");
+        let paths = [file.clone()];
+        let find = |kind: Option<ErrorKind>| {
+            let uring = DiskChoice { engine: Engine::Uring, direct: true, piece_bytes: 1 << 20, depth: 7 };
+            let found = move |_: &Path| kind.map_or(Ok(uring), |kind| Err(Error::new(kind, "on purpose")));
+            way(&paths, &DriveOptions::default(), CacheKind::Slots, true, &found)
+        };
+        assert_eq!(find(None).expect("found").0.depth, 7);
+        assert_eq!(
+            find(Some(ErrorKind::Io)).expect("opens"),
+            (DiskChoice::default(), false),
+            "and not remembered"
+        );
+        assert_eq!(find(Some(ErrorKind::Memory)).unwrap_err().kind(), ErrorKind::Memory);
+        std::fs::remove_file(file).expect("removable");
     }
 }

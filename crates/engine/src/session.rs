@@ -369,7 +369,7 @@ fn emit_logits(
 }
 
 /// Refuses logits of position `at` that no model in order answers.
-fn check_finite(logits: &[f32], at: usize) -> Result<()> {
+pub(crate) fn check_finite(logits: &[f32], at: usize) -> Result<()> {
     // A loop without an exit, which the compiler makes vectors of; who it was is asked when there is one.
     if logits.iter().fold(true, |all, logit| all & logit.is_finite()) {
         return Ok(());

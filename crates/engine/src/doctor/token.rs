@@ -18,7 +18,9 @@ use crate::layers::{Attention, Delta, FeedForward, Mixer, Mlp, Moe, Rope, Shared
 use crate::lookahead::Guess;
 use crate::models::{Block, Decoder};
 use crate::pool::ExpertPool;
+use crate::sample::{SampleParams, Sampler};
 use crate::scratch::Scratch;
+use crate::session::check_finite;
 use crate::state::{LayerState, SequenceState};
 use crate::step::{Experts, Linear, Norm, SequenceRows, Step, Sweep};
 
@@ -62,11 +64,12 @@ impl<'a> Stand<'a> {
         let rows = (WEIGHT_BYTES / row_bytes.max(1)).clamp(1, work.vocab_size.max(1));
         let decoder = self.decoder(Vec::new(), self.bench.weight(format, rows, work.hidden_size)?)?;
         let mut logits = vec![0f32; rows];
+        let mut sampler = Sampler::new(&SampleParams::greedy())?;
         let one = self.run(&decoder, None, 0, |step, x| {
             let out = decoder.logits(step, x, &[0])?;
             self.bench.backend.read(out.block(), 0, bytemuck::cast_slice_mut(&mut logits))?;
-            let odd = logits.iter().any(|logit| !logit.is_finite());
-            std::hint::black_box((odd, logits.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1))));
+            check_finite(&logits, 0)?;
+            std::hint::black_box(sampler.sample(&logits, &[])?);
             Ok(())
         })?;
         Ok(one * work.vocab_size as f64 / rows as f64)
