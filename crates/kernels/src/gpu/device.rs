@@ -40,8 +40,8 @@ pub(super) struct Device {
     pub(super) subgroups: bool,
     /// Whether matrix units multiply 16 x 16 values of half precision into single, for subgroups of 32.
     pub(super) matrix_units: bool,
-    /// Whether the driver has an instruction for the products of four bytes, and threads that share eight of those are
-    /// in one subgroup.
+    /// Whether activations may become integers: the products of four bytes are one instruction on Vulkan and many on
+    /// Metal, and eight neighbours must be of one subgroup.
     pub(super) byte_products: bool,
     /// The fewest threads that a subgroup may have.
     pub(super) subgroup_threads: u32,

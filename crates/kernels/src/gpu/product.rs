@@ -27,7 +27,7 @@ const TEAM: u32 = source::LINEAR.team;
 /// Fewer outputs than these gain nothing from integers. So are a router's, whose choice shall not depend on rounding.
 const INTEGERS_MIN: usize = 1024;
 /// Columns of activations that all teams of a product would prepare together, from which on it is better to do that
-/// once, in a dispatch of its own: that costs 2.3 us on an H100.
+/// once, in a dispatch of its own: that costs 2.7 us on an H100.
 const PREPARE_MIN: usize = 1 << 20;
 /// Bytes of a prepared step: high and low halves of thirty-two integers, a scale and two sums.
 const PREPARED_BYTES: usize = 80;

@@ -20,7 +20,7 @@ pub struct Kernel {
     pub constants: &'static [&'static str],
     /// Threads of a workgroup.
     pub team: u32,
-    /// What it has in common with other kernels: names of [`SHARED_PARTS`].
+    /// WGSL that it has in common with other kernels, by file name.
     pub parts: &'static [&'static str],
 }
 
