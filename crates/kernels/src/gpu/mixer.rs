@@ -272,12 +272,7 @@ impl Gpu {
         gate: Option<Gate<'_>>,
         out: &mut Tensor,
     ) -> Result<()> {
-        let value_channels = spec.value_heads * spec.value_head_dim;
-        let by_fours = [spec.value_head_dim, spec.channels(), spec.channels() - value_channels]
-            .map(fours)
-            .into_iter()
-            .min()
-            .unwrap_or(0);
+        let by_fours = fours(spec.value_head_dim).min(fours(spec.channels()));
         // Of a head's state, that a team takes.
         let columns = source::DELTA_RULE.team as usize / DELTA_SLICES * if by_fours == 1 { 4 } else { 1 };
         if let Some(gate) = gate

@@ -354,12 +354,12 @@ impl Gpu {
     }
 
     pub(super) fn chosen(&self, routes: &RouteBuffers, rows: usize, spec: &RouteSpec) -> Result<Routes> {
-        let bytes = rows * spec.top_k * 4;
+        let count = rows * spec.top_k;
+        let bytes = count * 4;
         if bytes > routes.ids.bytes() || bytes > routes.weights.block().bytes() {
             return Err(Error::invalid(format!("read_routes: no answer for {rows} rows of {}", spec.top_k)));
         }
         let (ids, weights) = (memory_of(routes.ids.buffer())?, memory_of(routes.weights.block().buffer())?);
-        let count = rows * spec.top_k;
         let (mut chosen_ids, mut chosen_weights) = (vec![0u32; count], vec![0f32; count]);
         self.lock().recorder.read_back(
             &self.device,

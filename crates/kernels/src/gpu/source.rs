@@ -237,6 +237,7 @@ fn activations(kernel: &Kernel, variant: &Variant) -> String {
     const WIDE: &str = include_str!("shaders/wide.wgsl");
     const WORDS: &str = include_str!("shaders/x_words.wgsl");
     const INTEGERS: &str = include_str!("shaders/x_integers.wgsl");
+    const AS_IT_IS: &str = include_str!("shaders/x_as_it_is.wgsl");
     let constant = |name| constant(kernel, variant, name);
     if !kernel.constants.contains(&"SPLIT") {
         return String::new();
@@ -245,11 +246,9 @@ fn activations(kernel: &Kernel, variant: &Variant) -> String {
         return [WIDE, WORDS].concat();
     }
     match (constant("WIDE"), constant("SPLIT"), constant("TAIL")) {
-        (0, ..) => include_str!("shaders/x_as_it_is.wgsl").into(),
-        (_, 0, _) => {
-            [WIDE, include_str!("shaders/x_as_it_is.wgsl"), include_str!("shaders/x_floats.wgsl")].concat()
-        }
-        (_, _, PREPARED) => [WIDE, INTEGERS].concat(),
+        (0, ..) => AS_IT_IS.into(),
+        (_, 0, _) => [WIDE, AS_IT_IS, include_str!("shaders/x_floats.wgsl")].concat(),
+        (_, _, PREPARED) => [WIDE, AS_IT_IS, INTEGERS].concat(),
         _ => [WIDE, WORDS, INTEGERS, include_str!("shaders/x_in_team.wgsl")].concat(),
     }
 }

@@ -2,21 +2,7 @@
 // one dispatch. A tile of the table is up to TOKENS entries of one expert:
 // gate at 0..3, up at 3..6, down at 6..9 (bytes, a part each), first entry, entries; an entry is (row, part).
 
-struct Params {
-    tiles: u32,
-    entries: u32,
-    hidden: u32,
-    intermediate: u32,
-    // Steps of the decoders in a row.
-    chunks: u32,
-    // The tile after the last, and the bases of its gate and up.
-    shared_tile: u32,
-    shared_base: array<u32, 6>,
-}
-var<immediate> p: Params;
-@group(0) @binding(0) var<storage, read> x: array<XItem>;
 @group(0) @binding(1) var<storage, read> table: array<u32>;
-@group(0) @binding(2) var<storage, read_write> act: array<f32>;
 
 fn job_of(group: vec3<u32>, t: u32) -> Job {
     let tile = p.tiles + group.y * 11u;

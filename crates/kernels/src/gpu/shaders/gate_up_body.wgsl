@@ -1,6 +1,23 @@
 // The body of `gate_up` and `gate_up_routed`, which say what a team's job is. With SHARED, one more tile is an expert
 // with weights in other buffers, for row 0.
 
+struct Params {
+    tiles: u32,
+    entries: u32,
+    hidden: u32,
+    intermediate: u32,
+    // Steps of the decoders in a row.
+    chunks: u32,
+    // The tile after the last, and the bases of its gate and up.
+    shared_tile: u32,
+    shared_base: array<u32, 6>,
+    // Where the lookup of this group of experts starts, for `gate_up_routed`; `route.wgsl` says what is in it.
+    lookup: u32,
+}
+var<immediate> p: Params;
+@group(0) @binding(0) var<storage, read> x: array<XItem>;
+@group(0) @binding(2) var<storage, read_write> act: array<f32>;
+
 struct Job {
     gate_base: vec3<u32>,
     up_base: vec3<u32>,

@@ -1,23 +1,7 @@
 // `route` and `gate_up` for one row: each team ranks the router's logits itself, which takes less than a dispatch. The
 // first of all stores ids and weights, the first of a tile what `down` reads of it.
 
-struct Params {
-    tiles: u32,
-    entries: u32,
-    hidden: u32,
-    intermediate: u32,
-    // Steps of the decoders in a row.
-    chunks: u32,
-    // The tile after the last, and the bases of its gate and up.
-    shared_tile: u32,
-    shared_base: array<u32, 6>,
-    // Where the lookup of this group of experts starts; `route.wgsl` says what is in it.
-    lookup: u32,
-}
-var<immediate> p: Params;
-@group(0) @binding(0) var<storage, read> x: array<XItem>;
 @group(0) @binding(1) var<storage, read_write> table: array<u32>;
-@group(0) @binding(2) var<storage, read_write> act: array<f32>;
 @group(0) @binding(3) var<storage, read> logits: array<u32>;
 @group(0) @binding(4) var<storage, read> lookup: array<u32>;
 @group(0) @binding(5) var<storage, read_write> ids: array<u32>;

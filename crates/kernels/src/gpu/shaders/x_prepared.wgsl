@@ -1,10 +1,6 @@
 // Activations that `integers.wgsl` has prepared.
 
 alias XItem = vec4<u32>;
-const X_CHUNKS = 0x1000000u;
-
-fn x_take(row: u32, first: u32, count: u32, cols: u32, at: u32) {
-}
 
 fn columns(row: u32, chunk: u32, split: u32, cols: u32) -> Columns {
     let chunks = cols / 32u;
