@@ -2,7 +2,7 @@
 
 use files::{Error, Result};
 
-use crate::buffer::{Tensor, Weight};
+use crate::buffer::{Block, Tensor, Weight};
 use crate::ops::{
     AttentionSpec, DeltaInput, DeltaSpec, ExpertBatch, ExpertTable, Gate, KvCache, RopeSpec, RouteBuffers,
     RouteSpec, RoutedLayer, RoutedOutput, Segment, SharedOutput,
@@ -244,6 +244,14 @@ pub fn expert_mlp(x: &Tensor, experts: &[ExpertBatch<'_>], parts: &Tensor) -> Re
     }
     want(op, "x", x, x.rows(), shape.1)?;
     want(op, "parts", parts, parts.rows(), shape.1)
+}
+
+/// Checks [`crate::Backend::copy`].
+pub fn copy(from: &Block, to: &Block) -> Result<()> {
+    if from.bytes() == to.bytes() {
+        return Ok(());
+    }
+    fail("copy", format!("{} bytes to {}", from.bytes(), to.bytes()))
 }
 
 /// Checks [`crate::Backend::routed_mlp`].

@@ -6,6 +6,7 @@ use std::ptr::NonNull;
 use files::{Error, Result};
 
 use crate::buffer::{Block, Buffer, DeviceMemory};
+use crate::check;
 
 /// Sizes are whole multiples of this.
 const PAGE_BYTES: usize = 4096;
@@ -132,6 +133,25 @@ pub fn write(block: &mut Block, offset: usize, data: &[u8]) -> Result<()> {
 pub fn read(block: &Block, offset: usize, out: &mut [u8]) -> Result<()> {
     let source = block.host::<u8>()?.get(offset..offset.saturating_add(out.len()));
     out.copy_from_slice(source.ok_or_else(|| out_of_block(offset, out.len(), block.bytes()))?);
+    Ok(())
+}
+
+/// Copies all of a block of host memory to another as large.
+///
+/// # Errors
+/// [`files::ErrorKind::InvalidRequest`] when it is not.
+pub fn copy(from: &Block, to: &mut Block) -> Result<()> {
+    check::copy(from, to)?;
+    to.host_mut::<u8>()?.copy_from_slice(from.host::<u8>()?);
+    Ok(())
+}
+
+/// Makes a block of host memory zero.
+///
+/// # Errors
+/// [`files::ErrorKind::InvalidRequest`] when it is not in the host's memory.
+pub fn clear(block: &mut Block) -> Result<()> {
+    block.host_mut::<u8>()?.fill(0);
     Ok(())
 }
 

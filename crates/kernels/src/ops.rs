@@ -325,6 +325,12 @@ pub trait Backend: Send + Sync {
     /// Copies from `block`, from byte `offset`, to `out`. Waits for all ops before it.
     fn read(&self, block: &Block, offset: usize, out: &mut [u8]) -> Result<()>;
 
+    /// Copies all of `from` to `to`, which has as many bytes.
+    fn copy(&self, from: &Block, to: &mut Block) -> Result<()>;
+
+    /// Makes all bytes of `block` zero.
+    fn clear(&self, block: &mut Block) -> Result<()>;
+
     // --- dense ops ------------------------------------------------------------------------------------------
 
     /// `out[r] = table[ids[r]]`; table `[vocab, hidden]`, out `[rows, hidden]`.

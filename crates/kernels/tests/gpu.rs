@@ -45,6 +45,9 @@ fn products_on_matrix_units() {
         let rig = Rig { name, backend, batch_invariant: false, align };
         common::dense::many_rows(&rig);
         common::experts::many_rows(&rig);
+        if align == 16 {
+            common::experts::routed_mlp(&rig);
+        }
     }
 }
 

@@ -17,7 +17,7 @@ fn constants(kernel: &Kernel, tail: u32, kv_format: u32, wide: u32, split: u32) 
             "TAIL" => tail,
             "TOKENS" if wide > 0 => 1,
             "WIDE" => wide,
-            "SPLIT" if kernel.name == "integers" => 1,
+            "SPLIT" if kernel.weights.is_empty() => 1,
             "SPLIT" => split,
             "LANES" if kernel.name == "attention" => 32,
             "LANES" => 8,
@@ -43,7 +43,7 @@ fn translate(kernel: &Kernel, variant: &Variant, subgroups: bool) {
     let mut capabilities =
         Capabilities::IMMEDIATES | Capabilities::SUBGROUP | Capabilities::SHADER_FLOAT16_IN_FLOAT32;
     // Metal's matrices are 8 x 8: there, `matmul` takes its place.
-    let on_units = kernel.source.contains("coop_mat16x16");
+    let on_units = kernel.source.contains("enable wgpu_cooperative_matrix");
     if on_units {
         capabilities |= Capabilities::COOPERATIVE_MATRIX | Capabilities::SHADER_FLOAT16;
     }
@@ -90,9 +90,16 @@ fn all_shaders_translate_to_metal() {
                 kv_formats.flat_map(|f| steps.iter().map(move |&s| (f, s)))
             {
                 let constants = constants(kernel, tail, kv_format, wide, split);
-                let variant = Variant { name: kernel.name, formats: all, constants };
+                let mut variant = Variant { name: kernel.name, formats: all, constants };
                 translate(kernel, &variant, true);
                 translate(kernel, &variant, false);
+                // Blocks on matrix units have several sizes.
+                if kernel.source.contains("$SUMS") {
+                    for rows in [32, 64] {
+                        variant.constants[1] = rows;
+                        translate(kernel, &variant, true);
+                    }
+                }
                 // Kernels that serve a shared expert too do without one.
                 if let Some(own) = kernel.weights.iter().position(|name| name.starts_with("shared_")) {
                     let shared = kernel.constants.iter().position(|name| *name == "SHARED");

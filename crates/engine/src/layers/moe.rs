@@ -87,8 +87,7 @@ impl Moe {
     }
 
     /// Lets the device look up its experts if all of the layer are there, so that nobody waits for the router's ids;
-    /// says whether. For single tokens: a prompt chunk is better sorted by experts, and waits once a layer for
-    /// hundreds of tokens.
+    /// says whether.
     fn look_up(
         &self,
         s: &mut Step<'_>,
@@ -99,16 +98,21 @@ impl Moe {
         shared: &mut Option<(Activation, Activation)>,
     ) -> Result<bool> {
         // Who records routes wants to see them.
-        let (1, None, Some(experts)) = (h.rows(), &s.routes, &mut s.experts) else { return Ok(false) };
+        let (None, Some(experts)) = (&s.routes, &mut s.experts) else { return Ok(false) };
         let Some(table) = experts.pool.resident(experts.slabs, layer, self.router.rows(), &self.expert)?
         else {
             return Ok(false);
         };
+        let chosen = h.rows() * self.spec.top_k;
+        if chosen > table.parts_max() {
+            return Ok(false);
+        }
         let expert = self.shared.as_ref().map(|e| (&e.mlp.weights, &e.gate));
         let layer_weights = RoutedLayer { router: &self.router, spec: &self.spec, table, shared: expert };
         let shared = shared.as_mut().map(|(output, gate)| (&mut **output, &mut **gate));
         s.backend.routed_layer(h, &layer_weights, RoutedOutput { routes, parts, shared })?;
-        experts.pool.store.count_device_hits(layer, self.spec.top_k as u64);
+        // How many of them are the same one, only the device knows.
+        experts.pool.store.count_device_hits(layer, chosen.min(self.router.rows()) as u64);
         experts.sweep = None;
         Ok(true)
     }

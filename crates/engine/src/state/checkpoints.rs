@@ -20,13 +20,13 @@ impl Checkpoints {
     /// The most snapshots that are held at once, also while one is being taken.
     pub(crate) const MOST: usize = ENDS + 1;
 
-    /// Holds the state here until the next call. The one before is freed first.
+    /// Holds the state here until the next call, in the memory of the one before.
     pub(crate) fn roll(&mut self, state: &SequenceState) -> Result<()> {
         if self.holds(state.position()) {
             return Ok(());
         }
-        self.rolling = None;
-        self.rolling = Some(state.snapshot()?);
+        let old = self.rolling.take();
+        self.rolling = Some(state.snapshot(old)?);
         Ok(())
     }
 
@@ -36,10 +36,8 @@ impl Checkpoints {
         if rolled.is_none() && self.holds(state.position()) {
             return Ok(());
         }
-        if self.ends.len() == ENDS {
-            self.ends.remove(0);
-        }
-        self.ends.push(rolled.map_or_else(|| state.snapshot(), Ok)?);
+        let oldest = (self.ends.len() == ENDS).then(|| self.ends.remove(0));
+        self.ends.push(rolled.map_or_else(|| state.snapshot(oldest), Ok)?);
         Ok(())
     }
 

@@ -7,12 +7,12 @@ use std::sync::Arc;
 
 use files::{Error, ErrorKind, Result};
 use kernels::ops::{KvCache, KvFormat};
-use kernels::{Backend, Tensor};
+use kernels::{Backend, Block, Tensor};
 
 pub(crate) use checkpoints::Checkpoints;
 pub(crate) use disk::{load, save};
 
-/// States are copied to and from files, and cleared, in pieces of this many bytes.
+/// States are copied to and from files in pieces of this many bytes.
 const COPY_BYTES: usize = 1 << 20;
 
 /// The shape of one layer's state.
@@ -85,7 +85,8 @@ pub(crate) struct SequenceState {
 #[derive(Debug)]
 pub(crate) struct Snapshot {
     position: usize,
-    recurrent: Vec<u8>,
+    /// Of the device, as the states themselves: one for each.
+    recurrent: Vec<Block>,
 }
 
 impl Snapshot {
@@ -150,28 +151,24 @@ impl SequenceState {
         self.layers.iter().any(|l| matches!(l, LayerState::Delta(_)))
     }
 
-    /// A copy of what cannot be forgotten.
-    pub(crate) fn snapshot(&self) -> Result<Snapshot> {
-        let mut recurrent = vec![0; self.recurrent().map(|t| 4 * t.len()).sum()];
-        let mut rest = recurrent.as_mut_slice();
-        for tensor in self.recurrent() {
-            let (here, after) = rest.split_at_mut(4 * tensor.len());
-            self.backend.read(tensor.block(), 0, here)?;
-            rest = after;
+    /// A copy of what cannot be forgotten, in the memory of `old` if there is one.
+    pub(crate) fn snapshot(&self, old: Option<Snapshot>) -> Result<Snapshot> {
+        let mut recurrent = match old {
+            Some(old) => old.recurrent,
+            None => self.recurrent().map(|t| self.backend.alloc(t.block().bytes())).collect::<Result<_>>()?,
+        };
+        for (tensor, to) in self.recurrent().zip(&mut recurrent) {
+            self.backend.copy(tensor.block(), to)?;
         }
         Ok(Snapshot { position: self.position, recurrent })
     }
 
     /// Goes back to a snapshot of this sequence.
     pub(crate) fn restore(&mut self, snapshot: &Snapshot) -> Result<()> {
-        let mut rest = snapshot.recurrent.as_slice();
+        let mut from = snapshot.recurrent.iter();
         for state in self.layers.iter_mut().filter_map(LayerState::as_delta_mut) {
-            for tensor in [&mut state.conv, &mut state.delta] {
-                let Some((here, after)) = rest.split_at_checked(4 * tensor.len()) else {
-                    return Err(Error::corrupt("a snapshot is shorter than the model's state"));
-                };
-                self.backend.write(tensor.block_mut(), 0, here)?;
-                rest = after;
+            for (tensor, from) in [&mut state.conv, &mut state.delta].into_iter().zip(&mut from) {
+                self.backend.copy(from, tensor.block_mut())?;
             }
         }
         self.position = snapshot.position;
@@ -180,15 +177,9 @@ impl SequenceState {
 
     /// Forgets everything.
     pub(crate) fn reset(&mut self) -> Result<()> {
-        let zeros = vec![0; COPY_BYTES];
         for state in self.layers.iter_mut().filter_map(LayerState::as_delta_mut) {
-            for tensor in [&mut state.conv, &mut state.delta] {
-                let bytes = 4 * tensor.len();
-                for start in (0..bytes).step_by(COPY_BYTES) {
-                    let here = COPY_BYTES.min(bytes - start);
-                    self.backend.write(tensor.block_mut(), start, &zeros[..here])?;
-                }
-            }
+            self.backend.clear(state.conv.block_mut())?;
+            self.backend.clear(state.delta.block_mut())?;
         }
         self.position = 0;
         Ok(())

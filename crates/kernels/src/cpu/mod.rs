@@ -157,6 +157,14 @@ impl Backend for Cpu {
         host::read(block, offset, out)
     }
 
+    fn copy(&self, from: &Block, to: &mut Block) -> Result<()> {
+        host::copy(from, to)
+    }
+
+    fn clear(&self, block: &mut Block) -> Result<()> {
+        host::clear(block)
+    }
+
     fn embed(&self, table: &Weight, ids: &[u32], out: &mut Tensor) -> Result<()> {
         check::embed(table, ids, out)?;
         reference::embed(&table.host()?, ids, out.host_mut()?)

@@ -173,6 +173,25 @@ impl Recorder {
         self.dispatches += 1;
     }
 
+    /// The open encoder, between two passes.
+    fn between(&mut self, device: &Device) -> &mut wgpu::CommandEncoder {
+        let open = || (device.device.create_command_encoder(&Default::default()), None);
+        let (encoder, pass) = self.open.get_or_insert_with(open);
+        *pass = None;
+        encoder
+    }
+
+    /// Records a copy of a whole buffer.
+    pub(super) fn copy(&mut self, device: &Device, from: &GpuMemory, to: &GpuMemory) {
+        let encoder = self.between(device);
+        encoder.copy_buffer_to_buffer(&from.buffer, 0, &to.buffer, 0, from.buffer.size().min(to.buffer.size()));
+    }
+
+    /// Records that a whole buffer becomes zero.
+    pub(super) fn clear(&mut self, device: &Device, memory: &GpuMemory) {
+        self.between(device).clear_buffer(&memory.buffer, 0, None);
+    }
+
     /// Copies host bytes into a buffer: after all that was submitted, before what is recorded, copies in their own order.
     /// Offset and length are multiples of 4. The bytes are the caller's again at once.
     pub(super) fn copy_in(

@@ -4,12 +4,13 @@ use std::sync::Arc;
 
 use files::{Error, Result};
 
+use super::blocks::{Chosen, Halved};
 use super::encoder::{BINDINGS_MAX, Binding};
 use super::memory::GpuMemory;
 use super::moe::{ACT_BYTES_MAX, Group, Parts, Routed, TILE_WORDS, TableAt};
 use super::product::{Job, alignment, tokens_for};
 use super::source::Wide;
-use super::{Call, GROUPS_MAX, Gpu, binding, items, memory_of, source};
+use super::{Call, Gpu, State, binding, items, memory_of, source};
 use crate::buffer::Tensor;
 use crate::ops::{ExpertTable, MlpWeights, RouteBuffers, RouteSpec, RoutedLayer, RoutedOutput};
 
@@ -53,7 +54,9 @@ impl Gpu {
         let bytes = bytemuck::cast_slice(&words);
         self.lock().recorder.copy_in(&self.device, &memory.buffer, 0, bytes)?;
         let experts = experts.iter().copied().cloned().collect();
-        ExpertTable::new(experts, Box::new(Lookup { groups, alignment, words: memory }))
+        let experts: Vec<MlpWeights> = experts;
+        let parts_max = ACT_BYTES_MAX / 4 / experts[0].gate.rows().max(1) - 1;
+        ExpertTable::new(experts, parts_max, Box::new(Lookup { groups, alignment, words: memory }))
     }
 
     pub(super) fn look_up(
@@ -67,6 +70,11 @@ impl Gpu {
         let lookup = lookup_of(table, x, spec)?;
         let (experts, count) = (table.experts(), x.rows() * spec.top_k);
         let mut state = self.lock();
+        if x.rows() > 1 {
+            let ids = memory_of(routes.ids.buffer())?.binding();
+            self.sorted(&mut state, x, table, (ids, spec.top_k), binding(parts)?, &mut Halved::default())?;
+            return state.recorder.submit_much(&self.device);
+        }
         let tiles: Arc<GpuMemory> = self.scratch(&mut state, "tiles", count * (TILE_WORDS + 2) * 4)?;
         for (g, &first) in lookup.groups.iter().enumerate() {
             let at = g * experts.len() * LOOKUP_WORDS;
@@ -98,6 +106,38 @@ impl Gpu {
         }
         state.recorder.submit_much(&self.device)
     }
+
+    /// The experts that a router chose for more than one row, sorted by the device: what [`Self::experts`] computes.
+    fn sorted(
+        &self,
+        state: &mut State,
+        x: &Tensor,
+        table: &ExpertTable,
+        (ids, top_k): (Binding<'_>, usize),
+        out: Binding<'_>,
+        halved: &mut Halved,
+    ) -> Result<()> {
+        let lookup: &Lookup = table.device().ok_or_else(foreign)?;
+        let experts = table.experts();
+        let chosen = Chosen {
+            ids,
+            rows: x.rows(),
+            top_k,
+            experts: experts.len(),
+            lookup: lookup.words.binding(),
+            groups: lookup.groups.len(),
+        };
+        for sorted in self.sort(state, &chosen)? {
+            for (g, &first) in lookup.groups.iter().enumerate() {
+                let own = Parts::of(&experts[first])?;
+                let mut group = lookup.group(&own, &experts[first], x, out)?;
+                (group.tokens, group.blocks) = (sorted.rows(), sorted.blocks());
+                self.expert_tiles(state, &group, &sorted.at(g), halved)?;
+            }
+        }
+        Ok(())
+    }
+
     /// [`crate::Backend::routed_layer`] in three dispatches, where one row, one format and one set of buffers allow.
     pub(super) fn whole_layer(
         &self,
@@ -115,7 +155,19 @@ impl Gpu {
         if let (Some((_, weight)), Some((_, gate))) = (layer.shared, &outputs) {
             jobs.push(Job { weight, bias: None, out: binding(gate)? });
         }
-        self.products(&mut state, x, &jobs)?;
+        let mut halved = Halved::default();
+        self.products(&mut state, x, &jobs, &mut halved)?;
+        if rows > 1 {
+            self.pick(&mut state, logits.binding(), [rows, experts.len()], layer.spec, routes, None)?;
+            let chosen = (memory_of(routes.ids.buffer())?.binding(), layer.spec.top_k);
+            self.sorted(&mut state, x, layer.table, chosen, binding(parts)?, &mut halved)?;
+            state.recorder.submit_much(&self.device)?;
+            drop(state);
+            return match (layer.shared, outputs) {
+                (Some((weights, _)), Some((output, _))) => self.dense_mlp(x, weights, output),
+                _ => Ok(()),
+            };
+        }
         let tiles = self.scratch(&mut state, "tiles", count * (groups * TILE_WORDS + 2) * 4)?;
         let ranks = rows == 1 && experts.len() <= RANKED_MOST && self.device.bindings_max >= BINDINGS_MAX;
         if !ranks {
@@ -161,11 +213,14 @@ impl Gpu {
 
 /// What this backend put into a table, if x is not too much for it.
 fn lookup_of<'a>(table: &'a ExpertTable, x: &Tensor, spec: &RouteSpec) -> Result<&'a Lookup> {
-    let (count, intermediate) = (x.rows() * spec.top_k, table.experts()[0].gate.rows());
-    if count >= GROUPS_MAX as usize || (count + 1) * intermediate * 4 > ACT_BYTES_MAX {
+    if x.rows() * spec.top_k > table.parts_max() {
         return Err(Error::invalid(format!("routed_mlp: {} rows are too many", x.rows())));
     }
-    table.device().ok_or_else(|| Error::invalid("routed_mlp: this table is of another backend"))
+    table.device().ok_or_else(foreign)
+}
+
+fn foreign() -> Error {
+    Error::invalid("routed_mlp: this table is of another backend")
 }
 
 impl Lookup {
@@ -185,6 +240,7 @@ impl Lookup {
             hidden: weights.gate.cols(),
             intermediate: weights.gate.rows(),
             tokens: tokens_for(1) as usize,
+            blocks: false,
             alignment: self.alignment,
             shared: None,
             routed: None,

@@ -4,6 +4,7 @@
 //! for all number formats: `source` puts the decoder of a format in front of it. Activations are f32 and so are all
 //! sums; weights are decoded exactly as the reference does.
 
+mod blocks;
 mod device;
 mod encoder;
 mod lookup;
@@ -16,6 +17,7 @@ mod product;
 mod profile;
 pub mod source;
 mod staging;
+mod units;
 
 use std::any::Any;
 use std::collections::HashMap;
@@ -35,6 +37,7 @@ use crate::ops::{
     Heads, KernelTime, KvCache, MlpWeights, Precision, Product, Residual, RopeSpec, RouteBuffers, RouteSpec,
     RoutedLayer, RoutedOutput, Routes, Segment, SharedOutput, Turn,
 };
+use blocks::Halved;
 use device::{Device, device_error};
 use encoder::{Binding, Recorder};
 use memory::{GpuMemory, Graveyard};
@@ -312,6 +315,19 @@ impl Backend for Gpu {
         Ok(())
     }
 
+    fn copy(&self, from: &Block, to: &mut Block) -> Result<()> {
+        check::copy(from, to)?;
+        let (from, to) = (memory_of(from.buffer())?, memory_of(to.buffer())?);
+        self.lock().recorder.copy(&self.device, from, to);
+        Ok(())
+    }
+
+    fn clear(&self, block: &mut Block) -> Result<()> {
+        let memory = memory_of(block.buffer())?;
+        self.lock().recorder.clear(&self.device, memory);
+        Ok(())
+    }
+
     fn embed(&self, table: &Weight, ids: &[u32], out: &mut Tensor) -> Result<()> {
         check::embed(table, ids, out)?;
         let mut state = self.lock();
@@ -343,7 +359,7 @@ impl Backend for Gpu {
 
     fn linear(&self, x: &Tensor, w: &Weight, bias: Option<&Tensor>, out: &mut Tensor) -> Result<()> {
         check::linear(x, w, bias, out)?;
-        self.product(&mut self.lock(), x, w, bias, binding(out)?)
+        self.product(&mut self.lock(), x, w, bias, binding(out)?, &mut Halved::default())
     }
 
     fn linears(&self, x: &Tensor, products: &mut [Product<'_>]) -> Result<()> {
@@ -352,7 +368,7 @@ impl Backend for Gpu {
             check::linear(x, weight, *bias, out)?;
             jobs.push(Job { weight, bias: *bias, out: binding(out)? });
         }
-        self.products(&mut self.lock(), x, &jobs)
+        self.products(&mut self.lock(), x, &jobs, &mut Halved::default())
     }
 
     fn add_norm(&self, y: &Tensor, to: Residual<'_>) -> Result<()> {

@@ -7,7 +7,8 @@ use files::{Error, Format, Result};
 
 use super::encoder::Binding;
 use super::memory::GpuMemory;
-use super::product::{BLOCK, MATMUL_ROWS_MIN, alignment, tokens_for};
+use super::blocks::Halved;
+use super::product::{alignment, tokens_for};
 use super::{Call, GROUPS_MAX, Gpu, State, binding, folded, fours, items, memory_of, source, weight_parts};
 use crate::buffer::{Tensor, Weight};
 use crate::ops::{
@@ -28,9 +29,9 @@ pub(super) const TILE_WORDS: usize = 11;
 /// The buffers and formats that make one pipeline and one bind group serve many experts.
 pub(super) struct Parts<'a> {
     pub(super) formats: [Format; 3],
-    gate: Vec<Binding<'a>>,
-    up: Vec<Binding<'a>>,
-    down: Vec<Binding<'a>>,
+    pub(super) gate: Vec<Binding<'a>>,
+    pub(super) up: Vec<Binding<'a>>,
+    pub(super) down: Vec<Binding<'a>>,
     /// Bytes of the parts of gate, up, down.
     pub(super) bases: [u32; 9],
 }
@@ -79,8 +80,10 @@ pub(super) struct Group<'a> {
     pub(super) rows: usize,
     pub(super) hidden: usize,
     pub(super) intermediate: usize,
-    /// Entries of a tile.
+    /// Most entries of a tile.
     pub(super) tokens: usize,
+    /// Whether its experts are multiplied block by block.
+    pub(super) blocks: bool,
     /// What every base of packed values is a multiple of.
     pub(super) alignment: u32,
     /// An expert with weights elsewhere that goes with them, for row 0, and its output.
@@ -110,18 +113,20 @@ impl Gpu {
         let parts = experts.iter().map(|e| Parts::of(e.weights)).collect::<Result<Vec<_>>>()?;
         let mut state = self.lock();
         let mut done = vec![false; experts.len()];
+        let mut halved = Halved::default();
+        let is_block = |i: usize| self.is_block(x.rows(), experts[i].rows.len());
         for first in 0..experts.len() {
             if done[first] {
                 continue;
             }
-            let members: Vec<usize> = (first..experts.len())
-                .filter(|&i| !done[i] && parts[i].same_dispatch(&parts[first]))
-                .collect();
+            let blocks = is_block(first);
+            let alike = |&i: &usize| is_block(i) == blocks && parts[i].same_dispatch(&parts[first]);
+            let members: Vec<usize> = (first..experts.len()).filter(|&i| !done[i]).filter(alike).collect();
             members.iter().for_each(|&i| done[i] = true);
             let weights = experts[first].weights;
-            let rows = || members.iter().map(|&i| experts[i].rows.len());
-            let many = rows().sum::<usize>() >= MATMUL_ROWS_MIN * members.len();
-            let tokens = if many { BLOCK } else { tokens_for(rows().max().unwrap_or(0)) as usize };
+            let entries: usize = members.iter().map(|&i| experts[i].rows.len()).sum();
+            let tokens =
+                if blocks { self.block_rows(entries / members.len()) } else { tokens_for(x.rows()) as usize };
             let group = Group {
                 parts: &parts[first],
                 x: binding(x)?,
@@ -130,12 +135,13 @@ impl Gpu {
                 hidden: weights.gate.cols(),
                 intermediate: weights.gate.rows(),
                 tokens,
+                blocks,
                 alignment: alignment(members.iter().flat_map(|&i| parts[i].bases.into_iter().step_by(3))),
                 shared: None,
                 routed: None,
             };
             let batches = members.iter().map(|&i| (&parts[i].bases, experts[i].rows));
-            self.expert_group(&mut state, &group, batches)?;
+            self.expert_group(&mut state, &group, batches, &mut halved)?;
         }
         Ok(())
     }
@@ -146,6 +152,7 @@ impl Gpu {
         state: &mut State,
         group: &Group<'_>,
         batches: impl Iterator<Item = (&'a [u32; 9], &'a [RoutedRow])>,
+        halved: &mut Halved,
     ) -> Result<()> {
         let tokens = group.tokens;
         let entries_max = (ACT_BYTES_MAX / 4 / group.intermediate.max(1)).max(tokens);
@@ -155,7 +162,7 @@ impl Gpu {
                 let entries = table.entries.len() / 2;
                 if entries + tile.len() > entries_max || table.tiles.len() / TILE_WORDS == GROUPS_MAX as usize
                 {
-                    self.expert_pass(state, group, &std::mem::take(&mut table))?;
+                    self.expert_pass(state, group, &std::mem::take(&mut table), halved)?;
                 }
                 let first = (table.entries.len() / 2) as u32;
                 table.tiles.extend(bases);
@@ -163,11 +170,17 @@ impl Gpu {
                 table.entries.extend(tile.iter().flat_map(|r| [r.row, r.part]));
             }
         }
-        self.expert_pass(state, group, &table)
+        self.expert_pass(state, group, &table, halved)
     }
 
     /// The experts of a table that the host made.
-    fn expert_pass(&self, state: &mut State, group: &Group<'_>, table: &Table) -> Result<()> {
+    fn expert_pass(
+        &self,
+        state: &mut State,
+        group: &Group<'_>,
+        table: &Table,
+        halved: &mut Halved,
+    ) -> Result<()> {
         if table.tiles.is_empty() {
             return Ok(());
         }
@@ -180,10 +193,21 @@ impl Gpu {
             tiles: (table.tiles.len() / TILE_WORDS) as u32,
             entries: table.entries.len() / 2,
         };
-        if group.tokens == BLOCK {
-            self.expert_blocks(state, group, &at)
+        self.expert_tiles(state, group, &at, halved)
+    }
+
+    /// The experts of a table, in the way of its group.
+    pub(super) fn expert_tiles(
+        &self,
+        state: &mut State,
+        group: &Group<'_>,
+        table: &TableAt<'_>,
+        halved: &mut Halved,
+    ) -> Result<()> {
+        if group.blocks {
+            self.expert_blocks(state, group, table, halved)
         } else {
-            self.expert_rows(state, group, &at)
+            self.expert_rows(state, group, table)
         }
     }
 
@@ -246,64 +270,6 @@ impl Gpu {
         dispatch(&source::DOWN, 2..3, [table.entries + 1, intermediate, hidden], &bindings, None)
     }
 
-    /// Many rows an expert: gate, up, their activation and down as blocked products.
-    fn expert_blocks(&self, state: &mut State, group: &Group<'_>, table: &TableAt<'_>) -> Result<()> {
-        let act = self.scratch(state, "act", table.entries * group.intermediate * 4)?;
-        let act = act.binding();
-        let (hidden, intermediate) = (group.hidden, group.intermediate);
-        let up = self.scratch(state, "up", table.entries * intermediate * 4)?;
-        let parts = group.parts;
-        let products = [
-            (1, &parts.gate, hidden, intermediate, group.x, act),
-            (1, &parts.up, hidden, intermediate, group.x, up.binding()),
-            (2, &parts.down, intermediate, hidden, act, group.out),
-        ];
-        for (i, (gather, weight, cols, outputs, x, out)) in products.into_iter().enumerate() {
-            if i == 2 {
-                let len = table.entries * intermediate;
-                self.run(
-                    state,
-                    &Call {
-                        kernel: &source::ACTIVATE,
-                        formats: &[],
-                        constants: &[],
-                        bindings: &[act, up.binding()],
-                        params: &[len as u32],
-                        groups: items(&source::ACTIVATE, len),
-                    },
-                )?;
-            }
-            let mut bindings = vec![x, x, table.buffer, out];
-            bindings.extend(weight);
-            let which = 3 * i as u32;
-            let blocked = self.matmul(gather, [table.entries, cols, outputs]);
-            let shape = [cols as u32, outputs as u32, table.entries as u32];
-            self.run(
-                state,
-                &Call {
-                    kernel: blocked.kernel,
-                    formats: &parts.formats[i..=i],
-                    constants: &blocked.constants,
-                    bindings: &bindings,
-                    params: &[
-                        0,
-                        0,
-                        0,
-                        shape[0],
-                        shape[1],
-                        shape[2],
-                        0,
-                        table.tiles_at,
-                        table.entries_at,
-                        which,
-                    ],
-                    groups: [outputs.div_ceil(blocked.outputs) as u32, table.tiles, 1],
-                },
-            )?;
-        }
-        Ok(())
-    }
-
     pub(super) fn choose(
         &self,
         x: &Tensor,
@@ -313,7 +279,7 @@ impl Gpu {
     ) -> Result<()> {
         let mut state = self.lock();
         let logits = self.logits(&mut state, x, router)?;
-        self.product(&mut state, x, router, None, logits.binding())?;
+        self.product(&mut state, x, router, None, logits.binding(), &mut Halved::default())?;
         self.pick(&mut state, logits.binding(), [x.rows(), router.rows()], spec, out, None)
     }
 

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use files::{Format, Result};
 
+use super::blocks::Halved;
 use super::device::EIGHT;
 use super::encoder::Binding;
 use super::memory::GpuMemory;
@@ -14,10 +15,6 @@ use crate::ops::Precision;
 
 /// From this many rows on, tiles in shared memory are worth their barriers.
 pub(super) const MATMUL_ROWS_MIN: usize = 16;
-/// Rows of a block of routed entries, and outputs of a block of `matmul.wgsl`.
-pub(super) const BLOCK: usize = 64;
-/// Rows and outputs of a large block of `matmul_units.wgsl`; a small one has half as many rows.
-const UNITS_BLOCK: usize = 128;
 /// Products that `linears.wgsl` takes at once.
 const JOBS_MAX: usize = 4;
 /// Fewer threads than these do not fill a large device: 16 groups of 32 on each of 128 processors.
@@ -33,15 +30,6 @@ const PREPARE_MIN: usize = 1 << 20;
 const PREPARED_BYTES: usize = 80;
 /// Most threads that share four rows of a weight: steps of x that `x_integers.wgsl` has at a time.
 const LANES_MAX: u32 = 128;
-
-/// A kernel that multiplies blocks of rows with blocks of outputs.
-pub(super) struct Blocked {
-    pub(super) kernel: &'static source::Kernel,
-    pub(super) constants: Vec<u32>,
-    /// Rows and outputs of a block.
-    pub(super) rows: usize,
-    pub(super) outputs: usize,
-}
 
 /// How a kernel steps through rows of weights: one pipeline each.
 #[derive(Clone, Copy)]
@@ -185,7 +173,13 @@ impl Gpu {
     }
 
     /// Products with the same x: those whose weights share a format and buffers in one dispatch, if the rows are few.
-    pub(super) fn products(&self, state: &mut State, x: &Tensor, jobs: &[Job<'_>]) -> Result<()> {
+    pub(super) fn products(
+        &self,
+        state: &mut State,
+        x: &Tensor,
+        jobs: &[Job<'_>],
+        halved: &mut Halved,
+    ) -> Result<()> {
         let alone =
             |job: &Job<'_>| job.bias.is_some() || x.rows() >= MATMUL_ROWS_MIN || job.weight.rows() == 0;
         let mut done = vec![false; jobs.len()];
@@ -201,7 +195,7 @@ impl Gpu {
             }
             members.iter().for_each(|&i| done[i] = true);
             if let [_] = members[..] {
-                self.product(state, x, job.weight, job.bias, job.out)?;
+                self.product(state, x, job.weight, job.bias, job.out, halved)?;
             } else {
                 let members: Vec<&Job<'_>> = members.iter().map(|&i| &jobs[i]).collect();
                 self.products_at_once(state, x, &members)?;
@@ -246,20 +240,6 @@ impl Gpu {
         )
     }
 
-    /// The kernel for blocks of rows: on matrix units, which round their inputs to half precision, if that is allowed.
-    /// `gather` is the kernels' constant; 0 is for rows of x as they are.
-    pub(super) fn matmul(&self, gather: u32, [rows, cols, outputs]: [usize; 3]) -> Blocked {
-        let mut constants = vec![gather, tail(cols)];
-        if !(self.device.matrix_units && self.info.precision == Precision::Fast) {
-            return Blocked { kernel: &source::MATMUL, constants, rows: BLOCK, outputs: BLOCK };
-        }
-        let kernel = &source::MATMUL_UNITS;
-        let large = rows.div_ceil(UNITS_BLOCK) * outputs.div_ceil(UNITS_BLOCK) * kernel.team as usize;
-        let rows = if gather == 0 && large >= THREADS_WANTED { UNITS_BLOCK } else { BLOCK };
-        constants.push(rows as u32);
-        Blocked { kernel, constants, rows, outputs: UNITS_BLOCK }
-    }
-
     /// Memory for bindings that a pipeline declares and never touches.
     pub(super) fn unused(&self, state: &mut State) -> Result<[Arc<GpuMemory>; JOBS_MAX]> {
         let mut one = |usage| self.scratch(state, usage, 16);
@@ -274,32 +254,20 @@ impl Gpu {
         w: &Weight,
         bias: Option<&Tensor>,
         out: Binding<'_>,
+        halved: &mut Halved,
     ) -> Result<()> {
-        let (parts, base) = weight_parts(w)?;
         let (rows, cols, outputs) = (x.rows(), w.cols(), w.rows());
+        if rows >= MATMUL_ROWS_MIN {
+            return self.block_product(state, x, w, bias, out, halved);
+        }
+        let (parts, base) = weight_parts(w)?;
         let shape = [cols as u32, outputs as u32, rows as u32, u32::from(bias.is_some())];
         let mut params = vec![base[0], base[1], base[2]];
         params.extend(shape);
-        // A binding must be something: without a bias it is never read, and neither is the table.
+        // A binding must be something: without a bias it is never read.
         let x = binding(x)?;
         let bias = bias.map(binding).transpose()?.unwrap_or(x);
         let formats = [w.format()];
-        if rows >= MATMUL_ROWS_MIN {
-            let mut bindings = vec![x, bias, x, out];
-            bindings.extend(parts);
-            let blocked = self.matmul(0, [rows, cols, outputs]);
-            return self.run(
-                state,
-                &Call {
-                    kernel: blocked.kernel,
-                    formats: &formats,
-                    constants: &blocked.constants,
-                    bindings: &bindings,
-                    params: &params,
-                    groups: folded(outputs.div_ceil(blocked.outputs), rows.div_ceil(blocked.rows) as u32),
-                },
-            );
-        }
         let mut stride = self.stride(&formats, [cols, outputs], tokens_for(rows), alignment([base[0]]));
         let groups = stride.groups(outputs);
         params.push(stride.chunks);

@@ -5,6 +5,8 @@ use std::fmt::Write as _;
 
 use files::{Format, ScaleType};
 
+use super::units;
+
 /// One of our compute shaders, before it is specialised.
 #[derive(Debug)]
 pub struct Kernel {
@@ -25,11 +27,15 @@ pub struct Kernel {
 }
 
 /// WGSL that several kernels have in common.
-const SHARED_PARTS: [(&str, &str); 3] = [
+const SHARED_PARTS: [(&str, &str); 4] = [
     ("norm_row", include_str!("shaders/norm_row.wgsl")),
     ("ranks", include_str!("shaders/ranks.wgsl")),
     ("gate_up_body", include_str!("shaders/gate_up_body.wgsl")),
+    (UNITS, include_str!("shaders/units.wgsl")),
 ];
+
+/// The part of kernels for matrix units.
+const UNITS: &str = "units";
 
 /// Most constants of a kernel.
 pub const CONSTANTS_MAX: usize = 9;
@@ -86,7 +92,11 @@ kernels! {
         constants ["TOKENS", "TAIL", "LANES", "WIDE", "SPLIT"] team 256;
     INTEGERS = "integers" "rw" weights [] constants ["SPLIT", "LANES"] team 256;
     MATMUL = "matmul" "rrrw" weights ["w"] constants ["GATHER", "TAIL"] team 256;
-    MATMUL_UNITS = "matmul_units" "rrrw" weights ["w"] constants ["GATHER", "TAIL", "ROWS"] team 256;
+    HALVES = "halves" "rw" weights [] constants ["SPLIT", "TAIL"] team 256;
+    MATMUL_UNITS = "matmul_units" "rrrw" weights ["w"] constants ["SCATTER", "ROWS", "WIDE"] team 128 parts ["units"];
+    GATE_UP_UNITS = "gate_up_units" "rrw" weights ["gate", "up"] constants ["DOWN_SPLIT", "ROWS", "WIDE"] team 128
+        parts ["units"];
+    EXPERT_BLOCKS = "expert_blocks" "rrw" weights [] constants ["EXPERTS", "TOP_K", "ROWS"] team 256;
     ADD = "add" "wr" weights [] constants [] team 64;
     GATHER_ROWS = "gather_rows" "rrw" weights [] constants [] team 64;
     HEADS = "heads" "wrrrrrww" weights [] constants ["HEAD_DIM", "NORMS", "INTERLEAVED", "FORMAT"] team 64;
@@ -163,7 +173,12 @@ pub fn wgsl(kernel: &Kernel, variant: &Variant, subgroups: bool) -> String {
     let enables = kernel.source.lines().take_while(|line| line.starts_with("enable "));
     let (directives, own) = kernel.source.split_at(enables.map(|line| line.len() + 1).sum());
     let shared = SHARED_PARTS.iter().filter(|(name, _)| kernel.parts.contains(name)).map(|(_, text)| *text);
-    let body: String = std::iter::once(own).chain(shared).collect();
+    let mut body: String = std::iter::once(own).chain(shared).collect();
+    let on_units = kernel.parts.contains(&UNITS);
+    if on_units {
+        body = units::written_out(&body, constant(kernel, variant, "ROWS") as usize);
+        body.push_str(WIDE);
+    }
     let mut out = format!("{directives}const TEAM = {}u;\n", kernel.team);
     for (name, value) in kernel.constants.iter().zip(variant.constants) {
         // Writing to a String cannot fail.
@@ -199,7 +214,7 @@ pub fn wgsl(kernel: &Kernel, variant: &Variant, subgroups: bool) -> String {
             _ => include_str!("shaders/x_whole.wgsl"),
         });
     }
-    let steps = kernel.constants.contains(&"WIDE");
+    let steps = kernel.constants.contains(&"TOKENS");
     let wide = constant(kernel, variant, "WIDE");
     out.push_str(&activations(kernel, variant));
     let mut binding = kernel.access.len();
@@ -210,7 +225,7 @@ pub fn wgsl(kernel: &Kernel, variant: &Variant, subgroups: bool) -> String {
             }
             continue;
         };
-        out.push_str(&weight(name, format, binding, wide));
+        out.push_str(&weight(name, format, binding, wide, on_units));
         binding += format.parts();
         if steps {
             let step = match wide {
@@ -218,6 +233,13 @@ pub fn wgsl(kernel: &Kernel, variant: &Variant, subgroups: bool) -> String {
                 _ => include_str!("shaders/step_wide.wgsl"),
             };
             out.push_str(&step.replace("$W_SPLIT", &format!("{}u", split(format))).replace("$W", name));
+        }
+        if on_units {
+            let load = match wide {
+                0 => include_str!("shaders/halves_eight.wgsl"),
+                _ => include_str!("shaders/halves_wide.wgsl"),
+            };
+            out.push_str(&load.replace("$W", name));
         }
     }
     let arguments = if subgroups {
@@ -232,9 +254,11 @@ pub fn wgsl(kernel: &Kernel, variant: &Variant, subgroups: bool) -> String {
     out
 }
 
+/// What goes with decoders of thirty-two values at a time.
+const WIDE: &str = include_str!("shaders/wide.wgsl");
+
 /// What products need of their activations, and the kernel that prepares those.
 fn activations(kernel: &Kernel, variant: &Variant) -> String {
-    const WIDE: &str = include_str!("shaders/wide.wgsl");
     const WORDS: &str = include_str!("shaders/x_words.wgsl");
     const INTEGERS: &str = include_str!("shaders/x_integers.wgsl");
     const AS_IT_IS: &str = include_str!("shaders/x_as_it_is.wgsl");
@@ -243,7 +267,7 @@ fn activations(kernel: &Kernel, variant: &Variant) -> String {
         return String::new();
     }
     if !kernel.constants.contains(&"WIDE") {
-        return [WIDE, WORDS].concat();
+        return if kernel.constants.contains(&"LANES") { [WIDE, WORDS].concat() } else { WIDE.into() };
     }
     match (constant("WIDE"), constant("SPLIT"), constant("TAIL")) {
         (0, ..) => AS_IT_IS.into(),
@@ -254,12 +278,13 @@ fn activations(kernel: &Kernel, variant: &Variant) -> String {
 }
 
 /// Bindings, loads and decoder of one weight.
-fn weight(name: &str, format: Format, first_binding: usize, wide: u32) -> String {
+fn weight(name: &str, format: Format, first_binding: usize, wide: u32, on_units: bool) -> String {
     let mut out = String::new();
     for part in 0..format.parts() {
         let binding = first_binding + part;
         let name = format!("{name}_{part}");
-        let whole = part == 0 && !matches!(format, Format::Q4_0 | Format::Q8_0 | Format::Q6K);
+        let odd = matches!(format, Format::Q8_0 | Format::Q6K) || format == Format::Q4_0 && !on_units;
+        let whole = part == 0 && !odd;
         let (item, word, quad) = if whole && wide == Wide::Vectors as u32 {
             ("vec4<u32>", "[i >> 2u][i & 3u]", format!("{name}[i >> 2u]"))
         } else if whole && wide == Wide::Pairs as u32 {
@@ -276,7 +301,13 @@ fn weight(name: &str, format: Format, first_binding: usize, wide: u32) -> String
             out.push_str(&scale_load(&name, scale));
         }
     }
-    let decoder = if wide == 0 { decoder(format) } else { wide_decoder(format) };
+    let mut decoder = if wide == 0 { decoder(format) } else { wide_decoder(format) };
+    if format == Format::Q4_0 && wide != 0 {
+        decoder.push_str(match on_units {
+            true => include_str!("shaders/formats/q4_0_quads.wgsl"),
+            false => include_str!("shaders/formats/q4_0_words.wgsl"),
+        });
+    }
     out.push_str(&decoder.replace("$W", name));
     out
 }

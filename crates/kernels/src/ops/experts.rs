@@ -87,20 +87,30 @@ pub struct ExpertBatch<'a> {
 /// All experts of a layer in memory, for [`super::Backend::routed_mlp`].
 pub struct ExpertTable {
     experts: Vec<MlpWeights>,
+    parts_max: usize,
     device: Box<dyn Any + Send + Sync>,
 }
 
 impl ExpertTable {
-    /// A table over `experts`, with what the backend needs to look them up.
+    /// A table over `experts` for up to `parts_max` parts at once, with what the backend needs to look them up.
     ///
     /// # Errors
     /// [`files::ErrorKind::InvalidRequest`] when there is none, or their shapes differ.
-    pub fn new(experts: Vec<MlpWeights>, device: Box<dyn Any + Send + Sync>) -> Result<Self> {
+    pub fn new(
+        experts: Vec<MlpWeights>,
+        parts_max: usize,
+        device: Box<dyn Any + Send + Sync>,
+    ) -> Result<Self> {
         let shape = |w: &MlpWeights| (w.gate.rows(), w.gate.cols());
         if experts.is_empty() || experts.iter().any(|w| shape(w) != shape(&experts[0])) {
             return Err(Error::invalid("a table needs experts, all of one shape"));
         }
-        Ok(Self { experts, device })
+        Ok(Self { experts, parts_max, device })
+    }
+
+    /// The most parts, rows times top-k, that [`super::Backend::routed_mlp`] takes.
+    pub fn parts_max(&self) -> usize {
+        self.parts_max
     }
 
     /// The experts, in the order of their ids; at least one.

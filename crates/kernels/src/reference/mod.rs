@@ -92,6 +92,14 @@ impl Backend for Reference {
         host::read(block, offset, out)
     }
 
+    fn copy(&self, from: &Block, to: &mut Block) -> Result<()> {
+        host::copy(from, to)
+    }
+
+    fn clear(&self, block: &mut Block) -> Result<()> {
+        host::clear(block)
+    }
+
     fn embed(&self, table: &Weight, ids: &[u32], out: &mut Tensor) -> Result<()> {
         check::embed(table, ids, out)?;
         embed(&table.host()?, ids, out.host_mut()?)
@@ -202,7 +210,7 @@ impl Backend for Reference {
     }
 
     fn expert_table(&self, experts: &[&MlpWeights]) -> Result<Option<ExpertTable>> {
-        ExpertTable::new(experts.iter().copied().cloned().collect(), Box::new(())).map(Some)
+        ExpertTable::new(experts.iter().copied().cloned().collect(), usize::MAX, Box::new(())).map(Some)
     }
 
     fn routed_mlp(

@@ -36,6 +36,9 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         first = table[tile + 9u];
         count = table[tile + 10u];
     }
+    if count == 0u {
+        return;
+    }
     let n0 = folded(group) * 64u;
     // What this thread brings into the tiles: eight columns of a row of each.
     let brought = t / 4u;
