@@ -184,7 +184,13 @@ impl Recorder {
     /// Records a copy of a whole buffer.
     pub(super) fn copy(&mut self, device: &Device, from: &GpuMemory, to: &GpuMemory) {
         let encoder = self.between(device);
-        encoder.copy_buffer_to_buffer(&from.buffer, 0, &to.buffer, 0, from.buffer.size().min(to.buffer.size()));
+        encoder.copy_buffer_to_buffer(
+            &from.buffer,
+            0,
+            &to.buffer,
+            0,
+            from.buffer.size().min(to.buffer.size()),
+        );
     }
 
     /// Records that a whole buffer becomes zero.

@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use files::{Error, Format, Result};
 
+use super::blocks::Halved;
 use super::encoder::Binding;
 use super::memory::GpuMemory;
-use super::blocks::Halved;
 use super::product::{alignment, tokens_for};
 use super::{Call, GROUPS_MAX, Gpu, State, binding, folded, fours, items, memory_of, source, weight_parts};
 use crate::buffer::{Tensor, Weight};

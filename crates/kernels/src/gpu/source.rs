@@ -174,8 +174,7 @@ pub fn wgsl(kernel: &Kernel, variant: &Variant, subgroups: bool) -> String {
     let (directives, own) = kernel.source.split_at(enables.map(|line| line.len() + 1).sum());
     let shared = SHARED_PARTS.iter().filter(|(name, _)| kernel.parts.contains(name)).map(|(_, text)| *text);
     let mut body: String = std::iter::once(own).chain(shared).collect();
-    let on_units = kernel.parts.contains(&UNITS);
-    if on_units {
+    if kernel.parts.contains(&UNITS) {
         body = units::written_out(&body, constant(kernel, variant, "ROWS") as usize);
         body.push_str(WIDE);
     }
@@ -214,9 +213,26 @@ pub fn wgsl(kernel: &Kernel, variant: &Variant, subgroups: bool) -> String {
             _ => include_str!("shaders/x_whole.wgsl"),
         });
     }
+    out.push_str(&activations(kernel, variant));
+    out.push_str(&weights(kernel, variant));
+    let arguments = if subgroups {
+        "@builtin(local_invocation_index) t: u32, @builtin(subgroup_id) sg_id: u32, \
+         @builtin(subgroup_invocation_id) sg_lane: u32, @builtin(num_subgroups) sg_count: u32, \
+         @builtin(subgroup_size) sg_size: u32"
+    } else {
+        "@builtin(local_invocation_index) t: u32"
+    };
+    let setup = if subgroups { "subgroup = vec4<u32>(sg_id, sg_lane, sg_count, sg_size);" } else { "" };
+    out.push_str(&body.replace("$TEAM_ARGUMENTS", arguments).replace("$TEAM_SETUP", setup));
+    out
+}
+
+/// Bindings, loads and decoders of a kernel's weights, and its steps through them.
+fn weights(kernel: &Kernel, variant: &Variant) -> String {
+    let mut out = String::new();
+    let on_units = kernel.parts.contains(&UNITS);
     let steps = kernel.constants.contains(&"TOKENS");
     let wide = constant(kernel, variant, "WIDE");
-    out.push_str(&activations(kernel, variant));
     let mut binding = kernel.access.len();
     for (name, format) in kernel.weights.iter().zip(variant.formats) {
         let Some(format) = format else {
@@ -242,15 +258,6 @@ pub fn wgsl(kernel: &Kernel, variant: &Variant, subgroups: bool) -> String {
             out.push_str(&load.replace("$W", name));
         }
     }
-    let arguments = if subgroups {
-        "@builtin(local_invocation_index) t: u32, @builtin(subgroup_id) sg_id: u32, \
-         @builtin(subgroup_invocation_id) sg_lane: u32, @builtin(num_subgroups) sg_count: u32, \
-         @builtin(subgroup_size) sg_size: u32"
-    } else {
-        "@builtin(local_invocation_index) t: u32"
-    };
-    let setup = if subgroups { "subgroup = vec4<u32>(sg_id, sg_lane, sg_count, sg_size);" } else { "" };
-    out.push_str(&body.replace("$TEAM_ARGUMENTS", arguments).replace("$TEAM_SETUP", setup));
     out
 }
 

@@ -2,7 +2,8 @@
 
 use files::Format;
 use tidemill_kernels::ops::{
-    ExpertBatch, MlpWeights, Precision, Residual, RouteSpec, RoutedLayer, RoutedOutput, RoutedRow, SharedOutput,
+    ExpertBatch, MlpWeights, Precision, Residual, RouteSpec, RoutedLayer, RoutedOutput, RoutedRow,
+    SharedOutput,
 };
 
 use super::*;
