@@ -9,10 +9,11 @@ use super::affine::{Affine2, Affine4, Affine8, AffineStream};
 use super::iq::{IQ4NL, IQ4XS, Mxfp4};
 use super::k::{Q2K, Q3K, Q4K, Q5K, Q6K};
 use super::legacy::{Q4_0, Q4_1, Q5_0, Q5_1, Q8_0};
-use super::panel::{Kind, NARROW, One, Pack, Panels, Rows, Several, VECTORS, X_ROWS};
+use super::panel::{Kind, NARROW, One, Pack, Rows, Several, VECTORS};
 use super::{Activations, BLOCK, CHUNK, Layout, SLACK, Source, Unpack};
 use crate::buffer::HostWeight;
 use crate::cpu::isa::Isa;
+use crate::cpu::simd::X_ROWS_MAX;
 
 /// Calls `$run` with the type of a format; `$other` for formats that have none.
 macro_rules! with_format {
@@ -65,11 +66,19 @@ pub(in crate::cpu) struct Item<'a> {
     pub(in crate::cpu) next: Option<(HostWeight<'a>, usize)>,
 }
 
+/// Outputs that are summed before their sums are taken.
+const OUTPUTS: usize = 64;
+
+/// A cache line: vectors of a panel do not straddle two.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C, align(64))]
+struct Line([f32; 16]);
+
 /// Memory that [`products`] uses and forgets.
 #[derive(Debug, Default)]
 pub(in crate::cpu) struct Workspace {
     sums: Vec<f32>,
-    panels: Vec<f32>,
+    panel: Vec<Line>,
     copy: [Vec<u8>; 3],
 }
 
@@ -189,33 +198,40 @@ impl Run<'_> {
             take(0, 0, &work.sums[..count]);
             return;
         }
-        let (most, panel_len) = (isa.tile() / lanes, CHUNK * VECTORS * lanes);
-        at_least(&mut work.panels, most * panel_len);
-        at_least(&mut work.sums, rows.len().next_multiple_of(X_ROWS) * most * lanes);
-        let (panel, sums) = (work.panels.as_mut_ptr(), work.sums.as_mut_ptr());
+        let most = OUTPUTS / lanes;
+        at_least(&mut work.panel, (CHUNK * VECTORS * lanes).div_ceil(size_of::<Line>() / 4));
+        let summed = rows.len().next_multiple_of(X_ROWS_MAX);
+        at_least(&mut work.sums, summed * most * lanes);
+        let (panel, sums) = (work.panel.as_mut_ptr().cast::<f32>(), work.sums.as_mut_ptr());
         for first in (0..panels).step_by(most) {
             let here = most.min(panels - first);
             let width = here * lanes;
-            work.sums[..rows.len().next_multiple_of(X_ROWS) * width].fill(0.0);
+            work.sums[..summed * width].fill(0.0);
             let source = source.below(first * lanes);
-            let next = if first + here < panels { source.below(width).rows } else { next };
+            let after = Source {
+                rows: if first + here < panels { source.below(width).rows } else { next },
+                ..source
+            };
             for start in (0..blocks).step_by(CHUNK) {
-                let blocks_here = start..blocks.min(start + CHUNK);
-                let to = Panels { panel, panels: here, panel_len };
-                let pack = Pack::<U> {
-                    source,
-                    next,
-                    to,
-                    blocks: blocks_here.clone(),
-                    of: blocks,
-                    format: PhantomData,
-                };
-                let several = Several { panels: to, blocks: blocks_here, x: all, of: blocks, rows, sums };
-                // SAFETY: as the caller promises; there is room for the panels of a chunk, and for the sums of all rows,
-                // rounded up.
-                unsafe {
-                    isa.enter(pack);
-                    enter_several::<U>(isa, several);
+                let chunk = start..blocks.min(start + CHUNK);
+                for p in 0..here {
+                    let pack = Pack::<U> {
+                        source: source.below(p * lanes),
+                        next: after.below(p * lanes).rows,
+                        to: panel,
+                        blocks: chunk.clone(),
+                        of: blocks,
+                        format: PhantomData,
+                    };
+                    let sums = sums.wrapping_add(p * lanes);
+                    let several =
+                        Several { panel, blocks: chunk.clone(), x: all, of: blocks, rows, sums, width };
+                    // SAFETY: as the caller promises; there is room for a chunk of a panel, and for the sums of all
+                    // rows, rounded up.
+                    unsafe {
+                        isa.enter(pack);
+                        enter_several::<U>(isa, several);
+                    }
                 }
             }
             let outputs = width.min(count - first * lanes);
@@ -226,9 +242,9 @@ impl Run<'_> {
     }
 }
 
-fn at_least(values: &mut Vec<f32>, len: usize) {
+fn at_least<T: Copy + Default>(values: &mut Vec<T>, len: usize) {
     if values.len() < len {
-        values.resize(len, 0.0);
+        values.resize(len, T::default());
     }
 }
 
