@@ -21,7 +21,7 @@ mod legacy;
 mod panel;
 
 pub(super) use activations::{Activations, Layout, Order, quantise};
-pub(super) use item::{Item, Workspace, layout, products};
+pub(super) use item::{Item, OUTPUTS, Workspace, layout, products};
 
 use std::ops::Range;
 

@@ -360,10 +360,23 @@ pub(super) struct Several<'a> {
     /// Blocks of a row of x without its residues.
     pub(super) of: usize,
     pub(super) rows: &'a [u32],
-    /// A vector of each row of x, and room for [`X_ROWS_MAX`] more rows.
+    pub(super) to: To<'a>,
+}
+
+/// Where sums lie: a vector for each row of x.
+#[derive(Clone, Copy)]
+pub(super) struct To<'a> {
     pub(super) sums: *mut f32,
-    /// From the sums of a row to the next.
+    /// Those of row i of x are `rows[i] * width` further.
+    pub(super) rows: &'a [u32],
     pub(super) width: usize,
+}
+
+impl To<'_> {
+    #[inline(always)]
+    fn row(&self, i: usize) -> *mut f32 {
+        self.sums.wrapping_add(self.rows[i] as usize * self.width)
+    }
 }
 
 /// [`Several`], for the formats of one kind.
@@ -373,28 +386,31 @@ impl<const HALVES: bool, const MIN: bool, const BITS: u32> Kernel for Kind<'_, H
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
         let work = self.0;
-        for (i, rows) in work.rows.chunks(S::X_ROWS).enumerate() {
-            let last = rows.len() - 1;
-            let x = array!(n < X_ROWS_MAX => work.x.row(rows[if n < last { n } else { last }]));
-            let work = Several { sums: work.sums.wrapping_add(i * S::X_ROWS * work.width), ..work.clone() };
+        let count = work.rows.len();
+        for first in (0..count).step_by(S::X_ROWS) {
+            // What is beyond the last row repeats it.
+            let last = count - 1 - first;
+            let at = array!(n < X_ROWS_MAX => first + if n < last { n } else { last });
+            let x = array!(n < X_ROWS_MAX => work.x.row(work.rows[at[n]]));
+            let to = array!(n < X_ROWS_MAX => work.to.row(at[n]));
+            let work = &work;
             // SAFETY: the caller of the kernel promises the features, a packed panel, and rows of x and of sums.
             unsafe {
-                match rows.len() {
-                    1 => Group::<HALVES, MIN, BITS, 1> { work, x: [x[0]] }.chunk::<S>(),
-                    2 => Group::<HALVES, MIN, BITS, 2> { work, x: [x[0], x[1]] }.chunk::<S>(),
-                    3 | 4 => Group::<HALVES, MIN, BITS, 4> { work, x: [x[0], x[1], x[2], x[3]] }.chunk::<S>(),
-                    _ => Group::<HALVES, MIN, BITS, X_ROWS_MAX> { work, x }.chunk::<S>(),
+                match S::X_ROWS.min(count - first) {
+                    1 => Group::<HALVES, MIN, BITS, 1>::new(work, &x, &to).chunk::<S>(),
+                    2 => Group::<HALVES, MIN, BITS, 2>::new(work, &x, &to).chunk::<S>(),
+                    3 | 4 => Group::<HALVES, MIN, BITS, 4>::new(work, &x, &to).chunk::<S>(),
+                    _ => Group::<HALVES, MIN, BITS, X_ROWS_MAX>::new(work, &x, &to).chunk::<S>(),
                 }
             }
         }
         for (i, row) in work.rows.iter().enumerate() {
-            let row = work.x.row(*row);
+            let (x, to) = ([work.x.row(*row); X_ROWS_MAX], [work.to.row(i); X_ROWS_MAX]);
             // SAFETY: as above.
             unsafe {
-                let residues = row.residues(&work.blocks, work.of);
+                let residues = x[0].residues(&work.blocks, work.of);
                 if !residues.is_empty() {
-                    let work = Several { sums: work.sums.wrapping_add(i * work.width), ..work.clone() };
-                    Group::<HALVES, MIN, BITS, 1> { work, x: [row] }.residues::<S>(residues);
+                    Group::<HALVES, MIN, BITS, 1>::new(&work, &x, &to).residues::<S>(residues);
                 }
             }
         }
@@ -403,24 +419,34 @@ impl<const HALVES: bool, const MIN: bool, const BITS: u32> Kernel for Kind<'_, H
 
 /// `N` rows of x with the panel.
 struct Group<'a, const HALVES: bool, const MIN: bool, const BITS: u32, const N: usize> {
-    work: Several<'a>,
+    work: &'a Several<'a>,
     x: [Row; N],
+    to: [*mut f32; N],
 }
 
-impl<const HALVES: bool, const MIN: bool, const BITS: u32, const N: usize> Group<'_, HALVES, MIN, BITS, N> {
+impl<'a, const HALVES: bool, const MIN: bool, const BITS: u32, const N: usize>
+    Group<'a, HALVES, MIN, BITS, N>
+{
+    #[inline(always)]
+    fn new(work: &'a Several<'a>, x: &[Row; X_ROWS_MAX], to: &[*mut f32; X_ROWS_MAX]) -> Self {
+        Self { work, x: array!(n < N => x[n]), to: array!(n < N => to[n]) }
+    }
+
     /// # Safety
     /// As [`Kernel::run`].
     #[inline(always)]
     unsafe fn chunk<S: Simd>(self) {
-        let Several { sums, width, .. } = self.work;
         // SAFETY: as the caller promises.
         unsafe {
-            let mut totals = array!(n < N => S::load_f(sums.add(n * width)));
+            let mut totals = [S::splat_f(0.0); N];
+            if self.work.blocks.start > 0 {
+                totals = array!(n < N => S::load_f(self.to[n]));
+            }
             for b in self.work.blocks.clone() {
                 self.add::<S>(b, b, &mut totals);
             }
             for n in 0..N {
-                S::store_f(totals[n], sums.add(n * width));
+                S::store_f(totals[n], self.to[n]);
             }
         }
     }
@@ -495,8 +521,7 @@ impl<const HALVES: bool, const MIN: bool, const BITS: u32> Group<'_, HALVES, MIN
                 let block = self.x[0].meta(residue).link as usize;
                 self.add::<S>(block, residue, &mut rest);
             }
-            let to = self.work.sums;
-            S::store_f(plus::<S>(S::load_f(to), rest[0]), to);
+            S::store_f(plus::<S>(S::load_f(self.to[0]), rest[0]), self.to[0]);
         }
     }
 }
