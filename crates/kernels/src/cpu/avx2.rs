@@ -37,7 +37,7 @@ macro_rules! avx2 {
         // SAFETY: the methods need what the trait's contract promises: the features, and valid pointers.
         unsafe impl Simd for $name {
             const LANES: usize = 8;
-            const PANELS: usize = 1;
+            const X_ROWS: usize = 4;
             const WIDE_BASE: i32 = $base;
             type I = __m256i;
             type F = __m256;

@@ -21,7 +21,7 @@ pub(super) unsafe fn enter<K: Kernel>(kernel: K) {
 // SAFETY: the methods need what the trait's contract promises: the features, and valid pointers.
 unsafe impl Simd for Avx512 {
     const LANES: usize = 16;
-    const PANELS: usize = 2;
+    const X_ROWS: usize = 6;
     const WIDE_BASE: i32 = 0;
     type I = __m512i;
     type F = __m512;

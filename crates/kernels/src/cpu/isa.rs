@@ -110,19 +110,6 @@ impl Isa {
         }
     }
 
-    /// Weight rows of a tile: see [`Simd::PANELS`].
-    pub(super) fn tile(self) -> usize {
-        match self {
-            Isa::Portable => Scalar::PANELS * Scalar::LANES,
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 | Isa::Avx2Vnni => Avx2::PANELS * Avx2::LANES,
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 => Avx512::PANELS * Avx512::LANES,
-            #[cfg(target_arch = "aarch64")]
-            Isa::Neon | Isa::NeonDot | Isa::NeonI8mm => Neon::PANELS * Neon::LANES,
-        }
-    }
-
     /// What is subtracted from wide bytes; see [`Simd::WIDE_BASE`].
     pub(super) fn wide_base(self) -> i32 {
         match self {

@@ -1,12 +1,12 @@
 //! Cuts matrix products and MLPs into items for the pool.
 
 use std::ops::Range;
-use std::sync::PoisonError;
+use std::sync::{MutexGuard, PoisonError};
 
 use files::{Format, Result};
 
-use super::int8::{self, Activations, BLOCK, Item, Layout};
-use super::shared::Parts;
+use super::int8::{self, Activations, BLOCK, Item, Layout, OUTPUTS, Workspace};
+use super::shared::{Parts, Sums};
 use super::{Cpu, portable};
 use crate::buffer::HostWeight;
 use crate::ops::{ExpertBatch, MlpWeights, Precision};
@@ -111,6 +111,7 @@ impl Cpu {
     /// The rows of `input`, which are rows `to` of the outputs.
     fn products_of(&self, input: Input<'_>, to: Range<usize>, targets: &[&Target<'_>]) -> Result<()> {
         let rows: Vec<u32> = (0..to.len() as u32).collect();
+        let to: Vec<u32> = (to.start as u32..to.end as u32).collect();
         let tile = self.tile(targets.iter().map(|target| target.weight.rows).sum());
         let mut items = Vec::new();
         for &target in targets {
@@ -120,39 +121,60 @@ impl Cpu {
         self.pool.run_numbered(items.len(), |thread, item| {
             let (target, outputs) = &items[item];
             let next = items.get(item + 1).map(|(target, outputs)| (target.weight, outputs.start));
-            self.outputs(thread, input, &rows, &target.weight, outputs.clone(), next, |i, n, sums| {
-                // SAFETY: each item has its own columns.
-                let out = unsafe { target.out.part((to.start + i) * target.weight.rows + n, sums.len()) };
-                out.copy_from_slice(sums);
+            let item = Item { weight: target.weight, outputs: outputs.clone(), next };
+            let sums = Sums { values: target.out, rows: &to, width: target.weight.rows, base: 0 };
+            // SAFETY: each item has its own columns.
+            unsafe {
+                self.outputs(thread, input, &rows, &item, sums)?;
                 if let Some(bias) = target.bias {
-                    out.iter_mut().zip(&bias[n..]).for_each(|(out, bias)| *out += bias);
+                    for i in 0..rows.len() {
+                        let out = sums.part(i, outputs.start, outputs.len());
+                        out.iter_mut().zip(&bias[outputs.start..]).for_each(|(out, bias)| *out += bias);
+                    }
                 }
-            })
+            }
+            Ok(())
         })
     }
 
-    /// Calls `take(i, n, sums)`, where `sums` are `x[rows[i]] . w[n ..]`, until all rows have all `outputs`.
-    #[allow(clippy::too_many_arguments)] // what is multiplied, by whom, and where it goes
-    fn outputs(
+    /// `x[rows[i]] . w[n]`, to the sums of row i, for all rows and all outputs n of the item.
+    ///
+    /// # Safety
+    /// Nobody else accesses these sums. Rows of x have theirs for themselves.
+    unsafe fn outputs(
         &self,
         thread: usize,
         input: Input<'_>,
         rows: &[u32],
-        w: &HostWeight<'_>,
-        outputs: Range<usize>,
-        next: Next<'_>,
-        mut take: impl FnMut(usize, usize, &[f32]),
+        item: &Item<'_>,
+        sums: Sums<'_>,
     ) -> Result<()> {
         match input {
-            Input::Float(x) => portable::products_of(self.isa, x, rows, w, outputs, take),
+            Input::Float(x) => {
+                portable::products_of(
+                    self.isa,
+                    x,
+                    rows,
+                    &item.weight,
+                    item.outputs.clone(),
+                    |i, n, values| {
+                        // SAFETY: as the caller promises.
+                        unsafe { sums.part(i, n, values.len()) }.copy_from_slice(values);
+                    },
+                )
+            }
             Input::Bytes(x) => {
-                let item = Item { weight: *w, outputs, next };
-                // Only its thread asks for it. What a panic leaves there is as good as what is always left.
-                let mut work = self.workspaces[thread].lock().unwrap_or_else(PoisonError::into_inner);
-                int8::products(self.isa, &item, x, rows, &mut work, &mut take);
+                let mut work = self.workspace(thread);
+                // SAFETY: as the caller promises.
+                unsafe { int8::products(self.isa, item, x, rows, &mut work, sums) };
                 Ok(())
             }
         }
+    }
+
+    fn workspace(&self, thread: usize) -> MutexGuard<'_, Workspace> {
+        // Only its thread asks for it. What a panic leaves there is as good as what is always left.
+        self.workspaces[thread].lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// One MLP over all rows.
@@ -233,9 +255,11 @@ impl Cpu {
             let tiles = inner.div_ceil(tile);
             self.pool.run_numbered(jobs.len() * tiles, |thread, item| {
                 let (j, from) = (item / tiles, item % tiles * tile);
-                let gate = Gate { jobs, j, outputs: from..inner.min(from + tile), start: starts[j] };
+                let rows = &all[starts[j]..starts[j + 1]];
+                let gate = Gate { jobs, j, outputs: from..inner.min(from + tile) };
+                let sums = Sums { values: target, rows, width: inner, base: 0 };
                 // SAFETY: each item has its own columns of its job's rows.
-                unsafe { self.gate_up(thread, [gates, ups], &gate, target) }
+                unsafe { self.gate_up(thread, [gates, ups], &gate, sums) }
             })?;
             let values = &*values;
             self.with_input(values, inner, down_format, |input| {
@@ -247,11 +271,10 @@ impl Cpu {
                     let (job, outputs) = (&jobs[j], from..hidden.min(from + tile));
                     let next = after(jobs, j, 2, outputs.end);
                     let rows = &all[starts[j]..starts[j + 1]];
-                    self.outputs(thread, input, rows, &job.weights[2], outputs, next, |i, n, sums| {
-                        // SAFETY: each item has its own columns of its job's rows; no row is in two jobs.
-                        let out = unsafe { out.part(job.to[i] as usize * hidden + n, sums.len()) };
-                        out.copy_from_slice(sums);
-                    })
+                    let item = Item { weight: job.weights[2], outputs, next };
+                    let sums = Sums { values: out, rows: &job.to, width: hidden, base: 0 };
+                    // SAFETY: each item has its own columns of its job's rows; no row is in two jobs.
+                    unsafe { self.outputs(thread, input, rows, &item, sums) }
                 })
             })
         })
@@ -266,30 +289,42 @@ impl Cpu {
         thread: usize,
         [gates, ups]: [Input<'_>; 2],
         item: &Gate<'_, '_>,
-        target: Parts<'_, f32>,
+        sums: Sums<'_>,
     ) -> Result<()> {
-        let Gate { jobs, j, ref outputs, start } = *item;
-        let (job, [gate, up, _]) = (&jobs[j], &jobs[j].weights);
-        let inner = gate.rows;
-        // SAFETY: as the caller promises, here and below.
-        let part = |i: usize, n: usize, len: usize| unsafe { target.part((start + i) * inner + n, len) };
-        let next = Some((*up, outputs.start));
-        self.outputs(thread, gates, &job.from, gate, outputs.clone(), next, |i, n, sums| {
-            part(i, n, sums.len()).copy_from_slice(sums);
-        })?;
-        let next = after(jobs, j, 0, outputs.end);
-        self.outputs(thread, ups, &job.from, up, outputs.clone(), next, |i, n, sums| {
-            portable::silu_mul(self.isa, part(i, n, sums.len()), sums);
-        })
+        let Gate { jobs, j, ref outputs } = *item;
+        let (job, [gate, up, _]) = (&jobs[j], jobs[j].weights);
+        // A row alone goes through memory as it lies; what several rows make of a tile stays in the first caches.
+        let step = if job.from.len() == 1 { outputs.len() } else { OUTPUTS };
+        let own: Vec<u32> = (0..job.from.len() as u32).collect();
+        let mut ups_here = std::mem::take(&mut self.workspace(thread).ups);
+        ups_here.resize(own.len() * step, 0.0);
+        for n in outputs.clone().step_by(step) {
+            let here = n..outputs.end.min(n + step);
+            let other = Sums { values: Parts::new(&mut ups_here), rows: &own, width: step, base: n };
+            let next =
+                if here.end < outputs.end { Some((gate, here.end)) } else { after(jobs, j, 0, here.end) };
+            let gate = Item { weight: gate, outputs: here.clone(), next: Some((up, n)) };
+            let up = Item { weight: up, outputs: here.clone(), next };
+            // SAFETY: as the caller promises; the others are this thread's.
+            unsafe {
+                self.outputs(thread, gates, &job.from, &gate, sums)?;
+                self.outputs(thread, ups, &job.from, &up, other)?;
+                for i in 0..own.len() {
+                    let ups = other.part(i, n, here.len());
+                    portable::silu_mul(self.isa, sums.part(i, n, here.len()), ups);
+                }
+            }
+        }
+        self.workspace(thread).ups = ups_here;
+        Ok(())
     }
 }
 
-/// Some columns of a job's inner activations, which begin at row `start`.
+/// Some columns of a job's inner activations.
 struct Gate<'a, 'b> {
     jobs: &'a [Job<'b>],
     j: usize,
     outputs: Range<usize>,
-    start: usize,
 }
 
 /// Where a thread goes on that has come to row `row` of a matrix of job `j`.

@@ -134,8 +134,8 @@ macro_rules! neon {
         // SAFETY: the methods need what the trait's contract promises: the features, and valid pointers.
         unsafe impl Simd for $name {
             const LANES: usize = 8;
-            // 32 registers: the sums of four rows of x with two panels take 16.
-            const PANELS: usize = 2;
+            // 32 registers: integer and float sums take 24.
+            const X_ROWS: usize = 6;
             const WIDE_BASE: i32 = $base;
             type I = [int32x4_t; 2];
             type F = [float32x4_t; 2];

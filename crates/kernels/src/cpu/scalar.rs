@@ -33,7 +33,7 @@ fn zip(a: [i32; N], b: [i32; N], f: impl Fn(i32, i32) -> i32) -> [i32; N] {
 // SAFETY: no features are needed, and pointers are used as the trait says.
 unsafe impl Simd for Scalar {
     const LANES: usize = N;
-    const PANELS: usize = 1;
+    const X_ROWS: usize = 4;
     const WIDE_BASE: i32 = 0;
     type I = [i32; N];
     type F = [f32; N];

@@ -33,3 +33,36 @@ impl<'a, T> Parts<'a, T> {
         unsafe { std::slice::from_raw_parts_mut(self.pointer.add(start), len) }
     }
 }
+
+/// Where products go: the sums of row i of x to row `rows[i]` of `values`, which has `width` columns.
+#[derive(Clone, Copy)]
+pub(super) struct Sums<'a> {
+    pub(super) values: Parts<'a, f32>,
+    pub(super) rows: &'a [u32],
+    pub(super) width: usize,
+    /// The output that has the first column.
+    pub(super) base: usize,
+}
+
+impl<'a> Sums<'a> {
+    /// Output n of row 0 of the values. Panics if one of the rows is outside them.
+    pub(super) fn column(&self, n: usize) -> *mut f32 {
+        let rows = self.values.len / self.width;
+        assert!((self.base..self.base + self.width).contains(&n));
+        assert!(self.rows.iter().all(|row| (*row as usize) < rows));
+        self.values.pointer.wrapping_add(n - self.base)
+    }
+
+    /// Those of row i of x, from output `n` on. Panics outside the values.
+    ///
+    /// # Safety
+    /// As [`Parts::part`].
+    // As there.
+    #[allow(clippy::mut_from_ref)]
+    #[inline(always)]
+    pub(super) unsafe fn part(&self, i: usize, n: usize, len: usize) -> &'a mut [f32] {
+        assert!(self.base <= n && n - self.base + len <= self.width);
+        // SAFETY: as the caller promises.
+        unsafe { self.values.part(self.rows[i] as usize * self.width + n - self.base, len) }
+    }
+}

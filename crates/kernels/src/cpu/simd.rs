@@ -34,6 +34,9 @@ macro_rules! unrolled {
 }
 pub(super) use unrolled;
 
+/// The largest [`Simd::X_ROWS`].
+pub(super) const X_ROWS_MAX: usize = 6;
+
 /// One instruction set.
 ///
 /// # Safety
@@ -42,8 +45,8 @@ pub(super) use unrolled;
 pub(super) unsafe trait Simd: Copy + 'static {
     /// Rows that are worked on together: 32-bit lanes of a vector; at most 16.
     const LANES: usize;
-    /// Panels that are multiplied together when there are several rows of x.
-    const PANELS: usize;
+    /// Rows of x that are multiplied together, as many as registers hold the sums of: 4 or [`X_ROWS_MAX`].
+    const X_ROWS: usize;
     /// What [`Simd::dot`] subtracts from bytes that may exceed 127.
     const WIDE_BASE: i32;
     /// [`Simd::LANES`] dwords.

@@ -9,10 +9,11 @@ use super::affine::{Affine2, Affine4, Affine8, AffineStream};
 use super::iq::{IQ4NL, IQ4XS, Mxfp4};
 use super::k::{Q2K, Q3K, Q4K, Q5K, Q6K};
 use super::legacy::{Q4_0, Q4_1, Q5_0, Q5_1, Q8_0};
-use super::panel::{Kind, NARROW, One, Pack, Panels, Rows, Several, VECTORS, X_ROWS};
+use super::panel::{Kind, NARROW, One, Pack, Rows, Several, To, VECTORS};
 use super::{Activations, BLOCK, CHUNK, Layout, SLACK, Source, Unpack};
 use crate::buffer::HostWeight;
 use crate::cpu::isa::Isa;
+use crate::cpu::shared::Sums;
 
 /// Calls `$run` with the type of a format; `$other` for formats that have none.
 macro_rules! with_format {
@@ -65,26 +66,40 @@ pub(in crate::cpu) struct Item<'a> {
     pub(in crate::cpu) next: Option<(HostWeight<'a>, usize)>,
 }
 
+/// Outputs that are multiplied with a chunk of x before the next chunk.
+pub(in crate::cpu) const OUTPUTS: usize = 64;
+
+/// A cache line: vectors of a panel do not straddle two.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C, align(64))]
+struct Line([f32; 16]);
+
 /// Memory that [`products`] uses and forgets.
 #[derive(Debug, Default)]
 pub(in crate::cpu) struct Workspace {
     sums: Vec<f32>,
-    panels: Vec<f32>,
+    panel: Vec<Line>,
+    /// For who calls it.
+    pub(in crate::cpu) ups: Vec<f32>,
     copy: [Vec<u8>; 3],
 }
 
-/// Calls `take(i, n, sums)`, where `sums` are `x[rows[i]] . weight[n ..]`, until all rows have all outputs of the item.
-/// The activations are in the layout of the weight's format.
-pub(in crate::cpu) fn products(
+/// `x[rows[i]] . weight[n]`, to the sums of row i, for all rows and all outputs n of the item. The activations are in the
+/// layout of the weight's format.
+///
+/// # Safety
+/// Nobody else accesses these sums. Rows of x have theirs for themselves.
+pub(in crate::cpu) unsafe fn products(
     isa: Isa,
     item: &Item<'_>,
     x: &Activations,
     rows: &[u32],
     work: &mut Workspace,
-    take: &mut dyn FnMut(usize, usize, &[f32]),
+    sums: Sums<'_>,
 ) {
     let (w, lanes, Range { start, end }) = (&item.weight, isa.lanes(), item.outputs.clone());
     assert!(x.cols == w.cols && start.is_multiple_of(lanes) && start < end && end <= w.rows);
+    assert!(sums.rows.len() == rows.len() && end - sums.base <= sums.width);
     assert!(rows.iter().all(|r| (*r as usize + 1) * x.row_blocks() <= x.meta.len()));
     let in_place = start + (end.min(rows_in_place(isa, w)).saturating_sub(start)) / lanes * lanes;
     let mut copy = std::mem::take(&mut work.copy);
@@ -94,12 +109,13 @@ pub(in crate::cpu) fn products(
             // What is in the cache already costs least.
             None => std::array::from_fn(|part| start_of(w, part, start)),
         };
-        let work = Run { isa, source: source_of(w, at), count, next, x, rows, work: &mut *work };
+        let outputs = first..first + count;
+        let work = Run { isa, source: source_of(w, at), outputs, next, x, rows, work: &mut *work, sums };
         with_format!(
             w.format,
             // SAFETY: the source has these rows, rounded up to whole vectors, and what their unpacker reads beyond;
-            // the rows of x exist.
-            U => unsafe { work.multiply::<U>(&mut |i, n, sums| take(i, first + n, sums)) },
+            // the rows of x exist; the sums are as the caller promises.
+            U => unsafe { work.multiply::<U>() },
             unreachable!("no activations are laid out for other formats")
         );
     };
@@ -164,71 +180,83 @@ fn pad(w: &HostWeight<'_>, rows: Range<usize>, lanes: usize, copy: &mut [Vec<u8>
 struct Run<'a> {
     isa: Isa,
     source: Source,
-    /// Rows, of which the last vector may have some too many.
-    count: usize,
+    /// The rows, of which the last vector may have some too many.
+    outputs: Range<usize>,
     next: [*const u8; 3],
     x: &'a Activations,
     rows: &'a [u32],
     work: &'a mut Workspace,
+    sums: Sums<'a>,
 }
 
 impl Run<'_> {
     /// # Safety
     /// The source has the rows, rounded up to whole vectors, each as wide as x, and beyond them what [`Unpack`] reads.
-    unsafe fn multiply<U: Unpack>(self, take: &mut dyn FnMut(usize, usize, &[f32])) {
-        let Self { isa, source, count, next, x, rows, work } = self;
+    /// Nobody else accesses the sums.
+    unsafe fn multiply<U: Unpack>(self) {
+        let Self { isa, source, outputs, next, x, rows, work, sums } = self;
         assert_eq!(x.layout, layout_of::<U>(isa));
         let (lanes, blocks) = (isa.lanes(), x.cols / BLOCK);
-        let panels = count.div_ceil(lanes);
+        let panels = outputs.len().div_ceil(lanes);
         let all = Rows { q: x.q.as_ptr(), meta: x.meta.as_ptr(), blocks: x.row_blocks() };
         if let [row] = rows {
             at_least(&mut work.sums, panels * lanes);
             let (x, to) = (all.row(*row), work.sums.as_mut_ptr());
             // SAFETY: as the caller promises; `to` has room for all panels.
-            unsafe { isa.enter(One::<U> { source, next, panels, blocks, x, to, format: PhantomData }) };
-            take(0, 0, &work.sums[..count]);
+            unsafe {
+                isa.enter(One::<U> { source, next, panels, blocks, x, to, format: PhantomData });
+                sums.part(0, outputs.start, outputs.len()).copy_from_slice(&work.sums[..outputs.len()]);
+            }
             return;
         }
-        let (most, panel_len) = (isa.tile() / lanes, CHUNK * VECTORS * lanes);
-        at_least(&mut work.panels, most * panel_len);
-        at_least(&mut work.sums, rows.len().next_multiple_of(X_ROWS) * most * lanes);
-        let (panel, sums) = (work.panels.as_mut_ptr(), work.sums.as_mut_ptr());
-        for first in (0..panels).step_by(most) {
-            let here = most.min(panels - first);
-            let width = here * lanes;
-            work.sums[..rows.len().next_multiple_of(X_ROWS) * width].fill(0.0);
-            let source = source.below(first * lanes);
-            let next = if first + here < panels { source.below(width).rows } else { next };
+        at_least(&mut work.panel, (CHUNK * VECTORS * lanes).div_ceil(size_of::<Line>() / 4));
+        at_least(&mut work.sums, rows.len() * lanes);
+        let panel = work.panel.as_mut_ptr().cast::<f32>();
+        // The last vector, where it has some too many, has its sums beside the others first.
+        let own: Vec<u32> = (0..rows.len() as u32).collect();
+        let whole = outputs.start + outputs.len() / lanes * lanes;
+        let aside = To { sums: work.sums.as_mut_ptr(), rows: &own, width: lanes };
+        let at = |panel: usize| outputs.start + panel * lanes;
+        for first in (0..panels).step_by(OUTPUTS / lanes) {
+            let end = panels.min(first + OUTPUTS / lanes);
+            let after =
+                if end < panels { source.below(end * lanes) } else { Source { rows: next, ..source } };
             for start in (0..blocks).step_by(CHUNK) {
-                let blocks_here = start..blocks.min(start + CHUNK);
-                let to = Panels { panel, panels: here, panel_len };
-                let pack = Pack::<U> {
-                    source,
-                    next,
-                    to,
-                    blocks: blocks_here.clone(),
-                    of: blocks,
-                    format: PhantomData,
-                };
-                let several = Several { panels: to, blocks: blocks_here, x: all, of: blocks, rows, sums };
-                // SAFETY: as the caller promises; there is room for the panels of a chunk, and for the sums of all rows,
-                // rounded up.
-                unsafe {
-                    isa.enter(pack);
-                    enter_several::<U>(isa, several);
+                let chunk = start..blocks.min(start + CHUNK);
+                for p in first..end {
+                    let pack = Pack::<U> {
+                        source: source.below(p * lanes),
+                        next: after.below((p - first) * lanes).rows,
+                        to: panel,
+                        blocks: chunk.clone(),
+                        of: blocks,
+                        format: PhantomData,
+                    };
+                    let to = if at(p) < whole {
+                        To { sums: sums.column(at(p)), rows: sums.rows, width: sums.width }
+                    } else {
+                        aside
+                    };
+                    let several = Several { panel, blocks: chunk.clone(), x: all, of: blocks, rows, to };
+                    // SAFETY: as the caller promises; there is room for a chunk of a panel, and for a vector aside.
+                    unsafe {
+                        isa.enter(pack);
+                        enter_several::<U>(isa, several);
+                    }
                 }
             }
-            let outputs = width.min(count - first * lanes);
-            for (i, sums) in work.sums.chunks_exact(width).take(rows.len()).enumerate() {
-                take(i, first * lanes, &sums[..outputs]);
-            }
+        }
+        for (i, aside) in work.sums.chunks_exact(lanes).take(rows.len()).enumerate() {
+            // SAFETY: as the caller promises.
+            let rest = unsafe { sums.part(i, whole, outputs.end - whole) };
+            rest.copy_from_slice(&aside[..rest.len()]);
         }
     }
 }
 
-fn at_least(values: &mut Vec<f32>, len: usize) {
+fn at_least<T: Copy + Default>(values: &mut Vec<T>, len: usize) {
     if values.len() < len {
-        values.resize(len, 0.0);
+        values.resize(len, T::default());
     }
 }
 

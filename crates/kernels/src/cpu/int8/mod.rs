@@ -4,7 +4,8 @@
 //! others' have a second one, a *residue*, for what that leaves. A block of weights is `w = d * (u - OFFSET) + m` with
 //! unsigned bytes u, one d and m for 32 or for 16 values. Its share of an output is
 //! `d * scale * sum(q * (u - OFFSET)) + m * scale * sum(q)`, where the integer sums are exact; the shares are added
-//! in the order of the blocks, `fma(sum, d * scale, total)` and then `fma(m, scale * sum(q), total)`; after each
+//! in the order of the blocks, `fma(sum, d * scale, total)`, for 16 values
+//! `fma(fma(sum1, d1, sum0 * d0), scale, total)`, and then `fma(m, scale * sum(q), total)` for each m; after each
 //! [`CHUNK`] comes the sum of its residues, made alike. That order and these roundings hold on every instruction set
 //! and for any number of rows, so all of them agree bit for bit.
 //!
@@ -21,7 +22,7 @@ mod legacy;
 mod panel;
 
 pub(super) use activations::{Activations, Layout, Order, quantise};
-pub(super) use item::{Item, Workspace, layout, products};
+pub(super) use item::{Item, OUTPUTS, Workspace, layout, products};
 
 use std::ops::Range;
 

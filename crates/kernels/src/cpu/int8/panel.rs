@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use super::activations::Meta;
 use super::{BLOCK, CHUNK, Emit, Source, Unpack};
-use crate::cpu::simd::{Kernel, Simd, array};
+use crate::cpu::simd::{Kernel, Simd, X_ROWS_MAX, array};
 
 /// Vectors of a block in a panel: bytes, scales, minimums.
 pub(super) const VECTORS: usize = 12;
@@ -13,8 +13,6 @@ pub(super) const VECTORS: usize = 12;
 const AHEAD: usize = 16 << 10;
 /// Bytes of so many bits are narrow: the sum of eight products with signed bytes fits 16 bits.
 pub(super) const NARROW: u32 = 5;
-/// Rows of x that are multiplied together.
-pub(super) const X_ROWS: usize = 4;
 
 /// All quantised rows.
 #[derive(Clone, Copy)]
@@ -78,17 +76,23 @@ unsafe fn share<S: Simd, const HALVES: bool, const MIN: bool>(
     d: [S::F; 2],
     m: [S::F; 2],
 ) -> S::F {
-    let mut total = total;
-    for h in 0..1 + usize::from(HALVES) {
-        // SAFETY: as the caller promises.
-        unsafe {
-            total = S::fma(S::to_f(sums[h]), S::mul(d[h], S::splat_f(meta.scale)), total);
-            if MIN {
+    // SAFETY: as the caller promises.
+    unsafe {
+        let scale = S::splat_f(meta.scale);
+        let mut total = if HALVES {
+            // Both in steps of x: one product less.
+            let both = S::fma(S::to_f(sums[1]), d[1], S::mul(S::to_f(sums[0]), d[0]));
+            S::fma(both, scale, total)
+        } else {
+            S::fma(S::to_f(sums[0]), S::mul(d[0], scale), total)
+        };
+        if MIN {
+            for h in 0..1 + usize::from(HALVES) {
                 total = S::fma(m[h], S::splat_f(meta.sum[h]), total);
             }
         }
+        total
     }
-    total
 }
 
 /// One row of x: the weights stay in registers.
@@ -123,7 +127,7 @@ impl<U: Unpack> Kernel for One<U> {
                     total: S::splat_f(0.0),
                     residue: self.blocks,
                     rest: S::splat_f(0.0),
-                    ahead: Ahead::new::<S>(&source, next, 1, 0..self.blocks, self.blocks),
+                    ahead: Ahead::new::<S>(&source, next, 0..self.blocks, self.blocks),
                     format: PhantomData,
                 };
                 for start in (0..self.blocks).step_by(CHUNK) {
@@ -151,16 +155,10 @@ struct Ahead {
 }
 
 impl Ahead {
-    /// The share that `blocks` of `of` have in `panels` panels from `next` on.
+    /// The share that `blocks` of `of` have in a panel from `next` on.
     #[inline(always)]
-    fn new<S: Simd>(
-        source: &Source,
-        next: [*const u8; 3],
-        panels: usize,
-        blocks: Range<usize>,
-        of: usize,
-    ) -> Self {
-        let step = panels * S::LANES * source.strides[0] / of;
+    fn new<S: Simd>(source: &Source, next: [*const u8; 3], blocks: Range<usize>, of: usize) -> Self {
+        let step = S::LANES * source.strides[0] / of;
         let next = next[0].wrapping_add(blocks.start * step);
         Self { next, until: next, step }
     }
@@ -300,22 +298,12 @@ unsafe fn dots<S: Simd>(bits: u32, mut sum: S::I, w: [S::I; 4], x: [S::I; 4]) ->
     }
 }
 
-/// Room for panels.
-#[derive(Clone, Copy)]
-pub(super) struct Panels {
-    pub(super) panel: *mut f32,
-    /// One or two.
-    pub(super) panels: usize,
-    /// From the first panel to the second.
-    pub(super) panel_len: usize,
-}
-
-/// Unpacks a chunk of each panel.
+/// Unpacks a chunk of a panel.
 pub(super) struct Pack<U> {
     pub(super) source: Source,
     /// Where what is packed next lies in each part.
     pub(super) next: [*const u8; 3],
-    pub(super) to: Panels,
+    pub(super) to: *mut f32,
     pub(super) blocks: Range<usize>,
     /// Blocks of a row.
     pub(super) of: usize,
@@ -327,17 +315,11 @@ impl<U: Unpack> Kernel for Pack<U> {
     unsafe fn run<S: Simd>(self) {
         // SAFETY: the caller of the kernel promises the features, the rows and the room.
         unsafe {
-            for panel in 0..self.to.panels {
-                let to = self.to.panel.add(panel * self.to.panel_len);
-                let source = self.source.below(panel * S::LANES);
-                let next = array!(part < 3 => {
-                    self.next[part].wrapping_add(panel * S::LANES * source.strides[part])
-                });
-                let ahead = Ahead::new::<S>(&source, next, 1, self.blocks.clone(), self.of);
-                prefetch_scales::<S>(&source, next, &self.blocks, self.of);
-                let mut emit = Stored::<U> { to, first: self.blocks.start, ahead, format: PhantomData };
-                U::unpack::<S, _>(&source, self.blocks.clone(), &mut emit);
-            }
+            let ahead = Ahead::new::<S>(&self.source, self.next, self.blocks.clone(), self.of);
+            prefetch_scales::<S>(&self.source, self.next, &self.blocks, self.of);
+            let first = self.blocks.start;
+            let mut emit = Stored::<U> { to: self.to, first, ahead, format: PhantomData };
+            U::unpack::<S, _>(&self.source, self.blocks, &mut emit);
         }
     }
 }
@@ -369,17 +351,32 @@ impl<S: Simd, U: Unpack> Emit<S> for Stored<U> {
     }
 }
 
-/// Packed panels and all rows of x: adds the chunk's share to the sums.
+/// A packed panel and all rows of x: adds the chunk's share to the sums.
 #[derive(Clone)]
 pub(super) struct Several<'a> {
-    pub(super) panels: Panels,
+    pub(super) panel: *const f32,
     pub(super) blocks: Range<usize>,
     pub(super) x: Rows,
     /// Blocks of a row of x without its residues.
     pub(super) of: usize,
     pub(super) rows: &'a [u32],
-    /// `[rows, panels * lanes]`
+    pub(super) to: To<'a>,
+}
+
+/// Where sums lie: a vector for each row of x.
+#[derive(Clone, Copy)]
+pub(super) struct To<'a> {
     pub(super) sums: *mut f32,
+    /// Those of row i of x are `rows[i] * width` further.
+    pub(super) rows: &'a [u32],
+    pub(super) width: usize,
+}
+
+impl To<'_> {
+    #[inline(always)]
+    fn row(&self, i: usize) -> *mut f32 {
+        self.sums.wrapping_add(self.rows[i] as usize * self.width)
+    }
 }
 
 /// [`Several`], for the formats of one kind.
@@ -388,84 +385,69 @@ pub(super) struct Kind<'a, const HALVES: bool, const MIN: bool, const BITS: u32>
 impl<const HALVES: bool, const MIN: bool, const BITS: u32> Kernel for Kind<'_, HALVES, MIN, BITS> {
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        // SAFETY: the caller of the kernel promises the features, packed panels, and rows of x and of sums.
-        unsafe {
-            // Only wide vectors come with registers for two panels.
-            if S::PANELS == 2 && self.0.panels.panels == 2 { self.all::<S, 2>() } else { self.all::<S, 1>() }
-        }
-    }
-}
-
-impl<const HALVES: bool, const MIN: bool, const BITS: u32> Kind<'_, HALVES, MIN, BITS> {
-    /// # Safety
-    /// As [`Kernel::run`]; there are `P` panels.
-    #[inline(always)]
-    unsafe fn all<S: Simd, const P: usize>(self) {
         let work = self.0;
-        for (i, rows) in work.rows.chunks(X_ROWS).enumerate() {
-            let last = rows.len() - 1;
-            let x = array!(n < X_ROWS => work.x.row(rows[if n < last { n } else { last }]));
-            let work = Several { sums: work.sums.wrapping_add(i * X_ROWS * P * S::LANES), ..work.clone() };
-            // SAFETY: as the caller promises.
+        let count = work.rows.len();
+        for first in (0..count).step_by(S::X_ROWS) {
+            // What is beyond the last row repeats it.
+            let last = count - 1 - first;
+            let at = array!(n < X_ROWS_MAX => first + if n < last { n } else { last });
+            let x = array!(n < X_ROWS_MAX => work.x.row(work.rows[at[n]]));
+            let to = array!(n < X_ROWS_MAX => work.to.row(at[n]));
+            let work = &work;
+            // SAFETY: the caller of the kernel promises the features, a packed panel, and rows of x and of sums.
             unsafe {
-                match rows.len() {
-                    1 => Group::<HALVES, MIN, BITS, 1> { work, x: [x[0]] }.panels::<S, P>(),
-                    2 => Group::<HALVES, MIN, BITS, 2> { work, x: [x[0], x[1]] }.panels::<S, P>(),
-                    _ => Group::<HALVES, MIN, BITS, X_ROWS> { work, x }.panels::<S, P>(),
+                match S::X_ROWS.min(count - first) {
+                    1 => Group::<HALVES, MIN, BITS, 1>::new(work, &x, &to).chunk::<S>(),
+                    2 => Group::<HALVES, MIN, BITS, 2>::new(work, &x, &to).chunk::<S>(),
+                    3 | 4 => Group::<HALVES, MIN, BITS, 4>::new(work, &x, &to).chunk::<S>(),
+                    _ => Group::<HALVES, MIN, BITS, X_ROWS_MAX>::new(work, &x, &to).chunk::<S>(),
                 }
             }
         }
         for (i, row) in work.rows.iter().enumerate() {
-            let row = work.x.row(*row);
-            // SAFETY: as the caller promises.
+            let (x, to) = ([work.x.row(*row); X_ROWS_MAX], [work.to.row(i); X_ROWS_MAX]);
+            // SAFETY: as above.
             unsafe {
-                let residues = row.residues(&work.blocks, work.of);
+                let residues = x[0].residues(&work.blocks, work.of);
                 if !residues.is_empty() {
-                    let work = Several { sums: work.sums.wrapping_add(i * P * S::LANES), ..work.clone() };
-                    Group::<HALVES, MIN, BITS, 1> { work, x: [row] }.residues::<S, P>(residues);
+                    Group::<HALVES, MIN, BITS, 1>::new(&work, &x, &to).residues::<S>(residues);
                 }
             }
         }
     }
 }
 
-/// `N` rows of x with the panels.
+/// `N` rows of x with the panel.
 struct Group<'a, const HALVES: bool, const MIN: bool, const BITS: u32, const N: usize> {
-    work: Several<'a>,
+    work: &'a Several<'a>,
     x: [Row; N],
+    to: [*mut f32; N],
 }
 
-impl<const HALVES: bool, const MIN: bool, const BITS: u32, const N: usize> Group<'_, HALVES, MIN, BITS, N> {
-    /// # Safety
-    /// As [`Kernel::run`]; there are `P` panels.
+impl<'a, const HALVES: bool, const MIN: bool, const BITS: u32, const N: usize>
+    Group<'a, HALVES, MIN, BITS, N>
+{
     #[inline(always)]
-    unsafe fn panels<S: Simd, const P: usize>(self) {
-        // SAFETY: as the caller promises.
-        unsafe {
-            let sums = self.work.sums;
-            let mut totals = array!(p < P => array!(n < N => S::load_f(sums.add((n * P + p) * S::LANES))));
-            for (i, b) in self.work.blocks.clone().enumerate() {
-                let panel = self.panel::<S, P>(i);
-                self.add::<S, P>(panel, b, &mut totals);
-            }
-            for p in 0..P {
-                for n in 0..N {
-                    S::store_f(totals[p][n], sums.add((n * P + p) * S::LANES));
-                }
-            }
-        }
+    fn new(work: &'a Several<'a>, x: &[Row; X_ROWS_MAX], to: &[*mut f32; X_ROWS_MAX]) -> Self {
+        Self { work, x: array!(n < N => x[n]), to: array!(n < N => to[n]) }
     }
 
-    /// Block `i` of the chunk in each panel.
-    ///
     /// # Safety
     /// As [`Kernel::run`].
     #[inline(always)]
-    unsafe fn panel<S: Simd, const P: usize>(&self, i: usize) -> [*const f32; P] {
-        let panels = self.work.panels;
+    unsafe fn chunk<S: Simd>(self) {
         // SAFETY: as the caller promises.
         unsafe {
-            array!(p < P => panels.panel.cast_const().add(p * panels.panel_len + i * VECTORS * S::LANES))
+            let mut totals = [S::splat_f(0.0); N];
+            if self.work.blocks.start > 0 {
+                totals = array!(n < N => S::load_f(self.to[n]));
+            }
+            for b in self.work.blocks.clone() {
+                self.add::<S>(b, b, &mut totals);
+            }
+            for n in 0..N {
+                S::store_f(totals[n], self.to[n]);
+            }
         }
     }
 
@@ -474,27 +456,16 @@ impl<const HALVES: bool, const MIN: bool, const BITS: u32, const N: usize> Group
     /// # Safety
     /// As [`Kernel::run`].
     #[inline(always)]
-    unsafe fn add<S: Simd, const P: usize>(
-        &self,
-        panel: [*const f32; P],
-        b: usize,
-        totals: &mut [[S::F; N]; P],
-    ) {
+    unsafe fn add<S: Simd>(&self, packed: usize, b: usize, totals: &mut [S::F; N]) {
         // SAFETY: as the caller promises.
         unsafe {
-            let sums = self.sums::<S, P>(panel, b);
-            for p in 0..P {
-                let second = usize::from(HALVES);
-                let d = array!(h < 2 => S::load_f(panel[p].add((8 + h * second) * S::LANES)));
-                let m = if MIN {
-                    array!(h < 2 => S::load_f(panel[p].add((10 + h * second) * S::LANES)))
-                } else {
-                    d
-                };
-                for n in 0..N {
-                    let meta = self.x[n].meta(b);
-                    totals[p][n] = share::<S, HALVES, MIN>(totals[p][n], meta, sums[p][n], d, m);
-                }
+            let panel = self.work.panel.add((packed - self.work.blocks.start) * VECTORS * S::LANES);
+            let sums = self.sums::<S>(panel, b);
+            let second = usize::from(HALVES);
+            let d = array!(h < 2 => S::load_f(panel.add((8 + h * second) * S::LANES)));
+            let m = if MIN { array!(h < 2 => S::load_f(panel.add((10 + h * second) * S::LANES))) } else { d };
+            for n in 0..N {
+                totals[n] = share::<S, HALVES, MIN>(totals[n], self.x[n].meta(b), sums[n], d, m);
             }
         }
     }
@@ -504,35 +475,31 @@ impl<const HALVES: bool, const MIN: bool, const BITS: u32, const N: usize> Group
     /// # Safety
     /// As [`Kernel::run`].
     #[inline(always)]
-    unsafe fn sums<S: Simd, const P: usize>(&self, panel: [*const f32; P], b: usize) -> [[[S::I; 2]; N]; P] {
+    unsafe fn sums<S: Simd>(&self, panel: *const f32, b: usize) -> [[S::I; 2]; N] {
         // SAFETY: as the caller promises.
         unsafe {
-            let mut sums = [array!(n < N => array!(h < 2 => S::splat(self.x[n].meta(b).start[h]))); P];
+            let mut sums = array!(n < N => array!(h < 2 => S::splat(self.x[n].meta(b).start[h])));
             if S::FOLDS && BITS <= NARROW {
                 for half in 0..2 {
                     let h = if HALVES { half } else { 0 };
-                    for p in 0..P {
-                        let w = array!(c < 4 => S::load(panel[p].add((4 * half + c) * S::LANES).cast()));
-                        for n in 0..N {
-                            let x = array!(c < 4 => self.x[n].dword::<S>(b, 4 * half + c));
-                            sums[p][n][h] = S::dot_four(sums[p][n][h], w, x);
-                        }
+                    let w = array!(c < 4 => S::load(panel.add((4 * half + c) * S::LANES).cast()));
+                    for n in 0..N {
+                        let x = array!(c < 4 => self.x[n].dword::<S>(b, 4 * half + c));
+                        sums[n][h] = S::dot_four(sums[n][h], w, x);
                     }
                 }
                 return sums;
             }
             for c in 0..8 {
                 let h = if HALVES { c / 4 } else { 0 };
-                let w = array!(p < P => S::load(panel[p].add(c * S::LANES).cast()));
+                let w = S::load(panel.add(c * S::LANES).cast());
                 for n in 0..N {
                     let x = self.x[n].dword::<S>(b, c);
-                    for p in 0..P {
-                        sums[p][n][h] = if BITS > 7 {
-                            S::dot::<true>(sums[p][n][h], w[p], x)
-                        } else {
-                            S::dot::<false>(sums[p][n][h], w[p], x)
-                        };
-                    }
+                    sums[n][h] = if BITS > 7 {
+                        S::dot::<true>(sums[n][h], w, x)
+                    } else {
+                        S::dot::<false>(sums[n][h], w, x)
+                    };
                 }
             }
             sums
@@ -546,19 +513,15 @@ impl<const HALVES: bool, const MIN: bool, const BITS: u32> Group<'_, HALVES, MIN
     /// # Safety
     /// As [`Kernel::run`].
     #[inline(always)]
-    unsafe fn residues<S: Simd, const P: usize>(self, residues: Range<usize>) {
+    unsafe fn residues<S: Simd>(self, residues: Range<usize>) {
         // SAFETY: as the caller promises.
         unsafe {
-            let mut rest = [[S::splat_f(0.0); 1]; P];
+            let mut rest = [S::splat_f(0.0)];
             for residue in residues {
                 let block = self.x[0].meta(residue).link as usize;
-                let panel = self.panel::<S, P>(block - self.work.blocks.start);
-                self.add::<S, P>(panel, residue, &mut rest);
+                self.add::<S>(block, residue, &mut rest);
             }
-            for p in 0..P {
-                let to = self.work.sums.add(p * S::LANES);
-                S::store_f(plus::<S>(S::load_f(to), rest[p][0]), to);
-            }
+            S::store_f(plus::<S>(S::load_f(self.to[0]), rest[0]), self.to[0]);
         }
     }
 }
