@@ -35,7 +35,7 @@ const WEIGHT_BYTES: u64 = 128 << 20;
 /// much fewer experts stand for it.
 const CHUNK_BYTES: u64 = 256 << 20;
 /// Not fewer: products go by blocks of rows.
-const CHUNK_ROWS_MIN: usize = 64;
+const CHUNK_ROWS_MIN: usize = 16;
 
 /// Embeddings that differ.
 const VARIED: usize = 512;
@@ -100,7 +100,10 @@ impl<'a> Stand<'a> {
         decoder.layers.push(self.block(delta, 0)?);
         let expert_bytes = decoder.layers.first().map(expert).transpose()?.flatten().map_or(0, |e| bytes(&e));
         // Each expert has as many rows as in a whole chunk.
-        let experts = |count: usize| (work.experts * count / chunk).max(2 * work.top_k).min(work.experts);
+        let experts = |count: usize| {
+            let as_many = (work.experts * count / chunk).max(2 * work.top_k);
+            as_many.min(work.experts).min(count * work.top_k)
+        };
         let much =
             |count| decoder.scratch_bytes(count, 1) + experts(count) as u64 * expert_bytes > CHUNK_BYTES;
         let mut count = chunk;
@@ -227,6 +230,7 @@ impl<'a> Stand<'a> {
         let hidden = self.bench.work.hidden_size;
         let mut values = vec![0f32; (1 + VARIED) * hidden];
         values[hidden..].fill_with(|| self.random());
+        values[hidden..].iter_mut().step_by(hidden).for_each(|first| *first = 2.0);
         let embedding = self.floats(1 + VARIED, hidden, &values)?;
         let head = Linear { weight: head, bias: None };
         Ok(Decoder { embedding, layers: Vec::new(), norm: self.norm()?, head })
@@ -253,16 +257,20 @@ impl<'a> Stand<'a> {
         kernels::Weight::new(Format::F32, rows, cols, vec![block.freeze()])
     }
 
-    /// A router that chooses from the first `experts` for any but zeros: the logits of the others are 0.
+    /// A router that chooses from the first `experts`: the others dislike the first channel, which all but zeros have.
     fn router(&self, experts: usize) -> Result<kernels::Weight> {
         let work = self.bench.work;
         let mut values = vec![0f32; work.experts * work.hidden_size];
-        for row in values.chunks_exact_mut(work.hidden_size).take(experts) {
+        for (expert, row) in values.chunks_exact_mut(work.hidden_size.max(1)).enumerate() {
+            if expert >= experts {
+                row[0] = -1000.0;
+                continue;
+            }
             // Some experts are liked more: a half of them gets from 0.45 to 1.4 of the mean's rows, as in models.
             let liked = 1.0 + 0.4 * self.random();
             // Without a sum: what all channels have in common, as weights of one value give it, makes no expert better.
             let (half, rest) = row.split_at_mut(work.hidden_size / 2);
-            for (value, against) in half.iter_mut().zip(rest) {
+            for (value, against) in half.iter_mut().zip(rest).skip(1) {
                 *value = liked * self.random();
                 *against = -*value;
             }
@@ -457,23 +465,36 @@ mod tests {
         let backend = open_device(&OpenOptions::default()).unwrap().backend;
         let bench = Bench::new(&backend, &work);
         let stand = Stand::new(&bench);
-        let there = work.experts / 2;
-        let (router, spec) = (stand.router(there).unwrap(), RouteSpec { top_k: work.top_k, normalise: true });
-        let x = stand.decoder(stand.no_head().unwrap()).unwrap().embedding;
+        let (x, spec) = (
+            stand.decoder(stand.no_head().unwrap()).unwrap().embedding,
+            RouteSpec { top_k: work.top_k, normalise: true },
+        );
         let tokens: Vec<u32> = (0..=VARIED as u32).collect();
         let mut rows = bench.tensor(tokens.len(), work.hidden_size).unwrap();
         backend.embed(&x, &tokens, &mut rows).unwrap();
-        let ids = backend.alloc(4 * tokens.len() * work.top_k).unwrap();
-        let weights = bench.tensor(tokens.len(), work.top_k).unwrap();
-        let mut routes = kernels::ops::RouteBuffers { ids, weights };
-        backend.route(&rows, &router, &spec, &mut routes).unwrap();
-        let routes = backend.read_routes(&routes, tokens.len(), &spec).unwrap();
-        let (zeros, varied) = routes.ids.split_at(work.top_k);
-        assert!(zeros.iter().all(|&id| (id as usize) < work.top_k), "the first: {zeros:?}");
-        let mut counts = vec![0; work.experts];
-        varied.iter().for_each(|&id| counts[id as usize] += 1);
-        assert!(counts[..there].iter().all(|&count| count > 0), "{counts:?}");
-        assert!(counts[there..].iter().all(|&count| count == 0), "{counts:?}");
-        assert_ne!(counts.iter().max(), counts[..there].iter().min(), "uneven: {counts:?}");
+        for there in [work.top_k + 1, work.experts / 2] {
+            let ids = backend.alloc(4 * tokens.len() * work.top_k).unwrap();
+            let weights = bench.tensor(tokens.len(), work.top_k).unwrap();
+            let mut routes = kernels::ops::RouteBuffers { ids, weights };
+            backend.route(&rows, &stand.router(there).unwrap(), &spec, &mut routes).unwrap();
+            let routes = backend.read_routes(&routes, tokens.len(), &spec).unwrap();
+            let mut counts = vec![0; work.experts];
+            routes.ids[work.top_k..].iter().for_each(|&id| counts[id as usize] += 1);
+            let (here, absent) = counts.split_at(there);
+            assert!(
+                here.iter().all(|&count| count > 0) && absent.iter().all(|&count| count == 0),
+                "{counts:?}"
+            );
+            assert_ne!(here.iter().max(), here.iter().min(), "uneven: {counts:?}");
+        }
+        let token = stand.router(work.top_k).unwrap();
+        let mut routes = kernels::ops::RouteBuffers {
+            ids: backend.alloc(4 * work.top_k).unwrap(),
+            weights: bench.tensor(1, work.top_k).unwrap(),
+        };
+        let zeros = bench.tensor(1, work.hidden_size).unwrap();
+        backend.route(&zeros, &token, &spec, &mut routes).unwrap();
+        let ids = backend.read_routes(&routes, 1, &spec).unwrap().ids;
+        assert!(ids.iter().all(|&id| (id as usize) < work.top_k), "the first: {ids:?}");
     }
 }
