@@ -2,9 +2,9 @@
 //!
 //! A token costs the bytes that must come from the drive over its rate, while the experts are multiplied, and everything
 //! else that is computed, which hides nothing. A prompt chunk costs the drive's time for all experts that it uses, or its
-//! arithmetic, whichever is longer. The device is timed op by op, in the model's own sizes (`work`).
+//! arithmetic, whichever is longer. The device is timed in the model's own sizes (`work`).
 
-mod token;
+mod stand;
 mod work;
 
 use std::path::{Path, PathBuf};

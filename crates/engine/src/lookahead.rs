@@ -1,15 +1,17 @@
-//! Whether to guess the next layer's experts, and how many: measured, never believed.
+//! Whether to guess the next layer's experts: measured, never believed.
 //!
-//! A guess is worth something where the drive would be idle, and harmful where it is the bottleneck, so steps with
-//! no guesses, with half as many as the router chooses and with all of them take turns for a while, and the fastest
-//! way is kept until the next such trial.
+//! A guess is worth something where the drive would be idle, and may cost where it is the bottleneck or a device has to be
+//! waited for. It has won on every model that streams from a drive, so it begins on; steps with and without it take turns
+//! until one of both is clearly ahead, and that stands until the next such trial.
 
 use std::time::Duration;
 
-/// Steps of each kind in a trial.
-const TRIAL_STEPS: usize = 10;
+/// A trial ends when one way has won so many more pairs of steps than the other ...
+const LEAD: i32 = 3;
+/// ... or after so many pairs: then it makes no difference.
+const PAIRS_MAX: usize = 8;
 
-/// Guessing must save this share of a step's time.
+/// A step with guesses wins if it saves this share of the time.
 const GAIN: f64 = 0.02;
 
 /// Steps until the next trial; after one that guessing lost, it is twice as long as before.
@@ -30,8 +32,6 @@ pub enum Guess {
 }
 
 impl Guess {
-    const EACH: [Self; 3] = [Self::None, Self::Half, Self::All];
-
     /// Experts to guess of `top_k`.
     pub(crate) fn experts(self, top_k: usize) -> usize {
         match self {
@@ -47,8 +47,12 @@ impl Guess {
 pub(crate) struct Lookahead {
     /// What somebody has decided; else trials do.
     fixed: Option<Guess>,
-    /// Times of the running trial's steps, for each of [`Guess::EACH`].
-    times: [Vec<Duration>; 3],
+    /// Pairs that the running trial has had.
+    pairs: usize,
+    /// The time of the first step of a pair whose second is to come.
+    first: Option<Duration>,
+    /// How many more of the pairs were won with guesses than without.
+    lead: i32,
     verdict: Guess,
     /// Steps for which the verdict still stands; 0 during a trial.
     stands: usize,
@@ -60,7 +64,9 @@ impl Lookahead {
     pub(crate) fn new(enabled: bool) -> Self {
         Self {
             fixed: (!enabled).then_some(Guess::None),
-            times: Default::default(),
+            pairs: 0,
+            first: None,
+            lead: 0,
             verdict: Guess::None,
             stands: 0,
             next_stands: VERDICT_STEPS,
@@ -80,9 +86,16 @@ impl Lookahead {
         if self.stands > 0 {
             return self.verdict;
         }
-        // There and back: what drifts slowly falls on all alike.
-        let turn = self.times.iter().map(Vec::len).sum::<usize>() % 6;
-        Guess::EACH[turn.min(5 - turn)]
+        // With, without; without, with: what drifts slowly falls on both alike.
+        match self.first.is_none() == self.guesses_first() {
+            true => Guess::All,
+            false => Guess::None,
+        }
+    }
+
+    /// Whether the first step of the pair guesses.
+    fn guesses_first(&self) -> bool {
+        self.pairs.is_multiple_of(2)
     }
 
     /// The step that began last has succeeded in this time.
@@ -94,64 +107,95 @@ impl Lookahead {
             self.stands -= 1;
             return;
         }
-        let guessed = self.begin();
-        self.times[guessed as usize].push(time);
-        if self.times.iter().any(|times| times.len() < TRIAL_STEPS) {
+        let Some(first) = self.first.take() else {
+            self.first = Some(time);
+            return;
+        };
+        let (with, without) = if self.guesses_first() { (first, time) } else { (time, first) };
+        let gains = with.as_secs_f64() < (1.0 - GAIN) * without.as_secs_f64();
+        self.lead += if gains { 1 } else { -1 };
+        self.pairs += 1;
+        if self.lead.abs() < LEAD && self.pairs < PAIRS_MAX {
             return;
         }
-        let [none, half, all] = std::mem::take(&mut self.times).map(median);
-        let (best, guess) = if all < half { (all, Guess::All) } else { (half, Guess::Half) };
-        let gains = best.as_secs_f64() < (1.0 - GAIN) * none.as_secs_f64();
-        self.verdict = if gains { guess } else { Guess::None };
-        self.next_stands = if gains { VERDICT_STEPS } else { (2 * self.next_stands).min(VERDICT_STEPS_MAX) };
-        self.stands = self.next_stands;
+        let wins = self.lead > 0;
+        self.verdict = if wins { Guess::All } else { Guess::None };
+        self.next_stands = if wins { VERDICT_STEPS } else { (2 * self.next_stands).min(VERDICT_STEPS_MAX) };
+        (self.pairs, self.lead, self.stands) = (0, 0, self.next_stands);
     }
-}
-
-/// Of times that are not none.
-fn median(mut times: Vec<Duration>) -> Duration {
-    times.sort_unstable();
-    times[times.len() / 2]
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// Runs `steps` steps that take these milliseconds with no, half and all guesses; how many of each there were.
-    fn run(gate: &mut Lookahead, steps: usize, costs: [u64; 3]) -> [usize; 3] {
-        let mut counts = [0; 3];
+    /// Runs `steps` steps that take these milliseconds without guesses and with them, each with some of `noise` more;
+    /// how many of each there were.
+    fn run(gate: &mut Lookahead, steps: usize, costs: [u64; 2], noise: &[u64]) -> [usize; 2] {
+        let mut counts = [0; 2];
         for i in 0..steps {
-            let guess = gate.begin() as usize;
+            let guess = usize::from(gate.begin() == Guess::All);
             counts[guess] += 1;
-            let noise = [0, 3, 1, 40, 2, 0, 1][i % 7];
-            gate.end(Duration::from_millis(costs[guess] + noise));
+            gate.end(Duration::from_millis(costs[guess] + noise[i % noise.len()]));
         }
         counts
     }
 
+    const CLEAR: usize = 2 * LEAD as usize;
+
     #[test]
-    fn a_trial_is_fair_and_what_wins_stays_for_a_while() {
-        let (mut gate, each) = (Lookahead::new(true), [TRIAL_STEPS; 3]);
-        assert_eq!(run(&mut gate, 3 * TRIAL_STEPS, [100, 80, 90]), each);
-        assert_eq!(run(&mut gate, VERDICT_STEPS, [100, 80, 90]), [0, VERDICT_STEPS, 0]);
-        assert_eq!(run(&mut gate, 3 * TRIAL_STEPS, [100, 80, 70]), each);
-        assert_eq!(run(&mut gate, VERDICT_STEPS, [100, 80, 70]), [0, 0, VERDICT_STEPS]);
+    fn a_clear_trial_is_short_and_what_wins_stays_for_a_while() {
+        let mut gate = Lookahead::new(true);
+        assert_eq!(gate.begin(), Guess::All, "the first token of a short answer has its guesses");
+        for _ in 0..2 {
+            assert_eq!(run(&mut gate, CLEAR, [100, 80], &[0, 3, 1]), [CLEAR / 2; 2]);
+            assert_eq!(run(&mut gate, VERDICT_STEPS, [100, 80], &[0]), [0, VERDICT_STEPS]);
+        }
         // The drive is busy now: the next trial says so.
-        assert_eq!(run(&mut gate, 3 * TRIAL_STEPS, [100, 130, 150]), each);
-        assert_eq!(run(&mut gate, 2 * VERDICT_STEPS, [100, 130, 150]), [2 * VERDICT_STEPS, 0, 0]);
-        assert_eq!(run(&mut gate, 3 * TRIAL_STEPS, [100, 130, 150]), each);
-        let long = run(&mut gate, 4 * VERDICT_STEPS, [100, 130, 150]);
-        assert_eq!(long, [4 * VERDICT_STEPS, 0, 0], "asked less and less often");
+        for longer in [2, 4, 8] {
+            assert_eq!(run(&mut gate, CLEAR, [100, 130], &[0, 3, 1]), [CLEAR / 2; 2]);
+            let steps = longer * VERDICT_STEPS;
+            assert_eq!(run(&mut gate, steps, [100, 130], &[0]), [steps, 0], "asked less and less often");
+        }
+        // It is idle again.
+        run(&mut gate, CLEAR, [100, 80], &[0]);
+        assert_eq!(run(&mut gate, VERDICT_STEPS, [100, 80], &[0]), [0, VERDICT_STEPS]);
+        assert_eq!(run(&mut gate, CLEAR, [100, 80], &[0]), [CLEAR / 2; 2], "and soon asked again");
     }
 
     #[test]
-    fn a_tie_is_no_gain_and_what_is_fixed_never_asks() {
+    fn one_slow_step_decides_nothing() {
+        for (costs, wins) in [([100, 80], true), ([100, 120], false)] {
+            for slow in 0..CLEAR {
+                let (mut gate, mut noise) = (Lookahead::new(true), [0; 4 * PAIRS_MAX]);
+                noise[slow] = 500;
+                run(&mut gate, CLEAR + 4, costs, &noise);
+                let stands = run(&mut gate, 100, costs, &[0]);
+                assert_eq!(stands, if wins { [0, 100] } else { [100, 0] }, "{costs:?}, step {slow}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_tie_is_no_gain_and_no_trial_is_long() {
         let mut gate = Lookahead::new(true);
-        run(&mut gate, 3 * TRIAL_STEPS, [100, 99, 99]);
-        assert_eq!(run(&mut gate, VERDICT_STEPS, [100, 99, 99]), [VERDICT_STEPS, 0, 0]);
+        run(&mut gate, CLEAR, [100, 99], &[0]);
+        assert_eq!(run(&mut gate, VERDICT_STEPS, [100, 99], &[0]), [VERDICT_STEPS, 0]);
+        // Each pair says the opposite of the one before.
+        let mut gate = Lookahead::new(true);
+        let toss = [0, 100, 0, 100];
+        assert_eq!(run(&mut gate, 2 * PAIRS_MAX, [100, 100], &toss), [PAIRS_MAX; 2]);
+        assert_eq!(run(&mut gate, VERDICT_STEPS, [100, 100], &toss), [VERDICT_STEPS, 0]);
+    }
+
+    #[test]
+    fn what_is_fixed_never_asks_and_a_step_that_failed_is_tried_again() {
+        let mut gate = Lookahead::new(true);
+        gate.end(Duration::from_millis(80));
+        let asked = [gate.begin(), gate.begin()];
+        assert_eq!(asked, [Guess::None; 2], "only a step that succeeded counts");
         gate.fix(Guess::All);
-        assert_eq!(run(&mut gate, 1000, [100, 150, 150]), [0, 0, 1000]);
-        assert_eq!(run(&mut Lookahead::new(false), 1000, [100, 50, 50]), [1000, 0, 0]);
+        assert_eq!(run(&mut gate, 1000, [100, 150], &[0]), [0, 1000]);
+        assert_eq!(run(&mut Lookahead::new(false), 1000, [100, 50], &[0]), [1000, 0]);
     }
 }

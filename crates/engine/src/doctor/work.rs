@@ -1,5 +1,5 @@
-//! What a model's layers compute, and how long a device takes for it: prompts, and all on a GPU, op by op in the model's
-//! own sizes; a token on a CPU layer by layer (`token`).
+//! What a model's layers compute, and how long a device takes for it: on a GPU op by op in the model's own sizes, on a CPU
+//! layer by layer (`stand`).
 //!
 //! One rate for all products would be too hopeful: experts get few rows each, small matrices cost their fork-joins, and
 //! attention, the delta rule, routing and sums are no products of weights at all.
@@ -18,7 +18,7 @@ use kernels::ops::{
 use kernels::{Backend, Tensor, Weight};
 
 use super::CHUNK_TOKENS;
-use super::token::Stand;
+use super::stand::Stand;
 use crate::synth::{Layout, Shape};
 
 /// Number formats, and which part of the weights each has.
@@ -215,8 +215,20 @@ const OP_TIME: Duration = Duration::from_millis(120);
 /// Times a device in the sizes of `work`, for a prompt of `prompt_tokens` and the tokens after it. Takes about four
 /// seconds and 500 MB.
 pub(super) fn times(backend: &Arc<dyn Backend>, work: &Work, prompt_tokens: usize) -> Result<Times> {
-    let bench = Bench { backend, work, allocated: 0.into() };
+    let bench = Bench::new(backend, work);
     let chunk = prompt_tokens.clamp(1, CHUNK_TOKENS);
+    let experts = (work.moe_layers * work.top_k) as f64;
+    let experts_s = experts * mean(&work.expert_formats, |format| bench.experts(format, 1, work.top_k))?;
+    let prompt_experts_s = experts * {
+        let each = (chunk * work.top_k / work.experts.max(1)).clamp(1, EXPERT_ROWS);
+        mean(&work.expert_formats, |format| bench.experts(format, each, (EXPERT_ROWS / each).max(1)))?
+    };
+    if backend.info().threads > 0 {
+        let (prompt_s, token_s) = Stand::new(&bench).seconds(prompt_tokens)?;
+        let (experts_s, prompt_experts_s) = (experts_s.min(token_s), prompt_experts_s.min(prompt_s));
+        let (resident_s, prompt_resident_s) = (token_s - experts_s, prompt_s - prompt_experts_s);
+        return Ok(Times { resident_s, experts_s, prompt_resident_s, prompt_experts_s });
+    }
     let rows = chunk.min(ROWS);
     let layers = work.layers as f64;
     let matrix_rows =
@@ -226,28 +238,17 @@ pub(super) fn times(backend: &Arc<dyn Backend>, work: &Work, prompt_tokens: usiz
     let resident = |rows| mean(&work.resident_formats, |format| bench.linear(format, matrix_rows, rows));
     let mixers =
         |rows, position| Ok::<f64, files::Error>(bench.attention(rows, position)? + bench.delta(rows)?);
-    let experts = (work.moe_layers * work.top_k) as f64;
-    let experts_s = experts * mean(&work.expert_formats, |format| bench.experts(format, 1, work.top_k))?;
-    let resident_s = if backend.info().threads > 0 {
-        (Stand::new(&bench).token_s(prompt_tokens)? - experts_s).max(0.0)
-    } else {
-        let head_rows = work.vocab_size.clamp(1, 32768);
-        let heads = work.vocab_size as f64 / head_rows as f64;
-        let head_s = heads * bench.linear(work.head_format, head_rows, 1)?;
-        matrices * resident(1)? + head_s + mixers(1, prompt_tokens)? + bench.small(1)?
-    };
-    let prompt_experts = {
-        let each = (chunk * work.top_k / work.experts.max(1)).clamp(1, EXPERT_ROWS);
-        mean(&work.expert_formats, |format| bench.experts(format, each, (EXPERT_ROWS / each).max(1)))?
-    };
+    let head_rows = work.vocab_size.clamp(1, 32768);
+    let heads = work.vocab_size as f64 / head_rows as f64;
+    let head_s = heads * bench.linear(work.head_format, head_rows, 1)?;
     // Sums of experts are memory's work, so of as many rows as a chunk has.
     let prompt_small = bench.small(chunk)? / chunk as f64;
     Ok(Times {
-        resident_s,
+        resident_s: matrices * resident(1)? + head_s + mixers(1, prompt_tokens)? + bench.small(1)?,
         experts_s,
         prompt_resident_s: (matrices * resident(rows)? + mixers(rows, prompt_tokens / 2)?) / rows as f64
             + prompt_small,
-        prompt_experts_s: experts * prompt_experts,
+        prompt_experts_s,
     })
 }
 
@@ -259,7 +260,11 @@ pub(super) struct Bench<'a> {
     allocated: Cell<usize>,
 }
 
-impl Bench<'_> {
+impl<'a> Bench<'a> {
+    pub(super) fn new(backend: &'a Arc<dyn Backend>, work: &'a Work) -> Self {
+        Self { backend, work, allocated: 0.into() }
+    }
+
     /// Bytes of all weights that were made so far.
     pub(super) fn bytes(&self) -> usize {
         self.allocated.get()
