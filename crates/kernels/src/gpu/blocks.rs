@@ -9,7 +9,7 @@ use super::memory::GpuMemory;
 use super::moe::{Group, TILE_WORDS, TableAt};
 use super::product::{MATMUL_ROWS_MIN, alignment, tail};
 use super::source::{self, Wide};
-use super::{Binding, Call, Gpu, State, binding, folded, items, weight_parts};
+use super::{Binding, Call, Gpu, State, binding, folded, fours, items, weight_parts};
 use crate::buffer::{Tensor, Weight};
 use crate::ops::Precision;
 
@@ -176,7 +176,7 @@ impl Gpu {
             };
             return self.run(state, &call);
         }
-        let (wide, split) = Self::steps(&formats, cols, alignment([base[0]]));
+        let (wide, split) = Self::steps(&formats, cols, alignment([base]));
         let halves = self.halves(state, x, [rows, cols], split, halved)?;
         let across = outputs.div_ceil(UNITS_OUTPUTS);
         let enough = |r: &usize| rows.div_ceil(*r) * across >= BLOCKS_WANTED;
@@ -186,7 +186,7 @@ impl Gpu {
         let call = Call {
             kernel: &source::MATMUL_UNITS,
             formats: &formats,
-            constants: &[0, block as u32, wide as u32],
+            constants: &[0, block as u32, wide as u32, fours(outputs)],
             bindings: &bindings,
             params: &params,
             groups: folded(across, rows.div_ceil(block) as u32),
@@ -278,7 +278,7 @@ impl Gpu {
         let call = Call {
             kernel: &source::MATMUL_UNITS,
             formats: &parts.formats[2..],
-            constants: &[1, block, down_wide as u32],
+            constants: &[1, block, down_wide as u32, fours(hidden)],
             bindings: &bindings,
             params: &[0, 0, 0, intermediate as u32, hidden as u32, entries, 0, at[0], at[1], 6],
             groups: [hidden.div_ceil(UNITS_OUTPUTS) as u32, table.tiles, 1],

@@ -49,7 +49,7 @@ impl Gpu {
                 words.push(u32::from(here));
             }
         }
-        let alignment = alignment(parts.iter().flat_map(|part| part.bases.into_iter().step_by(3)));
+        let alignment = alignment(parts.iter().flat_map(Parts::placed));
         let memory = self.memory(words.len() * 4, false)?;
         let bytes = bytemuck::cast_slice(&words);
         self.lock().recorder.copy_in(&self.device, &memory.buffer, 0, bytes)?;
@@ -253,7 +253,7 @@ impl Lookup {
             expert.gate.rows() == weights.gate.rows() && expert.gate.cols() == weights.gate.cols();
         // It must be loadable like the experts, and multiplied like them when it is alone: the order of its sums must
         // not depend on who else is there.
-        let alone = alignment(shared.bases.into_iter().step_by(3));
+        let alone = alignment(shared.placed());
         let in_steps_of_32 = |format, alignment| source::wide(format, alignment) != Wide::Not;
         let same_steps =
             own.formats.iter().all(|&f| in_steps_of_32(f, alone) == in_steps_of_32(f, self.alignment));

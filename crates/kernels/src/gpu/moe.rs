@@ -47,6 +47,12 @@ impl<'a> Parts<'a> {
         Ok(Self { formats, gate, up, down, bases })
     }
 
+    /// Where each weight's parts start.
+    pub(super) fn placed(&self) -> [[u32; 3]; 3] {
+        let [a, b, c, d, e, f, g, h, i] = self.bases;
+        [[a, b, c], [d, e, f], [g, h, i]]
+    }
+
     pub(super) fn same_dispatch(&self, other: &Self) -> bool {
         let ids =
             |p: &Self| -> Vec<u64> { p.gate.iter().chain(&p.up).chain(&p.down).map(|(id, _)| *id).collect() };
@@ -136,7 +142,7 @@ impl Gpu {
                 intermediate: weights.gate.rows(),
                 tokens,
                 blocks,
-                alignment: alignment(members.iter().flat_map(|&i| parts[i].bases.into_iter().step_by(3))),
+                alignment: alignment(members.iter().flat_map(|&i| parts[i].placed())),
                 shared: None,
                 routed: None,
             };

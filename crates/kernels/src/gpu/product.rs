@@ -69,9 +69,10 @@ pub(super) fn tail(cols: usize) -> u32 {
     u32::from(!cols.is_multiple_of(8))
 }
 
-/// The largest power of two that divides all of `bases`.
-pub(super) fn alignment(bases: impl IntoIterator<Item = u32>) -> u32 {
-    let all = bases.into_iter().fold(1 << 12, |all, base| all | base);
+/// The largest power of two that divides where all packed values start, for weights whose parts start at `bases`; 1 if
+/// one of their scales does not start at an even byte.
+pub(super) fn alignment(bases: impl IntoIterator<Item = [u32; 3]>) -> u32 {
+    let all = bases.into_iter().fold(1 << 12, |all, [packed, a, b]| all | packed | ((a | b) & 1));
     1 << all.trailing_zeros()
 }
 
@@ -213,7 +214,7 @@ impl Gpu {
             let (_, base) = weight_parts(job.weight)?;
             params.extend(base);
             params.push(job.weight.rows() as u32);
-            packed.push(base[0]);
+            packed.push(base);
         }
         params.resize(4 * JOBS_MAX, 0);
         let outputs: usize = jobs.iter().map(|job| job.weight.rows()).sum();
@@ -268,7 +269,7 @@ impl Gpu {
         let x = binding(x)?;
         let bias = bias.map(binding).transpose()?.unwrap_or(x);
         let formats = [w.format()];
-        let mut stride = self.stride(&formats, [cols, outputs], tokens_for(rows), alignment([base[0]]));
+        let mut stride = self.stride(&formats, [cols, outputs], tokens_for(rows), alignment([base]));
         let groups = stride.groups(outputs);
         params.push(stride.chunks);
         let prepared = self.prepared(state, x, [rows, cols], &mut stride, groups)?;
@@ -320,8 +321,10 @@ mod tests {
 
     #[test]
     fn alignment_is_what_all_bases_share() {
-        assert_eq!(alignment([0, 4096]), 4096);
-        assert_eq!(alignment([32, 48]), 16);
-        assert_eq!(alignment([32, 7]), 1);
+        let at = |packed: u32| [packed, 2, 6];
+        assert_eq!(alignment([0, 4096].map(at)), 4096);
+        assert_eq!(alignment([32, 48].map(at)), 16);
+        assert_eq!(alignment([32, 7].map(at)), 1);
+        assert_eq!(alignment([[32, 16, 7]]), 1);
     }
 }

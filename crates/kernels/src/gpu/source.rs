@@ -93,7 +93,8 @@ kernels! {
     INTEGERS = "integers" "rw" weights [] constants ["SPLIT", "LANES"] team 256;
     MATMUL = "matmul" "rrrw" weights ["w"] constants ["GATHER", "TAIL"] team 256;
     HALVES = "halves" "rw" weights [] constants ["SPLIT", "TAIL"] team 256;
-    MATMUL_UNITS = "matmul_units" "rrrw" weights ["w"] constants ["SCATTER", "ROWS", "WIDE"] team 128 parts ["units"];
+    MATMUL_UNITS = "matmul_units" "rrrw" weights ["w"] constants ["SCATTER", "ROWS", "WIDE", "FOURS"] team 128
+        parts ["units"];
     GATE_UP_UNITS = "gate_up_units" "rrw" weights ["gate", "up"] constants ["DOWN_SPLIT", "ROWS", "WIDE"] team 128
         parts ["units"];
     EXPERT_BLOCKS = "expert_blocks" "rrw" weights [] constants ["EXPERTS", "TOP_K", "ROWS"] team 256;
@@ -136,8 +137,8 @@ pub enum Wide {
     Words = 3,
 }
 
-/// How weights of a format whose parts start at multiples of `alignment` bytes (a power of two) are loaded when one
-/// row of activations meets them.
+/// How weights of a format whose parts start at multiples of `alignment` bytes (a power of two; scales and biases of their
+/// own at even ones if it is not 1) are loaded thirty-two at a time.
 pub fn wide(format: Format, alignment: u32) -> Wide {
     match format {
         Format::Affine { bits: 4 | 8, .. } | Format::Q4K => match alignment {
@@ -303,7 +304,11 @@ fn weight(name: &str, format: Format, first_binding: usize, wide: u32, on_units:
         let _ = writeln!(out, "@group(0) @binding({binding}) var<storage, read> {name}: array<{item}>;");
         let _ = writeln!(out, "fn {name}_word(i: u32) -> u32 {{\n    return {name}{word};\n}}");
         let _ = writeln!(out, "fn {name}_quad(i: u32) -> vec4<u32> {{\n    return {quad};\n}}");
-        out.push_str(&include_str!("shaders/bytes.wgsl").replace("$W_PART", &name));
+        let bytes = match part > 0 && wide != 0 {
+            true => include_str!("shaders/halfwords.wgsl"),
+            false => include_str!("shaders/bytes.wgsl"),
+        };
+        out.push_str(&bytes.replace("$W_PART", &name));
         if let Format::Affine { scale, .. } = format {
             out.push_str(&scale_load(&name, scale));
         }

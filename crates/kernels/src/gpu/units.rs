@@ -94,7 +94,7 @@ fn multiply(share: &Share) -> String {
 
 /// Puts a square into the workgroup's memory.
 fn put(i: usize, j: usize) -> String {
-    format!("coopStoreT(c{i}{j}, &sums[subgroup * 256u], 16u);\nworkgroupBarrier();\n")
+    format!("coopStoreT(c{i}{j}, &sums[subgroup * SQUARE], SIDE);\nworkgroupBarrier();\n")
 }
 
 fn named(f: &str, i: usize, j: usize) -> String {

@@ -44,13 +44,14 @@ fn put_act(entry: u32, n: u32, a: vec4<f32>, b: vec4<f32>) {
     act[at + 1u] = halves(b);
 }
 
+const SQUARE = 64u;
+const SIDE = 4u;
+var<workgroup> sums: array<vec4<f32>, 4u * SQUARE>;
+
 // Eight sums of this lane's row of a square.
 fn held(subgroup: u32, lane: u32) -> Eight {
-    let at = subgroup * 256u + lane * 8u;
-    return Eight(
-        vec4<f32>(sums[at], sums[at + 1u], sums[at + 2u], sums[at + 3u]),
-        vec4<f32>(sums[at + 4u], sums[at + 5u], sums[at + 6u], sums[at + 7u]),
-    );
+    let at = subgroup * SQUARE + lane * 2u;
+    return Eight(sums[at], sums[at + 1u]);
 }
 
 fn activated(gate: vec4<f32>, up: vec4<f32>, n: u32) -> vec4<f32> {

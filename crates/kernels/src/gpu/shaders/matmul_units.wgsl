@@ -21,25 +21,29 @@ struct Params {
 }
 var<immediate> p: Params;
 @group(0) @binding(0) var<storage, read> x: array<vec4<f16>>;
-@group(0) @binding(1) var<storage, read> bias: array<f32>;
+@group(0) @binding(1) var<storage, read> bias: array<Values>;
 @group(0) @binding(2) var<storage, read> table: array<u32>;
-@group(0) @binding(3) var<storage, read_write> out: array<f32>;
+@group(0) @binding(3) var<storage, read_write> out: array<Values>;
+
+const SQUARE = 256u / VALUES;
+const SIDE = 16u / VALUES;
+var<workgroup> sums: array<Values, 4u * SQUARE>;
 
 // A square of sums: sixteen rows from `row` of the block on, sixteen outputs.
 fn emit(first: u32, row: u32, count: u32, output: u32, subgroup: u32, lane: u32) {
-    for (var j = lane; j < 256u; j += 32u) {
-        let brought = row + j / 16u;
-        let n = output + j % 16u;
+    for (var j = lane; j < SQUARE; j += 32u) {
+        let brought = row + j / SIDE;
+        let n = output + j % SIDE * VALUES;
         if brought < count && n < p.outputs {
             var to = first + brought;
             if SCATTER == 1u {
                 to = table[p.entries + to * 2u + 1u];
             }
-            var value = sums[subgroup * 256u + j];
+            var value = sums[subgroup * SQUARE + j];
             if p.biased == 1u {
-                value += bias[n];
+                value += bias[n / VALUES];
             }
-            out[to * p.outputs + n] = value;
+            out[(to * p.outputs + n) / VALUES] = value;
         }
     }
 }

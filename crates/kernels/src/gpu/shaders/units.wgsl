@@ -9,9 +9,8 @@ const PITCH = 10u;
 const EACH = ROWS / 16u;
 var<workgroup> x_tile: array<vec4<f16>, ROWS * PITCH>;
 var<workgroup> w_tile: array<vec4<f16>, OUTPUTS * PITCH>;
-// A square of each subgroup, on its way out. With ROWS 128 all three are 24 KiB: a few bytes more, and an H100 runs
-// fewer teams at once, at two thirds of the rate.
-var<workgroup> sums: array<f32, 1024>;
+// A kernel has `sums` for a square of each subgroup on its way out, SQUARE items of which SIDE are a row. With ROWS 128 all
+// three are 24 KiB: a few bytes more, and an H100 runs fewer teams at once, at two thirds of the rate.
 
 // Steps of a block, none if it has no rows.
 fn steps_of(count: u32, cols: u32) -> u32 {
