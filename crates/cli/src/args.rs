@@ -110,7 +110,7 @@ pub(crate) struct ComputeArgs {
     /// Use K experts per token instead of the model's own number: changes the answers
     #[arg(long, value_name = "K", value_parser = positive)]
     pub(crate) experts_per_token: Option<usize>,
-    /// Tokens of a prompt to compute at a time; default: as many as memory allows, 512 at most
+    /// Tokens of a prompt to compute at a time; default: as many as memory allows, 2048 at most
     #[arg(long, value_name = "N", value_parser = positive)]
     pub(crate) chunk_tokens: Option<usize>,
 }

@@ -2,7 +2,7 @@
 //! the host writes what it may read, when the engine says so, or when much is recorded that nobody needs to see.
 
 use std::any::Any;
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::ops::RangeInclusive;
 use std::time::{Duration, Instant};
 
@@ -26,6 +26,9 @@ const SMALL_COPY_BYTES: usize = 64 << 10;
 const DISPATCHES_MAX: usize = 64;
 /// The same after a read-back, when the device waits for the first of them.
 const DISPATCHES_FIRST: usize = 32;
+/// Submissions that the device may have before it. Enough that it never waits for the host; a host that is further ahead, as
+/// in a prompt where nothing is read back, would report progress long before it is made and could not be interrupted.
+const SUBMISSIONS_AHEAD: usize = 4;
 /// Answers that take so long are worth staying awake for: shorter ones come with experts that other threads read.
 const AWAKE: RangeInclusive<Duration> = Duration::from_micros(500)..=Duration::from_millis(5);
 /// With fewer processors those threads need them.
@@ -60,6 +63,8 @@ pub(super) struct Recorder {
     stays_awake: bool,
     /// Copies to the device that run before the open encoder.
     staging: Staging,
+    /// The last submissions, of which the device may not have finished any.
+    ahead: VecDeque<wgpu::SubmissionIndex>,
     /// Dispatches in the open encoder.
     dispatches: usize,
     /// Dispatches that are worth a submission.
@@ -87,6 +92,7 @@ impl Recorder {
             stays_awake: device.summary.kind == AdapterKind::Discrete
                 && std::thread::available_parallelism().is_ok_and(|n| n.get() >= AWAKE_THREADS_MIN),
             staging: Staging::default(),
+            ahead: VecDeque::new(),
             dispatches: 0,
             enough: DISPATCHES_FIRST,
             profile: None,
@@ -235,13 +241,19 @@ impl Recorder {
         index
     }
 
-    /// Submits what is recorded if that is much.
+    /// Submits what is recorded if that is much, and waits while the device has too much before it.
     pub(super) fn submit_much(&mut self, device: &Device) -> Result<()> {
         if self.dispatches < self.enough {
             return Ok(());
         }
         self.enough = DISPATCHES_MAX;
-        self.submit(device)
+        self.submit(device)?;
+        while self.ahead.len() > SUBMISSIONS_AHEAD
+            && let Some(oldest) = self.ahead.pop_front()
+        {
+            wait(device, oldest)?;
+        }
+        Ok(())
     }
 
     /// Submits what is recorded.
@@ -267,6 +279,7 @@ impl Recorder {
             profile.resolve(&mut encoder);
         }
         let index = self.queue(device, Some(encoder.finish()));
+        self.ahead.push_back(index.clone());
         if let Some(profile) = &mut self.profile {
             profile.collect(device, index.clone())?;
         }
@@ -296,6 +309,7 @@ impl Recorder {
         let index = self.send(device, encoder)?;
         self.held.clear();
         self.counts.readbacks += 1;
+        self.ahead.clear();
         self.enough = DISPATCHES_FIRST;
         let slice = staging.slice(..total as u64);
         slice.map_async(wgpu::MapMode::Read, |_| ());
