@@ -10,7 +10,7 @@ use super::memory::GpuMemory;
 use super::moe::{ACT_BYTES_MAX, Group, Parts, Routed, TILE_WORDS, TableAt};
 use super::product::{Job, alignment, tokens_for};
 use super::source::Wide;
-use super::{Call, Gpu, State, binding, items, memory_of, source};
+use super::{Call, GROUPS_MAX, Gpu, State, binding, items, memory_of, source};
 use crate::buffer::Tensor;
 use crate::ops::{ExpertTable, MlpWeights, RouteBuffers, RouteSpec, RoutedLayer, RoutedOutput};
 
@@ -53,9 +53,10 @@ impl Gpu {
         let memory = self.memory(words.len() * 4, false)?;
         let bytes = bytemuck::cast_slice(&words);
         self.lock().recorder.copy_in(&self.device, &memory.buffer, 0, bytes)?;
-        let experts = experts.iter().copied().cloned().collect();
-        let experts: Vec<MlpWeights> = experts;
-        let parts_max = ACT_BYTES_MAX / 4 / experts[0].gate.rows().max(1) - 1;
+        let experts: Vec<MlpWeights> = experts.iter().copied().cloned().collect();
+        let held = ACT_BYTES_MAX / 4 / experts.first().map_or(1, |e| e.gate.rows().max(1));
+        // Tiles of four are a dimension of a dispatch, and each expert may leave one partly empty.
+        let parts_max = held.saturating_sub(1).min(2 * GROUPS_MAX as usize);
         ExpertTable::new(experts, parts_max, Box::new(Lookup { groups, alignment, words: memory }))
     }
 
