@@ -129,6 +129,11 @@ fn nothing_is_read_back_but_logits_where_all_experts_are_resident() {
     assert_eq!(stats.hits, tokens * moe_layers(&model) * model.top_k() as u64);
     assert_eq!(stats.misses, 0);
 
+    // Nor between the layers of a prompt.
+    session.reset().expect("resets");
+    let (_, counts) = counted(&model, || decode_rows(&mut session, &answer, answer.len()));
+    assert_eq!((counts.readbacks, counts.copies), (1, 0), "{counts:?}");
+
     // Who records routes gets them, and the same answer.
     session.record_routes();
     session.reset().expect("resets");
@@ -165,13 +170,15 @@ fn twice(model: &Arc<Model>, answer: &[u32], rows: usize) -> (Vec<Bits>, DeviceC
 #[test]
 fn what_a_gpu_has_no_room_for_comes_from_memory_and_not_from_the_drive() {
     let Some(fixed) = options(None) else { return };
-    let fixed = OpenOptions { chunk_tokens: Some(12), ..fixed };
+    let fixed = OpenOptions { chunk_tokens: Some(40), ..fixed };
     let path = golden("qwen3_moe-e16/mlx-4bit");
     let all = open(&path, &fixed);
     let (top_k, total) = (all.top_k(), all.plan().total_experts as usize);
-    let answer = tokens(&all, 3, 12);
-    for rows in [1, 12] {
-        let expected = twice(&all, &answer, rows).0;
+    let text = tokens(&all, 3, 40);
+    for (rows, len) in [(1, 12), (12, 12), (40, 40)] {
+        let answer = &text[..len];
+        // The second time the device has all experts, and sorts rows by them itself.
+        let expected = twice(&all, answer, rows).0;
         // A chunk uses more experts of a layer than the fewest slots hold.
         for slots in [top_k, top_k + 3, total / 2] {
             let backend = gpu();
@@ -181,7 +188,7 @@ fn what_a_gpu_has_no_room_for_comes_from_memory_and_not_from_the_drive() {
             assert_eq!((vram.slots as usize, model.vram_slots()), (slots, Some(slots)));
             assert!(Some(vram.total_bytes) <= few.vram_bytes, "{vram}");
             assert_eq!(model.slots(), total, "the host's memory holds all");
-            let (logits, counts, stats) = twice(&model, &answer, rows);
+            let (logits, counts, stats) = twice(&model, answer, rows);
             assert_eq!(logits, expected, "{slots} slots, {rows} rows");
             assert_eq!((stats.misses, stats.read_bytes), (0, 0), "nothing is read again: {stats:?}");
             let copies = stats.hits - stats.device_hits;
