@@ -110,7 +110,7 @@ impl<'a> Stand<'a> {
         while count > CHUNK_ROWS_MIN && much(count) {
             count /= 2;
         }
-        Ok(Rows { count, position: (prompt_tokens - count) / 2, experts: experts(count) })
+        Ok(Rows { count, position: prompt_tokens.saturating_sub(count) / 2, experts: experts(count) })
     }
 
     /// From the last layer's answer to the next token.
