@@ -187,16 +187,10 @@ impl Recorder {
         encoder
     }
 
-    /// Records a copy of a whole buffer.
+    /// Records a copy of a whole buffer to another as large.
     pub(super) fn copy(&mut self, device: &Device, from: &GpuMemory, to: &GpuMemory) {
         let encoder = self.between(device);
-        encoder.copy_buffer_to_buffer(
-            &from.buffer,
-            0,
-            &to.buffer,
-            0,
-            from.buffer.size().min(to.buffer.size()),
-        );
+        encoder.copy_buffer_to_buffer(&from.buffer, 0, &to.buffer, 0, from.buffer.size());
     }
 
     /// Records that a whole buffer becomes zero.

@@ -1,6 +1,6 @@
 //! The ops on a GPU, in WGSL through wgpu: Metal on Apple, Vulkan on Linux and Windows.
 //!
-//! Ops enqueue; only [`Backend::read`] and [`Backend::read_routes`] wait. A shader file holds one op, written once
+//! Ops enqueue; only [`Backend::read`] and [`Backend::read_routes`] wait, and a host that is too far ahead. A shader file holds one op, written once
 //! for all number formats: `source` puts the decoder of a format in front of it. Activations are f32 and so are all
 //! sums; weights are decoded exactly as the reference does.
 
