@@ -1,5 +1,6 @@
 //! Numbers to text: the models, their sessions, tokenizers and chat. The only crate that knows architectures.
 
+mod ahead;
 mod bridge;
 mod device;
 pub mod doctor;

@@ -15,6 +15,7 @@ use store::plan::{Plan, PlanInput, machine_memory, plan};
 use store::policy::{PolicyKind, Trace};
 use store::{ExpertLayout, ExpertStore, StoreOptions};
 
+use crate::ahead::Ahead;
 use crate::bridge::Slabs;
 use crate::device::{Device, open_device};
 use crate::drive::{self, DriveOptions, OpenedDrive};
@@ -101,7 +102,8 @@ pub struct Model {
     pub(crate) scratch: Arc<Scratch>,
     states: Vec<LayerShape>,
     experts: Option<(Mutex<ExpertPool>, Slabs)>,
-    turn: Mutex<()>,
+    /// Who has the turn finds what was recorded before it.
+    turn: Mutex<Option<Ahead>>,
     /// Sessions that live now, and the most that the budget has room for.
     sessions: AtomicUsize,
     sessions_max: usize,
@@ -186,7 +188,7 @@ impl Model {
             scratch,
             states,
             experts,
-            turn: Mutex::new(()),
+            turn: Mutex::default(),
             sessions: AtomicUsize::new(0),
             sessions_max,
             plans,
@@ -371,6 +373,9 @@ impl Model {
 
     /// Gives a session's place back.
     pub(crate) fn session_ended(&self) {
+        if let Ok(mut turn) = self.turn.try_lock() {
+            *turn = None; // it may hold the session's memory
+        }
         self.sessions.fetch_sub(1, Ordering::AcqRel);
     }
 
@@ -380,7 +385,7 @@ impl Model {
     }
 
     /// Held while a step runs: the plan has the working memory of one.
-    pub(crate) fn wait_for_turn(&self) -> MutexGuard<'_, ()> {
+    pub(crate) fn wait_for_turn(&self) -> MutexGuard<'_, Option<Ahead>> {
         self.turn.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

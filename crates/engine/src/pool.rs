@@ -38,6 +38,10 @@ pub(crate) struct ExpertPool {
     device_slots: Option<usize>,
     /// Layers whose experts the device looks up itself.
     resident: HashMap<LayerId, ResidentLayer>,
+    /// Times that resident layers were given up.
+    epoch: u64,
+    /// Layers with experts.
+    layers: usize,
     governor: Option<Governor>,
     clock: Instant,
     next_look: Duration,
@@ -62,6 +66,8 @@ impl ExpertPool {
             backend,
             device_slots,
             resident: HashMap::new(),
+            epoch: 0,
+            layers: experts.iter().filter(|&&n| n > 0).count(),
             governor,
             clock: Instant::now(),
             next_look: Duration::ZERO,
@@ -106,6 +112,24 @@ impl ExpertPool {
         Ok(self.resident.get(&layer).map(ResidentLayer::table))
     }
 
+    /// Whether the device looks up the experts of every layer.
+    pub(crate) fn all_resident(&self) -> bool {
+        self.resident.len() == self.layers
+    }
+
+    /// Counts what a token that was recorded before uses, now that it runs.
+    pub(crate) fn count_recorded(&mut self, top_k: usize) {
+        for (&layer, resident) in &self.resident {
+            let hits = top_k.min(resident.table().experts().len());
+            self.store.count_device_hits(layer, hits as u64);
+        }
+    }
+
+    /// Changes when resident experts may move.
+    pub(crate) fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
     /// Reads on what is to be resident. Worth calling between layers: nobody else does while a step runs.
     pub(crate) fn poll(&mut self) {
         if self.store.is_warming() && self.looks_up() {
@@ -118,6 +142,7 @@ impl ExpertPool {
         if self.device_slots.is_none() && slots < self.total_experts && !self.resident.is_empty() {
             // Pinned slots would not move. What a running step has enqueued may still read them.
             self.backend.release(Box::new(std::mem::take(&mut self.resident)));
+            self.epoch += 1;
         }
         self.store.resize(slots);
     }

@@ -9,11 +9,13 @@ use files::{Error, Result};
 use kernels::ops::{Routes, Segment};
 use store::LayerId;
 
+use crate::ahead::Ahead;
 use crate::lookahead::Guess;
 use crate::model::{LOGIT_ROWS, Model};
+use crate::pool::ExpertPool;
 use crate::scratch::Activation;
 use crate::state::{self, Checkpoints, SequenceState};
-use crate::step::{Experts, SequenceRows, Step};
+use crate::step::{Experts, SequenceRows, Step, go_on};
 
 /// Called while tokens are fed with how many of them are done, a fraction within the running chunk, and how many
 /// there are; may break off.
@@ -48,6 +50,8 @@ enum Unfinished {
 /// snapshot and the next call computes the rest again, so no error costs more than time.
 pub struct Session {
     model: Arc<Model>,
+    /// What tells it from others.
+    identity: Arc<()>,
     state: SequenceState,
     tokens: Vec<u32>,
     checkpoints: Checkpoints,
@@ -68,6 +72,7 @@ impl Session {
         Ok(Self {
             state: model.new_state()?,
             model: model.clone(),
+            identity: Arc::default(),
             tokens: Vec::new(),
             checkpoints: Checkpoints::default(),
             logits: Vec::new(),
@@ -254,13 +259,28 @@ impl Session {
     ) -> Result<()> {
         let rows = range.len();
         self.state.check_room(rows)?;
-        let _turn = model.wait_for_turn();
+        let mut turn = model.wait_for_turn();
         let mut pool = model.lock_pool();
         let decodes = rows == 1;
+        let ahead = turn.take().filter(|ahead| {
+            let wants_logits = wanted.contains(&range.start) && self.routes.is_none();
+            decodes && wants_logits && ahead.is_for(&self.identity, range.start, pool.as_deref())
+        });
+        if let Some(ahead) = ahead {
+            go_on(between_layers(0))?;
+            let logits = ahead.run(model.backend.as_ref(), self.tokens[range.start])?;
+            if let Some(pool) = &mut pool {
+                pool.count_recorded(model.top_k());
+            }
+            *turn = self.record_ahead(model, pool.as_deref_mut(), range.end);
+            read_logits(model, &logits, range.clone(), &mut self.read, sink)?;
+            self.state.advance(rows);
+            return Ok(());
+        }
         let experts = pool.as_deref_mut().zip(model.slabs()).map(|(pool, slabs)| {
             let more_follows = range.end < self.tokens.len();
             let guess = if decodes { pool.lookahead.begin() } else { Guess::None };
-            Experts { pool, slabs, sweep: None, more_follows, guess }
+            Experts { pool, slabs, sweep: None, more_follows, guess, runs: true }
         });
         let started = Instant::now();
         let mut recorded = Vec::new();
@@ -283,6 +303,9 @@ impl Session {
             pool.lookahead.end(started.elapsed());
         }
         self.state.advance(rows);
+        if decodes {
+            *turn = self.record_ahead(model, pool.as_deref_mut(), range.end);
+        }
         if let Some(routes) = &mut self.routes {
             let position = range.start;
             routes.extend(recorded.into_iter().map(|(layer, routes)| RouteRecord {
@@ -292,6 +315,47 @@ impl Session {
             }));
         }
         Ok(())
+    }
+
+    /// Records the step of a token at `position`, if the device will have no questions. What goes wrong here does not
+    /// matter: the step itself will meet it.
+    fn record_ahead(
+        &mut self,
+        model: &Model,
+        pool: Option<&mut ExpertPool>,
+        position: usize,
+    ) -> Option<Ahead> {
+        let asks = self.routes.is_some() || pool.as_ref().is_some_and(|pool| !pool.all_resident());
+        if asks || position == self.state.capacity() {
+            return None;
+        }
+        let epoch = pool.as_ref().map_or(0, |pool| pool.epoch());
+        let experts = pool.zip(model.slabs()).map(|(pool, slabs)| Experts {
+            pool,
+            slabs,
+            sweep: None,
+            more_follows: false,
+            guess: Guess::None,
+            runs: false,
+        });
+        let segment = Segment { rows: 0..1, position };
+        let mut step = Step {
+            tokens: &[0],
+            sequences: vec![SequenceRows { segment, state: &mut self.state }],
+            backend: model.backend.as_ref(),
+            experts,
+            scratch: &model.scratch,
+            routes: None,
+            between_layers: &mut |_| ControlFlow::Continue(()),
+        };
+        let mut logits = None;
+        let recorded = model.backend.record(&mut || {
+            let x = model.decoder.forward(&mut step)?;
+            logits = Some(model.decoder.logits(&step, &x, &[0])?);
+            Ok(())
+        });
+        let session = self.identity.clone();
+        Some(Ahead { session, position, epoch, recorded: recorded.ok()??, logits: logits? })
     }
 
     /// Keeps the first `len` tokens, and nothing that was computed of those after them.
@@ -353,17 +417,28 @@ fn emit_logits(
     host: &mut Vec<f32>,
     sink: LogitSink<'_>,
 ) -> Result<()> {
-    let vocab = model.meta.vocab_size;
     for start in rows.clone().step_by(LOGIT_ROWS) {
-        let tile: Vec<u32> = (start..rows.end.min(start + LOGIT_ROWS)).map(|r| r as u32).collect();
-        let logits = model.decoder.logits(step, x, &tile)?;
-        host.resize(logits.len(), 0f32);
-        model.backend.read(logits.block(), 0, bytemuck::cast_slice_mut(host))?;
-        for (row, values) in tile.iter().zip(host.chunks_exact(vocab)) {
-            let at = position + *row as usize;
-            check_finite(values, at)?;
-            sink(at, values)?;
-        }
+        let tile = start..rows.end.min(start + LOGIT_ROWS);
+        let rows: Vec<u32> = tile.clone().map(|row| row as u32).collect();
+        let logits = model.decoder.logits(step, x, &rows)?;
+        read_logits(model, &logits, position + tile.start..position + tile.end, host, sink)?;
+    }
+    Ok(())
+}
+
+/// Waits for the logits of some positions.
+fn read_logits(
+    model: &Model,
+    logits: &Activation,
+    positions: Range<usize>,
+    host: &mut Vec<f32>,
+    sink: LogitSink<'_>,
+) -> Result<()> {
+    host.resize(logits.len(), 0f32);
+    model.backend.read(logits.block(), 0, bytemuck::cast_slice_mut(host))?;
+    for (at, values) in positions.zip(host.chunks_exact(model.meta.vocab_size)) {
+        check_finite(values, at)?;
+        sink(at, values)?;
     }
     Ok(())
 }

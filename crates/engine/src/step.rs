@@ -34,6 +34,8 @@ pub(crate) struct Experts<'a> {
     pub(crate) more_follows: bool,
     /// How much to guess of what the next layer's router will choose.
     pub(crate) guess: Guess,
+    /// Whether the step runs; else it is recorded, and may never run.
+    pub(crate) runs: bool,
 }
 
 /// The experts of a whole layer that are read while others compute.
@@ -159,10 +161,15 @@ impl Step<'_> {
 
     /// Reports that `done` layers are done.
     pub(crate) fn layer_done(&mut self, done: usize) -> Result<()> {
-        match (self.between_layers)(done) {
-            ControlFlow::Continue(()) => Ok(()),
-            ControlFlow::Break(()) => Err(Error::new(ErrorKind::Cancelled, "the step was interrupted")),
-        }
+        go_on((self.between_layers)(done))
+    }
+}
+
+/// An error if somebody broke off.
+pub(crate) fn go_on(flow: ControlFlow<()>) -> Result<()> {
+    match flow {
+        ControlFlow::Continue(()) => Ok(()),
+        ControlFlow::Break(()) => Err(Error::new(ErrorKind::Cancelled, "the step was interrupted")),
     }
 }
 

@@ -266,6 +266,9 @@ pub struct Turn<'a> {
     pub norm: Option<(&'a Tensor, f32)>,
 }
 
+/// Ops that are ready for a device: [`Backend::record`].
+pub struct Recorded(pub(crate) Box<dyn Any + Send>);
+
 /// A device that runs the models' operations.
 pub trait Backend: Send + Sync {
     /// What this device is.
@@ -314,6 +317,24 @@ pub trait Backend: Send + Sync {
     /// Starts what is enqueued, and does not wait for it. Ops that nobody submits start when somebody reads.
     fn submit(&self) -> Result<()> {
         Ok(())
+    }
+
+    /// Keeps what `enqueue` enqueues for one [`Self::run_recorded`] instead of handing it to the device, so that the host can prepare
+    /// a step while the device is busy with another. Nobody else may enqueue ops meanwhile, and those of `enqueue` may not
+    /// be waited for, nor submitted. `None`, and `enqueue` is not called, where ops finish before they return.
+    ///
+    /// # Errors
+    /// What `enqueue` answers, or [`files::ErrorKind::Unsupported`] if it waits. Nothing of it is kept then.
+    fn record(&self, enqueue: &mut dyn FnMut() -> Result<()>) -> Result<Option<Recorded>> {
+        let _ = enqueue;
+        Ok(None)
+    }
+
+    /// Enqueues and submits what was recorded, with `ids` for those of its [`Self::embed`]. The tensors of its ops must be
+    /// those that they were.
+    fn run_recorded(&self, recorded: Recorded, ids: &[u32]) -> Result<()> {
+        let _ = (recorded, ids);
+        Err(Error::unsupported("this device records nothing"))
     }
 
     /// Zeroed device memory for activations and states.

@@ -142,6 +142,44 @@ fn writes_and_ops_keep_their_order() {
 }
 
 #[test]
+fn what_is_recorded_waits_for_its_ids() {
+    let Some(gpu) = gpu() else { return };
+    let slab = gpu.alloc_shared(4096).unwrap();
+    let table = fill(&gpu, &slab, 0, 0, &wave(ROWS * COLS, 0.3));
+    let (mut out, mut sum) = (tensor(&gpu, 1, COLS, &[1.0; COLS]), tensor(&gpu, 1, COLS, &[0.5; COLS]));
+    let mut record = |out: &mut Tensor, sum: &mut Tensor| {
+        let mut ops = || gpu.embed(&table, &[0], out).and_then(|()| gpu.add(sum, out));
+        gpu.record(&mut ops).unwrap().expect("a GPU records")
+    };
+    let first = record(&mut out, &mut sum);
+    let second = record(&mut out, &mut sum);
+    assert_eq!(values(&gpu, &out), [1.0; COLS], "nothing has run");
+    // In between the same memory serves others, and uploads of theirs.
+    gpu.gather_rows(&tensor(&gpu, 2, COLS, &[3.0; 2 * COLS]), &[1], &mut out).unwrap();
+    gpu.run_recorded(second, &[7]).unwrap();
+    gpu.run_recorded(first, &[19]).unwrap();
+    let rows = Reference::default();
+    let row = |id| {
+        let slab = rows.alloc_shared(4096).unwrap();
+        let (table, mut out) =
+            (fill(&rows, &slab, 0, 0, &wave(ROWS * COLS, 0.3)), tensor(&rows, 1, COLS, &[0.0; COLS]));
+        rows.embed(&table, &[id], &mut out).unwrap();
+        values(&rows, &out)
+    };
+    close(&values(&gpu, &out), &row(19));
+    let want: Vec<f32> = row(7).iter().zip(row(19)).map(|(a, b)| 0.5 + a + b).collect();
+    close(&values(&gpu, &sum), &want);
+
+    // Who waits in there records nothing, and nothing of it is left behind.
+    let waits =
+        gpu.record(&mut || gpu.add(&mut sum, &out).and_then(|()| gpu.read(out.block(), 0, &mut [0; 4])));
+    assert_eq!(waits.map(|_| ()).unwrap_err().kind(), ErrorKind::Unsupported);
+    close(&values(&gpu, &sum), &want);
+    let two = gpu.record(&mut || gpu.embed(&table, &[0], &mut out)).unwrap().expect("a GPU records");
+    assert_eq!(gpu.run_recorded(two, &[1, 2]).unwrap_err().kind(), ErrorKind::InvalidRequest);
+}
+
+#[test]
 fn blocks_are_zeroed_and_bytes_land_anywhere() {
     let Some(gpu) = gpu() else { return };
     let mut block = gpu.alloc(103).unwrap();

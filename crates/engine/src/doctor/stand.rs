@@ -194,6 +194,7 @@ impl<'a> Stand<'a> {
                 sweep: None,
                 more_follows: false,
                 guess: Guess::None,
+                runs: true,
             });
             let mut step = Step {
                 tokens: &tokens,

@@ -112,7 +112,9 @@ impl Moe {
         let shared = shared.as_mut().map(|(output, gate)| (&mut **output, &mut **gate));
         s.backend.routed_layer(h, &layer_weights, RoutedOutput { routes, parts, shared })?;
         // How many of them are the same one, only the device knows.
-        experts.pool.store.count_device_hits(layer, chosen.min(self.router.rows()) as u64);
+        if experts.runs {
+            experts.pool.store.count_device_hits(layer, chosen.min(self.router.rows()) as u64);
+        }
         experts.sweep = None;
         Ok(true)
     }

@@ -3,7 +3,7 @@
 
 use std::any::Any;
 use std::collections::{HashMap, HashSet, VecDeque};
-use std::ops::RangeInclusive;
+use std::ops::{Range, RangeInclusive};
 use std::time::{Duration, Instant};
 
 use files::{Error, Result};
@@ -13,7 +13,7 @@ use super::memory::{GpuMemory, Graveyard};
 use super::pipelines::{IMMEDIATE_BYTES_MAX, Pipeline};
 use super::profile::Profile;
 use super::staging::Staging;
-use crate::ops::DeviceCounts;
+use crate::ops::{DeviceCounts, Recorded};
 
 /// Most buffers of a dispatch.
 pub(super) const BINDINGS_MAX: usize = 20;
@@ -44,8 +44,21 @@ struct BindKey {
 /// A buffer of a dispatch.
 pub(super) type Binding<'a> = (u64, &'a wgpu::Buffer);
 
+/// Commands that [`Recorder::end_keeping`] made.
+struct Kept {
+    commands: wgpu::CommandBuffer,
+    uploads: Vec<u32>,
+    upload_buffer: wgpu::Buffer,
+    /// Which of the uploads are ids of `embed`.
+    ids: Range<usize>,
+    /// Dropped when the commands have been submitted, or never will be.
+    held: Vec<Box<dyn Any + Send>>,
+}
+
 /// The open encoder and what goes with it.
 pub(super) struct Recorder {
+    /// While commands are only kept: the uploads that are ids of `embed`.
+    kept_ids: Option<Range<usize>>,
     open: Option<(wgpu::CommandEncoder, Option<wgpu::ComputePass<'static>>)>,
     bind_groups: HashMap<BindKey, wgpu::BindGroup>,
     graveyard: Graveyard,
@@ -78,6 +91,7 @@ pub(super) struct Recorder {
 impl Recorder {
     pub(super) fn new(device: &Device, upload_id: u64, graveyard: &Graveyard) -> Self {
         Self {
+            kept_ids: None,
             open: None,
             bind_groups: HashMap::new(),
             graveyard: graveyard.clone(),
@@ -235,9 +249,63 @@ impl Recorder {
         index
     }
 
+    /// From now on keeps what is recorded, until [`Recorder::end_keeping`].
+    pub(super) fn begin_keeping(&mut self, device: &Device) -> Result<()> {
+        self.submit(device)?;
+        self.kept_ids = Some(0..0);
+        Ok(())
+    }
+
+    /// Says which uploads are ids, in case what is recorded is kept.
+    pub(super) fn are_ids(&mut self, ids: Range<usize>) {
+        if let Some(kept) = &mut self.kept_ids {
+            *kept = ids;
+        }
+    }
+
+    /// What was recorded since [`Recorder::begin_keeping`].
+    pub(super) fn end_keeping(&mut self, device: &Device) -> Result<Option<Recorded>> {
+        let (Some(ids), Some((encoder, pass))) = (self.kept_ids.take(), self.open.take()) else {
+            return Ok(None);
+        };
+        drop(pass);
+        self.dispatches = 0;
+        let kept = Kept {
+            commands: encoder.finish(),
+            uploads: std::mem::take(&mut self.uploads),
+            upload_buffer: self.upload_buffer.clone(),
+            ids,
+            held: std::mem::take(&mut self.held),
+        };
+        device.check()?;
+        Ok(Some(Recorded(Box::new(kept))))
+    }
+
+    /// Submits what was kept, with these ids.
+    pub(super) fn run(&mut self, device: &Device, recorded: Recorded, ids: &[u32]) -> Result<()> {
+        let foreign = || Error::invalid("this was recorded by another backend");
+        let Kept { commands, mut uploads, upload_buffer, ids: place, held } =
+            *recorded.0.downcast::<Kept>().map_err(|_| foreign())?;
+        if place.len() != ids.len() {
+            return Err(Error::invalid(format!("{} ids for a step of {}", ids.len(), place.len())));
+        }
+        self.submit(device)?;
+        uploads[place].copy_from_slice(ids);
+        self.hand_over(device, commands, &upload_buffer, &uploads);
+        drop(held);
+        device.check()
+    }
+
+    fn may_submit(&self) -> Result<()> {
+        match self.kept_ids {
+            None => Ok(()),
+            Some(_) => Err(Error::unsupported("what is only recorded cannot be waited for")),
+        }
+    }
+
     /// Submits what is recorded if that is much, and waits while the device has too much before it.
     pub(super) fn submit_much(&mut self, device: &Device) -> Result<()> {
-        if self.dispatches < self.enough {
+        if self.kept_ids.is_some() || self.dispatches < self.enough {
             return Ok(());
         }
         self.enough = DISPATCHES_MAX;
@@ -252,6 +320,7 @@ impl Recorder {
 
     /// Submits what is recorded.
     pub(super) fn submit(&mut self, device: &Device) -> Result<()> {
+        self.may_submit()?;
         if let Some((encoder, pass)) = self.open.take() {
             drop(pass);
             self.send(device, encoder)?;
@@ -263,22 +332,36 @@ impl Recorder {
     }
 
     fn send(&mut self, device: &Device, mut encoder: wgpu::CommandEncoder) -> Result<wgpu::SubmissionIndex> {
-        if !self.uploads.is_empty() {
-            device.queue.write_buffer(&self.upload_buffer, 0, bytemuck::cast_slice(&self.uploads));
-            self.counts.copied_bytes += self.uploads.len() as u64 * 4;
-            self.uploads.clear();
-        }
         self.dispatches = 0;
         if let Some(profile) = &self.profile {
             profile.resolve(&mut encoder);
         }
-        let index = self.queue(device, Some(encoder.finish()));
-        self.ahead.push_back(index.clone());
+        let mut uploads = std::mem::take(&mut self.uploads);
+        let index = self.hand_over(device, encoder.finish(), &self.upload_buffer.clone(), &uploads);
+        uploads.clear();
+        self.uploads = uploads;
         if let Some(profile) = &mut self.profile {
             profile.collect(device, index.clone())?;
         }
-        self.bury();
         Ok(index)
+    }
+
+    /// Submits commands and, before them, what they find in the buffer for uploads.
+    fn hand_over(
+        &mut self,
+        device: &Device,
+        commands: wgpu::CommandBuffer,
+        upload_buffer: &wgpu::Buffer,
+        uploads: &[u32],
+    ) -> wgpu::SubmissionIndex {
+        if !uploads.is_empty() {
+            device.queue.write_buffer(upload_buffer, 0, bytemuck::cast_slice(uploads));
+            self.counts.copied_bytes += uploads.len() as u64 * 4;
+        }
+        let index = self.queue(device, Some(commands));
+        self.ahead.push_back(index.clone());
+        self.bury();
+        index
     }
 
     /// Submits what is recorded and reads ranges of buffers after it, in one wait. A range is (buffer, first byte, where
@@ -288,6 +371,7 @@ impl Recorder {
         device: &Device,
         ranges: &mut [(&wgpu::Buffer, usize, &mut [u8])],
     ) -> Result<()> {
+        self.may_submit()?;
         let total: usize = ranges.iter().map(|(_, _, out)| out.len()).sum();
         let staging = self.answers(device, total.max(4))?;
         let (mut encoder, pass) = match self.open.take() {

@@ -34,8 +34,8 @@ use crate::buffer::{Block, Buffer, Tensor, Weight};
 use crate::check;
 use crate::ops::{
     AttentionSpec, Backend, DeltaInput, DeltaSpec, DeviceCounts, DeviceInfo, ExpertBatch, ExpertTable, Gate,
-    Heads, KernelTime, KvCache, MlpWeights, Precision, Product, Residual, RopeSpec, RouteBuffers, RouteSpec,
-    RoutedLayer, RoutedOutput, Routes, Segment, SharedOutput, Turn,
+    Heads, KernelTime, KvCache, MlpWeights, Precision, Product, Recorded, Residual, RopeSpec, RouteBuffers,
+    RouteSpec, RoutedLayer, RoutedOutput, Routes, Segment, SharedOutput, Turn,
 };
 use blocks::Halved;
 use device::{Device, device_error};
@@ -280,6 +280,14 @@ impl Backend for Gpu {
         self.lock().recorder.submit(&self.device)
     }
 
+    fn record(&self, enqueue: &mut dyn FnMut() -> Result<()>) -> Result<Option<Recorded>> {
+        self.keep(enqueue)
+    }
+
+    fn run_recorded(&self, recorded: Recorded, ids: &[u32]) -> Result<()> {
+        self.lock().recorder.run(&self.device, recorded, ids)
+    }
+
     fn alloc(&self, bytes: usize) -> Result<Block> {
         Block::new(Buffer::new(self.memory(bytes, false)?))
     }
@@ -332,6 +340,7 @@ impl Backend for Gpu {
         check::embed(table, ids, out)?;
         let mut state = self.lock();
         let ((id, uploads), first) = self.upload(&mut state, ids)?;
+        state.recorder.are_ids(first as usize..first as usize + ids.len());
         let (parts, base) = weight_parts(table)?;
         let mut bindings = vec![(id, &uploads), binding(out)?];
         bindings.extend(parts);
@@ -561,6 +570,20 @@ impl Backend for Gpu {
 }
 
 impl Gpu {
+    /// See [`Backend::record`].
+    fn keep(&self, enqueue: &mut dyn FnMut() -> Result<()>) -> Result<Option<Recorded>> {
+        {
+            let recorder = &mut self.lock().recorder;
+            if recorder.profile.is_some() {
+                return Ok(None); // times are collected with each submission
+            }
+            recorder.begin_keeping(&self.device)?;
+        }
+        let enqueued = enqueue();
+        let kept = self.lock().recorder.end_keeping(&self.device)?;
+        enqueued.map(|()| kept)
+    }
+
     /// Reads whole words.
     fn read_words(&self, block: &Block, offset: usize, out: &mut [u8]) -> Result<()> {
         let buffer = &memory_of(block.buffer())?.buffer;
