@@ -28,8 +28,13 @@ const INTEGERS_MIN: usize = 1024;
 const PREPARE_MIN: usize = 1 << 20;
 /// Bytes of a prepared step: high and low halves of thirty-two integers, a scale and two sums.
 const PREPARED_BYTES: usize = 80;
-/// Most threads that share four rows of a weight: steps of x that `x_integers.wgsl` has at a time.
-const LANES_MAX: u32 = 128;
+/// Most threads that share four rows of a weight: a team.
+const LANES_MAX: u32 = TEAM;
+/// The same for integers: steps of x that `x_integers.wgsl` has at a time.
+const LANES_MAX_INTEGERS: u32 = 128;
+/// In a product of integers a row of so few steps gets one thread for four of them: what a thread does before and after
+/// its steps would be most of its work.
+const STEPS_FEW: u32 = 32;
 
 /// How a kernel steps through rows of weights: one pipeline each.
 #[derive(Clone, Copy)]
@@ -79,12 +84,18 @@ pub(super) fn alignment(bases: impl IntoIterator<Item = [u32; 3]>) -> u32 {
 /// How many threads share four of `outputs` rows of `chunks` steps. First those of `lanes_max` that leave the fewest
 /// idle, but at least 4. Then twice as many, as long as each has a whole step, while the device has threads to spare:
 /// what bounds a small product is how many of its bytes are on their way at once.
-fn lanes(chunks: u32, outputs: usize, lanes_max: u32, threads_wanted: usize) -> u32 {
+fn lanes(chunks: u32, outputs: usize, lanes_max: u32, integers: bool) -> u32 {
+    // Integers leave a thread so little to do that what all of them do first counts.
+    let (most, threads_wanted) =
+        if integers { (LANES_MAX_INTEGERS, THREADS_WANTED / 2) } else { (LANES_MAX, THREADS_WANTED) };
     let padded = |lanes: u32| chunks.next_multiple_of(lanes);
     let choices = [32, 16, 8, 4].into_iter().filter(|&lanes| lanes <= lanes_max);
     // The first of equals: more lanes keep more of a row on its way.
     let mut lanes = choices.min_by_key(|&lanes| padded(lanes)).unwrap_or(4);
-    while lanes < LANES_MAX
+    while integers && chunks <= STEPS_FEW && lanes > 4 && chunks < 4 * lanes {
+        lanes /= 2;
+    }
+    while lanes < most
         && chunks.is_multiple_of(2 * lanes)
         && outputs.div_ceil(4) * (lanes as usize) < threads_wanted
     {
@@ -127,9 +138,7 @@ impl Gpu {
         let width = if wide == Wide::Not { 8 } else { 32 };
         let chunks = cols.div_ceil(width) as u32;
         let split = if outputs < INTEGERS_MIN { 0 } else { self.split(formats, wide) };
-        // Integers leave a thread so little to do that what all of them do first counts.
-        let threads_wanted = if split == 0 { THREADS_WANTED } else { THREADS_WANTED / 2 };
-        let lanes = lanes(chunks, outputs, lanes_max, threads_wanted);
+        let lanes = lanes(chunks, outputs, lanes_max, split != 0);
         Stride { tokens, tail: tail(cols), lanes, wide, split, chunks }
     }
 
@@ -299,14 +308,14 @@ mod tests {
         for (chunks, want) in
             [(128, 32), (64, 32), (32, 32), (24, 8), (16, 16), (8, 8), (80, 16), (1, 4), (3, 4)]
         {
-            assert_eq!(lanes(chunks, 1 << 20, 32, THREADS_WANTED), want, "{chunks}");
-            assert!(lanes(chunks, 1 << 20, 8, THREADS_WANTED) <= 8);
+            assert_eq!(lanes(chunks, 1 << 20, 32, false), want, "{chunks}");
+            assert!(lanes(chunks, 1 << 20, 8, false) <= 8);
         }
     }
 
     #[test]
     fn small_products_get_more_lanes() {
-        // 2048 and 4096 values, 2048 outputs; experts of 2048 x 512 as if eight were active; a head.
+        // 2048 and 4096 values, 2048 outputs; experts of 2048 x 512 as if eight were active; a head; a router.
         for (chunks, outputs, want) in [
             (64, 2048, 64),
             (128, 2048, 128),
@@ -314,8 +323,19 @@ mod tests {
             (16, 16384, 16),
             (64, 151_936, 32),
             (80, 64, 16),
+            (256, 257, 256),
         ] {
-            assert_eq!(lanes(chunks, outputs, 32, THREADS_WANTED), want, "{chunks} {outputs}");
+            assert_eq!(lanes(chunks, outputs, 32, false), want, "{chunks} {outputs}");
+        }
+    }
+
+    #[test]
+    fn short_rows_of_integers_get_fewer_lanes() {
+        // Down of experts of 1024 and 512 values as if eight were active; rows of 4096 and 2048.
+        for (chunks, outputs, want) in
+            [(32, 32768, 8), (16, 16384, 8), (128, 32768, 32), (128, 2048, 64), (64, 151_936, 32)]
+        {
+            assert_eq!(lanes(chunks, outputs, 32, true), want, "{chunks} {outputs}");
         }
     }
 
