@@ -147,7 +147,7 @@ fn what_is_recorded_waits_for_its_ids() {
     let slab = gpu.alloc_shared(4096).unwrap();
     let table = fill(&gpu, &slab, 0, 0, &wave(ROWS * COLS, 0.3));
     let (mut out, mut sum) = (tensor(&gpu, 1, COLS, &[1.0; COLS]), tensor(&gpu, 1, COLS, &[0.5; COLS]));
-    let mut record = |out: &mut Tensor, sum: &mut Tensor| {
+    let record = |out: &mut Tensor, sum: &mut Tensor| {
         let mut ops = || gpu.embed(&table, &[0], out).and_then(|()| gpu.add(sum, out));
         gpu.record(&mut ops).unwrap().expect("a GPU records")
     };
