@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use files::{Error, ErrorKind, Result};
-use kernels::ops::{Product, Residual, Routes, Segment};
+use kernels::ops::{Convolution, Product, Residual, Routes, Segment};
 use kernels::{Backend, Tensor, Weight};
 use store::{ExpertMask, LayerId};
 
@@ -115,16 +115,40 @@ impl Step<'_> {
 
     /// [`Self::linear`] with several matrices, which read x together.
     pub(crate) fn linears<const N: usize>(&self, x: &Tensor, ws: [&Linear; N]) -> Result<[Activation; N]> {
-        let mut outs = Vec::with_capacity(N);
-        for w in ws {
-            outs.push(self.tensor(x.rows(), w.weight.rows())?);
+        let mut outs = self.outputs(x, ws)?;
+        self.backend.linears(x, &mut products(ws, &mut outs))?;
+        Ok(outs)
+    }
+
+    /// [`Self::linears`], and the short convolution with `weight` of the first, in the state of layer `layer`.
+    pub(crate) fn linears_conv<const N: usize>(
+        &mut self,
+        layer: usize,
+        x: &Tensor,
+        ws: [&Linear; N],
+        weight: &Tensor,
+    ) -> Result<(Activation, [Activation; N])> {
+        let mut outs = self.outputs(x, ws)?;
+        let mut convolved = self.tensor(x.rows(), outs[0].cols())?;
+        // The products are of all rows, so they go with the convolution of a single sequence.
+        let alone = self.sequences.len() == 1;
+        if !alone {
+            self.backend.linears(x, &mut products(ws, &mut outs))?;
         }
-        let mut products: Vec<_> = ws
-            .into_iter()
-            .zip(&mut outs)
-            .map(|(w, out)| Product { weight: &w.weight, bias: w.bias.as_ref(), out })
-            .collect();
-        self.backend.linears(x, &mut products)?;
+        self.each_sequence(layer, |backend, segment, state| {
+            let state = &mut state.delta_mut(layer)?.conv;
+            if !alone {
+                return backend.short_conv(&outs[0], weight, segment, state, &mut convolved);
+            }
+            let conv = Convolution { weight, segment, state, out: &mut convolved };
+            backend.linears_conv(x, &mut products(ws, &mut outs), conv)
+        })?;
+        Ok((convolved, outs))
+    }
+
+    fn outputs<const N: usize>(&self, x: &Tensor, ws: [&Linear; N]) -> Result<[Activation; N]> {
+        let outs: Vec<_> =
+            ws.iter().map(|w| self.tensor(x.rows(), w.weight.rows())).collect::<Result<_>>()?;
         outs.try_into().map_err(|_| Error::invalid("as many results as matrices"))
     }
 
@@ -163,6 +187,15 @@ impl Step<'_> {
     pub(crate) fn layer_done(&mut self, done: usize) -> Result<()> {
         go_on((self.between_layers)(done))
     }
+}
+
+fn products<'a>(ws: impl IntoIterator<Item = &'a Linear>, outs: &'a mut [Activation]) -> Vec<Product<'a>> {
+    let product = |(w, out): (&'a Linear, &'a mut Activation)| Product {
+        weight: &w.weight,
+        bias: w.bias.as_ref(),
+        out,
+    };
+    ws.into_iter().zip(outs).map(product).collect()
 }
 
 /// An error if somebody broke off.

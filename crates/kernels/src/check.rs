@@ -4,8 +4,8 @@ use files::{Error, Result};
 
 use crate::buffer::{Block, Tensor, Weight};
 use crate::ops::{
-    AttentionSpec, DeltaInput, DeltaSpec, ExpertBatch, ExpertTable, Gate, KvCache, RopeSpec, RouteBuffers,
-    RouteSpec, RoutedLayer, RoutedOutput, Segment, SharedOutput,
+    AttentionSpec, Convolution, DeltaInput, DeltaSpec, ExpertBatch, ExpertTable, Gate, KvCache, Product,
+    RopeSpec, RouteBuffers, RouteSpec, RoutedLayer, RoutedOutput, Segment, SharedOutput,
 };
 
 fn fail<T>(op: &str, what: String) -> Result<T> {
@@ -154,6 +154,15 @@ pub fn short_conv(
     want("short_conv", "weight", weight, x.cols(), kernel)?;
     want("short_conv", "state", state, kernel - 1, x.cols())?;
     want("short_conv", "out", out, x.rows(), x.cols())
+}
+
+/// Checks [`crate::Backend::linears_conv`].
+pub fn linears_conv(x: &Tensor, products: &[Product<'_>], conv: &Convolution<'_>) -> Result<()> {
+    for product in products {
+        linear(x, product.weight, product.bias, product.out)?;
+    }
+    let Some(first) = products.first() else { return fail("linears_conv", "there is no product".into()) };
+    short_conv(first.out, conv.weight, conv.segment, conv.state, conv.out)
 }
 
 /// Checks [`crate::Backend::delta_rule`].

@@ -232,6 +232,18 @@ pub struct Product<'a> {
     pub out: &'a mut Tensor,
 }
 
+/// What [`Backend::linears_conv`] does with its first product; the fields are arguments of [`Backend::short_conv`].
+pub struct Convolution<'a> {
+    /// `[channels, kernel]`
+    pub weight: &'a Tensor,
+    /// The tokens.
+    pub segment: &'a Segment,
+    /// `[kernel - 1, channels]`
+    pub state: &'a mut Tensor,
+    /// `[rows, channels]`
+    pub out: &'a mut Tensor,
+}
+
 /// A residual stream that an op adds to, and the norm that reads it next: `x += what the op computes`, then
 /// `out[r] = x[r] / sqrt(mean(x[r]^2) + eps) * weight`.
 #[derive(Debug)]
@@ -366,6 +378,14 @@ pub trait Backend: Send + Sync {
     /// Several [`Backend::linear`] with the same x, whose fork-joins or dispatches a backend may share.
     fn linears(&self, x: &Tensor, products: &mut [Product<'_>]) -> Result<()> {
         products.iter_mut().try_for_each(|p| self.linear(x, p.weight, p.bias, p.out))
+    }
+
+    /// [`Backend::linears`], and [`Backend::short_conv`] of the first product, of whose own tensor it is undefined what it
+    /// holds afterwards.
+    fn linears_conv(&self, x: &Tensor, products: &mut [Product<'_>], conv: Convolution<'_>) -> Result<()> {
+        check::linears_conv(x, products, &conv)?;
+        self.linears(x, products)?;
+        self.short_conv(products[0].out, conv.weight, conv.segment, conv.state, conv.out)
     }
 
     /// `x += y`, same shape.

@@ -1,11 +1,10 @@
 //! The gated delta net mixer: projections, short convolution, delta rule, gated norm.
 
-use files::{Error, Result};
+use files::Result;
 use kernels::Tensor;
 use kernels::ops::{DeltaInput, DeltaSpec, Gate};
 
 use crate::scratch::Activation;
-use crate::state::LayerState;
 use crate::step::{Linear, Norm, Step};
 
 /// The weights of one gated delta net layer.
@@ -35,23 +34,20 @@ pub(crate) struct Delta {
 impl Delta {
     /// See [`super::Mixer::run`].
     pub(crate) fn run(&self, s: &mut Step<'_>, layer: usize, h: &Tensor) -> Result<Activation> {
-        let [qkv, a, b, z] = s.linears(h, [&self.qkv, &self.a, &self.b, &self.z])?;
-        let mut convolved = s.tensor(h.rows(), self.spec.channels())?;
+        let linears = [&self.qkv, &self.a, &self.b, &self.z];
+        let (convolved, [_, a, b, z]) = s.linears_conv(layer, h, linears, &self.conv)?;
         let mut mixed = s.tensor(h.rows(), self.spec.value_heads * self.spec.value_head_dim)?;
         // The norm is of all rows, so it goes with the last op of a single sequence.
         let alone = s.sequences.len() == 1;
         let gate = Gate { z: &z, weight: &self.norm.weight, eps: self.norm.eps };
         s.each_sequence(layer, |backend, segment, state| {
-            let LayerState::Delta(state) = state else {
-                return Err(Error::invalid(format!("layer {layer} has no recurrent state")));
-            };
-            backend.short_conv(&qkv, &self.conv, segment, &mut state.conv, &mut convolved)?;
+            let state = &mut state.delta_mut(layer)?.delta;
             let (qkv, decay, dt_bias) = (&*convolved, &self.decay, &self.dt_bias);
             let input = DeltaInput { segment, qkv, a: &a, b: &b, decay, dt_bias };
             if alone {
-                return backend.gated_delta_rule(&input, &self.spec, &mut state.delta, gate, &mut mixed);
+                return backend.gated_delta_rule(&input, &self.spec, state, gate, &mut mixed);
             }
-            backend.delta_rule(&input, &self.spec, &mut state.delta, &mut mixed)
+            backend.delta_rule(&input, &self.spec, state, &mut mixed)
         })?;
         if !alone {
             s.backend.gated_norm(&mut mixed, gate.z, gate.weight, gate.eps)?;

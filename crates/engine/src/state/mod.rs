@@ -65,6 +65,11 @@ pub(crate) enum LayerState {
 }
 
 impl LayerState {
+    /// The state of layer `layer`, which must be recurrent.
+    pub(crate) fn delta_mut(&mut self, layer: usize) -> Result<&mut DeltaState> {
+        self.as_delta_mut().ok_or_else(|| Error::invalid(format!("layer {layer} has no recurrent state")))
+    }
+
     fn as_delta_mut(&mut self) -> Option<&mut DeltaState> {
         match self {
             LayerState::Delta(state) => Some(state),

@@ -33,16 +33,16 @@ pub use probe::Rates;
 use crate::buffer::{Block, Buffer, Tensor, Weight};
 use crate::check;
 use crate::ops::{
-    AttentionSpec, Backend, DeltaInput, DeltaSpec, DeviceCounts, DeviceInfo, ExpertBatch, ExpertTable, Gate,
-    Heads, KernelTime, KvCache, MlpWeights, Precision, Product, Recorded, Residual, RopeSpec, RouteBuffers,
-    RouteSpec, RoutedLayer, RoutedOutput, Routes, Segment, SharedOutput, Turn,
+    AttentionSpec, Backend, Convolution, DeltaInput, DeltaSpec, DeviceCounts, DeviceInfo, ExpertBatch,
+    ExpertTable, Gate, Heads, KernelTime, KvCache, MlpWeights, Precision, Product, Recorded, Residual,
+    RopeSpec, RouteBuffers, RouteSpec, RoutedLayer, RoutedOutput, Routes, Segment, SharedOutput, Turn,
 };
 use blocks::Halved;
 use device::{Device, device_error};
 use encoder::{Binding, Recorder};
 use memory::{GpuMemory, Graveyard};
 use pipelines::{Pipelines, variant};
-use product::Job;
+use product::jobs;
 use source::Kernel;
 
 /// Most workgroups in one dimension of a dispatch; `folded` in the prelude knows it too.
@@ -372,12 +372,12 @@ impl Backend for Gpu {
     }
 
     fn linears(&self, x: &Tensor, products: &mut [Product<'_>]) -> Result<()> {
-        let mut jobs = Vec::with_capacity(products.len());
-        for Product { weight, bias, out } in products.iter() {
-            check::linear(x, weight, *bias, out)?;
-            jobs.push(Job { weight, bias: *bias, out: binding(out)? });
-        }
-        self.products(&mut self.lock(), x, &jobs, &mut Halved::default())
+        self.products(&mut self.lock(), x, &jobs(x, products)?, &mut Halved::default())
+    }
+
+    fn linears_conv(&self, x: &Tensor, products: &mut [Product<'_>], conv: Convolution<'_>) -> Result<()> {
+        check::linears_conv(x, products, &conv)?;
+        self.products_and_conv(x, products, conv)
     }
 
     fn add_norm(&self, y: &Tensor, to: Residual<'_>) -> Result<()> {

@@ -11,12 +11,15 @@ use super::memory::GpuMemory;
 use super::source::{self, Wide};
 use super::{Call, Gpu, State, binding, folded, weight_parts};
 use crate::buffer::{Tensor, Weight};
-use crate::ops::Precision;
+use crate::check;
+use crate::ops::{Convolution, Precision, Product};
 
 /// From this many rows on, tiles in shared memory are worth their barriers.
 pub(super) const MATMUL_ROWS_MIN: usize = 16;
 /// Products that `linears.wgsl` takes at once.
 const JOBS_MAX: usize = 4;
+/// Buffers that `linears_conv.wgsl` needs at most.
+const CONV_BINDINGS: usize = JOBS_MAX + 6;
 /// Fewer threads than these do not fill a large device: 16 groups of 32 on each of 128 processors.
 const THREADS_WANTED: usize = 1 << 16;
 /// Threads of the kernels that take four rows of a weight a few lanes.
@@ -109,6 +112,15 @@ pub(super) struct Job<'a> {
     pub(super) weight: &'a Weight,
     pub(super) bias: Option<&'a Tensor>,
     pub(super) out: Binding<'a>,
+}
+
+/// Products as jobs.
+pub(super) fn jobs<'a>(x: &Tensor, products: &'a [Product<'_>]) -> Result<Vec<Job<'a>>> {
+    let job = |Product { weight, bias, out }: &'a Product<'_>| {
+        check::linear(x, weight, *bias, out)?;
+        Ok(Job { weight, bias: *bias, out: binding(out)? })
+    };
+    products.iter().map(job).collect()
 }
 
 /// Whether one pipeline and one binding of parts serve both.
@@ -208,14 +220,41 @@ impl Gpu {
                 self.product(state, x, job.weight, job.bias, job.out, halved)?;
             } else {
                 let members: Vec<&Job<'_>> = members.iter().map(|&i| &jobs[i]).collect();
-                self.products_at_once(state, x, &members)?;
+                self.products_at_once(state, x, &members, None)?;
             }
         }
         Ok(())
     }
 
-    /// Up to [`JOBS_MAX`] products without bias, of weights in the same buffers.
-    fn products_at_once(&self, state: &mut State, x: &Tensor, jobs: &[&Job<'_>]) -> Result<()> {
+    /// [`crate::Backend::linears_conv`]: one row in one dispatch, if one takes all products.
+    pub(super) fn products_and_conv(
+        &self,
+        x: &Tensor,
+        products: &mut [Product<'_>],
+        conv: Convolution<'_>,
+    ) -> Result<()> {
+        let all = jobs(x, products)?;
+        let fits = all.len() <= JOBS_MAX && self.device.bindings_max >= CONV_BINDINGS;
+        let alike = |job: &Job<'_>| {
+            job.bias.is_none() && job.weight.rows() > 0 && same_buffers(all[0].weight, job.weight)
+        };
+        if x.rows() == 1 && fits && all.iter().all(alike) {
+            let first = Job { weight: all[0].weight, bias: None, out: binding(conv.out)? };
+            let all: Vec<&Job<'_>> = std::iter::once(&first).chain(&all[1..]).collect();
+            return self.products_at_once(&mut self.lock(), x, &all, Some(&conv));
+        }
+        self.products(&mut self.lock(), x, &all, &mut Halved::default())?;
+        self.convolve(products[0].out, conv.weight, conv.segment, conv.state, conv.out)
+    }
+
+    /// Up to [`JOBS_MAX`] products without bias, of weights in the same buffers, and a convolution of the first.
+    fn products_at_once(
+        &self,
+        state: &mut State,
+        x: &Tensor,
+        jobs: &[&Job<'_>],
+        conv: Option<&Convolution<'_>>,
+    ) -> Result<()> {
         let first = jobs[0].weight;
         let mut params = Vec::with_capacity(4 * JOBS_MAX + 3);
         let mut packed = Vec::with_capacity(jobs.len());
@@ -236,13 +275,20 @@ impl Gpu {
         let prepared = self.prepared(state, binding(x)?, [x.rows(), cols], &mut stride, groups)?;
         let mut bindings = vec![prepared.as_ref().map_or(binding(x)?, |x| x.binding())];
         bindings.extend((0..JOBS_MAX).map(|i| jobs.get(i).map_or(unused[i].binding(), |job| job.out)));
+        let mut constants = stride.constants().to_vec();
+        let mut kernel = &source::LINEARS;
+        if let Some(conv) = conv {
+            kernel = &source::LINEARS_CONV;
+            constants.push(conv.weight.cols() as u32);
+            bindings.extend([binding(conv.weight)?, binding(conv.state)?]);
+        }
         bindings.extend(weight_parts(first)?.0);
         self.run(
             state,
             &Call {
-                kernel: &source::LINEARS,
+                kernel,
                 formats: &formats,
-                constants: &stride.constants(),
+                constants: &constants,
                 bindings: &bindings,
                 params: &params,
                 groups: folded(groups, (x.rows() as u32).div_ceil(stride.tokens)),

@@ -27,9 +27,10 @@ pub struct Kernel {
 }
 
 /// WGSL that several kernels have in common.
-const SHARED_PARTS: [(&str, &str); 4] = [
+const SHARED_PARTS: [(&str, &str); 5] = [
     ("norm_row", include_str!("shaders/norm_row.wgsl")),
     ("ranks", include_str!("shaders/ranks.wgsl")),
+    ("linears_body", include_str!("shaders/linears_body.wgsl")),
     ("gate_up_body", include_str!("shaders/gate_up_body.wgsl")),
     (UNITS, include_str!("shaders/units.wgsl")),
 ];
@@ -89,7 +90,9 @@ kernels! {
     LINEAR = "linear" "rrw" weights ["w"]
         constants ["TOKENS", "TAIL", "LANES", "WIDE", "SPLIT"] team 256;
     LINEARS = "linears" "rwwww" weights ["w"]
-        constants ["TOKENS", "TAIL", "LANES", "WIDE", "SPLIT"] team 256;
+        constants ["TOKENS", "TAIL", "LANES", "WIDE", "SPLIT"] team 256 parts ["linears_body"];
+    LINEARS_CONV = "linears_conv" "rwwwwrw" weights ["w"]
+        constants ["TOKENS", "TAIL", "LANES", "WIDE", "SPLIT", "KERNEL"] team 256 parts ["linears_body"];
     INTEGERS = "integers" "rw" weights [] constants ["SPLIT", "LANES"] team 256;
     MATMUL = "matmul" "rrrw" weights ["w"] constants ["GATHER", "TAIL"] team 256;
     HALVES = "halves" "rw" weights [] constants ["SPLIT", "TAIL"] team 256;

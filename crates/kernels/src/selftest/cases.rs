@@ -6,8 +6,8 @@ use super::inputs::Inputs;
 use super::{Extent, named};
 use crate::Backend;
 use crate::ops::{
-    AttentionSpec, DeltaInput, DeltaSpec, ExpertBatch, Gate, KvCache, KvFormat, Residual, RopeSpec,
-    RouteBuffers, RouteSpec, RoutedRow, Segment, SharedOutput,
+    AttentionSpec, Convolution, DeltaInput, DeltaSpec, ExpertBatch, Gate, KvCache, KvFormat, Product,
+    Residual, RopeSpec, RouteBuffers, RouteSpec, RoutedRow, Segment, SharedOutput,
 };
 
 /// What a case computes on a device.
@@ -56,7 +56,7 @@ pub(super) fn cases(extent: Extent) -> Vec<Case> {
         }
         add(named("route", format, 6), ROUNDING, Box::new(move |b| route(b, format)));
     }
-    let plain: [(&str, Plain); 9] = [
+    let plain: [(&str, Plain); 10] = [
         ("rms_norm", rms_norm),
         ("add", add_rows),
         ("add_norm", add_norm),
@@ -64,6 +64,7 @@ pub(super) fn cases(extent: Extent) -> Vec<Case> {
         ("gated_norm", gated_norm),
         ("norm_rope", norm_rope),
         ("short_conv", short_conv),
+        ("linears_conv", linears_conv),
         ("delta_rule", delta_rule),
         ("combine", combine),
     ];
@@ -187,6 +188,17 @@ fn short_conv(b: &dyn Backend) -> Result<Vec<f32>> {
     let (x, w, mut state) = (r.tensor(9, 130, 1.0)?, r.tensor(130, 4, 0.5)?, r.tensor(3, 130, 1.0)?);
     let mut out = r.zeros(9, 130)?;
     b.short_conv(&x, &w, &Segment { rows: 0..9, position: 5 }, &mut state, &mut out)?;
+    Ok([r.read(&out)?, r.read(&state)?].concat())
+}
+
+fn linears_conv(b: &dyn Backend) -> Result<Vec<f32>> {
+    let mut r = Inputs::new(b, 14);
+    let (x, weight) = (r.tensor(1, 256, 1.0)?, r.weight(Format::Q4_0, 130, 256, 130)?);
+    let (conv, mut state) = (r.tensor(130, 4, 0.5)?, r.tensor(3, 130, 1.0)?);
+    let (mut product, mut out) = (r.zeros(1, 130)?, r.zeros(1, 130)?);
+    let segment = Segment { rows: 0..1, position: 5 };
+    let to = Convolution { weight: &conv, segment: &segment, state: &mut state, out: &mut out };
+    b.linears_conv(&x, &mut [Product { weight: &weight, bias: None, out: &mut product }], to)?;
     Ok([r.read(&out)?, r.read(&state)?].concat())
 }
 

@@ -1,6 +1,7 @@
 //! The short convolution and the gated delta rule.
 
-use tidemill_kernels::ops::{DeltaInput, DeltaSpec, Gate, Segment};
+use files::Format;
+use tidemill_kernels::ops::{Convolution, DeltaInput, DeltaSpec, Gate, Product, Segment};
 
 use super::*;
 
@@ -32,6 +33,61 @@ pub fn short_conv(rig: &Rig) {
             same(rig, &what, &run(rig, &[rng.within(1..=rows), rows]), &got);
             same(rig, &what, &run(rig, &each), &got);
         }
+    }
+}
+
+/// What `linears` and then `short_conv` do, step after step.
+pub fn linears_conv(rig: &Rig) {
+    let mut rng = Rng::new(23);
+    let formats = Format::all();
+    for (i, &format) in formats.iter().enumerate() {
+        let (cols, kernel) = (256 * rng.within(1..=3), rng.within(1..=5));
+        // Some are large enough for integers, some have weights in buffers of their own.
+        let channels = if i % 4 == 0 { 1024 + rng.within(1..=70) } else { rng.within(1..=70) };
+        let apart_from_others = i % 5 == 4;
+        let all: Vec<Encoded> = [channels, rng.within(1..=40), rng.within(1..=40)]
+            .into_iter()
+            .map(|rows| Encoded::random(format, rows, cols, &mut rng))
+            .collect();
+        let steps = [1, 1, 3, 1];
+        let x = rng.values(6 * cols, 1.0);
+        let (conv, state) = (rng.values(channels * kernel, 1.0), rng.values((kernel - 1) * channels, 1.0));
+        let run = |rig: &Rig, apart: bool| {
+            let b = &*rig.backend;
+            let weights = match apart_from_others {
+                true => all.iter().map(|w| w.weight(rig)).collect(),
+                false => Encoded::weights(rig, &all.iter().collect::<Vec<_>>()),
+            };
+            let conv = tensor(b, channels, kernel, &conv);
+            let mut state = tensor(b, kernel - 1, channels, &state);
+            let (mut answers, mut start) = (Vec::new(), 0);
+            for rows in steps {
+                let x = tensor(b, rows, cols, &x[start * cols..][..rows * cols]);
+                let mut outs: Vec<Tensor> = all.iter().map(|w| output(b, rows, w.rows)).collect();
+                let mut convolved = output(b, rows, channels);
+                let mut products: Vec<Product<'_>> = weights
+                    .iter()
+                    .zip(&mut outs)
+                    .map(|(weight, out)| Product { weight, bias: None, out })
+                    .collect();
+                let segment = Segment { rows: 0..rows, position: start };
+                if apart {
+                    b.linears(&x, &mut products).unwrap();
+                    b.short_conv(products[0].out, &conv, &segment, &mut state, &mut convolved).unwrap();
+                } else {
+                    let (segment, state, out) = (&segment, &mut state, &mut convolved);
+                    let conv = Convolution { weight: &conv, segment, state, out };
+                    b.linears_conv(&x, &mut products, conv).unwrap();
+                }
+                answers.extend([&convolved, &outs[1], &outs[2]].map(|t| values(b, t)));
+                start += rows;
+            }
+            answers.push(values(b, &state));
+            answers.concat()
+        };
+        let (got, want) = (run(rig, false), run(rig, true));
+        let what = format!("{format}, {channels} channels, kernel {kernel}");
+        close(rig, &what, &got, &want, |i| 2e-6 * (want[i].abs() + 1.0));
     }
 }
 
