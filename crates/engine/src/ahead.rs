@@ -1,4 +1,4 @@
-//! The step of the next token, recorded while a device is busy with the one before.
+//! The step of the next token, recorded before that token is known, most often while a device is busy with the one before.
 //!
 //! Where a device looks up experts itself it is asked nothing between layers, and what it is told depends on a token in
 //! nothing but its id: positions are known, and all that earlier tokens left is in the device's memory. So the host has the
@@ -10,30 +10,48 @@ use files::Result;
 use kernels::Backend;
 use kernels::ops::Recorded;
 
-use crate::pool::ExpertPool;
 use crate::scratch::Activation;
 
-/// A step of one token that waits for its token.
+/// What the step before left to the one that has the turn.
+#[derive(Default)]
+pub(crate) struct Turn {
+    /// Whose step was the last: sessions that alternate have no use for steps recorded ahead.
+    last: Option<Arc<()>>,
+    ahead: Option<Ahead>,
+}
+
+/// A step of one token of the last session, which waits for its token.
 pub(crate) struct Ahead {
-    /// Whose token.
-    pub(crate) session: Arc<()>,
     /// Where in the sequence.
     pub(crate) position: usize,
-    /// [`ExpertPool::epoch`] before it was recorded.
-    pub(crate) epoch: u64,
     /// Up to the logits.
     pub(crate) recorded: Recorded,
     /// `[1, vocab]`, once it has run.
     pub(crate) logits: Activation,
 }
 
-impl Ahead {
-    /// Whether it is the step at `position` of a session, and its experts are still where they were.
-    pub(crate) fn is_for(&self, session: &Arc<()>, position: usize, pool: Option<&ExpertPool>) -> bool {
-        let epoch = pool.map_or(0, ExpertPool::epoch);
-        Arc::ptr_eq(&self.session, session) && self.position == position && self.epoch == epoch
+impl Turn {
+    /// Begins a step of a session: what was recorded for it, if that is of this position, and whether its step was the last.
+    pub(crate) fn begin(&mut self, session: &Arc<()>, position: usize) -> (Option<Ahead>, bool) {
+        let again = self.last.as_ref().is_some_and(|last| Arc::ptr_eq(last, session));
+        self.last = Some(session.clone());
+        (self.ahead.take().filter(|ahead| again && ahead.position == position), again)
     }
 
+    /// Leaves a step for the session's next one.
+    pub(crate) fn leave(&mut self, ahead: Option<Ahead>) {
+        self.ahead = ahead;
+    }
+
+    /// Forgets a session.
+    pub(crate) fn end(&mut self, session: &Arc<()>) {
+        if self.last.as_ref().is_some_and(|last| Arc::ptr_eq(last, session)) {
+            *self = Self::default();
+        }
+    }
+}
+
+impl Ahead {
     /// Starts it; its logits, which the device still computes.
     pub(crate) fn run(self, backend: &dyn Backend, token: u32) -> Result<Activation> {
         backend.run_recorded(self.recorded, &[token])?;

@@ -15,7 +15,7 @@ use store::plan::{Plan, PlanInput, machine_memory, plan};
 use store::policy::{PolicyKind, Trace};
 use store::{ExpertLayout, ExpertStore, StoreOptions};
 
-use crate::ahead::Ahead;
+use crate::ahead::Turn;
 use crate::bridge::Slabs;
 use crate::device::{Device, open_device};
 use crate::drive::{self, DriveOptions, OpenedDrive};
@@ -102,8 +102,7 @@ pub struct Model {
     pub(crate) scratch: Arc<Scratch>,
     states: Vec<LayerShape>,
     experts: Option<(Mutex<ExpertPool>, Slabs)>,
-    /// Who has the turn finds what was recorded before it.
-    turn: Mutex<Option<Ahead>>,
+    turn: Mutex<Turn>,
     /// Sessions that live now, and the most that the budget has room for.
     sessions: AtomicUsize,
     sessions_max: usize,
@@ -372,9 +371,10 @@ impl Model {
     }
 
     /// Gives a session's place back.
-    pub(crate) fn session_ended(&self) {
+    pub(crate) fn session_ended(&self, session: &Arc<()>) {
+        // A step that has the turn forgets the session by itself.
         if let Ok(mut turn) = self.turn.try_lock() {
-            *turn = None; // it may hold the session's memory
+            turn.end(session);
         }
         self.sessions.fetch_sub(1, Ordering::AcqRel);
     }
@@ -385,7 +385,7 @@ impl Model {
     }
 
     /// Held while a step runs: the plan has the working memory of one.
-    pub(crate) fn wait_for_turn(&self) -> MutexGuard<'_, Option<Ahead>> {
+    pub(crate) fn wait_for_turn(&self) -> MutexGuard<'_, Turn> {
         self.turn.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -521,7 +521,8 @@ impl<'a> Sizes<'a> {
             available_bytes,
             resident_bytes: self.resident_bytes,
             state_bytes: self.session_bytes.saturating_mul(self.sessions as u64),
-            scratch_bytes: self.decoder.scratch_bytes(chunk, logit_rows),
+            // A token's logits are still read while those of the next have their place.
+            scratch_bytes: self.decoder.scratch_bytes(chunk, logit_rows.max(2)),
             overhead_bytes: self.overhead.bytes(logit_rows),
             slot_bytes: self.slot_bytes,
             total_experts: total_experts.min(slots_max),

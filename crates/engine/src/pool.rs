@@ -38,8 +38,6 @@ pub(crate) struct ExpertPool {
     device_slots: Option<usize>,
     /// Layers whose experts the device looks up itself.
     resident: HashMap<LayerId, ResidentLayer>,
-    /// Times that resident layers were given up.
-    epoch: u64,
     /// Layers with experts.
     layers: usize,
     governor: Option<Governor>,
@@ -66,7 +64,6 @@ impl ExpertPool {
             backend,
             device_slots,
             resident: HashMap::new(),
-            epoch: 0,
             layers: experts.iter().filter(|&&n| n > 0).count(),
             governor,
             clock: Instant::now(),
@@ -125,11 +122,6 @@ impl ExpertPool {
         }
     }
 
-    /// Changes when resident experts may move.
-    pub(crate) fn epoch(&self) -> u64 {
-        self.epoch
-    }
-
     /// Reads on what is to be resident. Worth calling between layers: nobody else does while a step runs.
     pub(crate) fn poll(&mut self) {
         if self.store.is_warming() && self.looks_up() {
@@ -142,7 +134,6 @@ impl ExpertPool {
         if self.device_slots.is_none() && slots < self.total_experts && !self.resident.is_empty() {
             // Pinned slots would not move. What a running step has enqueued may still read them.
             self.backend.release(Box::new(std::mem::take(&mut self.resident)));
-            self.epoch += 1;
         }
         self.store.resize(slots);
     }

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-use files::{Error, Result};
+use files::{Error, ErrorKind, Result};
 use kernels::ops::{Routes, Segment};
 use store::LayerId;
 
@@ -262,20 +262,18 @@ impl Session {
         let mut turn = model.wait_for_turn();
         let mut pool = model.lock_pool();
         let decodes = rows == 1;
-        let ahead = turn.take().filter(|ahead| {
-            let wants_logits = wanted.contains(&range.start) && self.routes.is_none();
-            decodes && wants_logits && ahead.is_for(&self.identity, range.start, pool.as_deref())
-        });
-        if let Some(ahead) = ahead {
+        let (ahead, again) = turn.begin(&self.identity, range.start);
+        let runs_ahead = decodes && wanted.contains(&range.start) && self.looks_up(pool.as_deref());
+        if let Some(ahead) = ahead.filter(|_| runs_ahead) {
             go_on(between_layers(0))?;
             let logits = ahead.run(model.backend.as_ref(), self.tokens[range.start])?;
             if let Some(pool) = &mut pool {
                 pool.count_recorded(model.top_k());
             }
-            *turn = self.record_ahead(model, pool.as_deref_mut(), range.end);
+            turn.leave(self.record_ahead(model, pool.as_deref_mut(), range.end)?);
             read_logits(model, &logits, range.clone(), &mut self.read, sink)?;
             self.state.advance(rows);
-            return Ok(());
+            return go_on(between_layers(model.meta.layers as usize));
         }
         let experts = pool.as_deref_mut().zip(model.slabs()).map(|(pool, slabs)| {
             let more_follows = range.end < self.tokens.len();
@@ -303,8 +301,8 @@ impl Session {
             pool.lookahead.end(started.elapsed());
         }
         self.state.advance(rows);
-        if decodes {
-            *turn = self.record_ahead(model, pool.as_deref_mut(), range.end);
+        if decodes && again && self.looks_up(pool.as_deref()) {
+            turn.leave(self.record_ahead(model, pool.as_deref_mut(), range.end)?);
         }
         if let Some(routes) = &mut self.routes {
             let position = range.start;
@@ -317,19 +315,21 @@ impl Session {
         Ok(())
     }
 
-    /// Records the step of a token at `position`, if the device will have no questions. What goes wrong here does not
-    /// matter: the step itself will meet it.
+    /// Whether the device has no questions between layers.
+    fn looks_up(&self, pool: Option<&ExpertPool>) -> bool {
+        self.routes.is_none() && pool.is_none_or(ExpertPool::all_resident)
+    }
+
+    /// Records the step of a token at `position`; `None` where that cannot be.
     fn record_ahead(
         &mut self,
         model: &Model,
         pool: Option<&mut ExpertPool>,
         position: usize,
-    ) -> Option<Ahead> {
-        let asks = self.routes.is_some() || pool.as_ref().is_some_and(|pool| !pool.all_resident());
-        if asks || position == self.state.capacity() {
-            return None;
+    ) -> Result<Option<Ahead>> {
+        if position == self.state.capacity() {
+            return Ok(None);
         }
-        let epoch = pool.as_ref().map_or(0, |pool| pool.epoch());
         let experts = pool.zip(model.slabs()).map(|(pool, slabs)| Experts {
             pool,
             slabs,
@@ -354,8 +354,15 @@ impl Session {
             logits = Some(model.decoder.logits(&step, &x, &[0])?);
             Ok(())
         });
-        let session = self.identity.clone();
-        Some(Ahead { session, position, epoch, recorded: recorded.ok()??, logits: logits? })
+        match recorded {
+            Ok(recorded) => {
+                let ahead = recorded.zip(logits);
+                Ok(ahead.map(|(recorded, logits)| Ahead { position, recorded, logits }))
+            }
+            // A layer that is no longer resident, or no room: the step itself will do without.
+            Err(e) if matches!(e.kind(), ErrorKind::Unsupported | ErrorKind::Memory) => Ok(None),
+            Err(e) => Err(e),
+        }
     }
 
     /// Keeps the first `len` tokens, and nothing that was computed of those after them.
@@ -392,7 +399,7 @@ impl Session {
         }
         let capacity = self.state.capacity();
         Err(Error::new(
-            files::ErrorKind::ContextFull,
+            ErrorKind::ContextFull,
             format!(
                 "{len} tokens exceed the context of {capacity}; shorten the prompt, start over, or raise --ctx \
                  (the model allows {})",
@@ -404,7 +411,7 @@ impl Session {
 
 impl Drop for Session {
     fn drop(&mut self) {
-        self.model.session_ended();
+        self.model.session_ended(&self.identity);
     }
 }
 

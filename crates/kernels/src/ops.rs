@@ -331,19 +331,23 @@ pub trait Backend: Send + Sync {
         Ok(())
     }
 
-    /// Keeps what `enqueue` enqueues for one [`Self::run_recorded`] instead of handing it to the device, so that the host can prepare
-    /// a step while the device is busy with another. Nobody else may enqueue ops meanwhile, and those of `enqueue` may not
-    /// be waited for, nor submitted. `None`, and `enqueue` is not called, where ops finish before they return.
+    /// Keeps what `enqueue` enqueues for one [`Self::run_recorded`] instead of handing it to the device, so that the host
+    /// can prepare a step while the device is busy with another. Ops of other threads are not affected; those of `enqueue`
+    /// may not be waited for, nor submitted. `None` if nothing was recorded: always where ops finish before they return, and
+    /// `enqueue` is not called then.
     ///
     /// # Errors
-    /// What `enqueue` answers, or [`files::ErrorKind::Unsupported`] if it waits. Nothing of it is kept then.
+    /// What `enqueue` answers, [`files::ErrorKind::Unsupported`] if it waits. Nothing of it is kept then.
     fn record(&self, enqueue: &mut dyn FnMut() -> Result<()>) -> Result<Option<Recorded>> {
         let _ = enqueue;
         Ok(None)
     }
 
-    /// Enqueues and submits what was recorded, with `ids` for those of its [`Self::embed`]. The tensors of its ops must be
-    /// those that they were.
+    /// Enqueues and submits what was recorded, with `ids` for those of its [`Self::embed`]; it finds the tensors of its ops as
+    /// they are now.
+    ///
+    /// # Errors
+    /// [`files::ErrorKind::InvalidRequest`] for fewer or more ids, or one beyond the table.
     fn run_recorded(&self, recorded: Recorded, ids: &[u32]) -> Result<()> {
         let _ = (recorded, ids);
         Err(Error::unsupported("this device records nothing"))

@@ -175,8 +175,38 @@ fn what_is_recorded_waits_for_its_ids() {
         gpu.record(&mut || gpu.add(&mut sum, &out).and_then(|()| gpu.read(out.block(), 0, &mut [0; 4])));
     assert_eq!(waits.map(|_| ()).unwrap_err().kind(), ErrorKind::Unsupported);
     close(&values(&gpu, &sum), &want);
-    let two = gpu.record(&mut || gpu.embed(&table, &[0], &mut out)).unwrap().expect("a GPU records");
-    assert_eq!(gpu.run_recorded(two, &[1, 2]).unwrap_err().kind(), ErrorKind::InvalidRequest);
+    let mut one_id =
+        || gpu.record(&mut || gpu.embed(&table, &[0], &mut out)).unwrap().expect("a GPU records");
+    for ids in [&[1, 2][..], &[ROWS as u32], &[]] {
+        assert_eq!(gpu.run_recorded(one_id(), ids).unwrap_err().kind(), ErrorKind::InvalidRequest);
+    }
+}
+
+#[test]
+fn other_threads_are_not_recorded() {
+    let Some(gpu) = gpu() else { return };
+    let (mut x, y) = (tensor(&gpu, 1, COLS, &[1.0; COLS]), tensor(&gpu, 1, COLS, &[0.5; COLS]));
+    let mut theirs = tensor(&gpu, 1, COLS, &[2.0; COLS]);
+    let recorded = gpu.record(&mut || {
+        gpu.add(&mut x, &y)?;
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                gpu.add(&mut theirs, &y).unwrap();
+                assert_eq!(values(&gpu, &theirs), [2.5; COLS], "they may wait");
+                assert!(gpu.record(&mut || unreachable!()).unwrap().is_none(), "one at a time");
+            });
+        });
+        gpu.add(&mut x, &y)
+    });
+    let recorded = recorded.unwrap().expect("a GPU records");
+    assert_eq!(values(&gpu, &x), [1.0; COLS]);
+    gpu.run_recorded(recorded, &[]).unwrap();
+    assert_eq!(values(&gpu, &x), [2.0; COLS]);
+
+    // A panic leaves nothing behind that refuses to be waited for.
+    let panics = std::panic::AssertUnwindSafe(|| gpu.record(&mut || panic!("on purpose")).map(|_| ()));
+    assert!(std::panic::catch_unwind(panics).is_err());
+    assert_eq!(values(&gpu, &x), [2.0; COLS]);
 }
 
 #[test]

@@ -176,16 +176,25 @@ fn a_step_recorded_ahead_runs_for_nobody_else_and_nowhere_else() {
     let mut session = Session::new(&model).expect("a session");
     assert_eq!(decode(&mut session, &one), expected);
 
-    // It goes with a place, not with what was there: other tokens lead to the same place.
+    // It goes with a place, not with what was there: a file leads to the same place.
+    let file = std::env::temp_dir().join(format!("tidemill-ahead-{}", std::process::id()));
+    session.reset().expect("resets");
+    let expected_other = decode(&mut session, &other);
     session.reset().expect("resets");
     decode(&mut session, &other[..5]);
+    session.save(&file).expect("saves");
+    session.reset().expect("resets");
+    decode(&mut session, &one[..5]);
+    session.load(&file).expect("loads");
+    assert_eq!(decode(&mut session, &other[5..]), expected_other[5..]);
+    std::fs::remove_file(file).expect("was written");
     session.reset().expect("resets");
     decode(&mut session, &one[..4]);
     session.set_prompt(&other[..5], &mut go).expect("runs");
     session.reset().expect("resets");
     assert_eq!(decode(&mut session, &one), expected);
 
-    // A pool that shrinks between two tokens moves experts.
+    // A pool that shrinks between two tokens.
     session.reset().expect("resets");
     let mut again = decode(&mut session, &one[..6]);
     model.use_slots(12);
@@ -208,6 +217,27 @@ fn sessions_that_take_turns_do_not_run_each_others_steps() {
         }
     }
     assert_eq!(got, expected);
+}
+
+#[test]
+fn a_session_that_starts_over_is_not_caught_in_what_another_thread_records() {
+    let Some(all) = options(None) else { return };
+    let model = open(&golden(SET), &OpenOptions { sessions: Some(2), ..all });
+    let answers = [tokens(&model, 11, 9), tokens(&model, 12, 9)];
+    let fresh = |answer: &Vec<u32>| decode(&mut Session::new(&model).expect("a session"), answer);
+    let expected = answers.each_ref().map(fresh);
+    std::thread::scope(|scope| {
+        for (answer, expected) in answers.iter().zip(&expected) {
+            let model = &model;
+            scope.spawn(move || {
+                let mut session = Session::new(model).expect("a session");
+                for _ in 0..12 {
+                    assert_eq!(&decode(&mut session, answer), expected);
+                    session.reset().expect("resets");
+                }
+            });
+        }
+    });
 }
 
 /// Options for as many slots of the device as `slots`, beside those of the host, by `all`, the options of `model`.

@@ -4,6 +4,7 @@
 use std::any::Any;
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::ops::{Range, RangeInclusive};
+use std::thread::{self, ThreadId};
 use std::time::{Duration, Instant};
 
 use files::{Error, Result};
@@ -44,31 +45,49 @@ struct BindKey {
 /// A buffer of a dispatch.
 pub(super) type Binding<'a> = (u64, &'a wgpu::Buffer);
 
-/// Commands that [`Recorder::end_keeping`] made.
-struct Kept {
-    commands: wgpu::CommandBuffer,
+/// What has been recorded and not submitted.
+#[derive(Default)]
+struct Open {
+    encoder: Option<(wgpu::CommandEncoder, Option<wgpu::ComputePass<'static>>)>,
+    /// Words for the upload buffer, copied there when the encoder is submitted: a submission sees one state of it.
     uploads: Vec<u32>,
-    upload_buffer: wgpu::Buffer,
+    /// Dropped when the encoder has been submitted, or never will be.
+    held: Vec<Box<dyn Any + Send>>,
+    /// Dispatches in the encoder.
+    dispatches: usize,
+    /// If it is kept for later.
+    kept: Option<Kept>,
+}
+
+/// What goes with commands that are kept.
+struct Kept {
+    /// The buffer for uploads, as it was when recording began.
+    upload_buffer: (u64, wgpu::Buffer),
     /// Which of the uploads are ids of `embed`.
     ids: Range<usize>,
-    /// Dropped when the commands have been submitted, or never will be.
+    /// Rows of its table.
+    id_bound: usize,
+}
+
+/// What [`Recorder::end_keeping`] made.
+struct Commands {
+    commands: wgpu::CommandBuffer,
+    uploads: Vec<u32>,
     held: Vec<Box<dyn Any + Send>>,
+    kept: Kept,
 }
 
 /// The open encoder and what goes with it.
 pub(super) struct Recorder {
-    /// While commands are only kept: the uploads that are ids of `embed`.
-    kept_ids: Option<Range<usize>>,
-    open: Option<(wgpu::CommandEncoder, Option<wgpu::ComputePass<'static>>)>,
+    /// Of the thread that called last: the one that keeps, or all others.
+    open: Open,
+    /// Of the others.
+    parked: Open,
+    /// The thread that keeps what it records.
+    keeper: Option<ThreadId>,
     bind_groups: HashMap<BindKey, wgpu::BindGroup>,
     graveyard: Graveyard,
-    /// Words for `upload_buffer`, copied there when the encoder is submitted: a submission sees one state of it.
-    uploads: Vec<u32>,
-    upload_buffer: wgpu::Buffer,
-    upload_id: u64,
-    upload_words: usize,
-    /// Dropped when the open encoder has been submitted.
-    held: Vec<Box<dyn Any + Send>>,
+    upload_buffer: (u64, wgpu::Buffer),
     answers: Option<wgpu::Buffer>,
     /// How long the last of them took to come.
     last_wait: Duration,
@@ -78,8 +97,6 @@ pub(super) struct Recorder {
     staging: Staging,
     /// The last submissions, of which the device may not have finished any.
     ahead: VecDeque<wgpu::SubmissionIndex>,
-    /// Dispatches in the open encoder.
-    dispatches: usize,
     /// Dispatches that are worth a submission.
     enough: usize,
     /// Times the dispatches, if somebody wants to know.
@@ -91,15 +108,12 @@ pub(super) struct Recorder {
 impl Recorder {
     pub(super) fn new(device: &Device, upload_id: u64, graveyard: &Graveyard) -> Self {
         Self {
-            kept_ids: None,
-            open: None,
+            open: Open::default(),
+            parked: Open::default(),
+            keeper: None,
             bind_groups: HashMap::new(),
             graveyard: graveyard.clone(),
-            uploads: Vec::new(),
-            upload_buffer: upload_buffer(device, UPLOAD_WORDS),
-            upload_id,
-            upload_words: UPLOAD_WORDS,
-            held: Vec::new(),
+            upload_buffer: (upload_id, upload_buffer(device, UPLOAD_WORDS)),
             answers: None,
             last_wait: Duration::ZERO,
             // A processor that shares its power with the GPU has better things to do.
@@ -107,7 +121,6 @@ impl Recorder {
                 && std::thread::available_parallelism().is_ok_and(|n| n.get() >= AWAKE_THREADS_MIN),
             staging: Staging::default(),
             ahead: VecDeque::new(),
-            dispatches: 0,
             enough: DISPATCHES_FIRST,
             profile: None,
             counts: DeviceCounts::default(),
@@ -117,8 +130,8 @@ impl Recorder {
     /// Keeps `held` until what is recorded has been submitted. Later host writes to the memory it guards go
     /// through the queue, after that submission, so this is long enough.
     pub(super) fn hold(&mut self, held: Box<dyn Any + Send>) {
-        if self.open.is_some() {
-            self.held.push(held);
+        if self.open.encoder.is_some() {
+            self.open.held.push(held);
         }
     }
 
@@ -129,32 +142,31 @@ impl Recorder {
         words: usize,
         new_id: impl FnOnce() -> u64,
     ) -> Result<()> {
-        if self.uploads.len() + words > self.upload_words {
+        let upload_words = |recorder: &Self| recorder.uploads_to().1.size() as usize / 4;
+        if self.open.uploads.len() + words > upload_words(self) {
             self.submit(device)?;
         }
-        if words > self.upload_words {
+        if words > upload_words(self) {
             let words = words.next_power_of_two();
             if words * 4 > device.buffer_bytes_max {
                 return Err(Error::invalid(format!("{words} words of ids and tables in one step")));
             }
-            self.forget(self.upload_id);
-            self.upload_buffer = upload_buffer(device, words);
-            self.upload_id = new_id();
-            self.upload_words = words;
+            self.forget(self.upload_buffer.0);
+            self.upload_buffer = (new_id(), upload_buffer(device, words));
         }
         Ok(())
     }
 
     /// Appends words that [`Recorder::reserve`] made room for; the index of the first.
     pub(super) fn upload(&mut self, words: impl IntoIterator<Item = u32>) -> u32 {
-        let first = self.uploads.len() as u32;
-        self.uploads.extend(words);
+        let first = self.open.uploads.len() as u32;
+        self.open.uploads.extend(words);
         first
     }
 
     /// The buffer that shaders see uploads in.
     pub(super) fn upload_binding(&self) -> (u64, wgpu::Buffer) {
-        (self.upload_id, self.upload_buffer.clone())
+        self.uploads_to().clone()
     }
 
     /// Records one dispatch. `immediates` are the fields of the shader's `Params`.
@@ -174,6 +186,7 @@ impl Recorder {
         let group = self.bind_groups.entry(key).or_insert_with(|| bind_group(device, pipeline, bindings));
         let (encoder, pass) = self
             .open
+            .encoder
             .get_or_insert_with(|| (device.device.create_command_encoder(&Default::default()), None));
         let pass =
             pass.get_or_insert_with(|| encoder.begin_compute_pass(&Default::default()).forget_lifetime());
@@ -190,13 +203,13 @@ impl Recorder {
         if let Some(profile) = &mut self.profile {
             profile.after(pass, pipeline.name);
         }
-        self.dispatches += 1;
+        self.open.dispatches += 1;
     }
 
     /// The open encoder, between two passes.
     fn between(&mut self, device: &Device) -> &mut wgpu::CommandEncoder {
         let open = || (device.device.create_command_encoder(&Default::default()), None);
-        let (encoder, pass) = self.open.get_or_insert_with(open);
+        let (encoder, pass) = self.open.encoder.get_or_insert_with(open);
         *pass = None;
         encoder
     }
@@ -249,55 +262,68 @@ impl Recorder {
         index
     }
 
-    /// From now on keeps what is recorded, until [`Recorder::end_keeping`].
-    pub(super) fn begin_keeping(&mut self, device: &Device) -> Result<()> {
-        self.submit(device)?;
-        self.kept_ids = Some(0..0);
-        Ok(())
+    /// What is open is the calling thread's from here on.
+    pub(super) fn turn_to_caller(&mut self) {
+        let Some(keeper) = self.keeper else { return };
+        if self.open.kept.is_some() != (thread::current().id() == keeper) {
+            std::mem::swap(&mut self.open, &mut self.parked);
+        }
     }
 
-    /// Says which uploads are ids, in case what is recorded is kept.
-    pub(super) fn are_ids(&mut self, ids: Range<usize>) {
-        if let Some(kept) = &mut self.kept_ids {
-            *kept = ids;
+    /// From now on keeps what this thread records, until [`Recorder::end_keeping`]; false if another thread does so.
+    pub(super) fn begin_keeping(&mut self) -> bool {
+        if self.keeper.is_some() {
+            return false;
+        }
+        self.keeper = Some(thread::current().id());
+        self.parked = std::mem::take(&mut self.open);
+        self.open.kept = Some(Kept { upload_buffer: self.upload_buffer.clone(), ids: 0..0, id_bound: 0 });
+        true
+    }
+
+    /// Says which uploads are ids, below `bound`, in case what is recorded is kept.
+    pub(super) fn are_ids(&mut self, ids: Range<usize>, bound: usize) {
+        if let Some(kept) = &mut self.open.kept {
+            (kept.ids, kept.id_bound) = (ids, bound);
         }
     }
 
     /// What was recorded since [`Recorder::begin_keeping`].
     pub(super) fn end_keeping(&mut self, device: &Device) -> Result<Option<Recorded>> {
-        let (Some(ids), Some((encoder, pass))) = (self.kept_ids.take(), self.open.take()) else {
-            return Ok(None);
-        };
+        self.keeper = None;
+        let open = std::mem::replace(&mut self.open, std::mem::take(&mut self.parked));
+        let (Some(kept), Some((encoder, pass))) = (open.kept, open.encoder) else { return Ok(None) };
         drop(pass);
-        self.dispatches = 0;
-        let kept = Kept {
-            commands: encoder.finish(),
-            uploads: std::mem::take(&mut self.uploads),
-            upload_buffer: self.upload_buffer.clone(),
-            ids,
-            held: std::mem::take(&mut self.held),
-        };
+        let (uploads, held) = (open.uploads, open.held);
+        let commands = Commands { commands: encoder.finish(), uploads, held, kept };
         device.check()?;
-        Ok(Some(Recorded(Box::new(kept))))
+        Ok(Some(Recorded(Box::new(commands))))
     }
 
     /// Submits what was kept, with these ids.
     pub(super) fn run(&mut self, device: &Device, recorded: Recorded, ids: &[u32]) -> Result<()> {
         let foreign = || Error::invalid("this was recorded by another backend");
-        let Kept { commands, mut uploads, upload_buffer, ids: place, held } =
-            *recorded.0.downcast::<Kept>().map_err(|_| foreign())?;
-        if place.len() != ids.len() {
-            return Err(Error::invalid(format!("{} ids for a step of {}", ids.len(), place.len())));
+        let Commands { commands, mut uploads, held, kept } =
+            *recorded.0.downcast::<Commands>().map_err(|_| foreign())?;
+        if kept.ids.len() != ids.len() {
+            return Err(Error::invalid(format!("{} ids for a step of {}", ids.len(), kept.ids.len())));
+        }
+        if let Some(id) = ids.iter().find(|&&id| id as usize >= kept.id_bound) {
+            return Err(Error::invalid(format!("id {id} of a table of {} rows", kept.id_bound)));
         }
         self.submit(device)?;
-        uploads[place].copy_from_slice(ids);
-        self.hand_over(device, commands, &upload_buffer, &uploads);
+        uploads[kept.ids].copy_from_slice(ids);
+        self.hand_over(device, commands, &kept.upload_buffer.1, &uploads);
         drop(held);
         device.check()
     }
 
+    fn uploads_to(&self) -> &(u64, wgpu::Buffer) {
+        self.open.kept.as_ref().map_or(&self.upload_buffer, |kept| &kept.upload_buffer)
+    }
+
     fn may_submit(&self) -> Result<()> {
-        match self.kept_ids {
+        match self.open.kept {
             None => Ok(()),
             Some(_) => Err(Error::unsupported("what is only recorded cannot be waited for")),
         }
@@ -305,7 +331,7 @@ impl Recorder {
 
     /// Submits what is recorded if that is much, and waits while the device has too much before it.
     pub(super) fn submit_much(&mut self, device: &Device) -> Result<()> {
-        if self.kept_ids.is_some() || self.dispatches < self.enough {
+        if self.open.kept.is_some() || self.open.dispatches < self.enough {
             return Ok(());
         }
         self.enough = DISPATCHES_MAX;
@@ -321,25 +347,26 @@ impl Recorder {
     /// Submits what is recorded.
     pub(super) fn submit(&mut self, device: &Device) -> Result<()> {
         self.may_submit()?;
-        if let Some((encoder, pass)) = self.open.take() {
+        if let Some((encoder, pass)) = self.open.encoder.take() {
             drop(pass);
             self.send(device, encoder)?;
         } else if self.staging.waits() {
             self.queue(device, None);
         }
-        self.held.clear();
+        self.open.held.clear();
         device.check()
     }
 
     fn send(&mut self, device: &Device, mut encoder: wgpu::CommandEncoder) -> Result<wgpu::SubmissionIndex> {
-        self.dispatches = 0;
+        self.open.dispatches = 0;
         if let Some(profile) = &self.profile {
             profile.resolve(&mut encoder);
         }
-        let mut uploads = std::mem::take(&mut self.uploads);
-        let index = self.hand_over(device, encoder.finish(), &self.upload_buffer.clone(), &uploads);
+        let mut uploads = std::mem::take(&mut self.open.uploads);
+        let (_, upload_buffer) = self.upload_buffer.clone();
+        let index = self.hand_over(device, encoder.finish(), &upload_buffer, &uploads);
         uploads.clear();
-        self.uploads = uploads;
+        self.open.uploads = uploads;
         if let Some(profile) = &mut self.profile {
             profile.collect(device, index.clone())?;
         }
@@ -374,7 +401,7 @@ impl Recorder {
         self.may_submit()?;
         let total: usize = ranges.iter().map(|(_, _, out)| out.len()).sum();
         let staging = self.answers(device, total.max(4))?;
-        let (mut encoder, pass) = match self.open.take() {
+        let (mut encoder, pass) = match self.open.encoder.take() {
             Some(open) => open,
             None => (device.device.create_command_encoder(&Default::default()), None),
         };
@@ -385,7 +412,7 @@ impl Recorder {
             at += out.len() as u64;
         }
         let index = self.send(device, encoder)?;
-        self.held.clear();
+        self.open.held.clear();
         self.counts.readbacks += 1;
         self.ahead.clear();
         self.enough = DISPATCHES_FIRST;

@@ -7,6 +7,7 @@
 mod blocks;
 mod device;
 mod encoder;
+mod kept;
 mod lookup;
 mod memory;
 mod mixer;
@@ -133,7 +134,9 @@ impl Gpu {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         // Every change of the state is complete before anything in it can panic.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.recorder.turn_to_caller();
+        state
     }
 
     fn new_id(&self) -> u64 {
@@ -340,7 +343,7 @@ impl Backend for Gpu {
         check::embed(table, ids, out)?;
         let mut state = self.lock();
         let ((id, uploads), first) = self.upload(&mut state, ids)?;
-        state.recorder.are_ids(first as usize..first as usize + ids.len());
+        state.recorder.are_ids(first as usize..first as usize + ids.len(), table.rows());
         let (parts, base) = weight_parts(table)?;
         let mut bindings = vec![(id, &uploads), binding(out)?];
         bindings.extend(parts);
@@ -570,20 +573,6 @@ impl Backend for Gpu {
 }
 
 impl Gpu {
-    /// See [`Backend::record`].
-    fn keep(&self, enqueue: &mut dyn FnMut() -> Result<()>) -> Result<Option<Recorded>> {
-        {
-            let recorder = &mut self.lock().recorder;
-            if recorder.profile.is_some() {
-                return Ok(None); // times are collected with each submission
-            }
-            recorder.begin_keeping(&self.device)?;
-        }
-        let enqueued = enqueue();
-        let kept = self.lock().recorder.end_keeping(&self.device)?;
-        enqueued.map(|()| kept)
-    }
-
     /// Reads whole words.
     fn read_words(&self, block: &Block, offset: usize, out: &mut [u8]) -> Result<()> {
         let buffer = &memory_of(block.buffer())?.buffer;

@@ -85,7 +85,7 @@ pub(super) fn alignment(bases: impl IntoIterator<Item = [u32; 3]>) -> u32 {
 }
 
 /// How many threads share four of `outputs` rows of `chunks` steps. First those of `lanes_max` that leave the fewest
-/// idle, but at least 4. Then twice as many, as long as each has a whole step, while the device has threads to spare:
+/// idle, but at least 4; fewer for short rows of integers. Then twice as many, as long as each has a whole step, while the device has threads to spare:
 /// what bounds a small product is how many of its bytes are on their way at once.
 fn lanes(chunks: u32, outputs: usize, lanes_max: u32, integers: bool) -> u32 {
     // Integers leave a thread so little to do that what all of them do first counts.

@@ -15,7 +15,7 @@ use crate::ops::{ExpertBatch, RoutedRow};
 pub struct Speed {
     /// The op, its format and shape.
     pub case: String,
-    /// Seconds of one call, of many that follow one another.
+    /// Seconds of one call, of many that follow one another, in the best round.
     pub seconds: f64,
     /// Weights read in a second, in bytes.
     pub bytes_per_s: f64,
