@@ -273,7 +273,7 @@ impl Session {
             turn.leave(self.record_ahead(model, pool.as_deref_mut(), range.end)?);
             read_logits(model, &logits, range.clone(), &mut self.read, sink)?;
             self.state.advance(rows);
-            return go_on(between_layers(model.meta.layers as usize));
+            return go_on(between_layers(model.meta.layers));
         }
         let experts = pool.as_deref_mut().zip(model.slabs()).map(|(pool, slabs)| {
             let more_follows = range.end < self.tokens.len();
