@@ -132,7 +132,7 @@ pub(crate) fn main(args: &Args) -> Result<()> {
     let tokens = prompt_tokens + args.warm_up_tokens as usize + gen_tokens;
     let mut compute = args.compute.clone();
     let context = tokens.max(args.warm_up_prompt.unwrap_or(0) as usize);
-    compute.ctx = compute.ctx.or(Some(context));
+    compute.machine.ctx = compute.machine.ctx.or(Some(context));
     let loaded = Loaded::open(args.model.as_deref(), &compute)?;
     if context > loaded.model.context() {
         let message = format!("{context} tokens do not fit --ctx {}", loaded.model.context());

@@ -91,7 +91,7 @@ pub(super) fn main(args: &Args) -> Result<()> {
     }
     let text = std::fs::read_to_string(&args.textfile).map_err(|e| Error::io(args.textfile.display(), e))?;
     let mut compute = args.compute.clone();
-    let ctx = *compute.ctx.get_or_insert(DEFAULT_CTX);
+    let ctx = *compute.machine.ctx.get_or_insert(DEFAULT_CTX);
     if ctx < 4 {
         return Err(Error::invalid("--ctx: a window needs at least 4 tokens").into());
     }
