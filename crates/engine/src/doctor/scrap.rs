@@ -43,9 +43,8 @@ impl Scrap {
 
     fn open(path: PathBuf) -> io::Result<Self> {
         let file = File::options().read(true).write(true).create(true).truncate(true).open(&path)?;
-        // Tells others that somebody lives who uses it; readers are not shut out. Where nothing can be locked, nothing is
-        // tidied up either.
-        let _ = file.lock_shared();
+        // Tells others that somebody lives who uses it. Where nothing can be locked, nothing is tidied up either.
+        let _ = file.lock();
         Ok(Self { file, path })
     }
 
@@ -72,7 +71,10 @@ impl Scrap {
             }
             self.file.write_all(&block)?;
         }
-        self.file.sync_all()
+        self.file.sync_all()?;
+        // From now on there are readers, whom Windows would shut out.
+        let _ = self.file.unlock().and_then(|()| self.file.lock_shared());
+        Ok(())
     }
 }
 
