@@ -16,7 +16,7 @@ use serde_json::{Map, Value, json};
 use crate::failure::{Failure, Result};
 use crate::interrupt::Work;
 use crate::load::{Loaded, Templates, count_bar};
-use crate::out;
+use crate::{out, read};
 
 /// Prompts of at least this many tokens get a progress bar.
 const BAR_TOKENS: usize = 256;
@@ -37,16 +37,20 @@ impl Conversation<'_> {
     /// # Errors
     /// What the template refuses.
     pub(crate) fn prompt(&self, templates: &Templates, tokenizer: &Tokenizer) -> Result<ChatPrompt> {
+        Ok(ChatPrompt::new(templates.pick(!self.tools.is_empty()), tokenizer, &self.request())?)
+    }
+
+    /// What a template is asked for.
+    pub(crate) fn request(&self) -> ChatRequest {
         let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |t| t.as_secs() as i64);
-        let request = ChatRequest {
+        ChatRequest {
             messages: self.messages.to_vec(),
             tools: self.tools.to_vec(),
             add_generation_prompt: true,
             enable_thinking: self.thinking,
             now: Some(CivilTime::from_unix(seconds)),
             ..ChatRequest::default()
-        };
-        Ok(ChatPrompt::new(templates.pick(!self.tools.is_empty()), tokenizer, &request)?)
+        }
     }
 }
 
@@ -339,7 +343,7 @@ impl Display {
 /// # Errors
 /// Names the file.
 pub(crate) fn read_tools(path: &std::path::Path) -> Result<Vec<ToolSpec>> {
-    let text = std::fs::read_to_string(path).map_err(|e| Error::io(path.display(), e))?;
+    let text = read::file(path)?;
     let bad = |e: &dyn std::fmt::Display| Failure::from(Error::invalid(format!("{}: {e}", path.display())));
     let value: Value = serde_json::from_str(&text).map_err(|e| bad(&e))?;
     let list = match value {

@@ -60,10 +60,10 @@ pub(crate) enum Command {
     Completions(completions::Args),
 }
 
-/// How to open and run a model.
+/// How to run a model, as far as a prediction of it can tell.
 #[derive(clap::Args, Clone, Debug)]
 #[command(next_help_heading = "Running the model")]
-pub(crate) struct ComputeArgs {
+pub(crate) struct MachineArgs {
     /// Where to compute
     #[arg(long, value_enum, default_value_t = DeviceArg::Auto)]
     pub(crate) device: DeviceArg,
@@ -74,9 +74,30 @@ pub(crate) struct ComputeArgs {
     /// keeps them in float32
     #[arg(long, value_enum, value_name = "FORMAT", conflicts_with = "exact")]
     pub(crate) kv: Option<KvArg>,
-    /// The ceiling for everything Tidemill keeps in memory, such as 12GiB; default: what the machine can spare
+    /// The ceiling for everything Tidemill keeps in memory, such as 12GiB; default: what the machine can spare. Where a GPU
+    /// has no memory of its own (integrated, software), its copies of experts come on top
     #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
     pub(crate) memory: Option<u64>,
+    /// Pretend that the drive reads no more than this, in decimal gigabytes per second
+    #[arg(long, value_name = "GB/s", value_parser = rate)]
+    pub(crate) throttle: Option<f64>,
+    /// Threads for arithmetic; default: one for each core
+    #[arg(long, value_name = "N", value_parser = positive)]
+    pub(crate) threads: Option<usize>,
+    /// Tokens of context to plan for; default: the model's own limit, 8192 at most
+    #[arg(long, value_name = "N", value_parser = positive)]
+    pub(crate) ctx: Option<usize>,
+    /// Use K experts per token instead of the model's own number: changes the answers
+    #[arg(long, value_name = "K", value_parser = positive)]
+    pub(crate) experts_per_token: Option<usize>,
+}
+
+/// How to open and run a model.
+#[derive(clap::Args, Clone, Debug)]
+#[command(next_help_heading = "Running the model")]
+pub(crate) struct ComputeArgs {
+    #[command(flatten)]
+    pub(crate) machine: MachineArgs,
     /// The ceiling for what is kept in a GPU's memory, such as 4GiB; nothing where the CPU computes
     #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
     pub(crate) vram: Option<u64>,
@@ -86,9 +107,6 @@ pub(crate) struct ComputeArgs {
     /// Who reads: what a probe of the drive finds best, io_uring, reading threads, or threads and the page cache
     #[arg(long, value_enum, default_value_t = DiskArg::Auto)]
     pub(crate) disk: DiskArg,
-    /// Pretend that the drive reads no more than this, in decimal gigabytes per second
-    #[arg(long, value_name = "GB/s", value_parser = rate)]
-    pub(crate) throttle: Option<f64>,
     /// A directory on another drive with copies of the model's files, to read from both
     #[arg(long, value_name = "DIR")]
     pub(crate) mirror: Option<PathBuf>,
@@ -101,21 +119,12 @@ pub(crate) struct ComputeArgs {
     /// Keep the planned slots whatever other programs need
     #[arg(long, hide = true)]
     pub(crate) fixed_slots: bool,
-    /// Threads for arithmetic; default: one for each core
-    #[arg(long, value_name = "N", value_parser = positive)]
-    pub(crate) threads: Option<usize>,
-    /// Tokens of context to plan for; default: the model's own limit, 8192 at most
-    #[arg(long, value_name = "N", value_parser = positive)]
-    pub(crate) ctx: Option<usize>,
-    /// Use K experts per token instead of the model's own number: changes the answers
-    #[arg(long, value_name = "K", value_parser = positive)]
-    pub(crate) experts_per_token: Option<usize>,
     /// Tokens of a prompt to compute at a time; default: as many as memory allows, 2048 at most
     #[arg(long, value_name = "N", value_parser = positive)]
     pub(crate) chunk_tokens: Option<usize>,
 }
 
-impl ComputeArgs {
+impl MachineArgs {
     /// The same for the engine.
     pub(crate) fn open_options(&self) -> OpenOptions {
         OpenOptions {
@@ -130,14 +139,28 @@ impl ComputeArgs {
                 KvArg::Q8 => KvFormat::Q8,
             }),
             memory_bytes: self.memory,
+            threads: self.threads,
+            context: self.ctx,
+            experts_per_token: self.experts_per_token,
+            drive: DriveOptions {
+                throttle_bytes_per_s: self.throttle.map(|rate| rate * 1e9),
+                ..DriveOptions::default()
+            },
+            ..OpenOptions::default()
+        }
+    }
+}
+
+impl ComputeArgs {
+    /// The same for the engine.
+    pub(crate) fn open_options(&self) -> OpenOptions {
+        let own = self.machine.open_options();
+        OpenOptions {
             vram_bytes: self.vram,
             cache: match self.cache {
                 CacheArg::Slots => CacheKind::Slots,
                 CacheArg::Os => CacheKind::Os,
             },
-            threads: self.threads,
-            context: self.ctx,
-            experts_per_token: self.experts_per_token,
             chunk_tokens: self.chunk_tokens,
             drive: DriveOptions {
                 kind: match self.disk {
@@ -146,9 +169,8 @@ impl ComputeArgs {
                     DiskArg::Pread => DiskKind::Pread,
                     DiskArg::Buffered => DiskKind::Buffered,
                 },
-                known: None,
-                throttle_bytes_per_s: self.throttle.map(|rate| rate * 1e9),
                 mirror: self.mirror.clone(),
+                ..own.drive
             },
             policy: match self.policy {
                 PolicyArg::Lfu => PolicyKind::Lfu,
@@ -157,7 +179,7 @@ impl ComputeArgs {
             },
             slots_max: self.max_slots,
             fixed_slots: self.fixed_slots,
-            ..OpenOptions::default()
+            ..own
         }
     }
 }
@@ -222,7 +244,7 @@ fn rate(text: &str) -> Result<f64, String> {
     }
 }
 
-fn positive(text: &str) -> Result<usize, String> {
+pub(crate) fn positive(text: &str) -> Result<usize, String> {
     match text.parse() {
         Ok(0) => Err("must be at least 1".into()),
         Ok(n) => Ok(n),

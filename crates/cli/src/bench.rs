@@ -10,22 +10,22 @@ use std::time::{Duration, Instant};
 use engine::sample::{SampleParams, Sampler};
 use engine::{DeviceCounts, Error, ErrorKind, Guess, KernelTime, ReadStats, Session, trace_of};
 
-use crate::args::ComputeArgs;
+use crate::args::{ComputeArgs, positive};
 use crate::failure::{Failure, Result};
 use crate::interrupt::Work;
 use crate::load::{Loaded, count_bar};
-use crate::out;
+use crate::{out, read};
 
 const EXAMPLES: &str = "\
 Examples:
   tidemill bench model.gguf --memory 12GiB
   tidemill bench --prompt-tokens 512 --gen-tokens 64 --json
   tidemill bench model.gguf --record-trace run.trace     keep what the routers chose
-  tidemill bench --trace run.trace                       how each eviction policy would have done with it
+  tidemill bench --trace run.trace                       how each eviction policy would have done
 
-Figures of reading are of the generated tokens; those of the prompt begin with `prompt_`. The drive is measured before
-and after, with reads like those of a token; `drive_fraction` is the part of the better rate that
-decoding reached, without what was read in vain.";
+Figures of reading are of the generated tokens; those of the prompt begin with `prompt_`. The drive is measured before \
+and after, with reads like those of a token; `drive_fraction` is the part of the better rate that decoding \
+reached, without what was read in vain.";
 
 /// Words that models have seen: routers choose differently on noise.
 const TEXT: &str = "The mill stands where the river meets the sea. Twice a day the tide comes in and fills the pond \
@@ -34,9 +34,20 @@ const TEXT: &str = "The mill stands where the river meets the sea. Twice a day t
     day, the hour and the height of the water. In winter, storms push the sea over the wall, and everybody helps to \
     close the gates. How much flour can one tide grind? That depends on the season, the wind, and a little luck. ";
 
+/// What means nothing to a replay.
+#[rustfmt::skip]
+const NOT_REPLAYED: [&str; 24] = [
+    "model", "prompt_tokens", "gen_tokens", "warm_up_tokens", "warm_up_prompt", "text", "lookahead", "profile",
+    "device", "exact", "kv", "memory", "throttle", "threads", "ctx", "experts_per_token",
+    "vram", "cache", "disk", "mirror", "policy", "max_slots", "fixed_slots", "chunk_tokens",
+];
+
+/// Of `--ctx`.
+const CTX_HELP: &str = "Tokens of context to plan for; default: as many as are measured";
+
 /// Arguments of `bench`.
 #[derive(clap::Args)]
-#[command(after_help = EXAMPLES)]
+#[command(after_help = EXAMPLES, mut_arg("ctx", |arg| arg.help(CTX_HELP)))]
 pub(crate) struct Args {
     /// A .gguf file, a directory of safetensors files, or a pulled name; default: the built-in demo model
     model: Option<String>,
@@ -60,10 +71,10 @@ pub(crate) struct Args {
     #[arg(long, value_name = "FILE", conflicts_with = "trace")]
     record_trace: Option<PathBuf>,
     /// Run no model: replay a recorded file through every eviction policy and several pool sizes
-    #[arg(long, value_name = "FILE", conflicts_with = "model")]
+    #[arg(long, value_name = "FILE", conflicts_with_all = NOT_REPLAYED)]
     trace: Option<PathBuf>,
     /// Pool sizes for --trace; default: from 2 to 100 percent of the experts
-    #[arg(long, value_name = "N,N", value_delimiter = ',', requires = "trace")]
+    #[arg(long, value_name = "N,N", value_delimiter = ',', requires = "trace", value_parser = positive)]
     slots: Vec<usize>,
     /// How many of the next layer's experts an idle drive reads before their router has run
     #[arg(long, value_enum, default_value_t = Lookahead::Auto)]
@@ -132,7 +143,7 @@ pub(crate) fn main(args: &Args) -> Result<()> {
     let tokens = prompt_tokens + args.warm_up_tokens as usize + gen_tokens;
     let mut compute = args.compute.clone();
     let context = tokens.max(args.warm_up_prompt.unwrap_or(0) as usize);
-    compute.ctx = compute.ctx.or(Some(context));
+    compute.machine.ctx = compute.machine.ctx.or(Some(context));
     let loaded = Loaded::open(args.model.as_deref(), &compute)?;
     if context > loaded.model.context() {
         let message = format!("{context} tokens do not fit --ctx {}", loaded.model.context());
@@ -177,8 +188,7 @@ fn prompt(loaded: &Loaded, tokens: usize) -> Vec<u32> {
 
 /// The first `tokens` tokens of a file.
 fn given_text(loaded: &Loaded, file: &Path, tokens: usize) -> Result<Vec<u32>> {
-    let named = |e| Error::io(file.display(), e);
-    let text = std::fs::read_to_string(file).map_err(named)?;
+    let text = read::file(file)?;
     let mut all = loaded.tokenizer()?.encode_document(&text)?;
     if all.len() < tokens {
         let have = all.len();

@@ -26,7 +26,7 @@ Examples:
   tidemill chat model.gguf --memory 12GiB --system 'Answer in one sentence.'
   printf 'Hello!\\n/stats\\n' | tidemill chat
 
-While it runs, /help lists the commands. Ctrl-C stops an answer, Ctrl-D leaves. Standard input that is not a terminal
+While it runs, /help lists the commands. Ctrl-C stops an answer, Ctrl-D leaves. Standard input that is not a terminal \
 is taken line by line; the first error ends it.";
 
 /// Arguments of `chat`.

@@ -3,28 +3,29 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use engine::Error;
 use engine::doctor::{
     Conditions, Demand, DeviceRates, DriveProbe, MachineMemory, Prediction, advice, choose,
     default_budget_bytes, device_rates, machine_memory, memory_bytes_per_s, predict, probe, probe_directory,
+    with_device,
 };
 use engine::drive::{DiskChoice, Engine};
 use engine::inspect::Inspection;
 use engine::synth::{Layout, Shape};
+use engine::{Error, ErrorKind, OpenOptions};
 use serde_json::{Value, json};
 
-use crate::args::ComputeArgs;
-use crate::failure::Result;
+use crate::args::MachineArgs;
+use crate::failure::{Failure, Result};
 use crate::load::resolve;
 use crate::{bundled, out};
 
 const EXAMPLES: &str = "\
 Examples:
   tidemill doctor                                   this machine
-  tidemill doctor model.gguf --memory 12GiB         and a model that is here
-  tidemill doctor qwen3.5-397b-a17b --dir /data     and one that is not, on the drive that it would be on
+  tidemill doctor model.gguf --memory 12GiB         a model that is here
+  tidemill doctor qwen3.5-397b-a17b --dir /data     one that is not, on the drive it would be on
 
-MODEL may be a published shape (`tidemill synth --list` names them). Nothing is downloaded; for about a second 256 MiB
+MODEL may be a published shape (`tidemill synth --list` names them). Nothing is downloaded; for about a second 256 MiB \
 are written to the drive, where no model is there to read.";
 
 /// Arguments of `doctor`.
@@ -43,7 +44,7 @@ pub(crate) struct Args {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    compute: ComputeArgs,
+    machine: MachineArgs,
 }
 
 /// Time for the drive, and for the device.
@@ -65,24 +66,28 @@ struct Findings {
 
 /// Examines and predicts.
 pub(crate) fn main(args: &Args) -> Result<()> {
+    let options = with_device(&args.machine.open_options())?;
     let (demand, file) = match &args.model {
         None => (None, None),
-        Some(name) => target(name)?,
+        Some(name) => target(name, &options)?,
     };
+    if let Some(demand) = demand.as_ref().filter(|d| d.top_k != d.own_top_k) {
+        let (k, own) = (demand.top_k, demand.own_top_k);
+        out::note(format_args!("lossy: {k} experts per token, the model was made for {own}"));
+    }
     let drive = match file {
         Some(file) => probe(&file, DRIVE_TIME)?,
         None => probe_directory(&directory(args)?, DRIVE_TIME)?,
     };
-    let device = device_rates(&args.compute.open_options(), DEVICE_TIME)?;
+    let device = device_rates(&options, DEVICE_TIME)?;
     let prompt_tokens = args.prompt_tokens as usize;
-    let times = demand.as_ref().map(|d| d.times(&args.compute.open_options(), prompt_tokens)).transpose()?;
+    let times = demand.as_ref().map(|d| d.times(&options, prompt_tokens)).transpose()?;
     let memory = machine_memory()?;
-    let throttle = args.compute.throttle.map_or(f64::INFINITY, |rate| rate * 1e9);
+    let throttle = args.machine.throttle.map_or(f64::INFINITY, |rate| rate * 1e9);
     let conditions = Conditions {
         times: times.unwrap_or_default(),
         drive_bytes_per_s: drive.best_bytes_per_s().min(throttle),
-        budget_bytes: args.compute.memory.unwrap_or_else(|| default_budget_bytes(memory.available_bytes)),
-        context: args.compute.ctx.unwrap_or(8192),
+        budget_bytes: args.machine.memory.unwrap_or_else(|| default_budget_bytes(memory.available_bytes)),
         prompt_tokens,
     };
     let memory_bytes_per_s = memory_bytes_per_s(device.threads.max(1))?;
@@ -94,17 +99,32 @@ pub(crate) fn main(args: &Args) -> Result<()> {
 }
 
 /// What the name asks of a machine, and a file of it that the drive can be probed with.
-fn target(name: &str) -> Result<(Option<Demand>, Option<PathBuf>)> {
+fn target(name: &str, options: &OpenOptions) -> Result<(Option<Demand>, Option<PathBuf>)> {
     let resolved = resolve(Some(name));
     let path = match (resolved, Shape::find(name)) {
         (Ok(path), _) => path,
-        (Err(_), Ok(shape)) => return Ok((Some(Demand::of_shape(shape, Layout::Mlx4Bit)?), None)),
+        (Err(_), Ok(shape)) => return Ok((Some(Demand::of_shape(shape, Layout::Mlx4Bit, options)?), None)),
+        (Err(Failure::Error(error)), Err(_)) if error.kind() == ErrorKind::NotFound => {
+            return Err(unknown(name, &error).into());
+        }
         (Err(error), Err(_)) => return Err(error),
     };
     let sizes = Inspection::of(&path)?.files.into_iter();
     let sizes = sizes.map(|file| (std::fs::metadata(&file).map_or(0, |meta| meta.len()), file));
     let largest = sizes.max().filter(|(bytes, _)| *bytes >= PROBE_BYTES_MIN).map(|(_, file)| file);
-    Ok((Some(Demand::of_model(&path)?), largest))
+    Ok((Some(Demand::of_model(&path, options)?), largest))
+}
+
+/// That there is no such model, and which published shapes have names like it.
+fn unknown(name: &str, error: &Error) -> Error {
+    let name = name.to_ascii_lowercase();
+    let common = |shape: &Shape| shape.name.bytes().zip(name.bytes()).take_while(|(a, b)| a == b).count();
+    let mut shapes = Shape::all().to_vec();
+    shapes.sort_by_key(|shape| std::cmp::Reverse(common(shape)));
+    let names: Vec<&str> = shapes.iter().take(3).map(|shape| shape.name).collect();
+    let message = error.message();
+    let listed = "`tidemill synth --list` has them all";
+    Error::not_found(format!("{message}, or a published shape, such as {}; {listed}", names.join(", ")))
 }
 
 fn directory(args: &Args) -> Result<PathBuf> {
@@ -211,6 +231,8 @@ fn to_json(f: &Findings) -> Value {
     });
     if let Some(demand) = &f.demand {
         object["model"] = json!(demand.name);
+        object["experts_per_token"] = json!(demand.top_k);
+        object["lossy"] = json!(demand.top_k != demand.own_top_k);
         object["resident_bytes"] = json!(demand.resident_bytes);
         object["experts_bytes"] = json!(demand.experts_bytes);
         object["token_expert_bytes"] = json!(demand.token_expert_bytes);

@@ -1,10 +1,12 @@
 //! `tidemill inspect`: what a model is and needs.
 
 use engine::inspect::{Footprint, Inspection, check_weights};
+use engine::text::{ChatPrompt, Message, Role, Template, Tokenizer};
 use engine::{Error, ErrorKind, Meta};
 use serde_json::{Map, Value, json};
 
-use crate::failure::Result;
+use crate::answer::Conversation;
+use crate::failure::{Result, one_line};
 use crate::interrupt::Work;
 use crate::load::{bytes_bar, resolve};
 use crate::out;
@@ -91,12 +93,13 @@ fn to_text(path: &str, model: &Inspection, bad: Option<&[String]>) -> String {
         footprint_lines(f, meta, &mut line);
     }
     line("tokenizer", described(&model.tokenizer));
-    let template = match (&meta.chat_template, &meta.tool_template) {
-        (None, _) => "none",
-        (Some(_), None) => "yes",
-        (Some(_), Some(_)) => "yes, and one for tools",
+    let template = match (&meta.chat_template, &meta.tool_template, template_problem(meta)) {
+        (None, ..) => "none".into(),
+        (Some(_), _, Some(why)) => format!("not usable: {why}"),
+        (Some(_), None, None) => "yes".into(),
+        (Some(_), Some(_), None) => "yes, and one for tools".into(),
     };
-    line("chat template", template.into());
+    line("chat template", template);
     for (name, dtype) in &model.foreign {
         line("not usable", format!("{name}: {dtype}"));
     }
@@ -136,6 +139,16 @@ fn layers(meta: &Meta) -> String {
             format!("{}: {full} of attention ({attention}), {other} gated delta", meta.layers)
         }
     }
+}
+
+/// What is wrong with the chat templates, if a short conversation shows it.
+fn template_problem(meta: &Meta) -> Option<String> {
+    let tokenizer = Tokenizer::of_model(meta).ok()?; // else its own line says why
+    let messages = [Message::new(Role::User, "Hello")];
+    let request = Conversation { messages: &messages, tools: &[], thinking: None }.request();
+    let render = |source: &String| ChatPrompt::new(&Template::new(source)?, &tokenizer, &request);
+    let sources = [&meta.chat_template, &meta.tool_template];
+    sources.into_iter().flatten().find_map(|source| render(source).err()).map(|e| one_line(&e))
 }
 
 fn described(found: &std::result::Result<String, (ErrorKind, String)>) -> String {
@@ -194,6 +207,7 @@ fn to_json(path: &str, model: &Inspection, bad: Option<&[String]>) -> Value {
     put("state_bytes", json!(f.map(state)));
     put("tokenizer", json!(model.tokenizer.as_ref().ok()));
     put("chat_template", json!(meta.chat_template.is_some()));
+    put("chat_template_problem", json!(template_problem(meta)));
     if let Some(bad) = bad {
         put("bad_tensors", json!(bad));
     }

@@ -82,7 +82,7 @@ impl Loaded {
             out::note(note);
         }
         let own = model.meta().moe.as_ref().map(|moe| moe.top_k);
-        let lossy = compute.experts_per_token.filter(|k| own.is_some_and(|own| own != *k));
+        let lossy = compute.machine.experts_per_token.filter(|k| own.is_some_and(|own| own != *k));
         if let (Some(k), Some(own)) = (lossy, own) {
             out::note(format_args!("lossy: {k} experts per token, the model was made for {own}"));
         }

@@ -10,14 +10,14 @@ use crate::failure::Result;
 use crate::interrupt::Work;
 use crate::load::{Loaded, count_bar};
 use crate::npy::NpyWriter;
-use crate::out;
+use crate::{out, read};
 
 const EXAMPLES: &str = "\
 Examples:
   tidemill logits model.gguf --exact --tokens 1,2,3 --npy out.npy
   tidemill logits mlx-directory --exact --tokens @ids.txt --npy out.npy --routes routes.json
 
-OUT.npy is float32 [positions, vocab]. OUT.json is {\"layers\": [{\"layer\": 0, \"ids\": [[...]], \"weights\": [[...]]}]},
+OUT.npy is float32 [positions, vocab]. OUT.json is {\"layers\": [{\"layer\": 0, \"ids\": [[...]], \"weights\": [[...]]}]}, \
 with one row a position, for each layer that has routed experts.";
 
 /// Arguments of `logits`.
@@ -80,7 +80,7 @@ pub(crate) fn main(args: &Args) -> Result<()> {
 
 fn read_tokens(given: &str) -> Result<Vec<u32>> {
     let (text, from) = match given.strip_prefix('@') {
-        Some(path) => (std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?, path),
+        Some(path) => (read::file(Path::new(path))?, path),
         None => (given.to_owned(), "--tokens"),
     };
     let ids = text.split(|c: char| c == ',' || c.is_whitespace()).filter(|id| !id.is_empty());

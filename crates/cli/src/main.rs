@@ -16,6 +16,7 @@ mod logits;
 mod npy;
 mod out;
 mod pull;
+mod read;
 mod remembered;
 mod run;
 mod sampling;

@@ -1,15 +1,18 @@
 //! NPY version 1.0, as NumPy documents it (`numpy.lib.format`): a header padded to 64 bytes, then the values.
 
 use std::fs::{self, File};
-use std::io::{BufWriter, Write};
+use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use engine::{Error, Result};
 
-/// Writes a float32 matrix row by row, beside its place; the file is there once it is whole.
+/// Writes a float32 matrix row by row. A file is written beside its place, and is there once it is whole; a pipe or a
+/// device gets the values as they come.
 pub(crate) struct NpyWriter {
+    /// What the user called it.
     path: PathBuf,
-    aside: PathBuf,
+    /// Where the values go until all are there, and where then.
+    moves: Option<(PathBuf, PathBuf)>,
     out: BufWriter<File>,
 }
 
@@ -19,11 +22,14 @@ impl NpyWriter {
     /// # Errors
     /// `Io` naming the file.
     pub(crate) fn create(path: &Path, rows: usize, cols: usize) -> Result<Self> {
-        let mut aside = path.as_os_str().to_owned();
-        aside.push(".partial");
-        let aside = PathBuf::from(aside);
-        let file = File::create(&aside).map_err(|e| Error::io(aside.display(), e))?;
-        let mut own = Self { path: path.to_path_buf(), aside, out: BufWriter::new(file) };
+        let named = |e| Error::io(path.display(), e);
+        let moves = place(path).map_err(named)?.map(|target| {
+            let mut aside = target.as_os_str().to_owned();
+            aside.push(".partial");
+            (PathBuf::from(aside), target)
+        });
+        let file = File::create(moves.as_ref().map_or(path, |(aside, _)| aside)).map_err(named)?;
+        let mut own = Self { path: path.to_path_buf(), moves, out: BufWriter::new(file) };
         own.put(&header(rows, cols))?;
         Ok(own)
     }
@@ -44,8 +50,9 @@ impl NpyWriter {
     /// # Errors
     /// As [`Self::create`].
     pub(crate) fn finish(mut self) -> Result<()> {
-        self.out.flush().map_err(|e| Error::io(self.path.display(), e))?;
-        fs::rename(&self.aside, &self.path).map_err(|e| Error::io(self.path.display(), e))
+        let named = |e| Error::io(self.path.display(), e);
+        self.out.flush().map_err(named)?;
+        self.moves.as_ref().map_or(Ok(()), |(aside, target)| fs::rename(aside, target)).map_err(named)
     }
 
     fn put(&mut self, bytes: &[u8]) -> Result<()> {
@@ -55,8 +62,24 @@ impl NpyWriter {
 
 impl Drop for NpyWriter {
     fn drop(&mut self) {
-        let _ = fs::remove_file(&self.aside); // gone already if the file was finished
+        if let Some((aside, _)) = &self.moves {
+            let _ = fs::remove_file(aside); // gone already if the file was finished
+        }
     }
+}
+
+/// The file that `path` leads to through links, there or not; `None` for what must not be replaced, a pipe or a device.
+fn place(path: &Path) -> io::Result<Option<PathBuf>> {
+    match fs::metadata(path) {
+        Ok(meta) if !meta.is_file() => return Ok(None),
+        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+        _ => {}
+    }
+    let mut target = path.to_path_buf();
+    while let Ok(link) = fs::read_link(&target) {
+        target = target.parent().unwrap_or(Path::new("")).join(link);
+    }
+    Ok(Some(target))
 }
 
 fn header(rows: usize, cols: usize) -> Vec<u8> {

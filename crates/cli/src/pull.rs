@@ -290,7 +290,13 @@ fn failed(what: &str, error: &ApiError) -> Error {
         let message = format!("{what}: the drive is full; make room and run the same command to go on");
         return Error::new(ErrorKind::Io, message);
     }
-    Error::new(ErrorKind::Io, format!("{what}: {}", text.replace('\n', " ")))
+    let mut message = format!("{what}: {}", text.replace('\n', " "));
+    if text.contains("request error") {
+        let hub = std::env::var("HF_ENDPOINT").unwrap_or_else(|_| "https://huggingface.co".into());
+        message +=
+            &format!("; this was {hub}: look whether it can be reached, or set HF_ENDPOINT to another hub");
+    }
+    Error::new(ErrorKind::Io, message)
 }
 
 /// Whether the drive had no room for what came.

@@ -1,6 +1,5 @@
 //! `tidemill run`: one answer.
 
-use std::io::Read;
 use std::path::PathBuf;
 
 use engine::text::{ChatPrompt, Message, Role, Specials, Tokenizer};
@@ -10,8 +9,8 @@ use crate::answer::{Conversation, Display, answer, read_tools};
 use crate::args::ComputeArgs;
 use crate::failure::{Failure, Result};
 use crate::load::Loaded;
-use crate::out;
 use crate::sampling::SamplingArgs;
+use crate::{out, read};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -108,8 +107,7 @@ fn raw_prompt(tokenizer: &Tokenizer, text: String) -> Result<ChatPrompt> {
 }
 
 fn read_stdin() -> Result<String> {
-    let mut text = String::new();
-    std::io::stdin().read_to_string(&mut text).map_err(|e| Error::io("standard input", e))?;
+    let mut text = read::stdin()?;
     // The line end belongs to the shell, not to the prompt.
     let ended = text.strip_suffix('\n').map(|t| t.strip_suffix('\r').unwrap_or(t).len());
     text.truncate(ended.unwrap_or(text.len()));

@@ -20,7 +20,7 @@ Examples:
   tidemill synth qwen3.5-397b-a17b /data/397b --expert-layers 8
                                                                 all 60 to compute and to read, experts in 8
 
-The model talks nonsense, but reads and computes as much as the real one. A run that was broken off is taken up by the
+The model talks nonsense, but reads and computes as much as the real one. A run that was broken off is taken up by the \
 same command.";
 
 /// Arguments of `synth`.

@@ -4,7 +4,7 @@ mod common;
 
 use std::path::Path;
 
-use common::{Tensors, copy_model, edit, fails, golden, json, piped, succeed, tidemill};
+use common::{Tensors, copy_model, edit, fails, fails_with, golden, json, piped, succeed, tidemill};
 
 fn text(path: &Path) -> &str {
     path.to_str().expect("UTF-8")
@@ -95,7 +95,7 @@ fn bad_options_are_one_line() {
     fails(["run", "-p", "x", "--memory", "8MiB"], 7, &["floor", "give at least"]);
     fails(["run", "-p", "x", "--threads", "0"], 2, &["--threads"]);
     fails(["run", "-p", "x", "--temperature", "-1"], 2, &["temperature", "-1"]);
-    fails(["run", "-p", "x", "--top-p", "7"], 2, &["top_p"]);
+    fails(["run", "-p", "x", "--top-p", "7"], 2, &["top_p", "above 0 and at most 1"]);
     fails(["run", "-p", "x", "--logit-bias", "7"], 2, &["--logit-bias", "ID:VALUE"]);
     fails(["run", "-p", "x", "--logit-bias", "9999999:1"], 2, &["9999999"]);
     fails(["run", "-p", "x", "--stop", ""], 2, &["stop"]);
@@ -106,6 +106,12 @@ fn bad_options_are_one_line() {
     let narrow = golden("llama-dense/bf16");
     fails(["run", text(&narrow), "-p", "x", "--kv", "q8"], 5, &["8-bit KV cache", "32", "16"]);
     fails(["run", "-p", "x", "--device", "tpu"], 2, &["--device", "auto, cpu, gpu"]);
+    fails(["eval", "ppl", "demo", "x.txt", "--protocol", "llama.cpp", "--stride", "7"], 2, &["--stride"]);
+    fails(["eval", "ppl", "demo", "x.jsonl", "--stride", "7"], 2, &["--stride"]);
+    for ignored in [["--lookahead", "all"], ["--gen-tokens", "5"], ["--memory", "1GiB"], ["--cache", "os"]] {
+        fails(["bench", "--trace", "x.trace"].iter().chain(&ignored), 2, &["--trace", ignored[0]]);
+    }
+    fails(["bench", "--trace", "x.trace", "--slots", "5,0"], 2, &["--slots", "at least 1"]);
     fails(["run", "-p", "x", "--raw", "--system", "y"], 2, &["--raw", "--system"]);
     fails(["run", "-p", "", "--raw"], 2, &["prompt is empty"]);
     fails(["run"], 2, &["--prompt"]);
@@ -120,6 +126,15 @@ fn bad_files_are_named_with_their_line() {
     let write = |content: &str| std::fs::write(&file, content).expect("writable");
     write("{\"prompt\": \"a\", \"text\": \"b\"}\n{\"prompt\"\n");
     fails(["eval", "ppl", "demo", text(&file)], 2, &["bad.jsonl", "line 2"]);
+    write("\n{\"prompt\": \"a\", \"text\": \"b\"}\n\n{\"prompt\": \"a\"}\n");
+    fails(["eval", "ppl", "demo", text(&file)], 2, &["bad.jsonl, line 4", "`text`"]);
+    let long = "word ".repeat(5000);
+    write("{}\n");
+    fails(["eval", "ppl", "demo", text(&file)], 2, &["line 1", "\"prompt\", \"text\"", "\"messages\""]);
+    write(&format!("\n{{\"prompt\": \"a\", \"text\": {long:?}}}\n"));
+    fails(["eval", "ppl", "demo", text(&file)], 8, &["bad.jsonl, line 2", "context"]);
+    write(&format!("\n\n{{\"messages\": [], \"tools\": [], \"expected_text\": {long:?}}}\n"));
+    fails(["eval", "tools", "demo", text(&file)], 8, &["bad.jsonl, line 3", "context"]);
     write("\n");
     fails(["eval", "tools", "demo", text(&file)], 2, &["bad.jsonl", "no lines"]);
     write("{\"messages\": [{\"role\": \"user\", \"content\": \"a\"}]}\n");
@@ -128,6 +143,8 @@ fn bad_files_are_named_with_their_line() {
     let short = folder.path().join("short.txt");
     std::fs::write(&short, "Once upon a time.").expect("writable");
     fails(["eval", "ppl", "demo", text(&short), "--protocol", "llama.cpp"], 2, &["short.txt", "two chunks"]);
+    std::fs::write(&short, "").expect("writable");
+    fails(["eval", "ppl", "demo", text(&short)], 2, &["short.txt", "fewer than 2 tokens"]);
     write("{\"name\": 1}");
     fails(["run", "-p", "x", "--tools", text(&file)], 2, &["bad.jsonl"]);
     fails(["chat", "--tools", "/nowhere.json"], 3, &["/nowhere.json"]);
@@ -178,8 +195,48 @@ fn inspect_knows_the_built_in_model() {
 }
 
 #[test]
+fn inspect_tries_the_chat_template() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let hf = folder.path().join("hf");
+    copy_model(&golden("qwen3_5_moe-e32/bf16"), &hf);
+    edit(&hf.join("tokenizer_config.json"), |bytes| {
+        let mut value: serde_json::Value = serde_json::from_slice(bytes).expect("JSON");
+        value["chat_template"] = "{{ raise_exception('no such role') }}".into();
+        *bytes = value.to_string().into_bytes();
+    });
+    fails(["run", text(&hf), "-p", "x"], 2, &["no such role"]);
+    let (shown, _) = succeed(&mut tidemill(["inspect", text(&hf)]));
+    let line = shown.lines().find(|line| line.starts_with("chat template")).expect("a line");
+    assert!(line.contains("not usable: ") && line.contains("no such role"), "{line}");
+    let object = json(&mut tidemill(["inspect", text(&hf), "--json"]));
+    assert!(
+        object["chat_template_problem"].as_str().is_some_and(|why| why.contains("no such role")),
+        "{object}"
+    );
+}
+
+#[test]
 fn standard_input_that_is_no_text_is_refused() {
     let mut command = tidemill(["chat"]);
     let (_, err) = piped(&mut command, "/think perhaps\n", 2);
     assert_eq!(err, "error: /think: write on or off\n");
+}
+
+#[test]
+fn what_is_not_utf8_is_named() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = |name: &str| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, b"caf\xe9\n").expect("writable");
+        path
+    };
+    let (txt, jsonl) = (file("bad.txt"), file("bad.jsonl"));
+    let said = ["bad.", "not UTF-8"];
+    fails(["eval", "ppl", "demo", text(&txt)], 2, &said);
+    fails(["eval", "ppl", "demo", text(&jsonl)], 2, &said);
+    fails(["bench", "--text", text(&txt)], 2, &said);
+    fails(["run", "-p", "x", "--tools", text(&jsonl)], 2, &said);
+    fails(["logits", "--tokens", &format!("@{}", text(&txt)), "--npy", "/nowhere/out.npy"], 2, &said);
+    let input = std::fs::File::open(&txt).expect("readable");
+    fails_with(tidemill(["run", "-p", "-"]).stdin(input), 2, &["standard input", "not UTF-8"]);
 }

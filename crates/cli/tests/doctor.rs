@@ -24,5 +24,47 @@ fn a_model_that_is_here_fits() {
     let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a directory");
     let (text, _) = succeed(tidemill(["doctor", "demo", "--dir"]).arg(dir.path()));
     assert!(text.contains("decode ") && text.contains("limited by arithmetic"), "{text}");
-    fails(["doctor", "no-such-model"], 3, &["no-such-model"]);
+}
+
+#[test]
+fn what_it_needs_is_what_a_run_needs() {
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a directory");
+    let options = ["--device", "cpu", "--experts-per-token", "1", "--kv", "q8", "--memory"];
+    let mut doctor = tidemill(["doctor", "demo", "--json", "--dir"]);
+    let (out, err) = succeed(doctor.arg(dir.path()).args(options).arg("105MiB"));
+    let object: serde_json::Value = serde_json::from_str(&out).expect("JSON");
+    assert_eq!(err, "lossy: 1 experts per token, the model was made for 4\n");
+    let seen = (&object["prediction"]["fits"], &object["token_expert_bytes"], &object["lossy"]);
+    assert_eq!(seen, (&true.into(), &(8 * 82944).into(), &true.into()), "{object}");
+    let floor = object["prediction"]["floor_bytes"].as_u64().expect("bytes").div_ceil(1 << 20);
+    let run = ["run", "-p", "x"].iter().chain(&options).chain(&["8MiB"]);
+    fails(run, 7, &[&format!("give at least {floor}MiB")]);
+}
+
+#[test]
+fn what_a_run_refuses_is_refused() {
+    for model in ["demo", "qwen3-30b-a3b"] {
+        fails(["doctor", model, "--experts-per-token", "1000"], 2, &["1000 experts per token"]);
+        fails(["doctor", model, "--ctx", "999999"], 2, &["999999 tokens", "exceeds"]);
+    }
+    fails(["doctor", "demo", "--mirror", "/nosuch"], 2, &["--mirror"]);
+    fails(["doctor", "no-such-model"], 3, &["no-such-model", "synth --list"]);
+    fails(["doctor", "qwen3.5-397b"], 3, &["such as qwen3.5-397b-a17b, "]);
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn nothing_is_left_by_one_that_is_killed() {
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a directory");
+    std::fs::write(dir.path().join("probe-4000000000.tmp"), "of one that was killed").expect("writable");
+    let names = || std::fs::read_dir(dir.path()).expect("readable").count();
+    let mut child = tidemill(["doctor", "--device", "cpu", "--dir"]).arg(dir.path()).spawn().expect("starts");
+    // It tidies up before it writes; what it writes has no name.
+    while names() > 0 && child.try_wait().expect("a state").is_none() {
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    std::thread::sleep(std::time::Duration::from_millis(500));
+    child.kill().expect("killed");
+    child.wait().expect("ended");
+    assert_eq!(names(), 0);
 }

@@ -74,3 +74,40 @@ fn what_cannot_be_computed_leaves_no_file() {
     fails(["logits", "--tokens", "1", "--npy", "/nowhere/out.npy"], 3, &["/nowhere/out.npy"]);
     assert_eq!(std::fs::read_dir(folder.path()).expect("readable").count(), 0);
 }
+
+#[cfg(unix)]
+#[test]
+fn pipes_and_links_stay_what_they_are() {
+    use std::fs::{self, File};
+    use std::io::Read;
+    use std::os::unix::fs::FileTypeExt;
+
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = |name: &str| folder.path().join(name);
+    let write = |out: &std::path::Path| {
+        let model = golden("qwen3_moe-e16/mlx-4bit");
+        succeed(tidemill(["logits"]).arg(model).args(["--tokens", "1", "--npy"]).arg(out));
+    };
+    let bytes = 128 + 4 * 512;
+    fs::write(at("old.npy"), "old").expect("writable");
+    for (link, target) in [("to-old", "old.npy"), ("to-new", "new.npy")] {
+        std::os::unix::fs::symlink(target, at(link)).expect("a link");
+        write(&at(link));
+        assert!(fs::symlink_metadata(at(link)).expect("there").is_symlink(), "{link}");
+        assert_eq!(fs::metadata(at(target)).expect("there").len(), bytes, "{target}");
+    }
+
+    let pipe = at("pipe");
+    assert!(std::process::Command::new("mkfifo").arg(&pipe).status().expect("runs").success());
+    // Opened for both, so that nobody waits for the other side; the pipe has room for it all.
+    let mut reader = File::options().read(true).write(true).open(&pipe).expect("opens");
+    write(&pipe);
+    assert!(fs::symlink_metadata(&pipe).expect("there").file_type().is_fifo());
+    let mut first = [0; 6];
+    reader.read_exact(&mut first).expect("readable");
+    assert_eq!(&first, b"\x93NUMPY");
+    assert_eq!(fs::read_dir(folder.path()).expect("readable").count(), 5, "nothing lies beside them");
+    let locked = folder.path().join("none/out.npy");
+    let err = tidemill(["logits", "--tokens", "1", "--npy"]).arg(&locked).output().expect("runs").stderr;
+    assert!(!String::from_utf8_lossy(&err).contains(".partial"));
+}

@@ -189,5 +189,9 @@ fn damage_and_strange_names_are_refused() {
     fails_with(&mut at(&address, dir.path(), &["pull", "org/mill:Q9"]), 3, &["no Q9", "mill-Q4_0.gguf"]);
     fails_with(&mut at(&address, dir.path(), &["pull", "org/none:Q4_0"]), 3, &["org/none"]);
     fails_with(&mut at(&address, dir.path(), &["pull", "nonsense"]), 2, &["org/name"]);
-    fails_with(&mut at("http://127.0.0.1:1", dir.path(), &["pull", "org/mill"]), 6, &["org/mill"]);
+    fails_with(
+        &mut at("http://127.0.0.1:1", dir.path(), &["pull", "org/mill"]),
+        6,
+        &["org/mill", "http://127.0.0.1:1", "HF_ENDPOINT"],
+    );
 }

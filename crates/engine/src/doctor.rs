@@ -4,24 +4,30 @@
 //! else that is computed, which hides nothing. A prompt chunk costs the drive's time for all experts that it uses, or its
 //! arithmetic, whichever is longer. The device is timed in the model's own sizes (`work`).
 
+mod memory;
+mod scrap;
 mod stand;
 mod work;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use files::quant::ScaleType;
-use files::{Error, Format, Result};
+use files::{Error, Format, Result, TensorIndex};
+use kernels::reference::Reference;
 use kernels::{Backend, Tensor, Weight};
 use work::Work;
 
 use crate::device::open_device;
-use crate::inspect::Inspection;
+use crate::inspect::Footprint;
 use crate::model::OpenOptions;
+use crate::models;
 use crate::synth::{Layout, Shape, SynthOptions, sizes};
 
+pub use memory::Memory;
+pub use scrap::probe_directory;
 pub use work::Times;
 
 pub use store::disk::{DriveProbe, DriveRate, choose, probe};
@@ -42,26 +48,28 @@ pub struct Demand {
     pub experts: usize,
     /// Those that one token uses.
     pub top_k: usize,
-    /// KV cache of one position.
-    pub kv_bytes_per_token: u64,
-    /// State that does not grow.
-    pub recurrent_bytes: u64,
-    /// Width of the residual stream.
-    pub hidden_size: usize,
+    /// Those that the model was made to use.
+    pub own_top_k: usize,
+    /// What it keeps in memory.
+    pub memory: Memory,
     /// What its layers compute.
     pub work: Work,
 }
 
 impl Demand {
-    /// Of the model at `path`; only its headers are read.
+    /// Of the model at `path`, opened with `options`; only its headers are read.
     ///
     /// # Errors
-    /// As [`Inspection::of`], and when the model cannot run.
-    pub fn of_model(path: &Path) -> Result<Self> {
-        let model = Inspection::of(path)?;
-        let found = model.footprint.map_err(|(kind, message)| Error::new(kind, message))?;
-        let meta = &model.meta;
-        let (experts, top_k) = meta.moe.as_ref().map_or((0, 0), |moe| (moe.experts, moe.top_k));
+    /// `InvalidRequest` for options that the model cannot have, else as [`crate::Model::open`] when it cannot run.
+    pub fn of_model(path: &Path, options: &OpenOptions) -> Result<Self> {
+        let (index, meta) = TensorIndex::open(path)?;
+        meta.check()?;
+        let (experts, own_top_k) = meta.moe.as_ref().map_or((0, 0), |moe| (moe.experts, moe.top_k));
+        let top_k = top_k(&meta.arch, experts, own_top_k, options)?;
+        let context = context(meta.context, options)?;
+        let reference: Arc<dyn Backend> = Arc::new(Reference::default());
+        let bound = models::bind(&index, &meta, &reference, options.experts_per_token)?;
+        let found = Footprint::of(&bound)?;
         Ok(Self {
             name: meta.name.clone().unwrap_or_else(|| path.display().to_string()),
             resident_bytes: found.resident_bytes,
@@ -69,32 +77,31 @@ impl Demand {
             token_expert_bytes: found.expert_bytes_per_token,
             experts,
             top_k,
-            kv_bytes_per_token: found.kv_bytes_per_token,
-            recurrent_bytes: found.recurrent_bytes,
-            hidden_size: meta.hidden_size,
-            work: Work::of_model(path)?,
+            own_top_k,
+            memory: Memory::of_model(&bound, &index, &meta, context, options)?,
+            work: Work { top_k, ..Work::of_model(path)? },
         })
     }
 
-    /// Of a published shape.
+    /// Of a published shape, opened with `options`.
     ///
     /// # Errors
-    /// As [`sizes`].
-    pub fn of_shape(shape: Shape, layout: Layout) -> Result<Self> {
+    /// `InvalidRequest` for options that the model cannot have, else as [`sizes`].
+    pub fn of_shape(shape: Shape, layout: Layout, options: &OpenOptions) -> Result<Self> {
+        let top_k = top_k(shape.name, shape.experts, shape.top_k, options)?;
+        let context = context(shape.context, options)?;
         let found = sizes(&SynthOptions::new(shape, layout))?;
-        let attention = (0..shape.layers).filter(|l| shape.is_full_attention(*l)).count();
-        let delta = shape.delta.map_or(0, |d| 4 * d.value_heads * d.head_dim * d.head_dim);
+        let work = Work { top_k, ..Work::of_shape(shape, layout, found.parameters) };
         Ok(Self {
             name: format!("{} ({layout})", shape.name),
             resident_bytes: found.resident_bytes,
             experts_bytes: found.experts_bytes,
-            token_expert_bytes: found.token_expert_bytes,
+            token_expert_bytes: found.token_expert_bytes / shape.top_k as u64 * top_k as u64,
             experts: shape.experts,
-            top_k: shape.top_k,
-            kv_bytes_per_token: (attention * 2 * shape.kv_heads * shape.head_dim * 2) as u64,
-            recurrent_bytes: ((shape.layers - attention) * delta) as u64,
-            hidden_size: shape.hidden_size,
-            work: Work::of_shape(shape, layout, found.parameters),
+            top_k,
+            own_top_k: shape.top_k,
+            memory: Memory::of_shape(&shape, layout, &work, &found, context, options)?,
+            work,
         })
     }
 
@@ -114,6 +121,37 @@ impl Demand {
         }
         1.0 - (1.0 - self.top_k as f64 / self.experts as f64).powi(rows as i32)
     }
+}
+
+/// The experts per token that `options` ask for, `own` where they do not.
+fn top_k(name: &str, experts: usize, own: usize, options: &OpenOptions) -> Result<usize> {
+    match options.experts_per_token {
+        Some(k) if experts == 0 => {
+            Err(Error::invalid(format!("{name} has no routed experts to choose {k} of")))
+        }
+        Some(k) if k == 0 || k > experts => {
+            Err(Error::invalid(format!("{k} experts per token: the model has {experts} a layer")))
+        }
+        asked => Ok(asked.unwrap_or(own)),
+    }
+}
+
+/// The context that `options` ask for, at most `limit`.
+fn context(limit: usize, options: &OpenOptions) -> Result<usize> {
+    match options.context {
+        Some(n) if n > limit => {
+            Err(Error::invalid(format!("a context of {n} tokens exceeds the model's {limit}")))
+        }
+        asked => Ok(asked.unwrap_or(limit.min(DEFAULT_CONTEXT))),
+    }
+}
+
+/// Opens the device that `options` ask for, once for all that is measured on it.
+///
+/// # Errors
+/// `Device` when there is none.
+pub fn with_device(options: &OpenOptions) -> Result<OpenOptions> {
+    Ok(OpenOptions { backend: Some(open_device(options)?.backend), ..options.clone() })
 }
 
 /// What a device reaches with 4-bit weights that are in memory.
@@ -210,39 +248,6 @@ pub fn memory_bytes_per_s(threads: usize) -> Result<f64> {
     Ok(best)
 }
 
-/// Bytes of the file that a drive is probed with where no model is.
-const PROBE_FILE_BYTES: usize = 256 << 20;
-
-/// Probes the drive under the directory `dir` with a file of its own, which is removed again.
-///
-/// # Errors
-/// `Io` naming the directory when it cannot be written, else as [`probe`].
-pub fn probe_directory(dir: &Path, time: Duration) -> Result<DriveProbe> {
-    struct Scrap(PathBuf);
-    impl Drop for Scrap {
-        fn drop(&mut self) {
-            let _ = std::fs::remove_file(&self.0); // nobody could act on it
-        }
-    }
-    let scrap = Scrap(dir.join(format!("probe-{}.tmp", std::process::id())));
-    // Noise: drives and file systems that compress would be too good with anything else.
-    let (mut random, mut block) = (7u64, vec![0u8; 4 << 20]);
-    let written = std::fs::File::create(&scrap.0).and_then(|mut file| {
-        for _ in 0..PROBE_FILE_BYTES / block.len() {
-            for word in block.chunks_exact_mut(8) {
-                random ^= random << 13;
-                random ^= random >> 7;
-                random ^= random << 17;
-                word.copy_from_slice(&random.to_le_bytes());
-            }
-            std::io::Write::write_all(&mut file, &block)?;
-        }
-        file.sync_all()
-    });
-    written.map_err(|e| Error::io(dir.display(), e))?;
-    probe(&scrap.0, time)
-}
-
 /// The machine that a prediction is for.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Conditions {
@@ -252,8 +257,6 @@ pub struct Conditions {
     pub drive_bytes_per_s: f64,
     /// The ceiling of everything in memory.
     pub budget_bytes: u64,
-    /// Tokens of context to plan for.
-    pub context: usize,
     /// Tokens of the prompt.
     pub prompt_tokens: usize,
 }
@@ -261,7 +264,7 @@ pub struct Conditions {
 /// What a machine will do with a model.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Prediction {
-    /// The least budget that the model runs with, about.
+    /// The least budget that the model runs with; for a published shape about.
     pub floor_bytes: u64,
     /// Whether the budget is above it; else the rates are 0.
     pub fits: bool,
@@ -286,8 +289,8 @@ pub struct Prediction {
 /// Rows of a prompt chunk.
 const CHUNK_TOKENS: usize = 2048;
 
-/// Memory for code, buffers and tables, in bytes.
-const OVERHEAD_BYTES: u64 = 160 << 20;
+/// Context where none is asked for, in tokens; the model's own if that is shorter.
+const DEFAULT_CONTEXT: usize = 8192;
 
 /// Hit rates of the default policy in pools of some parts of all experts: replays of the bundled model's recorded
 /// routing (`bench --trace testdata/traces/…`, the mean of both).
@@ -305,19 +308,15 @@ const HITS: [(f64, f64); 9] = [
 
 /// Predicts the prompt, and the first tokens after it.
 pub fn predict(model: &Demand, on: &Conditions) -> Prediction {
-    let state_bytes = model.kv_bytes_per_token * on.context as u64 + 4 * model.recurrent_bytes;
-    let chunk = on.prompt_tokens.clamp(1, CHUNK_TOKENS);
-    let row_bytes = 4 * model.hidden_size * (model.top_k + 8);
-    let scratch_bytes = ((chunk * row_bytes) as u64).min(on.budget_bytes / 8);
-    let fixed_bytes = model.resident_bytes + state_bytes + scratch_bytes + OVERHEAD_BYTES;
-    let floor_bytes = model.resident_bytes + state_bytes + OVERHEAD_BYTES + model.token_expert_bytes;
-    if floor_bytes > on.budget_bytes {
+    let floor_bytes = model.resident_bytes + model.memory.floor_bytes(model.top_k);
+    let left_bytes = on.budget_bytes.saturating_sub(model.resident_bytes);
+    let Some((rows, slots)) = model.memory.divide(on.budget_bytes, left_bytes, model.top_k) else {
         return Prediction { floor_bytes, ..Prediction::default() };
-    }
-    let pool_bytes = on.budget_bytes.saturating_sub(fixed_bytes) as f64;
-    let slots_fraction = match model.experts_bytes {
+    };
+    let chunk = on.prompt_tokens.clamp(1, rows);
+    let slots_fraction = match model.memory.total_experts {
         0 => 1.0,
-        bytes => (pool_bytes / bytes as f64).min(1.0),
+        all => slots as f64 / all as f64,
     };
     let hit_rate = hits(slots_fraction);
     let Times { resident_s, experts_s, prompt_resident_s, prompt_experts_s } = on.times;
@@ -390,6 +389,10 @@ pub fn advice(model: &Demand, on: &Conditions) -> Vec<(&'static str, f64, f64)> 
 mod tests {
     use super::*;
 
+    fn shape(name: &str) -> Demand {
+        Demand::of_shape(Shape::find(name).unwrap(), Layout::Mlx4Bit, &OpenOptions::default()).unwrap()
+    }
+
     fn laptop(budget_gib: u64) -> Conditions {
         Conditions {
             times: Times {
@@ -400,14 +403,13 @@ mod tests {
             },
             drive_bytes_per_s: 7e9,
             budget_bytes: budget_gib << 30,
-            context: 8192,
             prompt_tokens: 2048,
         }
     }
 
     #[test]
     fn the_flagship_on_a_laptop_waits_for_its_drive() {
-        let flagship = Demand::of_shape(Shape::find("qwen3.5-397b-a17b").unwrap(), Layout::Mlx4Bit).unwrap();
+        let flagship = shape("qwen3.5-397b-a17b");
         assert!((flagship.token_expert_bytes as f64 / 4.25e9 - 1.0).abs() < 0.01, "{flagship:?}");
         let seen = predict(&flagship, &laptop(12));
         // 4.25 GB a token at 7 GB/s, nearly nothing in memory; the experts of a chunk once, 217 GB.
@@ -421,7 +423,7 @@ mod tests {
 
     #[test]
     fn what_fits_is_limited_by_arithmetic_and_hits_rise_with_slots() {
-        let small = Demand::of_shape(Shape::find("qwen3-30b-a3b").unwrap(), Layout::Mlx4Bit).unwrap();
+        let small = shape("qwen3-30b-a3b");
         let all = predict(&small, &laptop(64));
         assert_eq!(
             (all.slots_fraction, all.hit_rate, all.token_drive_s, all.prompt_drive_s),

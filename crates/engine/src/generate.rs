@@ -54,7 +54,7 @@ pub enum GenerateEvent<'a> {
 pub struct Generated {
     /// Why it ended.
     pub finish: FinishReason,
-    /// Tokens of the prompt.
+    /// Tokens of the prompt; when it was broken off, those that were done.
     pub prompt_tokens: usize,
     /// Those of them that the session still remembered.
     pub reused_tokens: usize,
@@ -110,12 +110,18 @@ pub fn generate(
         prefill: Duration::ZERO,
         decode: Duration::ZERO,
     };
-    let mut progress = |done_tokens, total_tokens| on(GenerateEvent::Prompt { done_tokens, total_tokens });
+    let mut to_compute = prompt.len();
+    let mut progress = |done_tokens, total_tokens| {
+        to_compute = total_tokens;
+        on(GenerateEvent::Prompt { done_tokens, total_tokens })
+    };
     match session.set_prompt(prompt, &mut progress) {
         Ok(reused) => answer.reused_tokens = reused,
         Err(e) if e.kind() == ErrorKind::Cancelled => {
             answer.finish = FinishReason::Cancelled;
-            answer.reused_tokens = prompt.len();
+            answer.prompt_tokens = session.tokens().len();
+            answer.reused_tokens = prompt.len().saturating_sub(to_compute).min(answer.prompt_tokens);
+            answer.prefill = start.elapsed();
             return Ok(answer);
         }
         Err(e) => return Err(e),

@@ -116,22 +116,29 @@ impl Inspection {
 fn footprint(index: &TensorIndex, meta: &Meta) -> Result<Footprint> {
     meta.check()?;
     let backend: Arc<dyn Backend> = Arc::new(Reference::default());
-    let Bound { decoder, experts, arena } = models::bind(index, meta, &backend, None)?;
-    let layout_bytes = |layout: &ExpertLayout| layout.parts.iter().map(|part| part.bytes).sum::<u64>();
-    let mut found = Footprint { resident_bytes: arena.bytes(), ..Footprint::default() };
-    for layer in experts.iter().filter(|layer| !layer.is_empty()) {
-        let largest = layer.iter().map(layout_bytes).max().unwrap_or(0);
-        found.moe_layers += 1;
-        found.experts_bytes += layer.iter().map(layout_bytes).sum::<u64>();
-        found.expert_bytes = found.expert_bytes.max(largest);
-        found.expert_bytes_per_token += largest * decoder.top_k() as u64;
+    Footprint::of(&models::bind(index, meta, &backend, None)?)
+}
+
+impl Footprint {
+    /// Of a model that is bound to its tensors.
+    pub(crate) fn of(bound: &Bound) -> Result<Self> {
+        let Bound { decoder, experts, arena } = bound;
+        let layout_bytes = |layout: &ExpertLayout| layout.parts.iter().map(|part| part.bytes).sum::<u64>();
+        let mut found = Footprint { resident_bytes: arena.bytes(), ..Footprint::default() };
+        for layer in experts.iter().filter(|layer| !layer.is_empty()) {
+            let largest = layer.iter().map(layout_bytes).max().unwrap_or(0);
+            found.moe_layers += 1;
+            found.experts_bytes += layer.iter().map(layout_bytes).sum::<u64>();
+            found.expert_bytes = found.expert_bytes.max(largest);
+            found.expert_bytes_per_token += largest * decoder.top_k() as u64;
+        }
+        let states = decoder.state_shapes(KvFormat::F16)?;
+        found.recurrent_bytes = states.iter().map(LayerShape::recurrent_bytes).sum();
+        // The difference of two lengths: what is fixed falls out.
+        let at = |context: usize| states.iter().map(|s| s.bytes(context)).sum::<u64>();
+        found.kv_bytes_per_token = (at(2048) - at(1024)) / 1024;
+        Ok(found)
     }
-    let states = decoder.state_shapes(KvFormat::F16)?;
-    found.recurrent_bytes = states.iter().map(LayerShape::recurrent_bytes).sum();
-    // The difference of two lengths: what is fixed falls out.
-    let at = |context: usize| states.iter().map(|s| s.bytes(context)).sum::<u64>();
-    found.kv_bytes_per_token = (at(2048) - at(1024)) / 1024;
-    Ok(found)
 }
 
 fn tokenizer(meta: &Meta) -> Result<String> {

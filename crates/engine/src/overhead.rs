@@ -25,6 +25,9 @@ const EXPERT_BYTES: u64 = 512;
 /// Bytes for each one of `tokenizer.json`: 26 measured while one of 5.1 MiB (151,936 tokens) loads, 18 after.
 const JSON_FACTOR: u64 = 28;
 
+/// Bytes of `tokenizer.json` for a token: 67 in the bundled model's.
+const JSON_TOKEN_BYTES: u64 = 70;
+
 /// Bytes for each one of the tokens and merges of a GGUF vocabulary, counted with [`STRING_BYTES`] more each:
 /// 10.8 measured with 151,936 tokens, the file's own copy included.
 const GGUF_FACTOR: u64 = 12;
@@ -78,4 +81,9 @@ pub(crate) fn tokenizer_bytes(meta: &Meta) -> u64 {
         }
         TokenizerSource::Missing => 0,
     }
+}
+
+/// About the same for a `tokenizer.json` of `vocab` tokens that is not here.
+pub(crate) fn shape_tokenizer_bytes(vocab: usize) -> u64 {
+    JSON_FACTOR * JSON_TOKEN_BYTES * vocab as u64
 }

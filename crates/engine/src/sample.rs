@@ -63,20 +63,26 @@ impl SampleParams {
     pub fn check(&self) -> Result<()> {
         let finite = |x: f32| x.is_finite();
         let fields = [
-            ("temperature", self.temperature, finite(self.temperature) && self.temperature >= 0.0),
-            ("top_p", self.top_p, self.top_p > 0.0 && self.top_p <= 1.0),
-            ("min_p", self.min_p, (0.0..=1.0).contains(&self.min_p)),
+            (
+                "temperature",
+                self.temperature,
+                finite(self.temperature) && self.temperature >= 0.0,
+                "at least 0",
+            ),
+            ("top_p", self.top_p, self.top_p > 0.0 && self.top_p <= 1.0, "above 0 and at most 1"),
+            ("min_p", self.min_p, (0.0..=1.0).contains(&self.min_p), "from 0 to 1"),
             (
                 "repetition_penalty",
                 self.repetition_penalty,
                 finite(self.repetition_penalty) && self.repetition_penalty > 0.0,
+                "above 0",
             ),
-            ("presence_penalty", self.presence_penalty, finite(self.presence_penalty)),
-            ("frequency_penalty", self.frequency_penalty, finite(self.frequency_penalty)),
+            ("presence_penalty", self.presence_penalty, finite(self.presence_penalty), "a number"),
+            ("frequency_penalty", self.frequency_penalty, finite(self.frequency_penalty), "a number"),
         ];
-        for (name, value, ok) in fields {
+        for (name, value, ok, range) in fields {
             if !ok {
-                return Err(Error::invalid(format!("{name}: {value} is out of range")));
+                return Err(Error::invalid(format!("{name}: {value} is out of range, it must be {range}")));
             }
         }
         match self.logit_bias.iter().find(|(_, bias)| !bias.is_finite()) {

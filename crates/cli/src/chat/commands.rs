@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::{Chat, usage};
 use crate::answer::read_tools;
 use crate::failure::{Result, one_line};
-use crate::out;
+use crate::{out, read};
 
 const HELP: &str = "\
 /help               this list
@@ -158,7 +158,7 @@ impl Chat {
     }
 
     fn load(&mut self, path: &Path) -> Result<()> {
-        let text = std::fs::read_to_string(path).map_err(|e| Error::io(path.display(), e))?;
+        let text = read::file(path)?;
         let bad = |why: String| Error::invalid(format!("{}: {why}", path.display()));
         let saved: Saved =
             serde_json::from_str(&text).map_err(|e| bad(format!("not a saved conversation: {e}")))?;

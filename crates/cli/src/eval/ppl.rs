@@ -1,20 +1,20 @@
 //! `tidemill eval ppl`
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::ValueEnum;
-use engine::eval::{Dialog, Tally, score_tokens, windows};
+use engine::eval::{Dialog, Tally, TokenScore, score_tokens, windows};
 use engine::text::{Message, Role, Specials, Tokenizer, ToolSpec};
 use engine::{Error, Session};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use super::read_lines;
+use super::{place, read_lines};
 use crate::args::ComputeArgs;
 use crate::failure::Result;
 use crate::interrupt::Work;
 use crate::load::{Loaded, Templates, count_bar};
-use crate::out;
+use crate::{out, read};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -23,19 +23,23 @@ Examples:
   tidemill eval ppl demo models/demo-eval/stories.jsonl --exact
 
 What is scored, always by teacher forcing:
-  text, protocol tidemill     windows of --ctx tokens (512), each --stride (half of it) after the one before; every
-                              token but the first is scored once, with the window before it as context
-  text, protocol llama.cpp    llama-perplexity's: separate chunks of --ctx tokens, the second half of each is scored
-  {\"prompt\", \"text\"} lines    `text`: the bare text, all tokens but the first; `answer`: the text and its end token as
-                              the answer to the prompt in the chat template
-  {\"messages\", \"tools\"} lines `assistant`: the model's turns with their end tokens; `all`: every token but the first";
+* a text, protocol tidemill: windows of --ctx tokens (512), each --stride (half of it) after the one before; every \
+token but the first is scored once, with the window before it as context
+* a text, protocol llama.cpp: llama-perplexity's separate chunks of --ctx tokens, of which the second half is scored
+* {\"prompt\", \"text\"} lines: `text`, the bare text, all tokens but the first; `answer`, the text and its end token as \
+the answer to the prompt in the chat template
+* {\"messages\", \"tools\"} lines: `assistant`, the model's turns with their end tokens; `all`, every token but the first";
 
 /// Tokens of a window or chunk unless `--ctx` says otherwise.
 const DEFAULT_CTX: usize = 512;
 
+/// Of `--ctx`.
+const CTX_HELP: &str = "Tokens of context to plan for, and of a text's windows or chunks; default: 512 for a text, \
+    else the model's own limit, 8192 at most";
+
 /// Arguments of `eval ppl`.
 #[derive(clap::Args)]
-#[command(after_help = EXAMPLES)]
+#[command(after_help = EXAMPLES, mut_arg("ctx", |arg| arg.help(CTX_HELP)))]
 pub(super) struct Args {
     /// A .gguf file, a directory of safetensors files, a pulled name, or `demo`
     model: String,
@@ -68,41 +72,71 @@ enum Protocol {
 
 /// A line of a JSONL file.
 #[derive(Deserialize)]
-#[serde(untagged)]
+#[serde(try_from = "Value")]
 enum Line {
-    Conversation {
-        messages: Vec<Message>,
-        #[serde(default)]
-        tools: Vec<ToolSpec>,
-    },
-    Answer {
-        prompt: String,
-        text: String,
-    },
+    Conversation { messages: Vec<Message>, tools: Vec<ToolSpec> },
+    Answer { prompt: String, text: String },
+}
+
+impl TryFrom<Value> for Line {
+    type Error = String;
+
+    /// By the keys that are there, so that what is wrong with one of them can be said.
+    fn try_from(value: Value) -> Result<Self, String> {
+        #[derive(Deserialize)]
+        struct Conversation {
+            messages: Vec<Message>,
+            #[serde(default)]
+            tools: Vec<ToolSpec>,
+        }
+        #[derive(Deserialize)]
+        struct Answer {
+            prompt: String,
+            text: String,
+        }
+        if value.get("messages").is_some() {
+            let Conversation { messages, tools } =
+                serde_json::from_value(value).map_err(|e| e.to_string())?;
+            return Ok(Self::Conversation { messages, tools });
+        }
+        if value.get("prompt").or(value.get("text")).is_some() {
+            let Answer { prompt, text } = serde_json::from_value(value).map_err(|e| e.to_string())?;
+            return Ok(Self::Answer { prompt, text });
+        }
+        Err("expected {\"prompt\", \"text\"}, or {\"messages\"} and perhaps \"tools\"".into())
+    }
 }
 
 /// Measures.
 pub(super) fn main(args: &Args) -> Result<()> {
     let limit = args.chunks.map(|n| n as usize);
-    if args.textfile.extension().is_some_and(|e| e == "jsonl") {
+    let is_jsonl = args.textfile.extension().is_some_and(|e| e == "jsonl");
+    if args.stride.is_some() && (is_jsonl || args.protocol == Protocol::LlamaCpp) {
+        let message =
+            "--stride is for windows of a text: neither --protocol llama.cpp nor .jsonl files have them";
+        return Err(Error::invalid(message).into());
+    }
+    if is_jsonl && args.protocol == Protocol::LlamaCpp {
+        return Err(Error::invalid("--protocol llama.cpp is for a text, not for a .jsonl file").into());
+    }
+    if is_jsonl {
         let lines = read_lines(&args.textfile, limit)?;
         let loaded = Loaded::open(Some(&args.model), &args.compute)?;
         return lines_ppl(args, &loaded, &lines);
     }
-    let text = std::fs::read_to_string(&args.textfile).map_err(|e| Error::io(args.textfile.display(), e))?;
+    let text = read::file(&args.textfile)?;
     let mut compute = args.compute.clone();
-    let ctx = *compute.ctx.get_or_insert(DEFAULT_CTX);
+    let ctx = *compute.machine.ctx.get_or_insert(DEFAULT_CTX);
     if ctx < 4 {
         return Err(Error::invalid("--ctx: a window needs at least 4 tokens").into());
     }
     let loaded = Loaded::open(Some(&args.model), &compute)?;
     let tokenizer = loaded.tokenizer()?;
     let windows = match args.protocol {
-        Protocol::Tidemill => own_windows(&tokenizer, &text, ctx, args.stride)?,
-        Protocol::LlamaCpp => {
-            llama_cpp_chunks(&tokenizer, &text, ctx).map_err(|e| e.context(args.textfile.display()))?
-        }
+        Protocol::Tidemill => own_windows(&tokenizer, &text, ctx, args.stride),
+        Protocol::LlamaCpp => llama_cpp_chunks(&tokenizer, &text, ctx),
     };
+    let windows = windows.map_err(|e| e.context(args.textfile.display()))?;
     let windows = &windows[..windows.len().min(limit.unwrap_or(usize::MAX))];
     let mut session = Session::new(&loaded.model)?;
     let work = Work::begin();
@@ -171,52 +205,67 @@ fn llama_cpp_chunks(tokenizer: &Tokenizer, text: &str, ctx: usize) -> engine::Re
     Ok(tokens.chunks_exact(ctx).map(chunk).collect())
 }
 
-fn lines_ppl(args: &Args, loaded: &Loaded, lines: &[Line]) -> Result<()> {
+/// What was scored of the lines of a JSONL file.
+#[derive(Default)]
+struct Tallies {
+    text: Tally,
+    answer: Tally,
+    assistant: Tally,
+    all: Tally,
+}
+
+impl Tallies {
+    /// Adds the scores of a line; `score` feeds tokens and scores those from an index on.
+    fn add(
+        &mut self,
+        line: &Line,
+        templates: &Templates,
+        tokenizer: &Tokenizer,
+        score: &mut dyn FnMut(&[u32], usize) -> engine::Result<Vec<TokenScore>>,
+    ) -> engine::Result<()> {
+        match line {
+            Line::Answer { prompt, text } => {
+                let bare = tokenizer.encode_document(text)?;
+                self.text.add(&score(&bare, 1)?);
+                let said = Message::new(Role::Assistant, text.clone());
+                let messages = [Message::new(Role::User, prompt.clone()), said];
+                let dialog = dialog(templates, tokenizer, &messages, &[])?;
+                self.answer.add(&score(dialog.through_last_turn(), dialog.turns[0].start)?);
+            }
+            Line::Conversation { messages, tools } => {
+                let dialog = dialog(templates, tokenizer, messages, tools)?;
+                let scores = score(&dialog.tokens, 1)?;
+                self.all.add(&scores);
+                for turn in &dialog.turns {
+                    self.assistant.add(&scores[turn.start - 1..turn.end - 1]);
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn lines_ppl(args: &Args, loaded: &Loaded, lines: &[(usize, Line)]) -> Result<()> {
     let (tokenizer, templates) = (loaded.tokenizer()?, loaded.templates()?);
     let mut session = Session::new(&loaded.model)?;
     let work = Work::begin();
     let bar = count_bar("scoring", lines.len() as u64);
-    let (mut text, mut answer) = (Tally::default(), Tally::default());
-    let (mut assistant, mut all) = (Tally::default(), Tally::default());
-    for (i, line) in lines.iter().enumerate() {
-        let scored = match line {
-            Line::Answer { prompt, text: said } => {
-                let bare = tokenizer.encode_document(said)?;
-                text.add(&score_tokens(&mut session, &bare, 1, &mut |_, _| work.flow())?);
-                let said = Message::new(Role::Assistant, said.clone());
-                let messages = [Message::new(Role::User, prompt.clone()), said];
-                dialog(&templates, &tokenizer, &messages, &[]).and_then(|dialog| {
-                    let begin = dialog.turns[0].start;
-                    let fed = dialog.through_last_turn();
-                    let scores = score_tokens(&mut session, fed, begin, &mut |_, _| work.flow())?;
-                    answer.add(&scores);
-                    Ok(())
-                })
-            }
-            Line::Conversation { messages, tools } => dialog(&templates, &tokenizer, messages, tools)
-                .and_then(|dialog| {
-                    let scores = score_tokens(&mut session, &dialog.tokens, 1, &mut |_, _| work.flow())?;
-                    all.add(&scores);
-                    for turn in &dialog.turns {
-                        assistant.add(&scores[turn.start - 1..turn.end - 1]);
-                    }
-                    Ok(())
-                }),
-        };
-        scored.map_err(|e| e.context(place(&args.textfile, i)))?;
-        let shown = answer.perplexity().or(assistant.perplexity()).unwrap_or(f64::NAN);
+    let mut tallies = Tallies::default();
+    let mut score =
+        |tokens: &[u32], from: usize| score_tokens(&mut session, tokens, from, &mut |_, _| work.flow());
+    for (number, line) in lines {
+        let added = tallies.add(line, &templates, &tokenizer, &mut score);
+        added.map_err(|e| e.context(place(&args.textfile, *number)))?;
+        let shown = tallies.answer.perplexity().or(tallies.assistant.perplexity()).unwrap_or(f64::NAN);
         bar.set_message(format!("ppl {shown:.4}"));
         bar.inc(1);
     }
     bar.finish_and_clear();
     let mut map = Map::new();
     map.insert("lines".into(), json!(lines.len()));
+    let Tallies { text, answer, assistant, all } = tallies;
     let named = [("text", text), ("answer", answer), ("assistant", assistant), ("all", all)];
     report(args.json, loaded, map, &named)
-}
-
-fn place(path: &Path, line: usize) -> String {
-    format!("{}, line {}", path.display(), line + 1)
 }
 
 /// A conversation in which the model speaks.

@@ -8,7 +8,7 @@ use engine::{Error, Session};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use super::read_lines;
+use super::{place, read_lines};
 use crate::args::ComputeArgs;
 use crate::failure::Result;
 use crate::interrupt::Work;
@@ -19,8 +19,8 @@ const EXAMPLES: &str = "\
 Example:
   tidemill eval tools demo models/demo-eval/tool_prompts.jsonl --exact --json
 
-A line is {\"messages\", \"tools\", \"expected_text\"} and may have \"unseen_noun\": true. A case counts if, with the expected
-reply given token by token, the most likely token is the expected one at every position, the end token included: the
+A line is {\"messages\", \"tools\", \"expected_text\"} and may have \"unseen_noun\": true. A case counts if, with the expected \
+reply given token by token, the most likely token is the expected one at every position, the end token included: the \
 same as greedy decoding writing exactly that. `tool_token_acc` is the share of right tokens.";
 
 /// Arguments of `eval tools`.
@@ -71,7 +71,7 @@ impl Share {
 
 /// Measures.
 pub(super) fn main(args: &Args) -> Result<()> {
-    let cases: Vec<Case> = read_lines(&args.cases, args.limit.map(|n| n as usize))?;
+    let cases: Vec<(usize, Case)> = read_lines(&args.cases, args.limit.map(|n| n as usize))?;
     let loaded = Loaded::open(Some(&args.model), &args.compute)?;
     let (tokenizer, templates) = (loaded.tokenizer()?, loaded.templates()?);
     let mut session = Session::new(&loaded.model)?;
@@ -79,8 +79,8 @@ pub(super) fn main(args: &Args) -> Result<()> {
     let bar = count_bar("scoring", cases.len() as u64);
     let (mut all, mut seen, mut unseen) = (Share::default(), Share::default(), Share::default());
     let mut tokens = Tally::default();
-    for (i, case) in cases.into_iter().enumerate() {
-        let named = |e: Error| e.context(format!("{}, line {}", args.cases.display(), i + 1));
+    for (number, case) in cases {
+        let named = |e: Error| e.context(place(&args.cases, number));
         let mut messages = case.messages;
         messages.push(Message::new(Role::Assistant, case.expected_text));
         let template = templates.pick(!case.tools.is_empty());

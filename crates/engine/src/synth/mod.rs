@@ -137,6 +137,8 @@ impl SynthOptions {
 /// How large a model is, by its parts; from the shape alone, nothing is made.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SynthSizes {
+    /// Tensors.
+    pub tensors: usize,
     /// Weights, as they are counted in a model's name.
     pub parameters: u64,
     /// Tensor bytes that every token needs.
@@ -161,6 +163,7 @@ pub fn sizes(options: &SynthOptions) -> Result<SynthSizes> {
     let mut layers = vec![0u64; shape.layers];
     for tensor in tensors::tensors(options) {
         let bytes = tensor_bytes(&tensor)?;
+        sizes.tensors += 1;
         sizes.parameters += tensor.values();
         match tensor.layer().filter(|_| tensor.is_expert) {
             Some(layer) => layers[layer] += bytes,

@@ -90,6 +90,29 @@ fn an_answer_ends_where_the_context_does() {
 }
 
 #[test]
+fn a_prompt_that_is_broken_off_says_what_was_done() {
+    let options = OpenOptions { context: Some(256), chunk_tokens: Some(16), ..OpenOptions::default() };
+    let model = open(&root().join("models/demo"), &options);
+    let tokenizer = Tokenizer::of_model(model.meta()).expect("a tokenizer");
+    let mut session = Session::new(&model).expect("a session");
+    let prompt = tokens(&model, 1, 200);
+    let until = |session: &mut Session, most: f64| {
+        let answer = generate(session, &tokenizer, &prompt, &GenerateOptions::default(), &mut |event| {
+            let GenerateEvent::Prompt { done_tokens, .. } = event else { return ControlFlow::Continue(()) };
+            if done_tokens >= most { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        });
+        let answer = answer.expect("no error");
+        assert_eq!(answer.finish, FinishReason::Cancelled);
+        (answer.prompt_tokens, answer.reused_tokens, answer.prefill_tokens_per_s() > 0.0)
+    };
+    let first = until(&mut session, 40.0);
+    assert_eq!(first, (session.tokens().len(), 0, true));
+    assert!((32..=64).contains(&first.0), "{first:?}");
+    let second = until(&mut session, 40.0);
+    assert_eq!(second, (session.tokens().len(), first.0, true));
+}
+
+#[test]
 fn a_budget_below_the_floor_is_refused_with_the_floor_and_the_floor_is_enough() {
     for set in ["qwen3_5_moe-e32/mlx-4bit", "qwen3_moe-e16/gguf-Q8_0", "llama-dense/mlx-4bit"] {
         let path = golden(set);

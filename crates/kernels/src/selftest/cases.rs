@@ -56,7 +56,8 @@ pub(super) fn cases(extent: Extent) -> Vec<Case> {
         }
         add(named("route", format, 6), ROUNDING, Box::new(move |b| route(b, format)));
     }
-    let plain: [(&str, Plain); 10] = [
+    add("linears_conv".into(), EIGHT_BITS, Box::new(linears_conv));
+    let plain: [(&str, Plain); 9] = [
         ("rms_norm", rms_norm),
         ("add", add_rows),
         ("add_norm", add_norm),
@@ -64,7 +65,6 @@ pub(super) fn cases(extent: Extent) -> Vec<Case> {
         ("gated_norm", gated_norm),
         ("norm_rope", norm_rope),
         ("short_conv", short_conv),
-        ("linears_conv", linears_conv),
         ("delta_rule", delta_rule),
         ("combine", combine),
     ];

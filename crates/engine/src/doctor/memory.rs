@@ -1,0 +1,223 @@
+//! The parts of the memory plan before there is a model, as [`crate::Model::open`] finds them.
+
+use files::{Meta, Result, TensorIndex};
+use kernels::ops::KvFormat;
+
+use super::CHUNK_TOKENS;
+use super::work::Work;
+use crate::device::open_device;
+use crate::model::{LOGIT_ROWS, OpenOptions};
+use crate::models::Bound;
+use crate::overhead::{Overhead, shape_tokenizer_bytes, tokenizer_bytes};
+use crate::state::{Checkpoints, LayerShape};
+use crate::synth::{Layout, Shape, SynthSizes};
+
+/// A chunk is halved down to this while its activations take more than an eighth of the budget, and down to the second
+/// while the plan does not fit at all.
+const CHUNK_TOKENS_MODEST: usize = 128;
+const CHUNK_TOKENS_MIN: usize = 16;
+
+/// What a model keeps in memory besides its resident weights.
+#[derive(Clone, Debug)]
+pub struct Memory {
+    /// KV cache and recurrent state of one session at the full context.
+    pub state_bytes: u64,
+    /// One expert slot.
+    pub slot_bytes: u64,
+    /// Routed experts in all layers.
+    pub total_experts: u64,
+    /// Chunks of a prompt that the plan may take, the largest first; never empty.
+    chunks: Vec<Chunk>,
+}
+
+/// A prompt chunk's part of the plan.
+#[derive(Clone, Debug)]
+struct Chunk {
+    rows: usize,
+    scratch_bytes: u64,
+    overhead_bytes: u64,
+}
+
+impl Memory {
+    /// Of a model that is bound to its tensors.
+    pub(super) fn of_model(
+        bound: &Bound,
+        index: &TensorIndex,
+        meta: &Meta,
+        context: usize,
+        options: &OpenOptions,
+    ) -> Result<Self> {
+        let total_experts = bound.experts.iter().map(|layer| layer.len() as u64).sum();
+        let slot_bytes = match total_experts {
+            0 => 0,
+            _ => store::slot_bytes(bound.experts.iter().flatten())? as u64,
+        };
+        let tensors = index.iter().count();
+        let overhead = overhead(options, tensors, total_experts, tokenizer_bytes(meta), meta.vocab_size)?;
+        let states = bound.decoder.state_shapes(kv_format(options))?;
+        let scratch = |rows, logit_rows| bound.decoder.scratch_bytes(rows, logit_rows);
+        Ok(Self {
+            state_bytes: state_bytes(&states, context),
+            slot_bytes,
+            total_experts,
+            chunks: chunks(context, &overhead, scratch),
+        })
+    }
+
+    /// Of a published shape: what its files will add to that is estimated.
+    pub(super) fn of_shape(
+        shape: &Shape,
+        layout: Layout,
+        work: &Work,
+        found: &SynthSizes,
+        context: usize,
+        options: &OpenOptions,
+    ) -> Result<Self> {
+        let format = kv_format(options);
+        format.check(shape.head_dim)?;
+        let attention = LayerShape::Kv { kv_heads: shape.kv_heads, head_dim: shape.head_dim, format };
+        let mut states = vec![attention; work.attention_layers];
+        if let (Some((layers, spec)), Some(delta)) = (&work.delta, shape.delta) {
+            let layer = LayerShape::Delta {
+                conv_rows: delta.conv_kernel - 1,
+                channels: spec.channels(),
+                value_heads: spec.value_heads,
+                head_state: spec.key_head_dim * spec.value_head_dim,
+            };
+            states.extend(std::iter::repeat_n(layer, *layers));
+        }
+        let total_experts = (shape.layers * shape.experts) as u64;
+        let tokenizer_bytes = shape_tokenizer_bytes(shape.vocab_size);
+        let overhead = overhead(options, found.tensors, total_experts, tokenizer_bytes, shape.vocab_size)?;
+        let layer_width = layer_width(work);
+        let head_width = 2 * work.hidden_size + work.vocab_size;
+        let scratch = |rows: usize, logit_rows: usize| {
+            (4 * (rows * layer_width + logit_rows * head_width) + 32 * 4096) as u64
+        };
+        let parts = if layout == Layout::Mlx4Bit { 9 } else { 3 };
+        Ok(Self {
+            state_bytes: state_bytes(&states, context),
+            // Pages that its parts begin or end in the midst of.
+            slot_bytes: found.expert_bytes + parts * (4096 + 2048),
+            total_experts,
+            chunks: chunks(context, &overhead, scratch),
+        })
+    }
+
+    /// The least that runs, when a token uses `top_k` experts of a layer.
+    pub(super) fn floor_bytes(&self, top_k: usize) -> u64 {
+        self.chunks.iter().map(|chunk| self.fixed_bytes(chunk)).min().unwrap_or(0)
+            + self.slots_min_bytes(top_k)
+    }
+
+    /// The rows of a chunk and the expert slots that the plan takes with `left_bytes` of a budget besides the resident
+    /// weights; `None` below the floor.
+    pub(super) fn divide(&self, budget_bytes: u64, left_bytes: u64, top_k: usize) -> Option<(usize, u64)> {
+        let least_bytes = |chunk: &Chunk| self.fixed_bytes(chunk) + self.slots_min_bytes(top_k);
+        let modest =
+            |chunk: &Chunk| chunk.scratch_bytes <= budget_bytes / 8 || chunk.rows <= CHUNK_TOKENS_MODEST;
+        let chunk = self.chunks.iter().find(|chunk| least_bytes(chunk) <= left_bytes && modest(chunk))?;
+        let slots = (left_bytes - self.fixed_bytes(chunk)).checked_div(self.slot_bytes).unwrap_or(0);
+        Some((chunk.rows, slots.min(self.total_experts)))
+    }
+
+    fn fixed_bytes(&self, chunk: &Chunk) -> u64 {
+        self.state_bytes + chunk.scratch_bytes + chunk.overhead_bytes
+    }
+
+    fn slots_min_bytes(&self, top_k: usize) -> u64 {
+        (top_k as u64).min(self.total_experts) * self.slot_bytes
+    }
+}
+
+fn kv_format(options: &OpenOptions) -> KvFormat {
+    options.kv_format.unwrap_or(if options.exact { KvFormat::F32 } else { KvFormat::F16 })
+}
+
+fn overhead(
+    options: &OpenOptions,
+    tensors: usize,
+    experts: u64,
+    tokenizer_bytes: u64,
+    vocab: usize,
+) -> Result<Overhead> {
+    let backend = open_device(options)?.backend;
+    let info = backend.info();
+    let (threads, staging_bytes) = (info.threads, info.staging_bytes);
+    Ok(Overhead { threads, staging_bytes, tensors, experts, tokenizer_bytes, vocab })
+}
+
+fn state_bytes(states: &[LayerShape], context: usize) -> u64 {
+    let recurrent: u64 = states.iter().map(LayerShape::recurrent_bytes).sum();
+    states.iter().map(|s| s.bytes(context)).sum::<u64>() + Checkpoints::MOST as u64 * recurrent
+}
+
+/// All chunk sizes; `scratch` knows the bytes of some rows with logits for some of them.
+fn chunks(context: usize, overhead: &Overhead, scratch: impl Fn(usize, usize) -> u64) -> Vec<Chunk> {
+    let least = CHUNK_TOKENS_MIN.min(context);
+    let halves = |rows: &usize| (*rows > least).then(|| (rows / 2).max(least));
+    let chunk = |rows: usize| {
+        let logit_rows = LOGIT_ROWS.min(rows);
+        let (scratch_bytes, overhead_bytes) = (scratch(rows, logit_rows), overhead.bytes(logit_rows));
+        Chunk { rows, scratch_bytes, overhead_bytes }
+    };
+    std::iter::successors(Some(CHUNK_TOKENS.min(context)), halves).map(chunk).collect()
+}
+
+/// Values that a layer makes for one row, as in `Decoder::scratch_bytes`.
+fn layer_width(work: &Work) -> usize {
+    let [queries, keys] = [work.heads, work.kv_heads].map(|heads| heads * work.head_dim);
+    let attention = queries * (2 + usize::from(work.is_gated())) + 2 * keys;
+    let delta = work
+        .delta
+        .as_ref()
+        .map_or(0, |(_, spec)| 2 * spec.channels() + 2 * spec.value_heads * (1 + spec.value_head_dim));
+    let mixer = work.hidden_size + attention.max(delta);
+    4 * work.hidden_size + mixer + (work.top_k + 2) * work.hidden_size + 2 * work.top_k + 1
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ops::ControlFlow;
+
+    use super::*;
+    use crate::doctor::Demand;
+    use crate::model::Model;
+    use crate::synth::{SynthOptions, synth};
+
+    #[test]
+    fn a_model_gets_the_plan_that_was_foretold() {
+        let dir = tempfile::tempdir().unwrap();
+        let shape = Shape::find("qwen3.5-moe-tiny").unwrap();
+        let mut go = |_, _| ControlFlow::Continue(());
+        let made = synth(&SynthOptions::new(shape, Layout::Mlx4Bit), dir.path(), &mut go).unwrap();
+        for kv_format in [None, Some(KvFormat::Q8)] {
+            let options = OpenOptions { kv_format, context: Some(4096), ..OpenOptions::default() };
+            let demand = Demand::of_model(&made.path, &options).unwrap();
+            let (memory, top_k) = (&demand.memory, demand.top_k);
+            let floor_bytes = demand.resident_bytes + memory.floor_bytes(top_k);
+            let open = |bytes| {
+                let options = OpenOptions { memory_bytes: Some(bytes), ..options.clone() };
+                Model::open(&made.path, &options, &mut |_, _| ControlFlow::Continue(()))
+            };
+            assert_eq!(open(floor_bytes - 1).err().unwrap().kind(), files::ErrorKind::Memory);
+            for more_bytes in [0, 1 << 20, 5 << 20, 100 << 20] {
+                let bytes = floor_bytes + more_bytes;
+                let model = open(bytes).unwrap();
+                let seen = memory.divide(bytes, bytes - demand.resident_bytes, top_k);
+                assert_eq!(
+                    seen,
+                    Some((model.chunk_tokens(), model.plan().slots)),
+                    "{more_bytes} above the floor"
+                );
+            }
+            let of_shape = Demand::of_shape(shape, Layout::Mlx4Bit, &options).unwrap().memory;
+            assert_eq!(of_shape.state_bytes, memory.state_bytes);
+            let near = |a: u64, b: u64| a.abs_diff(b) * 10 <= b;
+            assert!(near(of_shape.slot_bytes, memory.slot_bytes), "{of_shape:?} {memory:?}");
+            for (a, b) in of_shape.chunks.iter().zip(&memory.chunks) {
+                assert_eq!((a.rows, a.scratch_bytes), (b.rows, b.scratch_bytes));
+            }
+        }
+    }
+}
