@@ -9,8 +9,9 @@ use crate::cpu::simd::{Kernel, Simd, X_ROWS_MAX, array};
 
 /// Vectors of a block in a panel: bytes, scales, minimums.
 pub(super) const VECTORS: usize = 12;
-/// Bytes of a weight that are asked for ahead of time, at least: what memory brings while one request is under way.
-const AHEAD: usize = 16 << 10;
+/// Bytes of a weight that are asked for ahead of time, as far as whole panels fit into them, but at least one panel: the
+/// short rows of an expert need several, or memory is waited for.
+const AHEAD: usize = 40 << 10;
 /// Bytes of so many bits are narrow: the sum of eight products with signed bytes fits 16 bits.
 pub(super) const NARROW: u32 = 5;
 
