@@ -22,6 +22,7 @@ use work::Work;
 
 use crate::device::open_device;
 use crate::inspect::Footprint;
+use crate::limits;
 use crate::model::OpenOptions;
 use crate::models;
 use crate::synth::{Layout, Shape, SynthOptions, sizes};
@@ -65,8 +66,8 @@ impl Demand {
         let (index, meta) = TensorIndex::open(path)?;
         meta.check()?;
         let (experts, own_top_k) = meta.moe.as_ref().map_or((0, 0), |moe| (moe.experts, moe.top_k));
-        let top_k = top_k(&meta.arch, experts, own_top_k, options)?;
-        let context = context(meta.context, options)?;
+        let top_k = limits::top_k(&meta.arch, experts, own_top_k, options.experts_per_token)?;
+        let context = limits::context(meta.context, options.context)?;
         let reference: Arc<dyn Backend> = Arc::new(Reference::default());
         let bound = models::bind(&index, &meta, &reference, options.experts_per_token)?;
         let found = Footprint::of(&bound)?;
@@ -88,8 +89,8 @@ impl Demand {
     /// # Errors
     /// `InvalidRequest` for options that the model cannot have, else as [`sizes`].
     pub fn of_shape(shape: Shape, layout: Layout, options: &OpenOptions) -> Result<Self> {
-        let top_k = top_k(shape.name, shape.experts, shape.top_k, options)?;
-        let context = context(shape.context, options)?;
+        let top_k = limits::top_k(shape.name, shape.experts, shape.top_k, options.experts_per_token)?;
+        let context = limits::context(shape.context, options.context)?;
         let found = sizes(&SynthOptions::new(shape, layout))?;
         let work = Work { top_k, ..Work::of_shape(shape, layout, found.parameters) };
         Ok(Self {
@@ -120,29 +121,6 @@ impl Demand {
             return 0.0;
         }
         1.0 - (1.0 - self.top_k as f64 / self.experts as f64).powi(rows as i32)
-    }
-}
-
-/// The experts per token that `options` ask for, `own` where they do not.
-fn top_k(name: &str, experts: usize, own: usize, options: &OpenOptions) -> Result<usize> {
-    match options.experts_per_token {
-        Some(k) if experts == 0 => {
-            Err(Error::invalid(format!("{name} has no routed experts to choose {k} of")))
-        }
-        Some(k) if k == 0 || k > experts => {
-            Err(Error::invalid(format!("{k} experts per token: the model has {experts} a layer")))
-        }
-        asked => Ok(asked.unwrap_or(own)),
-    }
-}
-
-/// The context that `options` ask for, at most `limit`.
-fn context(limit: usize, options: &OpenOptions) -> Result<usize> {
-    match options.context {
-        Some(n) if n > limit => {
-            Err(Error::invalid(format!("a context of {n} tokens exceeds the model's {limit}")))
-        }
-        asked => Ok(asked.unwrap_or(limit.min(DEFAULT_CONTEXT))),
     }
 }
 
@@ -285,12 +263,6 @@ pub struct Prediction {
     /// Reading a prompt.
     pub prefill_tokens_per_s: f64,
 }
-
-/// Rows of a prompt chunk.
-const CHUNK_TOKENS: usize = 2048;
-
-/// Context where none is asked for, in tokens; the model's own if that is shorter.
-const DEFAULT_CONTEXT: usize = 8192;
 
 /// Hit rates of the default policy in pools of some parts of all experts: replays of the bundled model's recorded
 /// routing (`bench --trace testdata/traces/…`, the mean of both).

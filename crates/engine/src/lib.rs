@@ -9,6 +9,7 @@ pub mod eval;
 pub mod generate;
 pub mod inspect;
 mod layers;
+mod limits;
 mod lookahead;
 mod model;
 mod models;

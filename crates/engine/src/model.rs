@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use files::{Error, Meta, Result, TensorIndex};
 use kernels::Backend;
-use kernels::ops::{DeviceCounts, KernelTime, KvFormat, Precision};
+use kernels::ops::{DeviceCounts, KernelTime, KvFormat};
 use store::disk::{Disk, DiskChoice};
 use store::governor::{Governor, GovernorOptions};
 use store::plan::{Plan, PlanInput, machine_memory, plan};
@@ -19,6 +19,7 @@ use crate::ahead::Turn;
 use crate::bridge::Slabs;
 use crate::device::{Device, open_device};
 use crate::drive::{self, DriveOptions, OpenedDrive};
+use crate::limits::{self, CHUNK_TOKENS, CHUNK_TOKENS_MIN, CHUNK_TOKENS_MODEST, LOGIT_ROWS};
 use crate::lookahead::Guess;
 use crate::models::{self, Bound, Decoder};
 use crate::overhead::{Overhead, tokenizer_bytes};
@@ -26,19 +27,6 @@ use crate::pool::{self, ExpertPool};
 use crate::scratch::Scratch;
 use crate::state::{Checkpoints, LayerShape, SequenceState};
 use crate::vram::{Cut, DeviceSlots};
-
-/// Logits are made for at most this many rows at a time.
-pub(crate) const LOGIT_ROWS: usize = 32;
-
-/// Context where none is asked for, in tokens; the model's own if that is shorter.
-const DEFAULT_CONTEXT: usize = 8192;
-
-/// Rows of a prompt chunk where memory allows: each expert is read once per chunk, so more rows are fewer reads.
-const CHUNK_TOKENS: usize = 2048;
-/// A chunk is halved down to this while its activations take more than an eighth of the budget ...
-const CHUNK_TOKENS_MODEST: usize = 128;
-/// ... and down to this while the plan does not fit at all.
-const CHUNK_TOKENS_MIN: usize = 16;
 
 /// Who keeps experts in memory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -123,7 +111,8 @@ impl Model {
     pub fn open(path: &Path, options: &OpenOptions, progress: LoadProgress<'_>) -> Result<Arc<Self>> {
         let (index, meta) = TensorIndex::open(path)?;
         meta.check()?;
-        check_experts_per_token(&meta, options.experts_per_token)?;
+        let (experts, own) = meta.moe.as_ref().map_or((0, 0), |moe| (moe.experts, moe.top_k));
+        limits::top_k(&meta.arch, experts, own, options.experts_per_token)?;
         if options.vram_bytes.is_some() && options.device == Device::Cpu {
             return Err(Error::invalid("a ceiling for a GPU's memory means nothing on the CPU"));
         }
@@ -150,9 +139,9 @@ impl Model {
         let meta = meta.clone();
         let Bound { decoder, experts, arena } =
             models::bind(index, &meta, backend, options.experts_per_token)?;
-        let kv_format = kv_format(backend.info().precision, options.kv_format)?;
+        let kv_format = limits::kv_format(backend.info().precision, options.kv_format)?;
         let states = decoder.state_shapes(kv_format)?;
-        let context = context(&meta, options.context)?;
+        let context = limits::context(meta.context, options.context)?;
         let sessions = options.sessions.unwrap_or(1);
         if sessions == 0 {
             return Err(Error::invalid("a model for 0 sessions answers nobody"));
@@ -398,36 +387,6 @@ impl Model {
     /// The memory of the expert slots.
     pub(crate) fn slabs(&self) -> Option<&Slabs> {
         self.experts.as_ref().map(|(_, slabs)| slabs)
-    }
-}
-
-fn check_experts_per_token(meta: &Meta, asked: Option<usize>) -> Result<()> {
-    let Some(k) = asked else { return Ok(()) };
-    match &meta.moe {
-        None => Err(Error::invalid(format!("{} has no routed experts to choose {k} of", meta.arch))),
-        Some(moe) if k == 0 || k > moe.experts => {
-            Err(Error::invalid(format!("{k} experts per token: the model has {} a layer", moe.experts)))
-        }
-        Some(_) => Ok(()),
-    }
-}
-
-fn kv_format(precision: Precision, asked: Option<KvFormat>) -> Result<KvFormat> {
-    match (precision, asked) {
-        (Precision::Exact, None | Some(KvFormat::F32)) => Ok(KvFormat::F32),
-        (Precision::Exact, Some(_)) => Err(Error::invalid("exact results need keys and values in f32")),
-        (Precision::Fast, asked) => Ok(asked.unwrap_or(KvFormat::F16)),
-    }
-}
-
-fn context(meta: &Meta, asked: Option<usize>) -> Result<usize> {
-    match asked {
-        Some(0) => Err(Error::invalid("a context of 0 tokens holds nothing")),
-        Some(n) if n > meta.context => {
-            Err(Error::invalid(format!("a context of {n} tokens exceeds the model's {}", meta.context)))
-        }
-        Some(n) => Ok(n),
-        None => Ok(meta.context.min(DEFAULT_CONTEXT)),
     }
 }
 

@@ -10,8 +10,9 @@ use kernels::ops::{Routes, Segment};
 use store::LayerId;
 
 use crate::ahead::Ahead;
+use crate::limits::LOGIT_ROWS;
 use crate::lookahead::Guess;
-use crate::model::{LOGIT_ROWS, Model};
+use crate::model::Model;
 use crate::pool::ExpertPool;
 use crate::scratch::Activation;
 use crate::state::{self, Checkpoints, SequenceState};

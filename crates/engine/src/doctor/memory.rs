@@ -1,21 +1,16 @@
 //! The parts of the memory plan before there is a model, as [`crate::Model::open`] finds them.
 
 use files::{Meta, Result, TensorIndex};
-use kernels::ops::KvFormat;
+use kernels::ops::{KvFormat, Precision};
 
-use super::CHUNK_TOKENS;
 use super::work::Work;
 use crate::device::open_device;
-use crate::model::{LOGIT_ROWS, OpenOptions};
+use crate::limits::{self, CHUNK_TOKENS, CHUNK_TOKENS_MIN, CHUNK_TOKENS_MODEST, LOGIT_ROWS};
+use crate::model::OpenOptions;
 use crate::models::Bound;
 use crate::overhead::{Overhead, shape_tokenizer_bytes, tokenizer_bytes};
 use crate::state::{Checkpoints, LayerShape};
 use crate::synth::{Layout, Shape, SynthSizes};
-
-/// A chunk is halved down to this while its activations take more than an eighth of the budget, and down to the second
-/// while the plan does not fit at all.
-const CHUNK_TOKENS_MODEST: usize = 128;
-const CHUNK_TOKENS_MIN: usize = 16;
 
 /// What a model keeps in memory besides its resident weights.
 #[derive(Clone, Debug)]
@@ -54,7 +49,7 @@ impl Memory {
         };
         let tensors = index.iter().count();
         let overhead = overhead(options, tensors, total_experts, tokenizer_bytes(meta), meta.vocab_size)?;
-        let states = bound.decoder.state_shapes(kv_format(options))?;
+        let states = bound.decoder.state_shapes(kv_format(options)?)?;
         let scratch = |rows, logit_rows| bound.decoder.scratch_bytes(rows, logit_rows);
         Ok(Self {
             state_bytes: state_bytes(&states, context),
@@ -73,7 +68,7 @@ impl Memory {
         context: usize,
         options: &OpenOptions,
     ) -> Result<Self> {
-        let format = kv_format(options);
+        let format = kv_format(options)?;
         format.check(shape.head_dim)?;
         let attention = LayerShape::Kv { kv_heads: shape.kv_heads, head_dim: shape.head_dim, format };
         let mut states = vec![attention; work.attention_layers];
@@ -130,8 +125,9 @@ impl Memory {
     }
 }
 
-fn kv_format(options: &OpenOptions) -> KvFormat {
-    options.kv_format.unwrap_or(if options.exact { KvFormat::F32 } else { KvFormat::F16 })
+fn kv_format(options: &OpenOptions) -> Result<KvFormat> {
+    let precision = if options.exact { Precision::Exact } else { Precision::Fast };
+    limits::kv_format(precision, options.kv_format)
 }
 
 fn overhead(

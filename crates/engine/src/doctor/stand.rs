@@ -15,10 +15,10 @@ use store::disk::{SimDisk, SimOptions};
 use store::policy::PolicyKind;
 use store::{ExpertLayout, ExpertStore, StoreOptions};
 
-use super::CHUNK_TOKENS;
 use super::work::{Bench, Formats};
 use crate::bridge::{ExpertShape, MatrixShape, Slabs};
 use crate::layers::{Attention, Delta, FeedForward, Mixer, Mlp, Moe, Rope, SharedExpert};
+use crate::limits::CHUNK_TOKENS;
 use crate::lookahead::Guess;
 use crate::models::{Block, Decoder};
 use crate::pool::ExpertPool;

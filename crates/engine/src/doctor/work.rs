@@ -17,8 +17,8 @@ use kernels::ops::{
 };
 use kernels::{Backend, Tensor, Weight};
 
-use super::CHUNK_TOKENS;
 use super::stand::Stand;
+use crate::limits::CHUNK_TOKENS;
 use crate::synth::{Layout, Shape};
 
 /// Number formats, and which part of the weights each has.

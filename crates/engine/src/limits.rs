@@ -1,0 +1,59 @@
+//! What may be asked for when a model is opened, and what is taken otherwise: the same for a model and for a forecast.
+
+use files::{Error, Result};
+use kernels::ops::{KvFormat, Precision};
+
+/// Context where none is asked for, in tokens; the model's own if that is shorter.
+const DEFAULT_CONTEXT: usize = 8192;
+
+/// Logits are made for at most this many rows at a time.
+pub(crate) const LOGIT_ROWS: usize = 32;
+
+/// Rows of a prompt chunk where memory allows: each expert is read once per chunk, so more rows are fewer reads.
+pub(crate) const CHUNK_TOKENS: usize = 2048;
+/// A chunk is halved down to this while its activations take more than an eighth of the budget ...
+pub(crate) const CHUNK_TOKENS_MODEST: usize = 128;
+/// ... and down to this while the plan does not fit at all.
+pub(crate) const CHUNK_TOKENS_MIN: usize = 16;
+
+/// Experts that a token uses, `own` where nobody asks for others, of `experts` in a layer of the model `name`.
+///
+/// # Errors
+/// `InvalidRequest` for none, or more than there are.
+pub(crate) fn top_k(name: &str, experts: usize, own: usize, asked: Option<usize>) -> Result<usize> {
+    match asked {
+        Some(k) if experts == 0 => {
+            Err(Error::invalid(format!("{name} has no routed experts to choose {k} of")))
+        }
+        Some(k) if k == 0 || k > experts => {
+            Err(Error::invalid(format!("{k} experts per token: the model has {experts} a layer")))
+        }
+        asked => Ok(asked.unwrap_or(own)),
+    }
+}
+
+/// How keys and values are stored.
+///
+/// # Errors
+/// `InvalidRequest` for rounding where results shall be exact.
+pub(crate) fn kv_format(precision: Precision, asked: Option<KvFormat>) -> Result<KvFormat> {
+    match (precision, asked) {
+        (Precision::Exact, None | Some(KvFormat::F32)) => Ok(KvFormat::F32),
+        (Precision::Exact, Some(_)) => Err(Error::invalid("exact results need keys and values in f32")),
+        (Precision::Fast, asked) => Ok(asked.unwrap_or(KvFormat::F16)),
+    }
+}
+
+/// Positions of a sequence, where the model allows `limit`.
+///
+/// # Errors
+/// `InvalidRequest` for none, or more than that.
+pub(crate) fn context(limit: usize, asked: Option<usize>) -> Result<usize> {
+    match asked {
+        Some(0) => Err(Error::invalid("a context of 0 tokens holds nothing")),
+        Some(n) if n > limit => {
+            Err(Error::invalid(format!("a context of {n} tokens exceeds the model's {limit}")))
+        }
+        asked => Ok(asked.unwrap_or(limit.min(DEFAULT_CONTEXT))),
+    }
+}
