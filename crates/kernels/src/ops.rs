@@ -7,6 +7,7 @@
 //! [`files::ErrorKind::Corrupt`] where weights make the numbers not finite.
 
 mod experts;
+mod recorded;
 
 use std::any::Any;
 use std::ops::Range;
@@ -17,6 +18,7 @@ pub use experts::{
     ExpertBatch, ExpertTable, MlpWeights, RouteBuffers, RouteSpec, RoutedLayer, RoutedOutput, RoutedRow,
     Routes, SharedOutput,
 };
+pub use recorded::Recorded;
 
 use crate::buffer::{Block, Buffer, Tensor, Weight};
 use crate::check;
@@ -277,9 +279,6 @@ pub struct Turn<'a> {
     /// Weight `[1, head_dim]` and epsilon.
     pub norm: Option<(&'a Tensor, f32)>,
 }
-
-/// Ops that are ready for a device: [`Backend::record`].
-pub struct Recorded(pub(crate) Box<dyn Any + Send>);
 
 /// A device that runs the models' operations.
 pub trait Backend: Send + Sync {

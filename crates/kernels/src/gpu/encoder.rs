@@ -297,14 +297,13 @@ impl Recorder {
         let (uploads, held) = (open.uploads, open.held);
         let commands = Commands { commands: encoder.finish(), uploads, held, kept };
         device.check()?;
-        Ok(Some(Recorded(Box::new(commands))))
+        Ok(Some(Recorded::new(commands)))
     }
 
     /// Submits what was kept, with these ids.
     pub(super) fn run(&mut self, device: &Device, recorded: Recorded, ids: &[u32]) -> Result<()> {
         let foreign = || Error::invalid("this was recorded by another backend");
-        let Commands { commands, mut uploads, held, kept } =
-            *recorded.0.downcast::<Commands>().map_err(|_| foreign())?;
+        let Commands { commands, mut uploads, held, kept } = recorded.into_commands().ok_or_else(foreign)?;
         if kept.ids.len() != ids.len() {
             return Err(Error::invalid(format!("{} ids for a step of {}", ids.len(), kept.ids.len())));
         }
