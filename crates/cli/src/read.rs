@@ -17,7 +17,7 @@ pub(crate) fn file(path: &Path) -> Result<String> {
 /// All of standard input.
 ///
 /// # Errors
-/// As [`file`].
+/// As [`file()`].
 pub(crate) fn stdin() -> Result<String> {
     let mut text = String::new();
     io::stdin().read_to_string(&mut text).map_err(|e| named("standard input", e))?;
