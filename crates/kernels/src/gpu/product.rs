@@ -238,7 +238,7 @@ impl Gpu {
         let alike = |job: &Job<'_>| {
             job.bias.is_none() && job.weight.rows() > 0 && same_buffers(all[0].weight, job.weight)
         };
-        if x.rows() == 1 && fits && all.iter().all(alike) {
+        if conv.segment.rows == (0..1) && x.rows() == 1 && fits && all.iter().all(alike) {
             let first = Job { weight: all[0].weight, bias: None, out: binding(conv.out)? };
             let all: Vec<&Job<'_>> = std::iter::once(&first).chain(&all[1..]).collect();
             return self.products_at_once(&mut self.lock(), x, &all, Some(&conv));
