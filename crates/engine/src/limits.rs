@@ -9,6 +9,12 @@ const DEFAULT_CONTEXT: usize = 8192;
 /// Logits are made for at most this many rows at a time.
 pub(crate) const LOGIT_ROWS: usize = 32;
 
+/// Rows of logits that have their place at the same time in steps of up to `chunk` rows: a token's are still read while
+/// those of the next have theirs.
+pub(crate) fn logit_places(chunk: usize) -> usize {
+    LOGIT_ROWS.min(chunk).max(2)
+}
+
 /// Rows of a prompt chunk where memory allows: each expert is read once per chunk, so more rows are fewer reads.
 pub(crate) const CHUNK_TOKENS: usize = 2048;
 /// A chunk is halved down to this while its activations take more than an eighth of the budget ...

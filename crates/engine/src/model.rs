@@ -25,7 +25,7 @@ use crate::models::{self, Bound, Decoder};
 use crate::overhead::{Overhead, tokenizer_bytes};
 use crate::pool::{self, ExpertPool};
 use crate::scratch::Scratch;
-use crate::state::{Checkpoints, LayerShape, SequenceState};
+use crate::state::{self, LayerShape, SequenceState};
 use crate::vram::{Cut, DeviceSlots};
 
 /// Who keeps experts in memory.
@@ -426,14 +426,12 @@ impl<'a> Sizes<'a> {
         sessions: usize,
     ) -> Result<Self> {
         let slot_bytes = if overhead.experts == 0 { 0 } else { store::slot_bytes(experts.iter().flatten())? };
-        let recurrent: u64 = states.iter().map(LayerShape::recurrent_bytes).sum();
-        let state: u64 = states.iter().map(|s| s.bytes(context)).sum();
         Ok(Self {
             decoder,
             context,
             slot_bytes: slot_bytes as u64,
             resident_bytes,
-            session_bytes: state + Checkpoints::MOST as u64 * recurrent,
+            session_bytes: state::session_bytes(states, context),
             sessions,
             overhead,
         })
@@ -480,8 +478,7 @@ impl<'a> Sizes<'a> {
             available_bytes,
             resident_bytes: self.resident_bytes,
             state_bytes: self.session_bytes.saturating_mul(self.sessions as u64),
-            // A token's logits are still read while those of the next have their place.
-            scratch_bytes: self.decoder.scratch_bytes(chunk, logit_rows.max(2)),
+            scratch_bytes: self.decoder.scratch_bytes(chunk, limits::logit_places(chunk)),
             overhead_bytes: self.overhead.bytes(logit_rows),
             slot_bytes: self.slot_bytes,
             total_experts: total_experts.min(slots_max),

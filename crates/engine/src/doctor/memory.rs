@@ -7,9 +7,9 @@ use super::work::Work;
 use crate::device::open_device;
 use crate::limits::{self, CHUNK_TOKENS, CHUNK_TOKENS_MIN, CHUNK_TOKENS_MODEST, LOGIT_ROWS};
 use crate::model::OpenOptions;
-use crate::models::Bound;
+use crate::models::{Bound, activation_bytes, head_width};
 use crate::overhead::{Overhead, shape_tokenizer_bytes, tokenizer_bytes};
-use crate::state::{Checkpoints, LayerShape};
+use crate::state::{self, LayerShape};
 use crate::synth::{Layout, Shape, SynthSizes};
 
 /// What a model keeps in memory besides its resident weights.
@@ -52,7 +52,7 @@ impl Memory {
         let states = bound.decoder.state_shapes(kv_format(options)?)?;
         let scratch = |rows, logit_rows| bound.decoder.scratch_bytes(rows, logit_rows);
         Ok(Self {
-            state_bytes: state_bytes(&states, context),
+            state_bytes: state::session_bytes(&states, context),
             slot_bytes,
             total_experts,
             chunks: chunks(context, &overhead, scratch),
@@ -84,14 +84,11 @@ impl Memory {
         let total_experts = (shape.layers * shape.experts) as u64;
         let tokenizer_bytes = shape_tokenizer_bytes(shape.vocab_size);
         let overhead = overhead(options, found.tensors, total_experts, tokenizer_bytes, shape.vocab_size)?;
-        let layer_width = layer_width(work);
-        let head_width = 2 * work.hidden_size + work.vocab_size;
-        let scratch = |rows: usize, logit_rows: usize| {
-            (4 * (rows * layer_width + logit_rows * head_width) + 32 * 4096) as u64
-        };
+        let (layer, head) = (layer_width(work), head_width(work.hidden_size, work.vocab_size));
+        let scratch = |rows, logit_rows| activation_bytes([rows, layer], [logit_rows, head]);
         let parts = if layout == Layout::Mlx4Bit { 9 } else { 3 };
         Ok(Self {
-            state_bytes: state_bytes(&states, context),
+            state_bytes: state::session_bytes(&states, context),
             // Pages that its parts begin or end in the midst of.
             slot_bytes: found.expert_bytes + parts * (4096 + 2048),
             total_experts,
@@ -143,19 +140,13 @@ fn overhead(
     Ok(Overhead { threads, staging_bytes, tensors, experts, tokenizer_bytes, vocab })
 }
 
-fn state_bytes(states: &[LayerShape], context: usize) -> u64 {
-    let recurrent: u64 = states.iter().map(LayerShape::recurrent_bytes).sum();
-    states.iter().map(|s| s.bytes(context)).sum::<u64>() + Checkpoints::MOST as u64 * recurrent
-}
-
 /// All chunk sizes; `scratch` knows the bytes of some rows with logits for some of them.
 fn chunks(context: usize, overhead: &Overhead, scratch: impl Fn(usize, usize) -> u64) -> Vec<Chunk> {
     let least = CHUNK_TOKENS_MIN.min(context);
     let halves = |rows: &usize| (*rows > least).then(|| (rows / 2).max(least));
     let chunk = |rows: usize| {
-        let logit_rows = LOGIT_ROWS.min(rows);
-        let (scratch_bytes, overhead_bytes) = (scratch(rows, logit_rows), overhead.bytes(logit_rows));
-        Chunk { rows, scratch_bytes, overhead_bytes }
+        let scratch_bytes = scratch(rows, limits::logit_places(rows));
+        Chunk { rows, scratch_bytes, overhead_bytes: overhead.bytes(LOGIT_ROWS.min(rows)) }
     };
     std::iter::successors(Some(CHUNK_TOKENS.min(context)), halves).map(chunk).collect()
 }
@@ -187,8 +178,8 @@ mod tests {
         let shape = Shape::find("qwen3.5-moe-tiny").unwrap();
         let mut go = |_, _| ControlFlow::Continue(());
         let made = synth(&SynthOptions::new(shape, Layout::Mlx4Bit), dir.path(), &mut go).unwrap();
-        for kv_format in [None, Some(KvFormat::Q8)] {
-            let options = OpenOptions { kv_format, context: Some(4096), ..OpenOptions::default() };
+        for (kv_format, context) in [(None, 4096), (Some(KvFormat::Q8), 4096), (None, 1)] {
+            let options = OpenOptions { kv_format, context: Some(context), ..OpenOptions::default() };
             let demand = Demand::of_model(&made.path, &options).unwrap();
             let (memory, top_k) = (&demand.memory, demand.top_k);
             let floor_bytes = demand.resident_bytes + memory.floor_bytes(top_k);

@@ -125,9 +125,8 @@ impl Decoder {
         let hidden = self.embedding.cols();
         let widest = self.layers.iter().map(|l| mixer_width(&l.mixer) + feed_forward_width(&l.mlp, hidden));
         let layer = 4 * hidden + widest.max().unwrap_or(0);
-        let head = 2 * hidden + self.head.weight.rows();
-        // A tensor is rounded up to a page; a layer makes fewer than 16.
-        (4 * (rows * layer + logit_rows * head) + 32 * 4096) as u64
+        let head = head_width(hidden, self.head.weight.rows());
+        activation_bytes([rows, layer], [logit_rows, head])
     }
 
     /// Routed experts of each layer; 0 for a layer without.
@@ -142,6 +141,17 @@ impl Decoder {
         let top_k = |l: &Block| if let FeedForward::Moe(moe) = &l.mlp { moe.spec.top_k } else { 0 };
         self.layers.iter().map(top_k).max().unwrap_or(0)
     }
+}
+
+/// Values that the head makes for one row.
+pub(crate) fn head_width(hidden: usize, vocab: usize) -> usize {
+    2 * hidden + vocab
+}
+
+/// Bytes of `[rows, width]` values of a layer and `[rows, width]` of the head.
+pub(crate) fn activation_bytes([rows, layer]: [usize; 2], [logit_rows, head]: [usize; 2]) -> u64 {
+    // A tensor is rounded up to a page; a layer makes fewer than 16.
+    (4 * (rows * layer + logit_rows * head) + 32 * 4096) as u64
 }
 
 fn mixer_width(mixer: &Mixer) -> usize {

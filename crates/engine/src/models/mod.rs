@@ -14,7 +14,7 @@ use kernels::Backend;
 use store::ExpertLayout;
 
 pub(crate) use bind::Binder;
-pub(crate) use decoder::{Block, Decoder};
+pub(crate) use decoder::{Block, Decoder, activation_bytes, head_width};
 
 use crate::bridge::Arena;
 

@@ -46,6 +46,12 @@ impl LayerShape {
     }
 }
 
+/// Bytes of a session at a context of `capacity` positions: its state, and the snapshots of what cannot be forgotten.
+pub(crate) fn session_bytes(shapes: &[LayerShape], capacity: usize) -> u64 {
+    let recurrent: u64 = shapes.iter().map(LayerShape::recurrent_bytes).sum();
+    shapes.iter().map(|shape| shape.bytes(capacity)).sum::<u64>() + Checkpoints::MOST as u64 * recurrent
+}
+
 /// A recurrent layer's state.
 #[derive(Debug)]
 pub(crate) struct DeltaState {

@@ -48,6 +48,11 @@ fn decode(session: &mut Session, answer: &[u32]) -> Vec<Bits> {
     decode_rows(session, answer, 1)
 }
 
+/// What a session of its own says.
+fn fresh(model: &Arc<Model>, answer: &[u32]) -> Vec<Bits> {
+    decode(&mut Session::new(model).expect("a session"), answer)
+}
+
 fn decode_rows(session: &mut Session, answer: &[u32], rows: usize) -> Vec<Bits> {
     let next = |tokens: &[u32]| {
         session.append(tokens, &mut go).expect("runs");
@@ -91,7 +96,7 @@ fn a_slot_that_is_filled_anew_is_copied_again() {
     let Some(all) = options(None) else { return };
     let all = open(&golden(SET), &all);
     let answer = tokens(&all, 4, 10);
-    let expected = decode(&mut Session::new(&all).expect("a session"), &answer);
+    let expected = fresh(&all, &answer);
     for slots in [1, 4, 9] {
         let model = open(&golden(SET), &options(Some(slots)).expect("there was a GPU"));
         let mut session = Session::new(&model).expect("a session");
@@ -107,7 +112,7 @@ fn nothing_is_read_back_but_logits_where_all_experts_are_resident() {
     let Some(few) = options(Some(40)) else { return };
     let few = open(&golden(SET), &few);
     let answer = tokens(&few, 5, 8);
-    let expected = decode(&mut Session::new(&few).expect("a session"), &answer);
+    let expected = fresh(&few, &answer);
     let model = open(&golden(SET), &options(None).expect("there is a GPU"));
     let mut session = Session::new(&model).expect("a session");
     let tokens = answer.len() as u64;
@@ -172,7 +177,7 @@ fn a_step_recorded_ahead_runs_for_nobody_else_and_nowhere_else() {
     let (one, other) = (tokens(&model, 7, 12), tokens(&model, 8, 12));
     // Where experts are read there is nothing to record.
     let few = open(&golden(SET), &options(Some(40)).expect("there is a GPU"));
-    let expected = decode(&mut Session::new(&few).expect("a session"), &one);
+    let expected = fresh(&few, &one);
     let mut session = Session::new(&model).expect("a session");
     assert_eq!(decode(&mut session, &one), expected);
 
@@ -207,8 +212,7 @@ fn sessions_that_take_turns_do_not_run_each_others_steps() {
     let Some(all) = options(None) else { return };
     let model = open(&golden(SET), &OpenOptions { sessions: Some(2), ..all });
     let answers = [tokens(&model, 9, 40), tokens(&model, 10, 40)];
-    let fresh = |answer: &Vec<u32>| decode(&mut Session::new(&model).expect("a session"), answer);
-    let expected = answers.each_ref().map(fresh);
+    let expected = answers.each_ref().map(|answer| fresh(&model, answer));
     let mut sessions = answers.each_ref().map(|_| Session::new(&model).expect("a session"));
     let mut got = [Vec::new(), Vec::new()];
     for turn in (0..40).step_by(4) {
@@ -224,8 +228,7 @@ fn a_session_that_starts_over_is_not_caught_in_what_another_thread_records() {
     let Some(all) = options(None) else { return };
     let model = open(&golden(SET), &OpenOptions { sessions: Some(2), ..all });
     let answers = [tokens(&model, 11, 9), tokens(&model, 12, 9)];
-    let fresh = |answer: &Vec<u32>| decode(&mut Session::new(&model).expect("a session"), answer);
-    let expected = answers.each_ref().map(fresh);
+    let expected = answers.each_ref().map(|answer| fresh(&model, answer));
     std::thread::scope(|scope| {
         for (answer, expected) in answers.iter().zip(&expected) {
             let model = &model;
