@@ -28,7 +28,7 @@ const TEAM: u32 = source::LINEAR.team;
 const INTEGERS_MIN: usize = 1024;
 /// Columns of activations that all teams of a product would prepare together, from which on it is better to do that
 /// once, in a dispatch of its own: that costs 2.7 us on an H100.
-const PREPARE_MIN: usize = 1 << 20;
+const PREPARE_MIN: usize = 3 << 19;
 /// Bytes of a prepared step: high and low halves of thirty-two integers, a scale and two sums.
 const PREPARED_BYTES: usize = 80;
 /// Most threads that share four rows of a weight: a team.
