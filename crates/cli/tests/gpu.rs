@@ -54,8 +54,9 @@ fn bench_counts_what_the_gpu_was_asked_to_do() {
     let capped = bench(&["gpu", "--vram", "20MiB"]);
     // The host's memory still holds all experts; the GPU's holds some.
     assert_eq!(capped["slots"], gpu["slots"]);
-    assert_eq!(gpu["vram_slots"], gpu["slots"], "as many as there, if nobody says");
-    assert!(capped["vram_slots"].as_u64() < gpu["vram_slots"].as_u64(), "{capped}");
+    assert!(capped["vram_slots"].as_u64() < gpu["slots"].as_u64(), "{capped}");
+    // Without a ceiling a card has as many; a GPU that shares the host's memory needs none.
+    assert!(gpu.get("vram_slots").is_none_or(|slots| slots == &gpu["slots"]), "{gpu}");
     let rate = |object: &serde_json::Value, key: &str| object[key].as_f64().expect(key);
     let [in_vram, in_memory] = ["vram_hit_rate", "expert_hit_rate"].map(|key| rate(&capped, key));
     assert!(0.0 < in_vram && in_vram <= in_memory && in_vram < 1.0, "{capped}");

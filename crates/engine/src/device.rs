@@ -94,7 +94,9 @@ fn cpu(options: &OpenOptions) -> Result<Arc<dyn Backend>> {
 }
 
 fn gpu(options: &OpenOptions) -> Result<Arc<dyn Backend>> {
-    Ok(Arc::new(Gpu::open(&GpuOptions { precision: precision(options), ..GpuOptions::default() })?))
+    // A ceiling of its own is for memory of its own.
+    let share = options.vram_bytes.map(|_| false);
+    Ok(Arc::new(Gpu::open(&GpuOptions { precision: precision(options), share, ..GpuOptions::default() })?))
 }
 
 /// The GPU if there is a real one that decodes faster than the CPU: a token is one row, and its time is that of reading

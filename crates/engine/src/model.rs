@@ -159,8 +159,8 @@ impl Model {
         };
         let total_experts = overhead.experts;
         let sizes = Sizes::new(&decoder, &states, &experts, arena.bytes(), overhead, context, sessions)?;
-        let on_gpu = backend.info().threads == 0;
-        let (plans, chunk_tokens) = sizes.plan(options, &meta, on_gpu)?;
+        let two_memories = !backend.info().unified_memory;
+        let (plans, chunk_tokens) = sizes.plan(options, &meta, two_memories)?;
         let sessions_max = sizes.sessions_max(&plans);
         let streamed = (plans.memory.slots < total_experts).then(|| part_bytes(&experts));
         let drive = drive::open(index.files(), options, streamed)?;
@@ -438,14 +438,14 @@ impl<'a> Sizes<'a> {
     }
 
     /// The plan and the chunk size: the largest chunk that leaves room for the fewest slots.
-    fn plan(&self, options: &OpenOptions, meta: &Meta, on_gpu: bool) -> Result<(Plans, usize)> {
+    fn plan(&self, options: &OpenOptions, meta: &Meta, two_memories: bool) -> Result<(Plans, usize)> {
         let most = options.chunk_tokens.unwrap_or(CHUNK_TOKENS).clamp(1, self.context);
         let least = options.chunk_tokens.unwrap_or(CHUNK_TOKENS_MIN).clamp(1, self.context);
         let modest = least.max(CHUNK_TOKENS_MODEST);
         let much = |plan: &Plan| plan.scratch_bytes > plan.budget_bytes / 8;
         let mut chunk = most;
         loop {
-            match self.plan_chunk(options, meta, chunk, on_gpu) {
+            match self.plan_chunk(options, meta, chunk, two_memories) {
                 Err(_) if chunk > least => chunk = (chunk / 2).max(least),
                 Ok(plans) if plans.all().any(much) && chunk > modest => chunk /= 2,
                 Ok(plans) => return Ok((plans, chunk)),
@@ -461,7 +461,13 @@ impl<'a> Sizes<'a> {
         self.sessions.saturating_add(more as usize)
     }
 
-    fn plan_chunk(&self, options: &OpenOptions, meta: &Meta, chunk: usize, on_gpu: bool) -> Result<Plans> {
+    fn plan_chunk(
+        &self,
+        options: &OpenOptions,
+        meta: &Meta,
+        chunk: usize,
+        two_memories: bool,
+    ) -> Result<Plans> {
         let logit_rows = LOGIT_ROWS.min(chunk);
         let available_bytes = match options.memory_bytes {
             Some(_) => 0,
@@ -486,7 +492,7 @@ impl<'a> Sizes<'a> {
         };
         let memory = plan(&input).map_err(named)?;
         // The same parts lie in a GPU's memory, but for the overhead, and expert slots of its own.
-        let vram = options.vram_bytes.filter(|_| on_gpu).map(|vram_bytes| {
+        let vram = options.vram_bytes.filter(|_| two_memories).map(|vram_bytes| {
             let budget_bytes = Some(vram_bytes);
             plan(&PlanInput { budget_bytes, overhead_bytes: 0, total_experts, min_slots: in_use, ..input })
                 .map_err(|e| named(e.context("a GPU's memory")))
@@ -519,11 +525,14 @@ fn open_pool(
     });
     let (slabs, memory) = Slabs::allocate(backend.as_ref(), slots, slot_bytes, layer, device.transpose()?)?;
     let policy = Some(options.policy.policy(slots));
-    let store_options = StoreOptions { slot_bytes, policy, give_back: Some(slabs.give_back()) };
+    // Nobody gains from fewer slots whose memory stays.
+    let pinned = backend.info().pins_memory;
+    let give_back = (!pinned).then(|| slabs.give_back());
+    let store_options = StoreOptions { slot_bytes, policy, give_back };
     let store = ExpertStore::new(disk.clone(), layouts, memory, store_options)?;
     let governed =
         GovernorOptions { slot_bytes: plan.slot_bytes, slots_min: top_k, slots_max: store.slots_max() };
-    let governor = (!options.fixed_slots).then(|| Governor::new(governed));
+    let governor = (!options.fixed_slots && !pinned).then(|| Governor::new(governed));
     let pool = ExpertPool::new(store, backend.clone(), device_slots, governor, &in_layers);
     Ok(Some((Mutex::new(pool), slabs)))
 }

@@ -35,6 +35,8 @@ pub struct DeviceInfo {
     /// Whether the host may write device memory that kernels read without a copy. When false,
     /// [`Backend::publish`] copies.
     pub unified_memory: bool,
+    /// Whether a driver keeps the pages of such memory, so that they cannot be given back to the system before all of it.
+    pub pins_memory: bool,
     /// Threads that compute; 0 for a GPU.
     pub threads: usize,
     /// Host memory that copies to the device go through, at most; 0 where there are none.
@@ -320,9 +322,16 @@ pub trait Backend: Send + Sync {
     }
 
     /// Drops `held` (a lease on expert slots, say) once the memory that the ops enqueued so far read may be written and
-    /// published again: at once where ops finish before they return, else with the next submission at the latest.
+    /// published again: at once where ops finish before they return, with the next submission where they read copies,
+    /// and some time after they ran where a device reads the host's memory.
     fn release(&self, held: Box<dyn Any + Send>) {
         drop(held);
+    }
+
+    /// Submits what is enqueued, and returns when something that was [released](Self::release) is dropped, if anything
+    /// is left.
+    fn reclaim(&self) -> Result<()> {
+        self.submit()
     }
 
     /// Starts what is enqueued, and does not wait for it. Ops that nobody submits start when somebody reads.

@@ -2,23 +2,50 @@
 
 #![cfg(feature = "gpu")]
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use files::{ErrorKind, Format, ScaleType};
 use tidemill_kernels::buffer::{Buffer, Tensor, View, Weight};
-use tidemill_kernels::gpu::{Gpu, GpuOptions, adapters};
+use tidemill_kernels::gpu::{AdapterKind, Gpu, GpuOptions, adapters};
 use tidemill_kernels::ops::{Backend, Precision};
 use tidemill_kernels::reference::Reference;
 
-fn gpu() -> Option<Gpu> {
+/// A GPU that has memory of its own, or that reads the host's where the driver can.
+fn gpu_of(share: bool) -> Option<Gpu> {
     if adapters().is_empty() {
         assert!(std::env::var("CI").as_deref() != Ok("true"), "gpu: no adapter; CI installs lavapipe");
         println!("SKIP gpu: no adapter");
         return None;
     }
-    let options = GpuOptions { precision: Precision::Exact, ..GpuOptions::default() };
+    let options = GpuOptions { precision: Precision::Exact, share: Some(share), ..GpuOptions::default() };
     Some(Gpu::open(&options).unwrap())
+}
+
+fn gpu() -> Option<Gpu> {
+    gpu_of(false)
+}
+
+/// A GPU that reads the host's memory.
+fn sharing() -> Option<Gpu> {
+    let gpu = gpu_of(true)?;
+    if !gpu.info().unified_memory {
+        // What CI runs on can.
+        assert!(gpu.adapter().kind != AdapterKind::Software, "{:?}", gpu.adapter());
+        println!("SKIP gpu: {:?} does not share memory", gpu.adapter());
+        return None;
+    }
+    Some(gpu)
+}
+
+/// Says when it is dropped.
+struct Lease(Arc<AtomicBool>);
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
 }
 
 fn wave(n: usize, step: f32) -> Vec<f32> {
@@ -29,6 +56,10 @@ fn tensor(b: &dyn Backend, rows: usize, cols: usize, values: &[f32]) -> Tensor {
     let mut block = b.alloc(rows * cols * 4).unwrap();
     b.write(&mut block, 0, bytemuck::cast_slice(values)).unwrap();
     Tensor::new(block, rows, cols).unwrap()
+}
+
+fn zeros(b: &dyn Backend, rows: usize, cols: usize) -> Tensor {
+    Tensor::new(b.alloc(rows * cols * 4).unwrap(), rows, cols).unwrap()
 }
 
 fn values(b: &dyn Backend, t: &Tensor) -> Vec<f32> {
@@ -79,7 +110,12 @@ fn close(got: &[f32], want: &[f32]) {
 
 #[test]
 fn slots_at_any_byte() {
-    let Some(gpu) = gpu() else { return };
+    for gpu in [gpu(), sharing()].into_iter().flatten() {
+        slots_at_any_byte_of(&gpu);
+    }
+}
+
+fn slots_at_any_byte_of(gpu: &Gpu) {
     let reference = Reference::default();
     let slab = gpu.alloc_shared(3 * 4096).unwrap();
     let host = reference.alloc_shared(3 * 4096).unwrap();
@@ -87,7 +123,7 @@ fn slots_at_any_byte() {
     let x = wave(3 * COLS, 0.37);
     for (slot, shift) in [(0, 0), (1, 2), (2, 8), (1, 1), (0, 3), (2, 1001)] {
         let w = wave(ROWS * COLS, 0.011 * (slot + shift + 1) as f32);
-        let got = product(&gpu, &fill(&gpu, &slab, slot * 4096, shift, &w), &x);
+        let got = product(gpu, &fill(gpu, &slab, slot * 4096, shift, &w), &x);
         close(&got, &product(&reference, &fill(&reference, &host, slot * 4096, shift, &w), &x));
     }
 }
@@ -107,12 +143,6 @@ fn a_released_slot_is_read_before_it_changes() {
         gpu.linear(&on_device, &weight, None, &mut out).unwrap();
         outs.push(out);
         let lease = Arc::new(AtomicBool::new(false));
-        struct Lease(Arc<AtomicBool>);
-        impl Drop for Lease {
-            fn drop(&mut self) {
-                self.0.store(true, Ordering::SeqCst);
-            }
-        }
         gpu.release(Box::new((weight, Lease(lease.clone()))));
         assert!(!lease.load(Ordering::SeqCst), "a copy made now would overtake the op that is only recorded");
         gpu.submit().unwrap();
@@ -128,6 +158,88 @@ fn a_released_slot_is_read_before_it_changes() {
         let weight = fill(&reference, &host, 0, 2, &wave(ROWS * COLS, step));
         close(&values(&gpu, out), &product(&reference, &weight, &x));
     }
+}
+
+/// Where the device reads the host's own pages, a slot is lent until the op ran: whoever needs it asks for it.
+#[test]
+fn a_lent_slot_comes_back_when_the_device_is_done() {
+    let Some(gpu) = sharing() else { return };
+    let slab = gpu.alloc_shared(4 * 4096).unwrap();
+    let x = wave(3 * COLS, 0.21);
+    let on_device = tensor(&gpu, 3, COLS, &x);
+    // What keeps the device busy while the host goes on.
+    const LONG: usize = 1024;
+    let (many, mut sums) = (tensor(&gpu, 128, LONG, &vec![0.1; 128 * LONG]), zeros(&gpu, 128, LONG));
+    let table = gpu.alloc_shared(4 * LONG * LONG).unwrap();
+    // SAFETY: nobody writes it.
+    let table = unsafe { View::new(&table, 0..4 * LONG * LONG) }.unwrap();
+    let table = Weight::new(Format::F32, LONG, LONG, vec![table]).unwrap();
+    let before = gpu.counts().unwrap();
+    let mut outs = Vec::new();
+    let rounds: Vec<f32> = (0..40).map(|i| 0.013 + 0.001 * i as f32).collect();
+    let mut lent: VecDeque<Arc<AtomicBool>> = VecDeque::new();
+    for (round, &step) in rounds.iter().enumerate() {
+        while lent.len() == 4 {
+            gpu.reclaim().unwrap();
+            let back = lent.iter().filter(|lease| lease.load(Ordering::SeqCst)).count();
+            assert!(back > 0, "something comes back each time");
+            // In the order in which they were lent.
+            assert!(lent.drain(..back).all(|lease| lease.load(Ordering::SeqCst)));
+        }
+        let weight = fill(&gpu, &slab, round % 4 * 4096, 2, &wave(ROWS * COLS, step));
+        let mut out = zeros(&gpu, 3, ROWS);
+        gpu.linear(&many, &table, None, &mut sums).unwrap();
+        gpu.linear(&on_device, &weight, None, &mut out).unwrap();
+        outs.push(out);
+        let lease = Arc::new(AtomicBool::new(false));
+        gpu.release(Box::new((weight, Lease(lease.clone()))));
+        assert!(!lease.load(Ordering::SeqCst), "the op did not even begin");
+        lent.push_back(lease);
+        if round % 3 == 2 {
+            gpu.submit().unwrap();
+        }
+    }
+    let reference = Reference::default();
+    let host = reference.alloc_shared(4096).unwrap();
+    for (out, &step) in outs.iter().zip(&rounds) {
+        let weight = fill(&reference, &host, 0, 2, &wave(ROWS * COLS, step));
+        close(&values(&gpu, out), &product(&reference, &weight, &x));
+    }
+    assert!(lent.iter().all(|lease| lease.load(Ordering::SeqCst)), "all ran before the answers came");
+    let counts = gpu.counts().unwrap().since(&before);
+    assert_eq!(counts.copies, 0, "{counts:?}");
+    // With nothing lent there is nothing to wait for, and what is released now guards nothing that runs.
+    gpu.reclaim().unwrap();
+    let lease = Arc::new(AtomicBool::new(false));
+    gpu.release(Box::new(Lease(lease.clone())));
+    gpu.reclaim().unwrap();
+    assert!(lease.load(Ordering::SeqCst));
+}
+
+/// The pages stay for as long as the device may read them, whoever forgets them first.
+#[test]
+fn shared_pages_outlive_what_was_recorded_with_them() {
+    let Some(gpu) = sharing() else { return };
+    let x = wave(3 * COLS, 0.21);
+    let on_device = tensor(&gpu, 3, COLS, &x);
+    let mut outs = Vec::new();
+    for i in 0..20 {
+        let slab = gpu.alloc_shared(4096).unwrap();
+        let weight = fill(&gpu, &slab, 0, 2, &wave(ROWS * COLS, 0.01 * (i + 1) as f32));
+        let mut out = zeros(&gpu, 3, ROWS);
+        gpu.linear(&on_device, &weight, None, &mut out).unwrap();
+        outs.push(out);
+    }
+    let reference = Reference::default();
+    let host = reference.alloc_shared(4096).unwrap();
+    for (i, out) in outs.iter().enumerate() {
+        let weight = fill(&reference, &host, 0, 2, &wave(ROWS * COLS, 0.01 * (i + 1) as f32));
+        close(&values(&gpu, out), &product(&reference, &weight, &x));
+    }
+    let slab = gpu.alloc_shared(4096).unwrap();
+    drop(gpu);
+    // SAFETY: the slab is this test's alone.
+    unsafe { slab.host().unwrap().as_ptr().write_bytes(7, 4096) };
 }
 
 #[test]

@@ -208,7 +208,10 @@ impl Moe {
             backend.expert_mlp(h, &batches, parts)?;
             backend.release(Box::new(std::mem::take(&mut leased)));
             let waits = !experts.pool.store.has_ready();
-            if (!submitted && waits) || experts.pool.store.is_short_of_slots() {
+            if experts.pool.store.is_short_of_slots() {
+                backend.reclaim()?;
+                submitted = true;
+            } else if !submitted && waits {
                 backend.submit()?;
                 submitted = true;
             }

@@ -12,20 +12,30 @@ use crate::tools::{Bits, bits, golden, tokens};
 
 const SET: &str = "qwen3_5_moe-e32/mlx-4bit";
 
-fn gpu() -> Option<Arc<dyn Backend>> {
+/// A GPU with memory of its own, or one that reads the host's.
+fn gpu_of(share: bool) -> Option<Arc<dyn Backend>> {
     if adapters().is_empty() {
         let why = "SKIP: no Vulkan or Metal adapter (Debian: mesa-vulkan-drivers)";
         assert!(std::env::var("CI").is_err(), "{why}");
         println!("{why}");
         return None;
     }
-    let options = GpuOptions { precision: Precision::Exact, ..GpuOptions::default() };
+    let options = GpuOptions { precision: Precision::Exact, share: Some(share), ..GpuOptions::default() };
     Some(Arc::new(Gpu::open(&options).expect("the adapter opens")))
 }
 
-/// Options with a device of their own, so that nobody else moves its counts.
+fn gpu() -> Option<Arc<dyn Backend>> {
+    gpu_of(false)
+}
+
+/// Options with a device of their own, so that nobody else moves its counts; it has memory of its own.
 fn options(slots_max: Option<usize>) -> Option<OpenOptions> {
-    let backend = Some(gpu()?);
+    options_of(false, slots_max)
+}
+
+/// The same, with a device that reads the host's memory if `share` says so.
+fn options_of(share: bool, slots_max: Option<usize>) -> Option<OpenOptions> {
+    let backend = Some(gpu_of(share)?);
     // Whatever other tests need: what is resident must stay so.
     let fixed_slots = true;
     Some(OpenOptions {
@@ -107,13 +117,48 @@ fn a_slot_that_is_filled_anew_is_copied_again() {
     }
 }
 
+/// Where host and device share memory, experts are read to where ops find them, with any number of slots.
+#[test]
+fn a_device_that_reads_the_hosts_memory_copies_nothing_and_says_the_same() {
+    let Some(fixed) = options_of(true, None) else { return };
+    let fixed = OpenOptions { chunk_tokens: Some(40), ..fixed };
+    let path = golden("qwen3_moe-e16/mlx-4bit");
+    let backend = gpu_of(false);
+    let copies = open(&path, &OpenOptions { backend, ..fixed.clone() });
+    let (total, text) = (copies.plan().total_experts as usize, tokens(&copies, 3, 40));
+    for (rows, len) in [(1, 12), (12, 12), (40, 40)] {
+        let answer = &text[..len];
+        let expected = twice(&copies, answer, rows).0;
+        // A chunk uses more experts of a layer than the fewest slots hold.
+        for slots in [1, copies.top_k(), total / 2, total] {
+            let few = OpenOptions { backend: gpu_of(true), slots_max: Some(slots), ..fixed.clone() };
+            let model = open(&path, &few);
+            assert_eq!((model.slots(), model.vram_slots()), (slots, None), "one kind of slots");
+            let (logits, counts, _) = twice(&model, answer, rows);
+            assert_eq!(logits, expected, "{slots} slots, {rows} rows");
+            // Ids, and tables of experts that became resident.
+            let steps = logits.len() as u64;
+            assert!(counts.copies <= moe_layers(&model), "{slots} slots, {rows} rows: {counts:?}");
+            assert!(counts.copied_bytes / steps < model.plan().slot_bytes, "{rows} rows: {counts:?}");
+            model.use_slots(slots.div_ceil(2));
+            assert_eq!(twice(&model, answer, rows).0, expected, "fewer than {slots} slots, {rows} rows");
+        }
+    }
+}
+
 #[test]
 fn nothing_is_read_back_but_logits_where_all_experts_are_resident() {
     let Some(few) = options(Some(40)) else { return };
     let few = open(&golden(SET), &few);
     let answer = tokens(&few, 5, 8);
     let expected = fresh(&few, &answer);
-    let model = open(&golden(SET), &options(None).expect("there is a GPU"));
+    for share in [false, true] {
+        only_logits_are_read_back(share, &answer, &expected);
+    }
+}
+
+fn only_logits_are_read_back(share: bool, answer: &[u32], expected: &[Bits]) {
+    let model = open(&golden(SET), &options_of(share, None).expect("there is a GPU"));
     let mut session = Session::new(&model).expect("a session");
     let tokens = answer.len() as u64;
     let give_up = Instant::now() + Duration::from_secs(120);
@@ -121,7 +166,7 @@ fn nothing_is_read_back_but_logits_where_all_experts_are_resident() {
     let counts = loop {
         session.reset().expect("resets");
         model.reset_read_stats();
-        let (logits, counts) = counted(&model, || decode(&mut session, &answer));
+        let (logits, counts) = counted(&model, || decode(&mut session, answer));
         assert_eq!(logits, expected, "the device finds the same experts");
         if counts.readbacks == tokens {
             break counts;
@@ -137,13 +182,13 @@ fn nothing_is_read_back_but_logits_where_all_experts_are_resident() {
 
     // Nor between the layers of a prompt.
     session.reset().expect("resets");
-    let (_, counts) = counted(&model, || decode_rows(&mut session, &answer, answer.len()));
+    let (_, counts) = counted(&model, || decode_rows(&mut session, answer, answer.len()));
     assert_eq!((counts.readbacks, counts.copies), (1, 0), "{counts:?}");
 
     // Who records routes gets them, and the same answer.
     session.record_routes();
     session.reset().expect("resets");
-    assert_eq!(decode(&mut session, &answer), expected);
+    assert_eq!(decode(&mut session, answer), expected);
     let routes = session.take_routes();
     assert_eq!(routes.len() as u64, tokens * moe_layers(&model));
     assert!(routes.iter().all(|r| r.routes.ids.len() == model.top_k()));
@@ -151,13 +196,13 @@ fn nothing_is_read_back_but_logits_where_all_experts_are_resident() {
     // A pool that shrinks takes its slots back.
     model.use_slots(12);
     session.reset().expect("resets");
-    assert_eq!(decode(&mut session, &answer), expected, "after the pool shrank");
+    assert_eq!(decode(&mut session, answer), expected, "after the pool shrank");
     assert_eq!(model.slots(), 12);
 }
 
 /// A model all of whose experts the device looks up.
-fn resident() -> Option<Arc<Model>> {
-    let model = open(&golden(SET), &options(None)?);
+fn resident(share: bool) -> Option<Arc<Model>> {
+    let model = open(&golden(SET), &options_of(share, None)?);
     let answer = tokens(&model, 6, 2);
     let mut session = Session::new(&model).expect("a session");
     let give_up = Instant::now() + Duration::from_secs(120);
@@ -173,7 +218,13 @@ fn resident() -> Option<Arc<Model>> {
 
 #[test]
 fn a_step_recorded_ahead_runs_for_nobody_else_and_nowhere_else() {
-    let Some(model) = resident() else { return };
+    for share in [false, true] {
+        a_step_recorded_ahead_runs_for_nobody_else(share);
+    }
+}
+
+fn a_step_recorded_ahead_runs_for_nobody_else(share: bool) {
+    let Some(model) = resident(share) else { return };
     let (one, other) = (tokens(&model, 7, 12), tokens(&model, 8, 12));
     // Where experts are read there is nothing to record.
     let few = open(&golden(SET), &options(Some(40)).expect("there is a GPU"));
@@ -209,7 +260,7 @@ fn a_step_recorded_ahead_runs_for_nobody_else_and_nowhere_else() {
 
 #[test]
 fn sessions_that_take_turns_do_not_run_each_others_steps() {
-    let Some(all) = options(None) else { return };
+    let Some(all) = options_of(true, None) else { return };
     let model = open(&golden(SET), &OpenOptions { sessions: Some(2), ..all });
     let answers = [tokens(&model, 9, 40), tokens(&model, 10, 40)];
     let expected = answers.each_ref().map(|answer| fresh(&model, answer));

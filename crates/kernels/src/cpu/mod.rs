@@ -106,6 +106,7 @@ impl Cpu {
             precision: options.precision,
             buffer_bytes_max: usize::MAX,
             unified_memory: true,
+            pins_memory: false,
             threads,
             staging_bytes: 0,
             looks_up_experts: false,

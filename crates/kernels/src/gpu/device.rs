@@ -7,6 +7,8 @@ use std::task::{Context, Poll, Waker};
 use files::{Error, ErrorKind, Result};
 
 use super::memory::PADDING_BYTES;
+use super::shared::{self, Sharing};
+use crate::ops::Precision;
 
 /// What an adapter is, best first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -32,6 +34,26 @@ pub struct AdapterSummary {
     pub kind: AdapterKind,
 }
 
+/// How to open a GPU.
+#[derive(Clone, Debug)]
+pub struct GpuOptions {
+    /// Part of the adapter's name; `None` for the best one.
+    pub adapter: Option<String>,
+    /// What [`crate::ops::DeviceInfo::precision`] shall say.
+    pub precision: Precision,
+    /// Use subgroup operations where the device has them. Without, reductions go through shared memory.
+    pub subgroups: bool,
+    /// Whether ops read weights in the host's memory ([`crate::ops::DeviceInfo::unified_memory`]); `None` where the device has no
+    /// other. Without, and where the driver cannot, they are copied.
+    pub share: Option<bool>,
+}
+
+impl Default for GpuOptions {
+    fn default() -> Self {
+        Self { adapter: None, precision: Precision::Fast, subgroups: true, share: None }
+    }
+}
+
 /// An opened device.
 pub(super) struct Device {
     pub(super) device: wgpu::Device,
@@ -49,6 +71,8 @@ pub(super) struct Device {
     pub(super) bindings_max: usize,
     /// Largest buffer that one binding can show whole, less the padding.
     pub(super) buffer_bytes_max: usize,
+    /// What makes buffers over the host's pages, where these are as good as any.
+    pub(super) sharing: Option<Sharing>,
     failure: Arc<Mutex<Option<(ErrorKind, String)>>>,
 }
 
@@ -145,9 +169,25 @@ pub fn adapters() -> Vec<AdapterSummary> {
     ranked().into_iter().map(|(summary, _)| summary).collect()
 }
 
+/// Opens an adapter, such that it reads the host's pages if that is to be and works.
+fn open_device(
+    adapter: &wgpu::Adapter,
+    descriptor: &wgpu::DeviceDescriptor<'_>,
+    share: bool,
+) -> std::result::Result<(wgpu::Device, wgpu::Queue, Option<Sharing>), wgpu::RequestDeviceError> {
+    if share && let Some(opened) = Sharing::open(adapter, descriptor) {
+        let (device, queue, sharing) = opened?;
+        let sharing = Some(sharing).filter(|sharing| shared::works(sharing, &device));
+        return Ok((device, queue, sharing));
+    }
+    let (device, queue) = block_on(adapter.request_device(descriptor))?;
+    Ok((device, queue, None))
+}
+
 impl Device {
-    /// Opens the best adapter, or the best whose name contains `name`.
-    pub(super) fn open(name: Option<&str>) -> Result<Self> {
+    /// Opens the best adapter, or the best that has the wanted name.
+    pub(super) fn open(options: &GpuOptions) -> Result<Self> {
+        let name = options.adapter.as_deref();
         let wanted = |summary: &AdapterSummary| name.is_none_or(|name| summary.name.contains(name));
         let Some((summary, adapter)) = ranked().into_iter().find(|(summary, _)| wanted(summary)) else {
             let which = name.map_or_else(String::new, |name| format!(" named {name}"));
@@ -163,15 +203,17 @@ impl Device {
             experimental = unsafe { wgpu::ExperimentalFeatures::enabled() };
         }
         let limits = adapter.limits();
-        let request = adapter.request_device(&wgpu::DeviceDescriptor {
+        let descriptor = wgpu::DeviceDescriptor {
             label: None,
             required_features: features,
             required_limits: limits.clone(),
             experimental_features: experimental,
             memory_hints: wgpu::MemoryHints::MemoryUsage,
             trace: wgpu::Trace::Off,
-        });
-        let (device, queue) = block_on(request)
+        };
+        let no_other = matches!(summary.kind, AdapterKind::Integrated | AdapterKind::Software);
+        let share = options.share.unwrap_or(no_other);
+        let (device, queue, sharing) = open_device(&adapter, &descriptor, share)
             .map_err(|e| device_error(format!("{} does not open", summary.name)).with_source(e))?;
         let failure = Arc::new(Mutex::new(None));
         watch(&device, &failure);
@@ -179,7 +221,7 @@ impl Device {
             limits.max_storage_buffer_binding_size.min(limits.max_buffer_size).min(ADDRESSABLE_BYTES);
         // A page less than the limit leaves room for the padding.
         let buffer_bytes_max = largest.saturating_sub(PADDING_BYTES.next_multiple_of(4096)) as usize;
-        let subgroups = features.contains(wgpu::Features::SUBGROUP);
+        let subgroups = features.contains(wgpu::Features::SUBGROUP) && options.subgroups;
         let info = adapter.get_info();
         let subgroup_threads = info.subgroup_min_size;
         let byte_products = info.backend == wgpu::Backend::Vulkan
@@ -195,6 +237,7 @@ impl Device {
             subgroup_threads,
             bindings_max: limits.max_storage_buffers_per_shader_stage as usize,
             buffer_bytes_max,
+            sharing,
             failure,
         })
     }

@@ -77,6 +77,12 @@ struct Commands {
     kept: Kept,
 }
 
+/// What is kept until the device is done with a submission.
+struct Lent {
+    submission: wgpu::SubmissionIndex,
+    _held: Vec<Box<dyn Any + Send>>,
+}
+
 /// The open encoder and what goes with it.
 pub(super) struct Recorder {
     /// Of the thread that called last: the one that keeps, or all others.
@@ -97,6 +103,13 @@ pub(super) struct Recorder {
     staging: Staging,
     /// The last submissions, of which the device may not have finished any.
     ahead: VecDeque<wgpu::SubmissionIndex>,
+    /// The last of all.
+    last: Option<wgpu::SubmissionIndex>,
+    /// Whether what ops read is the host's memory, which is lent until they ran. Else it is the host's again with their
+    /// submission: later writes go through the queue, after it.
+    lends: bool,
+    /// In the order of their submissions.
+    lent: VecDeque<Lent>,
     /// Dispatches that are worth a submission.
     enough: usize,
     /// Times the dispatches, if somebody wants to know.
@@ -117,6 +130,9 @@ impl Recorder {
             answers: None,
             last_wait: Duration::ZERO,
             // A processor that shares its power with the GPU has better things to do.
+            last: None,
+            lends: device.sharing.is_some(),
+            lent: VecDeque::new(),
             stays_awake: device.summary.kind == AdapterKind::Discrete
                 && std::thread::available_parallelism().is_ok_and(|n| n.get() >= AWAKE_THREADS_MIN),
             staging: Staging::default(),
@@ -127,12 +143,39 @@ impl Recorder {
         }
     }
 
-    /// Keeps `held` until what is recorded has been submitted. Later host writes to the memory it guards go
-    /// through the queue, after that submission, so this is long enough.
+    /// Keeps `held` until what is recorded has been submitted, or until the device is done with it.
     pub(super) fn hold(&mut self, held: Box<dyn Any + Send>) {
-        if self.open.encoder.is_some() {
+        if self.open.encoder.is_some() || self.lends {
             self.open.held.push(held);
         }
+    }
+
+    /// After a submission: what it needed is the host's again, or lent.
+    fn let_go(&mut self, held: Vec<Box<dyn Any + Send>>) {
+        if let Some(submission) = self.last.clone().filter(|_| self.lends && !held.is_empty()) {
+            self.lent.push_back(Lent { submission, _held: held });
+        }
+    }
+
+    /// Drops what the device is done with, in turn; waits for the first if `wait` says so.
+    fn take_back(&mut self, device: &Device, wait: bool) -> Result<()> {
+        let mut timeout = if wait { None } else { Some(Duration::ZERO) };
+        while let Some(oldest) = self.lent.front() {
+            let submission_index = Some(oldest.submission.clone());
+            match device.device.poll(wgpu::PollType::Wait { submission_index, timeout }) {
+                Ok(_) => drop(self.lent.pop_front()),
+                Err(wgpu::PollError::Timeout) => break,
+                Err(e) => return Err(waiting_failed(device, e)),
+            }
+            timeout = Some(Duration::ZERO);
+        }
+        Ok(())
+    }
+
+    /// Submits what is recorded, and waits until something that was lent is back.
+    pub(super) fn reclaim(&mut self, device: &Device) -> Result<()> {
+        self.submit(device)?;
+        self.take_back(device, true)
     }
 
     /// Makes room for `words` words of uploads in the open submission.
@@ -258,6 +301,7 @@ impl Recorder {
         let copies = self.staging.encode(device);
         let index = device.queue.submit(copies.into_iter().chain(recorded));
         self.staging.submitted(&index);
+        self.last = Some(index.clone());
         self.counts.submissions += 1;
         index
     }
@@ -313,7 +357,7 @@ impl Recorder {
         self.submit(device)?;
         uploads[kept.ids].copy_from_slice(ids);
         self.hand_over(device, commands, &kept.upload_buffer.1, &uploads);
-        drop(held);
+        self.let_go(held);
         device.check()
     }
 
@@ -352,7 +396,9 @@ impl Recorder {
         } else if self.staging.waits() {
             self.queue(device, None);
         }
-        self.open.held.clear();
+        let held = std::mem::take(&mut self.open.held);
+        self.let_go(held);
+        self.take_back(device, false)?;
         device.check()
     }
 
@@ -411,7 +457,6 @@ impl Recorder {
             at += out.len() as u64;
         }
         let index = self.send(device, encoder)?;
-        self.open.held.clear();
         self.counts.readbacks += 1;
         self.ahead.clear();
         self.enough = DISPATCHES_FIRST;
@@ -419,6 +464,9 @@ impl Recorder {
         slice.map_async(wgpu::MapMode::Read, |_| ());
         self.wait_for_answer(device, index)?;
         device.check()?;
+        // All that was submitted before has run too.
+        self.open.held.clear();
+        self.lent.clear();
         let mapped = slice
             .get_mapped_range()
             .map_err(|e| device_error("cannot read the device's answer").with_source(e))?;
@@ -520,5 +568,9 @@ pub(super) fn wait(device: &Device, index: wgpu::SubmissionIndex) -> Result<()> 
         .device
         .poll(wgpu::PollType::Wait { submission_index: Some(index), timeout: None })
         .map(|_| ())
-        .map_err(|e| device_error(format!("{}: waiting failed", device.summary.name)).with_source(e))
+        .map_err(|e| waiting_failed(device, e))
+}
+
+fn waiting_failed(device: &Device, error: wgpu::PollError) -> Error {
+    device_error(format!("{}: waiting failed", device.summary.name)).with_source(error)
 }

@@ -1,8 +1,8 @@
 //! Device buffers behind the handles of [`crate::buffer`].
 //!
 //! Memory that the store fills is *shadowed*: the host writes page-aligned anonymous memory, and publishing a range
-//! copies it into the device's buffer, in queue order. Where host and device share memory, this file is the only
-//! place that changes: a shadow that is the device's own memory needs no copy.
+//! copies it into the device's buffer, in queue order. Where host and device share memory the buffer is those pages
+//! ([`super::shared`]), and nothing is copied.
 
 use std::any::Any;
 use std::ptr::NonNull;
@@ -10,6 +10,8 @@ use std::sync::{Arc, Mutex};
 
 use files::Result;
 
+use super::device::Device;
+use super::shared;
 use crate::buffer::{Buffer, DeviceMemory};
 use crate::host;
 
@@ -25,26 +27,34 @@ pub(super) struct GpuMemory {
     pub(super) id: u64,
     pub(super) buffer: wgpu::Buffer,
     bytes: usize,
+    /// What the host writes.
     shadow: Option<Buffer>,
+    /// Whether the shadow is the buffer's own memory.
+    pub(super) in_place: bool,
     graveyard: Graveyard,
 }
 
 impl GpuMemory {
     pub(super) fn new(
         id: u64,
-        device: &wgpu::Device,
+        device: &Device,
         bytes: usize,
         shadowed: bool,
         graveyard: &Graveyard,
     ) -> Result<Self> {
+        let graveyard = graveyard.clone();
+        if let Some(sharing) = device.sharing.as_ref().filter(|_| shadowed) {
+            let (pages, buffer) = shared::allocate(sharing, &device.device, padded(bytes))?;
+            return Ok(Self { id, buffer, bytes, shadow: Some(pages), in_place: true, graveyard });
+        }
         let shadow = if shadowed { Some(host::alloc_shared(bytes)?) } else { None };
-        let buffer = device.create_buffer(&wgpu::BufferDescriptor {
+        let buffer = device.device.create_buffer(&wgpu::BufferDescriptor {
             label: None,
             size: padded(bytes),
-            usage: wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST,
+            usage: shared::USAGE,
             mapped_at_creation: false,
         });
-        Ok(Self { id, buffer, bytes, shadow, graveyard: graveyard.clone() })
+        Ok(Self { id, buffer, bytes, shadow, in_place: false, graveyard })
     }
 }
 

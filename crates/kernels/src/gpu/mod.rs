@@ -16,6 +16,7 @@ mod pipelines;
 mod probe;
 mod product;
 mod profile;
+mod shared;
 pub mod source;
 mod staging;
 mod units;
@@ -28,15 +29,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use files::{Error, Format, Result};
 
-pub use device::{AdapterKind, AdapterSummary, adapters, likely};
+pub use device::{AdapterKind, AdapterSummary, GpuOptions, adapters, likely};
 pub use probe::Rates;
 
 use crate::buffer::{Block, Buffer, Tensor, Weight};
 use crate::check;
 use crate::ops::{
     AttentionSpec, Backend, Convolution, DeltaInput, DeltaSpec, DeviceCounts, DeviceInfo, ExpertBatch,
-    ExpertTable, Gate, Heads, KernelTime, KvCache, MlpWeights, Precision, Product, Recorded, Residual,
-    RopeSpec, RouteBuffers, RouteSpec, RoutedLayer, RoutedOutput, Routes, Segment, SharedOutput, Turn,
+    ExpertTable, Gate, Heads, KernelTime, KvCache, MlpWeights, Product, Recorded, Residual, RopeSpec,
+    RouteBuffers, RouteSpec, RoutedLayer, RoutedOutput, Routes, Segment, SharedOutput, Turn,
 };
 use blocks::Halved;
 use device::{Device, device_error};
@@ -48,23 +49,6 @@ use source::Kernel;
 
 /// Most workgroups in one dimension of a dispatch; `folded` in the prelude knows it too.
 const GROUPS_MAX: u32 = 65535;
-
-/// How to open a GPU.
-#[derive(Clone, Debug)]
-pub struct GpuOptions {
-    /// Part of the adapter's name; `None` for the best one.
-    pub adapter: Option<String>,
-    /// What [`DeviceInfo::precision`] shall say.
-    pub precision: Precision,
-    /// Use subgroup operations where the device has them. Without, reductions go through shared memory.
-    pub subgroups: bool,
-}
-
-impl Default for GpuOptions {
-    fn default() -> Self {
-        Self { adapter: None, precision: Precision::Fast, subgroups: true }
-    }
-}
 
 /// A GPU.
 pub struct Gpu {
@@ -100,13 +84,13 @@ impl Gpu {
     /// # Errors
     /// [`files::ErrorKind::Device`] when there is none, or it does not open.
     pub fn open(options: &GpuOptions) -> Result<Self> {
-        let mut device = Device::open(options.adapter.as_deref())?;
-        device.subgroups &= options.subgroups;
+        let device = Device::open(options)?;
         let info = DeviceInfo {
             name: format!("{} ({})", device.summary.name, device.summary.driver.trim()),
             precision: options.precision,
             buffer_bytes_max: device.buffer_bytes_max,
-            unified_memory: false,
+            unified_memory: device.sharing.is_some(),
+            pins_memory: device.sharing.is_some() && device.summary.kind != AdapterKind::Software,
             threads: 0,
             staging_bytes: staging::STAGING_BYTES,
             looks_up_experts: true,
@@ -150,7 +134,7 @@ impl Gpu {
                 self.device.summary.name, self.device.buffer_bytes_max
             )));
         }
-        let memory = GpuMemory::new(self.new_id(), &self.device.device, bytes, shadowed, &self.graveyard)?;
+        let memory = GpuMemory::new(self.new_id(), &self.device, bytes, shadowed, &self.graveyard)?;
         self.device.check().map_err(|e| e.context(format!("allocating {bytes} bytes")))?;
         Ok(memory)
     }
@@ -258,6 +242,9 @@ impl Backend for Gpu {
             return Err(Error::invalid(format!("publish {range:?} of {} bytes", buffer.bytes())));
         }
         let memory = memory_of(buffer)?;
+        if memory.in_place {
+            return Ok(());
+        }
         let host = buffer.host().ok_or_else(|| device_error("publish needs shared memory"))?;
         let start = range.start & !3;
         let len = range.end.next_multiple_of(4) - start;
@@ -277,6 +264,10 @@ impl Backend for Gpu {
 
     fn release(&self, held: Box<dyn Any + Send>) {
         self.lock().recorder.hold(held);
+    }
+
+    fn reclaim(&self) -> Result<()> {
+        self.lock().recorder.reclaim(&self.device)
     }
 
     fn submit(&self) -> Result<()> {

@@ -59,6 +59,7 @@ impl Default for Reference {
             precision: Precision::Exact,
             buffer_bytes_max: usize::MAX,
             unified_memory: true,
+            pins_memory: false,
             threads: 1,
             staging_bytes: 0,
             looks_up_experts: true,
