@@ -98,7 +98,8 @@ pub(crate) struct MachineArgs {
 pub(crate) struct ComputeArgs {
     #[command(flatten)]
     pub(crate) machine: MachineArgs,
-    /// The ceiling for what is kept in a GPU's memory, such as 4GiB; nothing where the CPU computes
+    /// The ceiling for what is kept in a card's own memory, such as 4GiB; nothing where the CPU computes. A GPU that shares
+    /// the machine's memory needs none; with one, experts are copied for it
     #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
     pub(crate) vram: Option<u64>,
     /// Who keeps experts in memory: slots of our own, or the operating system's page cache

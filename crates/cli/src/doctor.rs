@@ -12,7 +12,7 @@ use engine::drive::{DiskChoice, Engine};
 use engine::inspect::Inspection;
 use engine::synth::{Layout, Shape};
 use engine::{Error, ErrorKind, OpenOptions};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use crate::args::MachineArgs;
 use crate::failure::{Failure, Result};
@@ -153,9 +153,11 @@ fn to_text(f: &Findings) -> String {
         out::bytes(f.memory.total_bytes),
         f.memory_bytes_per_s / 1e9
     );
+    let features: Vec<_> = f.device.features.iter().map(|(name, value)| format!("{name} {value}")).collect();
     text += &format!(
-        "device     {}\n           {:>7.2} GB/s of 4-bit weights with one row, {:.0} G multiply-adds/s with many\n",
+        "device     {}\n              {}\n           {:>7.2} GB/s of 4-bit weights with one row, {:.0} G multiply-adds/s with many\n",
         f.device.name,
+        features.join(", ").replace('_', " "),
         f.device.decode_bytes_per_s / 1e9,
         f.device.prefill_macs_per_s / 1e9
     );
@@ -222,6 +224,7 @@ fn to_json(f: &Findings) -> Value {
         "memory_total_bytes": f.memory.total_bytes,
         "memory_bytes_per_s": f.memory_bytes_per_s,
         "device": f.device.name,
+        "device_features": f.device.features.iter().map(|(k, v)| ((*k).into(), json!(v))).collect::<Map<_, _>>(),
         "device_decode_bytes_per_s": f.device.decode_bytes_per_s,
         "device_prefill_macs_per_s": f.device.prefill_macs_per_s,
         "drive_bytes_per_s": f.conditions.drive_bytes_per_s,

@@ -137,6 +137,8 @@ pub fn with_device(options: &OpenOptions) -> Result<OpenOptions> {
 pub struct DeviceRates {
     /// The device, for people.
     pub name: String,
+    /// What it offers, as name and value.
+    pub features: Vec<(&'static str, String)>,
     /// Threads that compute; 0 for a GPU.
     pub threads: usize,
     /// Weights multiplied with one row, in bytes/s.
@@ -176,6 +178,7 @@ pub(crate) fn backend_rates(backend: &Arc<dyn Backend>, time: Duration) -> Resul
     let info = backend.info();
     Ok(DeviceRates {
         name: info.name.clone(),
+        features: backend.features(),
         threads: info.threads,
         decode_bytes_per_s: one * bytes as f64,
         prefill_macs_per_s: many * (ROWS * COLS * PROMPT_ROWS) as f64,

@@ -6,6 +6,7 @@
 //! [`files::ErrorKind::InvalidRequest`]; other errors are [`files::ErrorKind::Device`], or
 //! [`files::ErrorKind::Corrupt`] where weights make the numbers not finite.
 
+mod device;
 mod experts;
 mod recorded;
 
@@ -14,6 +15,7 @@ use std::ops::Range;
 
 use files::{Error, Result};
 
+pub use device::{DeviceCounts, DeviceInfo, KernelTime, Precision};
 pub use experts::{
     ExpertBatch, ExpertTable, MlpWeights, RouteBuffers, RouteSpec, RoutedLayer, RoutedOutput, RoutedRow,
     Routes, SharedOutput,
@@ -22,73 +24,6 @@ pub use recorded::Recorded;
 
 use crate::buffer::{Block, Buffer, Tensor, Weight};
 use crate::check;
-
-/// What a backend is.
-#[derive(Clone, Debug)]
-pub struct DeviceInfo {
-    /// For people: device and instruction set or driver.
-    pub name: String,
-    /// How activations are held and multiplied.
-    pub precision: Precision,
-    /// The largest buffer that [`Backend::alloc`] gives, so the largest slab of expert slots.
-    pub buffer_bytes_max: usize,
-    /// Whether the host may write device memory that kernels read without a copy. When false,
-    /// [`Backend::publish`] copies.
-    pub unified_memory: bool,
-    /// Whether a driver keeps the pages of such memory, so that they cannot be given back to the system before all of it.
-    pub pins_memory: bool,
-    /// Threads that compute; 0 for a GPU.
-    pub threads: usize,
-    /// Host memory that copies to the device go through, at most; 0 where there are none.
-    pub staging_bytes: usize,
-    /// Whether [`Backend::expert_table`] makes tables.
-    pub looks_up_experts: bool,
-}
-
-/// What a device was asked to do.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct DeviceCounts {
-    /// Pieces of work handed to its driver.
-    pub submissions: u64,
-    /// Times that the host waited for an answer.
-    pub readbacks: u64,
-    /// Copies of host memory that [`Backend::publish`] and [`Backend::write`] made.
-    pub copies: u64,
-    /// Bytes that the host sent: those copies, ids, and tables.
-    pub copied_bytes: u64,
-}
-
-impl DeviceCounts {
-    /// What was counted after `earlier`.
-    pub fn since(&self, earlier: &Self) -> Self {
-        Self {
-            submissions: self.submissions - earlier.submissions,
-            readbacks: self.readbacks - earlier.readbacks,
-            copies: self.copies - earlier.copies,
-            copied_bytes: self.copied_bytes - earlier.copied_bytes,
-        }
-    }
-}
-
-/// Time that a device spent in one kind of dispatch.
-#[derive(Clone, Debug, PartialEq)]
-pub struct KernelTime {
-    /// The kernel.
-    pub name: &'static str,
-    /// Dispatches.
-    pub calls: u64,
-    /// Seconds of all of them.
-    pub seconds: f64,
-}
-
-/// How activations are held and multiplied.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Precision {
-    /// f32 throughout; the mode in which goldens are checked.
-    Exact,
-    /// What is fastest within the documented bounds: integer dots, half-precision KV cache.
-    Fast,
-}
 
 /// How the KV cache stores its values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -286,6 +221,11 @@ pub struct Turn<'a> {
 pub trait Backend: Send + Sync {
     /// What this device is.
     fn info(&self) -> &DeviceInfo;
+
+    /// What the device offers and the kernels know how to use, as name and value, for people.
+    fn features(&self) -> Vec<(&'static str, String)> {
+        vec![("threads", self.info().threads.to_string())]
+    }
 
     /// What the device was asked to do so far; `None` where ops finish before they return.
     fn counts(&self) -> Option<DeviceCounts> {

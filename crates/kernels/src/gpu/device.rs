@@ -242,6 +242,20 @@ impl Device {
         })
     }
 
+    /// For [`crate::ops::Backend::features`].
+    pub(super) fn features(&self) -> Vec<(&'static str, String)> {
+        let memory = if self.sharing.is_some() { "the host's" } else { "its own" };
+        vec![
+            ("kind", format!("{:?}", self.summary.kind)),
+            ("memory", memory.to_string()),
+            ("subgroups", self.subgroups.to_string()),
+            ("subgroup_threads_min", self.subgroup_threads.to_string()),
+            ("matrix_units", self.matrix_units.to_string()),
+            ("byte_products", self.byte_products.to_string()),
+            ("buffer_bytes_max", self.buffer_bytes_max.to_string()),
+        ]
+    }
+
     /// The first failure that the driver reported since the last call, if any.
     pub(super) fn check(&self) -> Result<()> {
         let first = self.failure.lock().unwrap_or_else(PoisonError::into_inner).take();

@@ -107,6 +107,11 @@ impl Gpu {
         &self.device.summary
     }
 
+    /// All that the device was opened with.
+    pub(crate) fn wgpu_features(&self) -> wgpu::Features {
+        self.device.device.features()
+    }
+
     /// Compiles one shader, to see whether the driver takes it.
     ///
     /// # Errors
@@ -217,6 +222,10 @@ fn items(kernel: &Kernel, count: usize) -> [u32; 3] {
 impl Backend for Gpu {
     fn info(&self) -> &DeviceInfo {
         &self.info
+    }
+
+    fn features(&self) -> Vec<(&'static str, String)> {
+        self.device.features()
     }
 
     fn counts(&self) -> Option<DeviceCounts> {

@@ -46,20 +46,6 @@ const DISPATCHES: usize = 500;
 const WAITS: usize = 50;
 
 impl Gpu {
-    /// What the adapter supports, as name and value.
-    pub fn features(&self) -> Vec<(&'static str, String)> {
-        let d = &self.device;
-        vec![
-            ("kind", format!("{:?}", d.summary.kind)),
-            ("subgroups", d.subgroups.to_string()),
-            ("matrix_units", d.matrix_units.to_string()),
-            ("subgroup_threads_min", d.subgroup_threads.to_string()),
-            ("buffer_bytes_max", d.buffer_bytes_max.to_string()),
-            ("device_features", format!("{:?}", d.device.features())),
-            ("kernels", source::KERNELS.len().to_string()),
-        ]
-    }
-
     /// Measures the device with buffers of `bytes` bytes.
     ///
     /// # Errors

@@ -135,7 +135,7 @@ fn candidates(devices: Devices) -> Vec<Candidate> {
 
 fn open_cpu(isa: Isa, precision: Precision) -> Result<Opened> {
     let cpu = Cpu::with_isa(CpuOptions { threads: None, precision }, isa)?;
-    let features = vec![("threads", cpu.info().threads.to_string())];
+    let features = cpu.features();
     Ok(Opened { backend: Box::new(cpu), features, rates: Vec::new(), weight_bytes: 128 << 20 })
 }
 
@@ -156,7 +156,10 @@ fn open_gpu(adapter: &str) -> Result<Opened> {
         ("dispatch_s", rates.dispatch_s),
         ("submit_and_wait_s", rates.submit_and_wait_s),
     ];
-    Ok(Opened { features: gpu.features(), backend: Box::new(gpu), rates, weight_bytes })
+    let mut features = gpu.features();
+    features.push(("device_features", format!("{:?}", gpu.wgpu_features())));
+    features.push(("kernels", crate::gpu::source::KERNELS.len().to_string()));
+    Ok(Opened { features, backend: Box::new(gpu), rates, weight_bytes })
 }
 
 fn examine(
