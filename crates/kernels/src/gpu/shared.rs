@@ -13,14 +13,13 @@ mod metal;
 #[cfg(not(target_vendor = "apple"))]
 mod vulkan;
 
-use files::Result;
+use files::{Error, Result};
 
 #[cfg(target_vendor = "apple")]
 pub(super) use metal::Sharing;
 #[cfg(not(target_vendor = "apple"))]
 pub(super) use vulkan::Sharing;
 
-use super::device::device_error;
 use crate::buffer::Buffer;
 use crate::host;
 
@@ -34,7 +33,7 @@ pub(super) const USAGE: wgpu::BufferUsages =
 /// Zeroed pages of the host's for at least `bytes` bytes, and a buffer of that many over them.
 ///
 /// # Errors
-/// `Memory` when the system refuses, `Device` when the driver does.
+/// `Memory` when the system or the driver refuses.
 pub(super) fn allocate(
     sharing: &Sharing,
     device: &wgpu::Device,
@@ -42,7 +41,8 @@ pub(super) fn allocate(
 ) -> Result<(Buffer, wgpu::Buffer)> {
     let pages = host::alloc_shared(bytes.next_multiple_of(PAGES_BYTES) as usize)?;
     let buffer = sharing.over(device, &pages, bytes);
-    let refused = || device_error(format!("the driver does not share {bytes} bytes of memory"));
+    let refused =
+        || Error::memory(format!("the driver does not take {bytes} more bytes of the machine's memory"));
     Ok((pages, buffer.ok_or_else(refused)?))
 }
 

@@ -69,7 +69,7 @@ impl Sharing {
             let open =
                 unsafe { hal.open_with_callback(features, limits, &descriptor.memory_hints, Some(extend)) };
             // What fails here fails again where it is reported: without the extension.
-            (open.ok()?, pages.min_imported_host_pointer_alignment, memory)
+            (open.ok()?, pages.min_imported_host_pointer_alignment.max(1), memory)
         };
         // SAFETY: opened just now from this adapter, with the features of the descriptor.
         let opened = unsafe { adapter.create_device_from_hal::<Vulkan>(open, descriptor) };
