@@ -3,7 +3,8 @@
 //! Workers look for the next job in a bounded spin and then park. Items are handed out one by one, to each thread from a
 //! range of its own first, so that it reads on where it stopped, and then from those of the others. The caller works
 //! along, and a join waits only for workers that took part: a worker that the system does not run costs nothing
-//! but its help. A worker that loses its core in the middle of an item does cost: the join waits until the system
+//! but its help. What a thread writes for each job lies in a cache line of its own, which only the caller reads: a line
+//! that all write goes from core to core as often as there are threads. A worker that loses its core in the middle of an item does cost: the join waits until the system
 //! runs it again, for milliseconds. When that, or the loss of the caller's own core, costs more time than the workers
 //! save, the machine has less cores to spare than the pool has threads, and the caller works alone for a while:
 //! [`Rest`].
@@ -19,11 +20,11 @@ use files::{Error, ErrorKind, Result};
 
 use super::urgency;
 
-/// A ticket's low half counts the workers that entered; then comes the flag that says the job is open; the upper
-/// half numbers the jobs.
-const OPEN: u64 = 1 << 31;
-const ENTERED: u64 = OPEN - 1;
-const JOB: u64 = 1 << 32;
+/// A ticket's lowest bit says that the job is open; the others number the jobs.
+const OPEN: u64 = 1;
+const JOB: u64 = 2;
+/// No ticket.
+const OUTSIDE: u64 = 0;
 
 /// The spin before a thread parks. Longer than the gaps between the ops of a token: waking a thread takes longer than
 /// many an op.
@@ -50,17 +51,18 @@ struct Job {
     items: usize,
 }
 
-/// A counter with a cache line to itself.
+/// Something with a cache line to itself, and with the one that is fetched along.
 #[derive(Default)]
 #[repr(align(128))]
-struct Counter(AtomicUsize);
+struct Apart<T>(T);
 
 struct Shared {
-    ticket: AtomicU64,
+    ticket: Apart<AtomicU64>,
     job: UnsafeCell<Option<Job>>,
     /// Items taken of each range.
-    taken: Vec<Counter>,
-    finished: AtomicU64,
+    taken: Vec<Apart<AtomicUsize>>,
+    /// The ticket that each worker works on, or [`OUTSIDE`].
+    inside: Vec<Apart<AtomicU64>>,
     failed: AtomicBool,
     failure: Mutex<Option<Error>>,
     stop: AtomicBool,
@@ -69,8 +71,10 @@ struct Shared {
     sleeping: Vec<AtomicBool>,
 }
 
-// SAFETY: `job` is written by the caller alone, while the ticket is closed and every worker that entered has
-// finished; workers read it only after they entered an open ticket, which was published after the write.
+// SAFETY: `job` is written by the caller alone, while the ticket is closed and every worker that entered it is outside
+// again; workers read it only after they entered an open ticket, which was published after the write. To enter, a worker
+// writes the ticket into `inside` and then finds it open; the caller closes it and then looks into `inside`. All four
+// are sequentially consistent, so a worker that the caller does not see finds the ticket closed, and stays outside.
 unsafe impl Sync for Shared {}
 // SAFETY: the pointer in `job` is used only between the opening and the join of its ticket, while `Pool::run`
 // keeps what it points to borrowed.
@@ -98,10 +102,10 @@ impl Pool {
     pub(crate) fn new(threads: usize) -> Result<Self> {
         let helpers = threads.saturating_sub(1);
         let shared = Arc::new(Shared {
-            ticket: AtomicU64::new(0),
+            ticket: Apart::default(),
             job: UnsafeCell::new(None),
-            taken: (0..threads.min(RANGES_MAX)).map(|_| Counter::default()).collect(),
-            finished: AtomicU64::new(0),
+            taken: (0..threads.min(RANGES_MAX)).map(|_| Apart::default()).collect(),
+            inside: (0..helpers).map(|_| Apart::default()).collect(),
             failed: AtomicBool::new(false),
             failure: Mutex::new(None),
             stop: AtomicBool::new(false),
@@ -189,11 +193,10 @@ impl Pool {
         // SAFETY: the last join closed the ticket and saw every worker that entered finish; `turn` is held.
         unsafe { *shared.job.get() = Some(Job { run, items }) };
         shared.taken.iter().for_each(|range| range.0.store(0, Ordering::Relaxed));
-        shared.finished.store(0, Ordering::Relaxed);
         shared.failed.store(false, Ordering::Relaxed);
-        let job = shared.ticket.load(Ordering::Relaxed) & !(OPEN | ENTERED);
+        let job = shared.ticket.0.load(Ordering::Relaxed) & !OPEN;
         // SeqCst pairs with the worker that marks itself asleep and then looks at the ticket again.
-        shared.ticket.store(job.wrapping_add(JOB) | OPEN, Ordering::SeqCst);
+        shared.ticket.0.store(job.wrapping_add(JOB) | OPEN, Ordering::SeqCst);
         for (worker, sleeping) in self.workers.iter().zip(&shared.sleeping).take(items - 1) {
             if sleeping.load(Ordering::SeqCst) && sleeping.swap(false, Ordering::SeqCst) {
                 worker.thread().unpark();
@@ -204,8 +207,9 @@ impl Pool {
     /// Closes the job and waits for the workers that entered it.
     fn join(&self) {
         let shared = &*self.shared;
-        let entered = shared.ticket.fetch_and(!OPEN, Ordering::SeqCst) & ENTERED;
-        let done = || shared.finished.load(Ordering::SeqCst) == entered;
+        let ticket = shared.ticket.0.load(Ordering::Relaxed);
+        shared.ticket.0.store(ticket & !OPEN, Ordering::SeqCst);
+        let done = || shared.inside.iter().all(|place| place.0.load(Ordering::SeqCst) != ticket);
         let mut clock = Clock::new(SPIN);
         while !done() {
             if clock.tick() {
@@ -284,7 +288,12 @@ fn drain(shared: &Shared, run: &Item<'_>, items: usize, thread: usize) -> usize 
     for range in (0..ranges).map(|i| (thread + i) % ranges) {
         let (start, end) = (range * items / ranges, (range + 1) * items / ranges);
         while !shared.failed.load(Ordering::Relaxed) {
-            let item = start + shared.taken[range].0.fetch_add(1, Ordering::Relaxed);
+            let taken = &shared.taken[range].0;
+            // A look leaves the line with the others, who all come here in the end.
+            if start + taken.load(Ordering::Relaxed) >= end {
+                break;
+            }
+            let item = start + taken.fetch_add(1, Ordering::Relaxed);
             if item >= end {
                 break;
             }
@@ -311,22 +320,27 @@ fn panicked(panic: &(dyn std::any::Any + Send)) -> Error {
 
 /// The life of a worker.
 fn work(shared: &Shared, index: usize, spin: Duration) {
-    let mut seen = 0;
+    let mut seen = OUTSIDE;
     while let Some(ticket) = wait(shared, index, seen, spin) {
-        seen = ticket / JOB;
+        seen = ticket;
         // SAFETY: this worker entered the ticket while it was open, so the caller wrote the job before and does
-        // not touch it, nor let go of what it points to, until `finished` counts this worker.
+        // not touch it, nor let go of what it points to, until this worker is outside.
         let job = unsafe { *shared.job.get() };
         if let Some(job) = job {
             // SAFETY: as above.
             drain(shared, unsafe { &*job.run }, job.items, index + 1);
         }
-        shared.finished.fetch_add(1, Ordering::SeqCst);
-        if shared.caller_waits.load(Ordering::SeqCst)
-            && let Some(caller) = &*lock(&shared.caller)
-        {
-            caller.unpark();
-        }
+        shared.inside[index].0.store(OUTSIDE, Ordering::SeqCst);
+        leave(shared);
+    }
+}
+
+/// A worker is outside: a caller that waits for it may want to know.
+fn leave(shared: &Shared) {
+    if shared.caller_waits.load(Ordering::SeqCst)
+        && let Some(caller) = &*lock(&shared.caller)
+    {
+        caller.unpark();
     }
 }
 
@@ -337,13 +351,15 @@ fn wait(shared: &Shared, index: usize, seen: u64, spin: Duration) -> Option<u64>
         if shared.stop.load(Ordering::SeqCst) {
             return None;
         }
-        let ticket = shared.ticket.load(Ordering::SeqCst);
-        if ticket & OPEN != 0 && ticket / JOB != seen {
-            let entry =
-                shared.ticket.compare_exchange_weak(ticket, ticket + 1, Ordering::SeqCst, Ordering::Relaxed);
-            if entry.is_ok() {
+        let ticket = shared.ticket.0.load(Ordering::SeqCst);
+        if ticket & OPEN != 0 && ticket != seen {
+            let inside = &shared.inside[index].0;
+            inside.store(ticket, Ordering::SeqCst);
+            if shared.ticket.0.load(Ordering::SeqCst) == ticket {
                 return Some(ticket);
             }
+            inside.store(OUTSIDE, Ordering::SeqCst);
+            leave(shared);
             continue;
         }
         if clock.tick() {
@@ -361,8 +377,8 @@ fn wait(shared: &Shared, index: usize, seen: u64, spin: Duration) -> Option<u64>
 }
 
 fn news(shared: &Shared, seen: u64) -> bool {
-    let ticket = shared.ticket.load(Ordering::SeqCst);
-    ticket & OPEN != 0 && ticket / JOB != seen
+    let ticket = shared.ticket.0.load(Ordering::SeqCst);
+    ticket & OPEN != 0 && ticket != seen
 }
 
 /// Measures a spin.
@@ -401,6 +417,22 @@ mod tests {
                 .unwrap();
                 assert!(counts.iter().all(|c| c.load(Ordering::Relaxed) == 1), "{threads} {items}");
             }
+        }
+    }
+
+    /// Workers that come late find the next job open, or none; more threads than cores, so that many do.
+    #[test]
+    fn late_workers_do_not_touch_a_job_that_is_over() {
+        let pool = Pool::new(12).unwrap();
+        for job in 0..20_000usize {
+            // Gone when `run` returns: who still worked on it would write where the next one is.
+            let seen: [AtomicUsize; 3] = Default::default();
+            pool.run(3, |i| {
+                seen[i].fetch_add(job + 1, Ordering::Relaxed);
+                Ok(())
+            })
+            .unwrap();
+            assert_eq!(seen.map(AtomicUsize::into_inner), [job + 1; 3]);
         }
     }
 
