@@ -23,6 +23,8 @@ pub enum Isa {
     Avx2Vnni,
     #[cfg(target_arch = "x86_64")]
     Avx512,
+    #[cfg(target_arch = "x86_64")]
+    Avx512Bf16,
     #[cfg(target_arch = "aarch64")]
     Neon,
     #[cfg(target_arch = "aarch64")]
@@ -59,6 +61,9 @@ impl Isa {
             if avx2 && avx512 {
                 all.push(Isa::Avx512);
             }
+            if avx2 && avx512 && is_x86_feature_detected!("avx512bf16") {
+                all.push(Isa::Avx512Bf16);
+            }
         }
         #[cfg(target_arch = "aarch64")]
         {
@@ -88,12 +93,23 @@ impl Isa {
             Isa::Avx2Vnni => "AVX2 VNNI",
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 => "AVX-512 VNNI",
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512Bf16 => "AVX-512 VNNI BF16",
             #[cfg(target_arch = "aarch64")]
             Isa::Neon => "NEON",
             #[cfg(target_arch = "aarch64")]
             Isa::NeonDot => "NEON dotprod",
             #[cfg(target_arch = "aarch64")]
             Isa::NeonI8mm => "NEON i8mm",
+        }
+    }
+
+    /// The same without bf16: pairs of [`super::wide::Wide`] are exact.
+    pub(super) fn exact_pairs(self) -> Self {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512Bf16 => Isa::Avx512,
+            other => other,
         }
     }
 
@@ -104,7 +120,7 @@ impl Isa {
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 | Isa::Avx2Vnni => Avx2::LANES,
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 => Avx512::LANES,
+            Isa::Avx512 | Isa::Avx512Bf16 => Avx512::LANES,
             #[cfg(target_arch = "aarch64")]
             Isa::Neon | Isa::NeonDot | Isa::NeonI8mm => Neon::LANES,
         }
@@ -119,7 +135,7 @@ impl Isa {
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2Vnni => Avx2Vnni::WIDE_BASE,
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 => Avx512::WIDE_BASE,
+            Isa::Avx512 | Isa::Avx512Bf16 => Avx512::WIDE_BASE,
             #[cfg(target_arch = "aarch64")]
             Isa::Neon => Neon::WIDE_BASE,
             #[cfg(target_arch = "aarch64")]
@@ -144,7 +160,7 @@ impl Isa {
                 #[cfg(target_arch = "x86_64")]
                 Isa::Avx2Vnni => super::avx2::enter_vnni(kernel),
                 #[cfg(target_arch = "x86_64")]
-                Isa::Avx512 => super::avx512::enter(kernel),
+                Isa::Avx512 | Isa::Avx512Bf16 => super::avx512::enter(kernel),
                 #[cfg(target_arch = "aarch64")]
                 Isa::Neon => super::neon::enter(kernel),
                 #[cfg(target_arch = "aarch64")]
@@ -179,7 +195,7 @@ macro_rules! for_each_isa {
                 $crate::cpu::isa::Isa::Avx2 | $crate::cpu::isa::Isa::Avx2Vnni => unsafe { avx2($($arg),*) },
                 // SAFETY: as above.
                 #[cfg(target_arch = "x86_64")]
-                $crate::cpu::isa::Isa::Avx512 => unsafe { avx512($($arg),*) },
+                $crate::cpu::isa::Isa::Avx512 | $crate::cpu::isa::Isa::Avx512Bf16 => unsafe { avx512($($arg),*) },
                 // Plain code has NEON anyway, and integer dot products are no part of it.
                 #[cfg(target_arch = "aarch64")]
                 $crate::cpu::isa::Isa::Neon

@@ -58,6 +58,16 @@ pub(crate) fn exp_of_negative(x: f32) -> f32 {
     if x < -87.3 { 0.0 } else { p * f32::from_bits(power) }
 }
 
+/// The nearest bf16. What is next to nothing becomes zero: processors that multiply bf16 have no subnormal numbers.
+#[inline(always)]
+pub(crate) fn to_bf16(x: f32) -> f32 {
+    let bits = x.to_bits();
+    let nearest = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) & 0xffff_0000;
+    // A NaN fails the second comparison and stays as it is.
+    let x = if x.abs() >= 1e-30 { f32::from_bits(nearest) } else { x };
+    if x.abs() < 1e-30 { 0.0 } else { x }
+}
+
 /// `1 / (1 + e^-x)`
 #[inline(always)]
 pub(crate) fn sigmoid(x: f32) -> f32 {

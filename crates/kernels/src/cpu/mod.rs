@@ -37,8 +37,8 @@ pub use isa::Isa;
 
 use crate::buffer::{Block, Buffer, Tensor, Weight};
 use crate::ops::{
-    AttentionSpec, Backend, DeltaInput, DeltaSpec, DeviceInfo, ExpertBatch, KvCache, MlpWeights, Precision,
-    Product, RopeSpec, RouteBuffers, RouteSpec, Routes, Segment, SharedOutput,
+    AttentionSpec, Backend, DeltaInput, DeltaSpec, DeviceInfo, ExpertBatch, KvCache, KvFormat, MlpWeights,
+    Precision, Product, RopeSpec, RouteBuffers, RouteSpec, Routes, Segment, SharedOutput,
 };
 use crate::{check, host, reference};
 use int8::{Activations, Workspace};
@@ -120,6 +120,12 @@ impl Cpu {
             quantised: Scratch::default(),
             workspaces: (0..threads).map(|_| Mutex::default()).collect(),
         })
+    }
+
+    /// Whether attention over a cache of this format multiplies values of bf16: twice as many at a time, where processors
+    /// do so.
+    fn rounds(&self, format: KvFormat) -> bool {
+        format == KvFormat::F16 && self.info.precision == Precision::Fast
     }
 
     /// Calls `f` with ranges of `rows` that together cover all of them: one range for little work.
@@ -238,8 +244,8 @@ impl Backend for Cpu {
         check::kv_append(k, v, segment, cache)?;
         let cols = k.cols();
         let rows = segment.rows.start * cols..segment.rows.end * cols;
-        let append =
-            portable::Append::new([&k.host()?[rows.clone()], &v.host()?[rows]], segment.position, cache)?;
+        let (rounds, rows) = (self.rounds(cache.format), [&k.host()?[rows.clone()], &v.host()?[rows]]);
+        let append = portable::Append::new(rows, segment.position, cache, rounds)?;
         self.split(segment.rows.len(), 2 * cols, |r| {
             for row in r {
                 // SAFETY: each row is visited once.
@@ -263,6 +269,7 @@ impl Backend for Cpu {
             spec,
             cache,
             out: Parts::new(out.host_mut()?),
+            rounds: self.rounds(cache.format),
             scratch: &self.scratch,
             partials: &self.partials,
         };

@@ -45,6 +45,59 @@ pub(super) unsafe trait Wide: Copy {
     unsafe fn sums(x: [Self; 4]) -> [f32; 4];
     /// Asks for a cache line, at any address.
     unsafe fn prefetch(at: *const u8);
+
+    /// Sixteen pairs of floats. Where [`Self::PAIR`] is 1 they are two bf16 in a word, rounded if they must be; else they
+    /// are as exact as what they are made of.
+    type Pair: Copy;
+    /// Words of a pair. Stored, sixteen of one word lie in their order; of two, all even ones before all odd ones.
+    const PAIR: usize;
+    unsafe fn pair(even: Self, odd: Self) -> Self::Pair;
+    unsafe fn load_pair(from: *const f32) -> Self::Pair;
+    unsafe fn store_pair(pair: Self::Pair, to: *mut f32);
+    /// One pair for all lanes, the odd one `APART` words after the even one if it is two words.
+    unsafe fn splat_pair<const APART: usize>(from: *const f32) -> Self::Pair;
+    /// `c + a.odd * b.odd`, and to that `a.even * b.even`, each rounded once: what VDPBF16PS does.
+    unsafe fn fma_pair(a: Self::Pair, b: Self::Pair, c: Self) -> Self;
+}
+
+/// Pairs as two vectors.
+macro_rules! pairs_of_two {
+    () => {
+        type Pair = (Self, Self);
+        const PAIR: usize = 2;
+
+        #[inline(always)]
+        unsafe fn pair(even: Self, odd: Self) -> (Self, Self) {
+            (even, odd)
+        }
+
+        #[inline(always)]
+        unsafe fn load_pair(from: *const f32) -> (Self, Self) {
+            // SAFETY: the caller promises both.
+            unsafe { (Self::load(from), Self::load(from.add(LANES))) }
+        }
+
+        #[inline(always)]
+        unsafe fn store_pair((even, odd): (Self, Self), to: *mut f32) {
+            // SAFETY: the caller promises room for both.
+            unsafe {
+                even.store(to);
+                odd.store(to.add(LANES));
+            }
+        }
+
+        #[inline(always)]
+        unsafe fn splat_pair<const APART: usize>(from: *const f32) -> (Self, Self) {
+            // SAFETY: the caller promises both.
+            unsafe { (Self::splat(*from), Self::splat(*from.add(APART))) }
+        }
+
+        #[inline(always)]
+        unsafe fn fma_pair(a: (Self, Self), b: (Self, Self), c: Self) -> Self {
+            // SAFETY: the caller's promise.
+            unsafe { a.0.fma(b.0, a.1.fma(b.1, c)) }
+        }
+    };
 }
 
 /// Plain Rust.
@@ -54,6 +107,7 @@ pub(super) struct Plain([f32; LANES]);
 // SAFETY: no features are needed, and pointers are used as the trait says.
 unsafe impl Wide for Plain {
     const TILE: usize = 2;
+    pairs_of_two!();
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> Self {
@@ -152,6 +206,7 @@ pub(super) struct Ymm(__m256, __m256);
 #[cfg(target_arch = "x86_64")]
 unsafe impl Wide for Ymm {
     const TILE: usize = 2;
+    pairs_of_two!();
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> Self {
@@ -257,15 +312,78 @@ unsafe impl Wide for Ymm {
     }
 }
 
-/// A vector of AVX-512.
+/// A vector of AVX-512, with pairs as two vectors or as bf16.
 #[cfg(target_arch = "x86_64")]
 #[derive(Clone, Copy)]
-pub(super) struct Zmm(__m512);
+pub(super) struct Zmm<const BF16: bool>(__m512);
 
-// SAFETY: the methods need what the trait's contract promises: AVX-512 F and DQ, and valid pointers.
+// SAFETY: the methods need what the trait's contract promises: AVX-512 F, DQ and BW, with `BF16` that too, and valid
+// pointers.
 #[cfg(target_arch = "x86_64")]
-unsafe impl Wide for Zmm {
+unsafe impl<const BF16: bool> Wide for Zmm<BF16> {
     const TILE: usize = 4;
+    /// Of bf16 the first has both.
+    type Pair = (__m512, __m512);
+    const PAIR: usize = if BF16 { 1 } else { 2 };
+
+    #[inline(always)]
+    unsafe fn pair(even: Self, odd: Self) -> Self::Pair {
+        if !BF16 {
+            return (even.0, odd.0);
+        }
+        // SAFETY: the trait's contract.
+        unsafe {
+            // All even ones and then all odd ones, which take turns from here on.
+            let both = std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(odd.0, even.0));
+            let turns = _mm512_set_epi32(
+                0x1f_000f, 0x1e_000e, 0x1d_000d, 0x1c_000c, 0x1b_000b, 0x1a_000a, 0x19_0009, 0x18_0008,
+                0x17_0007, 0x16_0006, 0x15_0005, 0x14_0004, 0x13_0003, 0x12_0002, 0x11_0001, 0x10_0000,
+            );
+            (_mm512_castsi512_ps(_mm512_permutexvar_epi16(turns, both)), _mm512_undefined_ps())
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn load_pair(from: *const f32) -> Self::Pair {
+        // SAFETY: as above.
+        unsafe {
+            let odd = if BF16 { _mm512_undefined_ps() } else { _mm512_loadu_ps(from.add(LANES)) };
+            (_mm512_loadu_ps(from), odd)
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn store_pair(pair: Self::Pair, to: *mut f32) {
+        // SAFETY: as above.
+        unsafe {
+            _mm512_storeu_ps(to, pair.0);
+            if !BF16 {
+                _mm512_storeu_ps(to.add(LANES), pair.1);
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn splat_pair<const APART: usize>(from: *const f32) -> Self::Pair {
+        // SAFETY: as above.
+        unsafe {
+            let odd = if BF16 { _mm512_undefined_ps() } else { _mm512_set1_ps(*from.add(APART)) };
+            (_mm512_set1_ps(*from), odd)
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn fma_pair(a: Self::Pair, b: Self::Pair, c: Self) -> Self {
+        // SAFETY: as above; where pairs are bf16 this instruction set is there.
+        unsafe {
+            if BF16 {
+                let [a, b] = [a.0, b.0].map(|x| std::mem::transmute::<__m512, __m512bh>(x));
+                Self(_mm512_dpbf16_ps(c.0, a, b))
+            } else {
+                Self(_mm512_fmadd_ps(a.0, b.0, _mm512_fmadd_ps(a.1, b.1, c.0)))
+            }
+        }
+    }
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> Self {
@@ -363,6 +481,7 @@ pub(super) struct Quad([float32x4_t; 4]);
 #[cfg(target_arch = "aarch64")]
 unsafe impl Wide for Quad {
     const TILE: usize = 2;
+    pairs_of_two!();
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> Self {
@@ -487,7 +606,15 @@ macro_rules! for_each_width {
             #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
             unsafe fn avx512($($arg: $ty),*) {
                 // SAFETY: as above.
-                unsafe { body::<$crate::cpu::wide::Zmm>($($arg),*) }
+                unsafe { body::<$crate::cpu::wide::Zmm<false>>($($arg),*) }
+            }
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(
+                enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16"
+            )]
+            unsafe fn avx512_bf16($($arg: $ty),*) {
+                // SAFETY: as above.
+                unsafe { body::<$crate::cpu::wide::Zmm<true>>($($arg),*) }
             }
             #[cfg(target_arch = "aarch64")]
             #[target_feature(enable = "neon")]
@@ -503,6 +630,8 @@ macro_rules! for_each_width {
                     $crate::cpu::isa::Isa::Avx2 | $crate::cpu::isa::Isa::Avx2Vnni => avx2($($arg),*),
                     #[cfg(target_arch = "x86_64")]
                     $crate::cpu::isa::Isa::Avx512 => avx512($($arg),*),
+                    #[cfg(target_arch = "x86_64")]
+                    $crate::cpu::isa::Isa::Avx512Bf16 => avx512_bf16($($arg),*),
                     #[cfg(target_arch = "aarch64")]
                     $crate::cpu::isa::Isa::Neon
                     | $crate::cpu::isa::Isa::NeonDot

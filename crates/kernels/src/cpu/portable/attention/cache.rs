@@ -4,7 +4,7 @@ use files::Result;
 use half::f16;
 
 use crate::cpu::isa::Isa;
-use crate::cpu::math::widen;
+use crate::cpu::math::{to_bf16, widen};
 use crate::cpu::shared::Parts;
 use crate::cpu::wide::{LANES, Wide, for_each_width};
 use crate::ops::{KvCache, KvFormat};
@@ -21,6 +21,8 @@ pub(in crate::cpu) struct Append<'a> {
     dim: usize,
     capacity: usize,
     format: KvFormat,
+    /// Whether halves get values of bf16.
+    rounds: bool,
 }
 
 impl<'a> Append<'a> {
@@ -28,7 +30,12 @@ impl<'a> Append<'a> {
     ///
     /// # Errors
     /// [`files::ErrorKind::Device`] when the cache is not in host memory.
-    pub(in crate::cpu) fn new(rows: [&'a [f32]; 2], position: usize, cache: &'a mut KvCache) -> Result<Self> {
+    pub(in crate::cpu) fn new(
+        rows: [&'a [f32]; 2],
+        position: usize,
+        cache: &'a mut KvCache,
+        rounds: bool,
+    ) -> Result<Self> {
         Ok(Self {
             rows,
             blocks: [Parts::new(cache.keys.host_mut()?), Parts::new(cache.values.host_mut()?)],
@@ -37,6 +44,7 @@ impl<'a> Append<'a> {
             dim: cache.head_dim,
             capacity: cache.capacity,
             format: cache.format,
+            rounds,
         })
     }
 }
@@ -52,14 +60,14 @@ pub(in crate::cpu) unsafe fn append(isa: Isa, a: Append<'_>, row: usize) {
         {
             let at = h * a.capacity + a.position + row;
             // SAFETY: this head belongs to this call, and has the bytes that the format says.
-            unsafe { store(isa, values, a.format, target.part(at * bytes, bytes)) };
+            unsafe { store(isa, values, a.format, a.rounds, target.part(at * bytes, bytes)) };
         }
     }
 }
 
 for_each_width! {
     /// One head in its format; `to` has [`KvFormat::head_bytes`].
-    unsafe fn store<W>(values: &[f32], format: KvFormat, to: &mut [u8]) {
+    unsafe fn store<W>(values: &[f32], format: KvFormat, rounds: bool, to: &mut [u8]) {
         match format {
             KvFormat::F32 => {
                 for (to, x) in to.chunks_exact_mut(4).zip(values) {
@@ -69,11 +77,16 @@ for_each_width! {
             KvFormat::F16 => {
                 let whole = values.len() - values.len() % LANES;
                 for d in (0..whole).step_by(LANES) {
-                    // SAFETY: the caller's promise: sixteen values here, two bytes for each there.
-                    unsafe { W::load(values.as_ptr().add(d)).store_half(to.as_mut_ptr().add(2 * d).cast()) };
+                    let mut some = [0.0; LANES];
+                    for (to, x) in some.iter_mut().zip(&values[d..]) {
+                        *to = if rounds { to_bf16(*x) } else { *x };
+                    }
+                    // SAFETY: the caller's promise: two bytes for each of sixteen values.
+                    unsafe { W::load(some.as_ptr()).store_half(to.as_mut_ptr().add(2 * d).cast()) };
                 }
                 for (to, x) in to[2 * whole..].chunks_exact_mut(2).zip(&values[whole..]) {
-                    to.copy_from_slice(&f16::from_f32(*x).to_le_bytes());
+                    let x = if rounds { to_bf16(*x) } else { *x };
+                    to.copy_from_slice(&f16::from_f32(x).to_le_bytes());
                 }
             }
             KvFormat::Q8 => {
@@ -130,30 +143,22 @@ pub(super) unsafe trait Heads: Copy {
     fn bytes(self) -> usize;
 }
 
-/// Writes `n` heads of `dim` values as f32, `stride` values apart, and zeros up to a whole vector.
+/// Sixteen values of position `j` from `at` on, a multiple of sixteen; zeros after the head's `dim`.
 ///
 /// # Safety
-/// As [`Heads`], and `to` has the room.
+/// As [`Heads`].
 #[inline(always)]
-pub(super) unsafe fn widen_heads<W: Wide, H: Heads>(
-    heads: H,
-    n: usize,
-    dim: usize,
-    to: *mut f32,
-    stride: usize,
-) {
-    let whole = dim - dim % LANES;
-    for j in 0..n {
-        // SAFETY: the caller's promise.
-        unsafe {
-            let row = to.add(j * stride);
-            for at in (0..whole).step_by(LANES) {
-                heads.load::<W>(j, at).store(row.add(at));
-            }
-            for at in whole..dim.next_multiple_of(LANES) {
-                *row.add(at) = if at < dim { heads.value(j, at) } else { 0.0 };
-            }
+pub(super) unsafe fn sixteen<W: Wide, H: Heads>(heads: H, dim: usize, j: usize, at: usize) -> W {
+    // SAFETY: the caller's promise.
+    unsafe {
+        if at + LANES <= dim {
+            return heads.load(j, at);
         }
+        let mut some = [0.0; LANES];
+        for (i, x) in some.iter_mut().enumerate().take(dim.saturating_sub(at)) {
+            *x = heads.value(j, at + i);
+        }
+        W::load(some.as_ptr())
     }
 }
 

@@ -6,10 +6,10 @@
 use std::mem::MaybeUninit;
 
 use super::CHUNK;
-use super::cache::{Bytes, Floats, Halves, Heads, widen_heads};
-use super::tiles::{Ahead, Job, Stored};
+use super::cache::{Bytes, Floats, Halves, Heads};
+use super::tiles::{Ahead, Job, Stored, widen_keys};
 use crate::cpu::isa::for_each_isa;
-use crate::cpu::math::{exp_of_negative, tree_sum};
+use crate::cpu::math::{exp_of_negative, to_bf16, tree_sum};
 use crate::cpu::wide::{LANES, Wide, for_each_width};
 use crate::ops::KvFormat;
 
@@ -19,7 +19,8 @@ pub(super) const KEYS: usize = 16;
 /// Lanes of a sum in the order in which [`tree_sum`] adds them.
 const ORDER: [usize; LANES] = [0, 8, 4, 12, 2, 10, 6, 14, 1, 9, 5, 13, 3, 11, 7, 15];
 
-/// Writes a block of queries, times `scale`, as `[padded, 16]`, values in the order in which their products are summed.
+/// Writes a block of queries, times `scale`, as `[padded, 16]`, values in the order in which their products are summed: those
+/// of a pair are neighbours.
 pub(super) fn write_queries(queries: [&[f32]; LANES], scale: f32, padded: usize, to: &mut [f32]) {
     let mut to = to.as_chunks_mut::<LANES>().0.iter_mut();
     for lane in ORDER {
@@ -60,7 +61,7 @@ unsafe fn all_positions<W: Wide, H: Heads>(job: &Job, heads: H, dim: usize) {
         let n = KEYS.min(job.positions - from);
         // SAFETY: the caller's promise; `KEYS` rows of `padded` values fit, and there is room for their scores.
         unsafe {
-            widen_heads::<W, H>(heads.after(from), n, dim, job.widened, job.stride());
+            widen_keys::<W, H>(heads.after(from), n, dim, job);
             let ahead = Ahead::new(heads.after(from + KEYS));
             let mut block = 0;
             while block < job.blocks {
@@ -94,12 +95,13 @@ unsafe fn tile<W: Wide, const V: usize, const K: usize>(job: &Job, from: usize, 
         let mut waiting = [const { MaybeUninit::<[[W; K]; V]>::uninit() }; 2];
         for i in 0..4 {
             let lane = ORDER.as_ptr().add(4 * i);
+            let each = job.padded / 2 * W::PAIR;
             let mut two = lane_sums::<W, V, K>(job, queries, keys.add(*lane));
-            two = sum(two, lane_sums(job, queries.add(job.padded), keys.add(*lane.add(1))));
-            let mut others = lane_sums::<W, V, K>(job, queries.add(2 * job.padded), keys.add(*lane.add(2)));
-            others = sum(others, lane_sums(job, queries.add(3 * job.padded), keys.add(*lane.add(3))));
+            two = sum(two, lane_sums(job, queries.add(each), keys.add(*lane.add(1))));
+            let mut others = lane_sums::<W, V, K>(job, queries.add(2 * each), keys.add(*lane.add(2)));
+            others = sum(others, lane_sums(job, queries.add(3 * each), keys.add(*lane.add(3))));
             let mut sums = sum(two, others);
-            queries = queries.add(4 * job.padded);
+            queries = queries.add(4 * each);
             if i % 2 == 0 {
                 waiting[i / 2].write(sums);
                 continue;
@@ -130,19 +132,19 @@ unsafe fn lane_sums<W: Wide, const V: usize, const K: usize>(
     unsafe {
         let mut sums = [[W::splat(0.0); K]; V];
         let (mut at, mut queries) = (0, queries);
-        while at < job.padded {
-            let mut query = [W::splat(0.0); V];
-            for v in 0..V {
-                query[v] = W::load(queries.add(v * job.padded * LANES));
+        while at < job.padded / 2 * W::PAIR {
+            let mut query = [W::load_pair(queries); V];
+            for v in 1..V {
+                query[v] = W::load_pair(queries.add(v * job.padded * LANES));
             }
             for k in 0..K {
-                let key = W::splat(*keys.add(k * job.stride() + at));
+                let key = W::splat_pair::<LANES>(keys.add(k * job.stride() + at));
                 for v in 0..V {
-                    sums[v][k] = query[v].fma(key, sums[v][k]);
+                    sums[v][k] = W::fma_pair(query[v], key, sums[v][k]);
                 }
             }
-            queries = queries.add(LANES);
-            at += LANES;
+            queries = queries.add(LANES * W::PAIR);
+            at += LANES * W::PAIR;
         }
         sums
     }
@@ -159,9 +161,26 @@ unsafe fn sum<W: Wide, const V: usize, const K: usize>(mut a: [[W; K]; V], b: [[
     a
 }
 
+for_each_width! {
+    /// Makes pairs of a block's rows `[rows, 16]`, an even number of them: of queries, or of weights.
+    ///
+    /// # Safety
+    /// There are so many rows, and nobody else uses them.
+    pub(super) unsafe fn pair_rows<W>(block: *mut f32, rows: usize) {
+        for pair in 0..rows / 2 * usize::from(W::PAIR == 1) {
+            // SAFETY: the caller's promise; what is written was read.
+            unsafe {
+                let from = block.add(2 * pair * LANES);
+                let made = W::pair(W::load(from), W::load(from.add(LANES)));
+                W::store_pair(made, block.add(pair * LANES));
+            }
+        }
+    }
+}
+
 for_each_isa! {
-    /// Turns a block's scores `[positions, 16]` into weights; returns the maximum and the sum of each query.
-    pub(super) fn weigh(scores: &mut [[f32; LANES]]) -> [[f32; LANES]; 2] {
+    /// Turns a block's scores `[positions, 16]` into weights, in bf16 if `rounds`; returns the maximum and the sum of each query.
+    pub(super) fn weigh(scores: &mut [[f32; LANES]], rounds: bool) -> [[f32; LANES]; 2] {
         let mut max = [f32::NEG_INFINITY; LANES];
         for scores in scores.iter() {
             for i in 0..LANES {
@@ -178,6 +197,13 @@ for_each_isa! {
             let sums = &mut sums[p % LANES];
             for i in 0..LANES {
                 scores[i] = exp_of_negative(scores[i] - max[i]);
+            }
+            if rounds {
+                for i in 0..LANES {
+                    scores[i] = to_bf16(scores[i]);
+                }
+            }
+            for i in 0..LANES {
                 sums[i] += scores[i];
             }
         }

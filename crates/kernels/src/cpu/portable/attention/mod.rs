@@ -16,7 +16,7 @@ use files::Result;
 pub(in crate::cpu) use cache::{Append, append};
 
 use crate::cpu::isa::{Isa, for_each_isa};
-use crate::cpu::math::{exp, exp_of_negative, sigmoid, sum_of};
+use crate::cpu::math::{exp, exp_of_negative, sigmoid, sum_of, to_bf16};
 use crate::cpu::pool::Pool;
 use crate::cpu::scratch::Scratch;
 use crate::cpu::shared::Parts;
@@ -46,6 +46,8 @@ pub(in crate::cpu) struct Attention<'a> {
     pub spec: &'a AttentionSpec,
     pub cache: &'a KvCache,
     pub out: Parts<'a, f32>,
+    /// Whether queries, and keys and values in halves, are multiplied as bf16.
+    pub rounds: bool,
     /// One buffer for each item at work.
     pub scratch: &'a Scratch<Vec<f32>>,
     /// One buffer for a whole op.
@@ -157,6 +159,11 @@ fn by_chunks(
 }
 
 impl Attention<'_> {
+    /// Who multiplies pairs.
+    fn pairs(&self) -> Isa {
+        if self.rounds { self.isa } else { self.isa.exact_pairs() }
+    }
+
     /// Query heads of a KV head.
     fn group(&self) -> usize {
         self.spec.heads / self.cache.kv_heads
@@ -199,7 +206,7 @@ struct Sizes {
 impl Sizes {
     fn new(a: Attention<'_>, tile: &Tile) -> Self {
         let count = tile.rows.len() * a.group();
-        let padded = a.spec.head_dim.next_multiple_of(LANES);
+        let padded = a.spec.head_dim.next_multiple_of(2 * LANES);
         let blocks = if count < LANES { 0 } else { count.div_ceil(LANES) };
         // Multiples of whole tiles.
         let widened_rows = (WIDENED / padded / KEYS * KEYS).clamp(KEYS, CHUNK);
@@ -240,6 +247,9 @@ fn scale(a: Attention<'_>, tile: &Tile, sizes: &Sizes, queries: &mut [f32]) {
         let first = block * LANES;
         let some = std::array::from_fn(|i| if first + i < sizes.count { query(first + i) } else { &[] });
         lanes::write_queries(some, a.spec.scale, padded, to);
+        round(a, to);
+        // SAFETY: a block has `padded` rows.
+        unsafe { lanes::pair_rows(a.pairs(), to.as_mut_ptr(), padded) };
     }
     if sizes.blocks == 0 {
         for (q, to) in queries.chunks_exact_mut(padded).enumerate() {
@@ -247,6 +257,24 @@ fn scale(a: Attention<'_>, tile: &Tile, sizes: &Sizes, queries: &mut [f32]) {
                 *to = a.spec.scale * x;
             }
             to[dim..].fill(0.0);
+            round(a, to);
+            // SAFETY: these are `padded` values.
+            unsafe { tiles::pair_values(a.pairs(), to.as_mut_ptr(), padded) };
+        }
+    }
+}
+
+/// Rounds queries that are multiplied as bf16.
+fn round(a: Attention<'_>, queries: &mut [f32]) {
+    if a.rounds {
+        to_bf16s(a.isa, queries);
+    }
+}
+
+for_each_isa! {
+    fn to_bf16s(values: &mut [f32]) {
+        for x in values {
+            *x = to_bf16(*x);
         }
     }
 }
@@ -269,6 +297,7 @@ fn one_chunk(
     let (keys, values) = (&a.cache.keys.host::<u8>()?[span.clone()], &a.cache.values.host::<u8>()?[span]);
     let (scores, widened) = work.split_at_mut(sizes.count.max(sizes.blocks * LANES) * CHUNK);
     sizes.clear(result);
+    let isa = a.pairs();
     let job = Job {
         queries: queries.as_ptr(),
         scores: scores.as_mut_ptr(),
@@ -286,7 +315,7 @@ fn one_chunk(
     let (max, sum) = result[sizes.count * sizes.padded..].split_at_mut(sizes.count);
     if sizes.blocks > 0 {
         // SAFETY: the slices hold these positions; the buffers were cut to these shapes and are not used meanwhile.
-        unsafe { lanes::scores(a.isa, stored(keys), job) };
+        unsafe { lanes::scores(isa, stored(keys), job) };
         for (block, scores) in scores.as_chunks_mut().0.chunks_exact_mut(CHUNK).enumerate() {
             let first = block * LANES;
             let count = LANES.min(sizes.count - first);
@@ -295,30 +324,39 @@ fn one_chunk(
                     scores[i] = f32::NEG_INFINITY;
                 }
             }
-            let [most, total] = lanes::weigh(a.isa, &mut scores[..positions]);
+            let [most, total] = lanes::weigh(a.isa, &mut scores[..positions], a.rounds);
             max[first..][..count].copy_from_slice(&most[..count]);
             sum[first..][..count].copy_from_slice(&total[..count]);
+            let paired = positions.next_multiple_of(2);
+            scores[positions..paired].fill([0.0; LANES]);
+            // SAFETY: these are so many rows.
+            unsafe { lanes::pair_rows(isa, scores.as_mut_ptr().cast(), paired) };
         }
     } else {
         // SAFETY: as above.
-        unsafe { tiles::scores(a.isa, stored(keys), job) };
+        unsafe { tiles::scores(isa, stored(keys), job) };
         for (q, scores) in scores.chunks_exact_mut(CHUNK).enumerate() {
             let seen = job.seen(q);
+            // Whole vectors: what is not seen weighs nothing.
+            let whole = seen.next_multiple_of(LANES);
             if seen > 0 {
-                // Whole vectors: what is not seen weighs nothing.
-                scores[seen..seen.next_multiple_of(LANES)].fill(f32::NEG_INFINITY);
-                [max[q], sum[q]] = weigh(a.isa, &mut scores[..seen.next_multiple_of(LANES)]);
+                scores[seen..whole].fill(f32::NEG_INFINITY);
+                [max[q], sum[q]] = weigh(a.isa, &mut scores[..whole], a.rounds);
             }
+            let paired = positions.next_multiple_of(2).max(whole);
+            scores[whole..paired].fill(0.0);
+            // SAFETY: nothing is asked of the caller.
+            unsafe { tiles::pair_weights(isa, &mut scores[..paired]) };
         }
     }
     // SAFETY: as above.
-    unsafe { tiles::values(a.isa, stored(values), job) };
+    unsafe { tiles::values(isa, stored(values), job) };
     Ok(())
 }
 
 for_each_isa! {
-    /// Turns scores into weights; returns their maximum and their sum.
-    fn weigh(scores: &mut [f32]) -> [f32; 2] {
+    /// Turns scores into weights, in bf16 if `rounds`; returns their maximum and their sum.
+    fn weigh(scores: &mut [f32], rounds: bool) -> [f32; 2] {
         let mut lanes = [f32::NEG_INFINITY; LANES];
         for scores in scores.chunks_exact(LANES) {
             for i in 0..LANES {
@@ -333,6 +371,7 @@ for_each_isa! {
         let shift = if max == f32::NEG_INFINITY { 0.0 } else { max };
         for s in scores.iter_mut() {
             *s = exp_of_negative(*s - shift);
+            *s = if rounds { to_bf16(*s) } else { *s };
         }
         [shift, sum_of(scores)]
     }

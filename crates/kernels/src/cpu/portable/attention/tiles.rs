@@ -1,13 +1,14 @@
 //! The two products of attention over a chunk of positions, in tiles of queries and keys that stay in registers.
 //!
-//! A score is one sum over the head in sixteen lanes; an output is one sum over the positions in their order. Neither
-//! depends on which queries and positions share a tile, nor on whether the heads were widened before. Many queries'
-//! scores are computed by `lanes.rs`, to the same bits.
+//! A score is one sum over the head in sixteen lanes; an output is one sum over the positions. Both go by pairs, of values 16
+//! apart and of neighbouring positions, the odd one first, so that a processor that multiplies pairs of bf16 makes the same
+//! bits as one that multiplies floats. Neither depends on which queries and positions share a tile, nor on whether the heads
+//! were widened before. Many queries' scores are computed by `lanes.rs`, to the same bits.
 
 use half::f16;
 
 use super::CHUNK;
-use super::cache::{Bytes, Floats, Halves, Heads, widen_heads};
+use super::cache::{Bytes, Floats, Halves, Heads, sixteen};
 use crate::cpu::wide::{LANES, Wide, for_each_width};
 use crate::ops::KvFormat;
 
@@ -29,20 +30,20 @@ pub(super) struct Stored<'a> {
 /// Queries of a tile and what is known of them, over one chunk of positions.
 #[derive(Clone, Copy)]
 pub(super) struct Job {
-    /// `[count, padded]`, times the factor on the scores; in blocks `[blocks, padded, 16]`, as
+    /// Pairs in `[count, padded]`, times the factor on the scores; in blocks `[blocks, padded, 16]`, as
     /// [`super::lanes::write_queries`] leaves them.
     pub queries: *const f32,
-    /// `[count, CHUNK]`, in blocks `[blocks, CHUNK, 16]`: scores, and then weights.
+    /// `[count, CHUNK]`, in blocks `[blocks, CHUNK, 16]`: scores, and then weights, in pairs.
     pub scores: *mut f32,
     /// `[count, padded]`: sums of weighted values.
     pub values: *mut f32,
-    /// `[widened_rows, stride]`
+    /// `[widened_rows, stride]`; values in pairs of rows.
     pub widened: *mut f32,
     pub widened_rows: usize,
     pub count: usize,
     /// Vectors of sixteen queries, or 0 if there are too few for that.
     pub blocks: usize,
-    /// Values of a head, rounded up to whole vectors; the rest is zero.
+    /// Values of a head, rounded up to whole vectors of pairs; the rest is zero.
     pub padded: usize,
     /// Queries of a row, which see the same positions.
     pub group: usize,
@@ -66,10 +67,103 @@ impl Job {
     }
 }
 
+/// Pairs of heads, as the products take them.
+///
+/// # Safety
+/// The positions that are asked for lie in the cache.
+trait Pairs: Copy {
+    /// Sixteen pairs of position `j`, of the values `at ..` and those 16 after them.
+    unsafe fn of_values<W: Wide>(self, j: usize, at: usize) -> W::Pair;
+    /// The values `at .. at + 16` of position `j`, which is even, and of the next one.
+    unsafe fn of_positions<W: Wide>(self, j: usize, at: usize) -> W::Pair;
+}
+
+/// Where they lie in the cache; the first `n` positions count.
+#[derive(Clone, Copy)]
+struct Direct<H> {
+    heads: H,
+    n: usize,
+}
+
+impl<H: Heads> Pairs for Direct<H> {
+    #[inline(always)]
+    unsafe fn of_values<W: Wide>(self, j: usize, at: usize) -> W::Pair {
+        // SAFETY: the trait's contract.
+        unsafe { W::pair(self.heads.load(j, at), self.heads.load(j, at + LANES)) }
+    }
+
+    #[inline(always)]
+    unsafe fn of_positions<W: Wide>(self, j: usize, at: usize) -> W::Pair {
+        // SAFETY: the trait's contract.
+        unsafe {
+            let odd = if j + 1 < self.n { self.heads.load(j + 1, at) } else { W::splat(0.0) };
+            W::pair(self.heads.load(j, at), odd)
+        }
+    }
+}
+
+/// As [`widen_keys`] or [`widen_values`] have left them, so many words apart.
+#[derive(Clone, Copy)]
+struct Widened {
+    start: *const f32,
+    stride: usize,
+}
+
+impl Pairs for Widened {
+    #[inline(always)]
+    unsafe fn of_values<W: Wide>(self, j: usize, at: usize) -> W::Pair {
+        // SAFETY: the trait's contract.
+        unsafe { W::load_pair(self.start.add(j * self.stride + at / 2 * W::PAIR)) }
+    }
+
+    #[inline(always)]
+    unsafe fn of_positions<W: Wide>(self, j: usize, at: usize) -> W::Pair {
+        // SAFETY: the trait's contract.
+        unsafe { W::load_pair(self.start.add(j * self.stride + at * W::PAIR)) }
+    }
+}
+
+/// Writes the keys of `n` positions as pairs of values.
+///
+/// # Safety
+/// As [`Heads`], and there is room for them.
+#[inline(always)]
+pub(super) unsafe fn widen_keys<W: Wide, H: Heads>(heads: H, n: usize, dim: usize, job: &Job) {
+    for j in 0..n {
+        for at in (0..job.padded).step_by(2 * LANES) {
+            // SAFETY: the caller's promise.
+            unsafe {
+                let pair = W::pair(sixteen(heads, dim, j, at), sixteen(heads, dim, j, at + LANES));
+                W::store_pair(pair, job.widened.add(j * job.stride() + at / 2 * W::PAIR));
+            }
+        }
+    }
+}
+
+/// Writes the values of `n` positions as pairs of positions; after an odd number come zeros.
+///
+/// # Safety
+/// As [`widen_keys`].
+#[inline(always)]
+unsafe fn widen_values<W: Wide, H: Heads>(heads: H, n: usize, dim: usize, job: &Job) {
+    for j in (0..n).step_by(2) {
+        for at in (0..job.padded).step_by(LANES) {
+            // SAFETY: the caller's promise.
+            unsafe {
+                let odd = if j + 1 < n { sixteen(heads, dim, j + 1, at) } else { W::splat(0.0) };
+                let pair = W::pair(sixteen(heads, dim, j, at), odd);
+                W::store_pair(pair, job.widened.add(j * job.stride() + at * W::PAIR));
+            }
+        }
+    }
+}
+
 /// What is done with heads that have been found.
 trait Product {
-    /// Takes the positions `from .. from + n` of the chunk; `heads` begins with them.
-    unsafe fn take<W: Wide, H: Heads>(job: &Job, heads: H, ahead: Ahead, from: usize, n: usize);
+    /// Prepares `n` positions for many queries.
+    unsafe fn widen<W: Wide, H: Heads>(heads: H, n: usize, dim: usize, job: &Job);
+    /// Takes the positions `from .. from + n` of the chunk; `pairs` begins with them.
+    unsafe fn take<W: Wide, P: Pairs>(job: &Job, pairs: P, ahead: Ahead, from: usize, n: usize);
 }
 
 struct Scores;
@@ -88,7 +182,7 @@ for_each_width! {
 }
 
 for_each_width! {
-    /// Adds the weighted values of the positions that each query sees.
+    /// Adds the weighted values of the positions that each query sees. Others may be added too, with weights of zero.
     ///
     /// # Safety
     /// As [`scores`].
@@ -111,24 +205,23 @@ unsafe fn all_positions<W: Wide, P: Product>(stored: Stored<'_>, job: &Job) {
     unsafe {
         match stored.format {
             KvFormat::F32 => {
-                let heads = Floats { start: start.cast(), stride: dim };
-                some_positions::<W, P, _>(job, heads, dim, job.padded == dim && job.count <= DIRECT);
+                some_positions::<W, P, _>(job, Floats { start: start.cast(), stride: dim }, dim);
             }
             KvFormat::F16 => {
-                let heads = Halves { start: start.cast::<f16>(), stride: dim };
-                some_positions::<W, P, _>(job, heads, dim, job.padded == dim && job.count <= DIRECT);
+                some_positions::<W, P, _>(job, Halves { start: start.cast::<f16>(), stride: dim }, dim);
             }
             KvFormat::Q8 => {
                 let heads = Bytes { start, stride: stored.format.head_bytes(dim), dim };
-                some_positions::<W, P, _>(job, heads, dim, job.count <= DIRECT);
+                some_positions::<W, P, _>(job, heads, dim);
             }
         }
     }
 }
 
-/// Takes some positions at a time, `direct`ly or widened.
+/// Takes some positions at a time, as they are or widened.
 #[inline(always)]
-unsafe fn some_positions<W: Wide, P: Product, H: Heads>(job: &Job, heads: H, dim: usize, direct: bool) {
+unsafe fn some_positions<W: Wide, P: Product, H: Heads>(job: &Job, heads: H, dim: usize) {
+    let direct = job.padded == dim && job.count <= DIRECT;
     let mut from = 0;
     while from < job.positions {
         let n = job.widened_rows.min(job.positions - from);
@@ -136,10 +229,10 @@ unsafe fn some_positions<W: Wide, P: Product, H: Heads>(job: &Job, heads: H, dim
         // SAFETY: the caller's promise; `n` rows of `padded` values fit.
         unsafe {
             if direct {
-                P::take::<W, _>(job, heads.after(from), ahead, from, n);
+                P::take::<W, _>(job, Direct { heads: heads.after(from), n }, ahead, from, n);
             } else {
-                widen_heads::<W, H>(heads.after(from), n, dim, job.widened, job.stride());
-                let widened = Floats { start: job.widened, stride: job.stride() };
+                P::widen::<W, H>(heads.after(from), n, dim, job);
+                let widened = Widened { start: job.widened, stride: job.stride() };
                 P::take::<W, _>(job, widened, ahead, from, n);
             }
         }
@@ -174,7 +267,13 @@ impl Ahead {
 
 impl Product for Scores {
     #[inline(always)]
-    unsafe fn take<W: Wide, H: Heads>(job: &Job, heads: H, ahead: Ahead, from: usize, n: usize) {
+    unsafe fn widen<W: Wide, H: Heads>(heads: H, n: usize, dim: usize, job: &Job) {
+        // SAFETY: the caller's promise.
+        unsafe { widen_keys::<W, H>(heads, n, dim, job) }
+    }
+
+    #[inline(always)]
+    unsafe fn take<W: Wide, P: Pairs>(job: &Job, pairs: P, ahead: Ahead, from: usize, n: usize) {
         let mut j = 0;
         // SAFETY: tiles stay inside the counts of queries and positions.
         unsafe {
@@ -185,22 +284,22 @@ impl Product for Scores {
                 let mut q = 0;
                 while q + W::TILE <= job.count {
                     if W::TILE == 4 {
-                        score_tile::<W, H, 4, 4>(job, heads, q, from, j);
+                        score_tile::<W, P, 4, 4>(job, pairs, q, from, j);
                     } else {
-                        score_tile::<W, H, 2, 2>(job, heads, q, from, j);
-                        score_tile::<W, H, 2, 2>(job, heads, q, from, j + 2);
+                        score_tile::<W, P, 2, 2>(job, pairs, q, from, j);
+                        score_tile::<W, P, 2, 2>(job, pairs, q, from, j + 2);
                     }
                     q += W::TILE;
                 }
                 while q < job.count {
-                    score_tile::<W, H, 1, 4>(job, heads, q, from, j);
+                    score_tile::<W, P, 1, 4>(job, pairs, q, from, j);
                     q += 1;
                 }
                 j += 4;
             }
             while j < n {
                 for q in 0..job.count {
-                    score_tile::<W, H, 1, 1>(job, heads, q, from, j);
+                    score_tile::<W, P, 1, 1>(job, pairs, q, from, j);
                 }
                 j += 1;
             }
@@ -210,9 +309,9 @@ impl Product for Scores {
 
 /// The scores of `Q` queries from `q` on with `K` positions from `j` on.
 #[inline(always)]
-unsafe fn score_tile<W: Wide, H: Heads, const Q: usize, const K: usize>(
+unsafe fn score_tile<W: Wide, P: Pairs, const Q: usize, const K: usize>(
     job: &Job,
-    heads: H,
+    pairs: P,
     q: usize,
     from: usize,
     j: usize,
@@ -222,17 +321,18 @@ unsafe fn score_tile<W: Wide, H: Heads, const Q: usize, const K: usize>(
         let mut sums = [[W::splat(0.0); K]; Q];
         let mut at = 0;
         while at < job.padded {
-            let mut queries = [W::splat(0.0); Q];
-            for i in 0..Q {
-                queries[i] = W::load(job.queries.add((q + i) * job.padded + at));
+            let query = job.queries.add(q * job.padded + at / 2 * W::PAIR);
+            let mut queries = [W::load_pair(query); Q];
+            for i in 1..Q {
+                queries[i] = W::load_pair(query.add(i * job.padded));
             }
             for k in 0..K {
-                let key = heads.load::<W>(j + k, at);
+                let key = pairs.of_values::<W>(j + k, at);
                 for i in 0..Q {
-                    sums[i][k] = queries[i].fma(key, sums[i][k]);
+                    sums[i][k] = W::fma_pair(queries[i], key, sums[i][k]);
                 }
             }
-            at += LANES;
+            at += 2 * LANES;
         }
         let mut first = 0;
         while first < Q * K {
@@ -262,19 +362,25 @@ unsafe fn score_tile<W: Wide, H: Heads, const Q: usize, const K: usize>(
 
 impl<const IN_LANES: bool> Product for Values<IN_LANES> {
     #[inline(always)]
-    unsafe fn take<W: Wide, H: Heads>(job: &Job, heads: H, mut ahead: Ahead, from: usize, n: usize) {
+    unsafe fn widen<W: Wide, H: Heads>(heads: H, n: usize, dim: usize, job: &Job) {
+        // SAFETY: the caller's promise.
+        unsafe { widen_values::<W, H>(heads, n, dim, job) }
+    }
+
+    #[inline(always)]
+    unsafe fn take<W: Wide, P: Pairs>(job: &Job, pairs: P, mut ahead: Ahead, from: usize, n: usize) {
         let mut at = 0;
         // SAFETY: tiles stay inside the heads.
         unsafe {
             while at < job.padded {
                 if at + W::TILE * LANES > job.padded {
-                    some_values::<W, H, IN_LANES, 1>(job, heads, ahead, [from, n, at]);
+                    some_values::<W, P, IN_LANES, 1>(job, pairs, ahead, [from, n, at]);
                     at += LANES;
                 } else if W::TILE == 4 {
-                    some_values::<W, H, IN_LANES, 4>(job, heads, ahead, [from, n, at]);
+                    some_values::<W, P, IN_LANES, 4>(job, pairs, ahead, [from, n, at]);
                     at += 4 * LANES;
                 } else {
-                    some_values::<W, H, IN_LANES, 2>(job, heads, ahead, [from, n, at]);
+                    some_values::<W, P, IN_LANES, 2>(job, pairs, ahead, [from, n, at]);
                     at += 2 * LANES;
                 }
                 ahead.bytes = 0;
@@ -285,9 +391,9 @@ impl<const IN_LANES: bool> Product for Values<IN_LANES> {
 
 /// The outputs `at .. at + D * 16` of all queries, so that the part of the values that is multiplied stays near.
 #[inline(always)]
-unsafe fn some_values<W: Wide, H: Heads, const IN_LANES: bool, const D: usize>(
+unsafe fn some_values<W: Wide, P: Pairs, const IN_LANES: bool, const D: usize>(
     job: &Job,
-    heads: H,
+    pairs: P,
     mut ahead: Ahead,
     [from, n, at]: [usize; 3],
 ) {
@@ -295,41 +401,35 @@ unsafe fn some_values<W: Wide, H: Heads, const IN_LANES: bool, const D: usize>(
     // SAFETY: tiles stay inside the counts of queries and positions.
     unsafe {
         while q + W::TILE <= job.count {
-            // Later queries see no less.
-            let all = job.seen(q).saturating_sub(from).min(n);
+            // Later queries see no less; what earlier ones do not see weighs nothing.
+            let end = job.seen(q + W::TILE - 1).saturating_sub(from).min(n);
             if W::TILE == 4 {
-                value_tile::<W, H, IN_LANES, 4, D>(job, heads, ahead, [q, from, 0, all], at);
+                value_tile::<W, P, IN_LANES, 4, D>(job, pairs, ahead, [q, from, end], at);
             } else {
-                value_tile::<W, H, IN_LANES, 2, D>(job, heads, ahead, [q, from, 0, all], at);
+                value_tile::<W, P, IN_LANES, 2, D>(job, pairs, ahead, [q, from, end], at);
             }
             ahead.bytes = 0;
-            for i in q + 1..q + W::TILE {
-                let end = job.seen(i).saturating_sub(from).min(n);
-                value_tile::<W, H, IN_LANES, 1, D>(job, heads, ahead, [i, from, all, end], at);
-            }
             q += W::TILE;
         }
         while q < job.count {
             let end = job.seen(q).saturating_sub(from).min(n);
-            value_tile::<W, H, IN_LANES, 1, D>(job, heads, ahead, [q, from, 0, end], at);
+            value_tile::<W, P, IN_LANES, 1, D>(job, pairs, ahead, [q, from, end], at);
             ahead.bytes = 0;
             q += 1;
         }
     }
 }
 
-/// The outputs `at .. at + D * 16` of `Q` queries from `q` on, with the positions `start .. end` of `heads`.
+/// The outputs `at .. at + D * 16` of `Q` queries from `q` on, with the first `end` positions of `pairs`, and one more if
+/// that is odd.
 #[inline(always)]
-unsafe fn value_tile<W: Wide, H: Heads, const IN_LANES: bool, const Q: usize, const D: usize>(
+unsafe fn value_tile<W: Wide, P: Pairs, const IN_LANES: bool, const Q: usize, const D: usize>(
     job: &Job,
-    heads: H,
+    pairs: P,
     ahead: Ahead,
-    [q, from, start, end]: [usize; 4],
+    [q, from, end]: [usize; 3],
     at: usize,
 ) {
-    if start >= end {
-        return;
-    }
     // SAFETY: the caller's promise.
     unsafe {
         let mut sums = [[W::splat(0.0); D]; Q];
@@ -338,30 +438,59 @@ unsafe fn value_tile<W: Wide, H: Heads, const IN_LANES: bool, const Q: usize, co
                 sums[i][d] = W::load(job.values.add((q + i) * job.padded + at + d * LANES));
             }
         }
-        let mut j = start;
+        let mut j = 0;
         while j < end {
             ahead.fetch::<W>(j);
-            let mut values = [W::splat(0.0); D];
-            for d in 0..D {
-                values[d] = heads.load::<W>(j, at + d * LANES);
+            ahead.fetch::<W>(j + 1);
+            let mut values = [pairs.of_positions::<W>(j, at); D];
+            for d in 1..D {
+                values[d] = pairs.of_positions::<W>(j, at + d * LANES);
             }
+            let pair = (from + j) / 2 * W::PAIR;
             for i in 0..Q {
-                let at = if IN_LANES {
-                    (q / LANES * CHUNK + from + j) * LANES + q % LANES + i
+                let weight = if IN_LANES {
+                    let block = q / LANES * CHUNK;
+                    W::splat_pair::<LANES>(job.scores.add((block + pair) * LANES + q % LANES + i))
                 } else {
-                    (q + i) * CHUNK + from + j
+                    W::splat_pair::<1>(job.scores.add((q + i) * CHUNK + pair))
                 };
-                let weight = W::splat(*job.scores.add(at));
                 for d in 0..D {
-                    sums[i][d] = weight.fma(values[d], sums[i][d]);
+                    sums[i][d] = W::fma_pair(weight, values[d], sums[i][d]);
                 }
             }
-            j += 1;
+            j += 2;
         }
         for i in 0..Q {
             for d in 0..D {
                 sums[i][d].store(job.values.add((q + i) * job.padded + at + d * LANES));
             }
+        }
+    }
+}
+
+for_each_width! {
+    /// Makes pairs of a query's values `[padded]`, those 16 apart.
+    ///
+    /// # Safety
+    /// There are so many, and nobody else uses them.
+    pub(super) unsafe fn pair_values<W>(query: *mut f32, padded: usize) {
+        for at in (0..padded * usize::from(W::PAIR == 1)).step_by(2 * LANES) {
+            // SAFETY: the caller's promise; what is written was read.
+            unsafe {
+                let made = W::pair(W::load(query.add(at)), W::load(query.add(at + LANES)));
+                W::store_pair(made, query.add(at / 2));
+            }
+        }
+    }
+}
+
+for_each_width! {
+    /// Makes pairs of a query's weights, those of neighbouring positions.
+    pub(super) unsafe fn pair_weights<W>(weights: &mut [f32]) {
+        for pair in 0..weights.len() / 2 * usize::from(W::PAIR == 1) {
+            let [even, odd] = [weights[2 * pair], weights[2 * pair + 1]].map(f32::to_bits);
+            // Rounded already: the upper halves are all there is.
+            weights[pair] = f32::from_bits(even >> 16 | odd & 0xffff_0000);
         }
     }
 }
