@@ -63,6 +63,6 @@ pub struct KernelTime {
 pub enum Precision {
     /// f32 throughout; the mode in which goldens are checked.
     Exact,
-    /// What is fastest within the documented bounds: integer dots, half-precision KV cache.
+    /// What is fastest within the documented bounds: integer dots, half-precision KV cache, on a CPU with values of bf16.
     Fast,
 }
