@@ -186,6 +186,19 @@ mod tests {
     }
 
     #[test]
+    fn rounding_to_bf16_equals_the_half_crate_but_for_next_to_nothing() {
+        let mut bits = 0u32;
+        while let Some(next) = bits.checked_add(65_521) {
+            for x in [f32::from_bits(bits), f32::from_bits(bits | 0x8000), f32::from_bits(bits | 0x7fff)] {
+                let (got, want) = (to_bf16(x), half::bf16::from_f32(x).to_f32());
+                let same = if x.abs() < 1e-30 { got == 0.0 } else { got.to_bits() == want.to_bits() };
+                assert!(same || got.is_nan() && want.is_nan(), "{x}: {got}, not {want}");
+            }
+            bits = next;
+        }
+    }
+
+    #[test]
     fn widening_equals_the_half_crate_for_every_half() {
         for bits in 0..=u16::MAX {
             let x = f16::from_bits(bits);

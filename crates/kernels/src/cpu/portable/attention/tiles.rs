@@ -182,7 +182,8 @@ for_each_width! {
 }
 
 for_each_width! {
-    /// Adds the weighted values of the positions that each query sees. Others may be added too, with weights of zero.
+    /// Adds the weighted values of the positions that each query sees. Others of the chunk may be added too, with weights of
+    /// zero: they must be finite, as all must be for an answer.
     ///
     /// # Safety
     /// As [`scores`].
