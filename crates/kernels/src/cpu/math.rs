@@ -63,9 +63,9 @@ pub(crate) fn exp_of_negative(x: f32) -> f32 {
 pub(crate) fn to_bf16(x: f32) -> f32 {
     let bits = x.to_bits();
     let nearest = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) & 0xffff_0000;
-    // A NaN fails the second comparison and stays as it is.
-    let x = if x.abs() >= 1e-30 { f32::from_bits(nearest) } else { x };
-    if x.abs() < 1e-30 { 0.0 } else { x }
+    // The carry of a NaN might make a number of it.
+    let rounded = if x.is_nan() { x } else { f32::from_bits(nearest) };
+    if x.abs() < 1e-30 { 0.0 } else { rounded }
 }
 
 /// `1 / (1 + e^-x)`
