@@ -15,7 +15,7 @@ use crate::buffer::Buffer;
 pub(crate) struct Sharing;
 
 impl Sharing {
-    /// Opens an adapter whose memory is the host's; `None` where it has its own.
+    /// Opens an adapter. As on Vulkan the answer may be `None`, but every adapter of Metal's makes such buffers.
     pub(crate) fn open(
         adapter: &wgpu::Adapter,
         descriptor: &wgpu::DeviceDescriptor<'_>,
