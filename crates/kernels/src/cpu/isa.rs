@@ -113,6 +113,22 @@ impl Isa {
         }
     }
 
+    /// Whether this processor is faster if two vectors of weight rows share the loads of x. One that takes a vector of
+    /// AVX-512 in two halves, as AMD's family 19h does, has time enough for them.
+    pub(super) fn pairs(self) -> bool {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 | Isa::Avx512Bf16 => {
+                use std::arch::x86_64::__cpuid;
+                let vendor = __cpuid(0);
+                let amd = [vendor.ebx, vendor.edx, vendor.ecx].map(u32::to_le_bytes).concat() == b"AuthenticAMD";
+                // The family is the base, which is fifteen there, and the extension.
+                !(amd && (__cpuid(1).eax >> 20 & 0xff) + 15 == 0x19)
+            }
+            _ => false,
+        }
+    }
+
     /// Weight rows that integer kernels work on together.
     pub(super) fn lanes(self) -> usize {
         match self {

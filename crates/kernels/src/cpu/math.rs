@@ -61,11 +61,16 @@ pub(crate) fn exp_of_negative(x: f32) -> f32 {
 /// The nearest bf16. What is next to nothing becomes zero: processors that multiply bf16 have no subnormal numbers.
 #[inline(always)]
 pub(crate) fn to_bf16(x: f32) -> f32 {
+    const NOTHING: u32 = 0x0da2_4260; // 1e-30
+    const INFINITE: u32 = 0x7f80_0000;
+    // Integers throughout, with masks: with comparisons of floats the compiler takes one lane after the other.
     let bits = x.to_bits();
     let nearest = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) & 0xffff_0000;
+    let magnitude = bits & 0x7fff_ffff;
     // The carry of a NaN might make a number of it.
-    let rounded = if x.is_nan() { x } else { f32::from_bits(nearest) };
-    if x.abs() < 1e-30 { 0.0 } else { rounded }
+    let number = u32::from(magnitude <= INFINITE).wrapping_neg();
+    let something = u32::from(magnitude >= NOTHING).wrapping_neg();
+    f32::from_bits((nearest & number | bits & !number) & something)
 }
 
 /// `1 / (1 + e^-x)`

@@ -111,6 +111,7 @@ impl Cpu {
             staging_bytes: 0,
             looks_up_experts: false,
         };
+        let pairs = isa.pairs();
         Ok(Self {
             info,
             isa,
@@ -118,7 +119,7 @@ impl Cpu {
             scratch: Scratch::default(),
             partials: Scratch::default(),
             quantised: Scratch::default(),
-            workspaces: (0..threads).map(|_| Mutex::default()).collect(),
+            workspaces: (0..threads).map(|_| Mutex::new(Workspace::new(pairs))).collect(),
         })
     }
 

@@ -9,7 +9,7 @@ use super::affine::{Affine2, Affine4, Affine8, AffineStream};
 use super::iq::{IQ4NL, IQ4XS, Mxfp4};
 use super::k::{Q2K, Q3K, Q4K, Q5K, Q6K};
 use super::legacy::{Q4_0, Q4_1, Q5_0, Q5_1, Q8_0};
-use super::panel::{Kind, NARROW, One, Pack, Rows, Several, To, VECTORS};
+use super::panel::{Kind, NARROW, One, Pack, Pair, Rows, Several, To, VECTORS};
 use super::{Activations, BLOCK, CHUNK, Layout, SLACK, Source, Unpack};
 use crate::buffer::HostWeight;
 use crate::cpu::isa::Isa;
@@ -77,11 +77,20 @@ struct Line([f32; 16]);
 /// Memory that [`products`] uses and forgets.
 #[derive(Debug, Default)]
 pub(in crate::cpu) struct Workspace {
+    /// Panels are multiplied in twos.
+    pairs: bool,
     sums: Vec<f32>,
     panel: Vec<Line>,
     /// For who calls it.
     pub(in crate::cpu) ups: Vec<f32>,
     copy: [Vec<u8>; 3],
+}
+
+impl Workspace {
+    /// `pairs`: panels are multiplied in twos where the instruction set can. Results are the same bits either way.
+    pub(in crate::cpu) fn new(pairs: bool) -> Self {
+        Self { pairs, ..Self::default() }
+    }
 }
 
 /// `x[rows[i]] . weight[n]`, to the sums of row i, for all rows and all outputs n of the item. The activations are in the
@@ -176,6 +185,22 @@ fn pad(w: &HostWeight<'_>, rows: Range<usize>, lanes: usize, copy: &mut [Vec<u8>
     }
 }
 
+/// Enters a kernel of packed panels, which formats of one kind share.
+macro_rules! enter {
+    ($format:ident, $isa:expr, $kernel:ident, $work:expr) => {
+        match ($format::HALVES, $format::MIN, $format::BITS) {
+            (false, false, ..=NARROW) => $isa.enter($kernel::<false, false, NARROW>($work)),
+            (false, false, _) => $isa.enter($kernel::<false, false, 8>($work)),
+            (false, true, ..=NARROW) => $isa.enter($kernel::<false, true, NARROW>($work)),
+            (false, true, ..8) => $isa.enter($kernel::<false, true, 7>($work)),
+            (false, true, _) => $isa.enter($kernel::<false, true, 8>($work)),
+            (true, false, ..=NARROW) => $isa.enter($kernel::<true, false, NARROW>($work)),
+            (true, false, _) => $isa.enter($kernel::<true, false, 7>($work)),
+            (true, true, _) => $isa.enter($kernel::<true, true, NARROW>($work)),
+        }
+    };
+}
+
 /// What [`products`] does with rows that lie side by side.
 struct Run<'a> {
     isa: Isa,
@@ -209,21 +234,28 @@ impl Run<'_> {
             }
             return;
         }
-        at_least(&mut work.panel, (CHUNK * VECTORS * lanes).div_ceil(size_of::<Line>() / 4));
-        at_least(&mut work.sums, rows.len() * lanes);
-        let panel = work.panel.as_mut_ptr().cast::<f32>();
+        let Workspace { pairs, sums: aside, panel, .. } = work;
+        let together = 1 + usize::from(*pairs);
+        let panel_len = CHUNK * VECTORS * lanes;
+        at_least(panel, (together * panel_len).div_ceil(size_of::<Line>() / 4));
+        at_least(aside, rows.len() * lanes);
+        let packed = panel.as_mut_ptr().cast::<f32>();
         // The last vector, where it has some too many, has its sums beside the others first.
         let own: Vec<u32> = (0..rows.len() as u32).collect();
         let whole = outputs.start + outputs.len() / lanes * lanes;
-        let aside = To { sums: work.sums.as_mut_ptr(), rows: &own, width: lanes };
-        let at = |panel: usize| outputs.start + panel * lanes;
+        let beside = To { sums: aside.as_mut_ptr(), rows: &own, width: lanes };
+        let to = |panel: usize| match outputs.start + panel * lanes {
+            n if n < whole => To { sums: sums.column(n), rows: sums.rows, width: sums.width },
+            _ => beside,
+        };
         for first in (0..panels).step_by(OUTPUTS / lanes) {
             let end = panels.min(first + OUTPUTS / lanes);
             let after =
                 if end < panels { source.below(end * lanes) } else { Source { rows: next, ..source } };
             for start in (0..blocks).step_by(CHUNK) {
                 let chunk = start..blocks.min(start + CHUNK);
-                for p in first..end {
+                let several = |p: usize, slot: usize| {
+                    let panel = packed.wrapping_add(slot * panel_len);
                     let pack = Pack::<U> {
                         source: source.below(p * lanes),
                         next: after.below((p - first) * lanes).rows,
@@ -232,24 +264,26 @@ impl Run<'_> {
                         of: blocks,
                         format: PhantomData,
                     };
-                    let to = if at(p) < whole {
-                        To { sums: sums.column(at(p)), rows: sums.rows, width: sums.width }
-                    } else {
-                        aside
-                    };
-                    let several = Several { panel, blocks: chunk.clone(), x: all, of: blocks, rows, to };
-                    // SAFETY: as the caller promises; there is room for a chunk of a panel, and for a vector aside.
+                    // SAFETY: as the caller promises; there is room for a chunk of each panel.
+                    unsafe { isa.enter(pack) };
+                    Several { panel, blocks: chunk.clone(), x: all, of: blocks, rows, to: to(p) }
+                };
+                for p in (first..end).step_by(together) {
+                    // SAFETY: as the caller promises; the panels are packed; there is room for a vector aside.
                     unsafe {
-                        isa.enter(pack);
-                        enter_several::<U>(isa, several);
+                        if *pairs && p + 1 < end {
+                            enter!(U, isa, Pair, [several(p, 0), several(p + 1, 1)]);
+                        } else {
+                            enter!(U, isa, Kind, several(p, 0));
+                        }
                     }
                 }
             }
         }
-        for (i, aside) in work.sums.chunks_exact(lanes).take(rows.len()).enumerate() {
+        for (i, beside) in aside.chunks_exact(lanes).take(rows.len()).enumerate() {
             // SAFETY: as the caller promises.
             let rest = unsafe { sums.part(i, whole, outputs.end - whole) };
-            rest.copy_from_slice(&aside[..rest.len()]);
+            rest.copy_from_slice(&beside[..rest.len()]);
         }
     }
 }
@@ -257,25 +291,5 @@ impl Run<'_> {
 fn at_least<T: Copy + Default>(values: &mut Vec<T>, len: usize) {
     if values.len() < len {
         values.resize(len, T::default());
-    }
-}
-
-/// # Safety
-/// As [`Several`].
-unsafe fn enter_several<U: Unpack>(isa: Isa, several: Several<'_>) {
-    // Formats of one kind share this code.
-    let kind = (U::HALVES, U::MIN, U::BITS);
-    // SAFETY: as the caller promises.
-    unsafe {
-        match kind {
-            (false, false, ..=NARROW) => isa.enter(Kind::<false, false, NARROW>(several)),
-            (false, false, _) => isa.enter(Kind::<false, false, 8>(several)),
-            (false, true, ..=NARROW) => isa.enter(Kind::<false, true, NARROW>(several)),
-            (false, true, ..8) => isa.enter(Kind::<false, true, 7>(several)),
-            (false, true, _) => isa.enter(Kind::<false, true, 8>(several)),
-            (true, false, ..=NARROW) => isa.enter(Kind::<true, false, NARROW>(several)),
-            (true, false, _) => isa.enter(Kind::<true, false, 7>(several)),
-            (true, true, _) => isa.enter(Kind::<true, true, NARROW>(several)),
-        }
     }
 }

@@ -386,51 +386,90 @@ pub(super) struct Kind<'a, const HALVES: bool, const MIN: bool, const BITS: u32>
 impl<const HALVES: bool, const MIN: bool, const BITS: u32> Kernel for Kind<'_, HALVES, MIN, BITS> {
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        let work = self.0;
-        let count = work.rows.len();
-        for first in (0..count).step_by(S::X_ROWS) {
-            // What is beyond the last row repeats it.
-            let last = count - 1 - first;
-            let at = array!(n < X_ROWS_MAX => first + if n < last { n } else { last });
-            let x = array!(n < X_ROWS_MAX => work.x.row(work.rows[at[n]]));
-            let to = array!(n < X_ROWS_MAX => work.to.row(at[n]));
-            let work = &work;
-            // SAFETY: the caller of the kernel promises the features, a packed panel, and rows of x and of sums.
-            unsafe {
-                match S::X_ROWS.min(count - first) {
-                    1 => Group::<HALVES, MIN, BITS, 1>::new(work, &x, &to).chunk::<S>(),
-                    2 => Group::<HALVES, MIN, BITS, 2>::new(work, &x, &to).chunk::<S>(),
-                    3 | 4 => Group::<HALVES, MIN, BITS, 4>::new(work, &x, &to).chunk::<S>(),
-                    _ => Group::<HALVES, MIN, BITS, X_ROWS_MAX>::new(work, &x, &to).chunk::<S>(),
-                }
+        // SAFETY: as the caller of the kernel promises.
+        unsafe { multiply::<S, HALVES, MIN, BITS, 1>([&self.0], S::X_ROWS) }
+    }
+}
+
+/// Two panels of [`Kind`], with the same blocks and the same rows of x, which are loaded once for both.
+pub(super) struct Pair<'a, const HALVES: bool, const MIN: bool, const BITS: u32>(pub(super) [Several<'a>; 2]);
+
+impl<const HALVES: bool, const MIN: bool, const BITS: u32> Kernel for Pair<'_, HALVES, MIN, BITS> {
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let [a, b] = &self.0;
+        // SAFETY: as the caller of the kernel promises.
+        unsafe {
+            if S::PAIRS {
+                // Halves have two integer sums each: six rows would not fit the registers.
+                multiply::<S, HALVES, MIN, BITS, 2>([a, b], if HALVES { 4 } else { S::X_ROWS });
+            } else {
+                multiply::<S, HALVES, MIN, BITS, 1>([a], S::X_ROWS);
+                multiply::<S, HALVES, MIN, BITS, 1>([b], S::X_ROWS);
             }
         }
-        for (i, row) in work.rows.iter().enumerate() {
-            let (x, to) = ([work.x.row(*row); X_ROWS_MAX], [work.to.row(i); X_ROWS_MAX]);
+    }
+}
+
+/// Adds the share of `P` panels' chunk to the sums of all rows of x, `step` of them together.
+///
+/// # Safety
+/// The features of `S` are present; the panels are packed; rows of x and of sums exist.
+#[inline(always)]
+unsafe fn multiply<
+    S: Simd,
+    const HALVES: bool,
+    const MIN: bool,
+    const BITS: u32,
+    const P: usize,
+>(
+    work: [&Several<'_>; P],
+    step: usize,
+) {
+    let (all, rows) = (work[0].x, work[0].rows);
+    for first in (0..rows.len()).step_by(step) {
+        // What is beyond the last row repeats it.
+        let last = rows.len() - 1 - first;
+        let at = array!(n < X_ROWS_MAX => first + if n < last { n } else { last });
+        let x = array!(n < X_ROWS_MAX => all.row(rows[at[n]]));
+        let to = array!(p < P => array!(n < X_ROWS_MAX => work[p].to.row(at[n])));
+        // SAFETY: as the caller promises.
+        unsafe {
+            match step.min(rows.len() - first) {
+                1 => Group::<HALVES, MIN, BITS, P, 1>::new(work, &x, &to).chunk::<S>(),
+                2 => Group::<HALVES, MIN, BITS, P, 2>::new(work, &x, &to).chunk::<S>(),
+                3 | 4 => Group::<HALVES, MIN, BITS, P, 4>::new(work, &x, &to).chunk::<S>(),
+                _ => Group::<HALVES, MIN, BITS, P, X_ROWS_MAX>::new(work, &x, &to).chunk::<S>(),
+            }
+        }
+    }
+    for work in work {
+        for (i, row) in rows.iter().enumerate() {
+            let (x, to) = ([all.row(*row); X_ROWS_MAX], [[work.to.row(i); X_ROWS_MAX]]);
             // SAFETY: as above.
             unsafe {
                 let residues = x[0].residues(&work.blocks, work.of);
                 if !residues.is_empty() {
-                    Group::<HALVES, MIN, BITS, 1>::new(&work, &x, &to).residues::<S>(residues);
+                    Group::<HALVES, MIN, BITS, 1, 1>::new([work], &x, &to).residues::<S>(residues);
                 }
             }
         }
     }
 }
 
-/// `N` rows of x with the panel.
-struct Group<'a, const HALVES: bool, const MIN: bool, const BITS: u32, const N: usize> {
-    work: &'a Several<'a>,
+/// `N` rows of x with `P` panels.
+struct Group<'a, const HALVES: bool, const MIN: bool, const BITS: u32, const P: usize, const N: usize> {
+    work: [&'a Several<'a>; P],
     x: [Row; N],
-    to: [*mut f32; N],
+    to: [[*mut f32; N]; P],
 }
 
-impl<'a, const HALVES: bool, const MIN: bool, const BITS: u32, const N: usize>
-    Group<'a, HALVES, MIN, BITS, N>
+impl<'a, const HALVES: bool, const MIN: bool, const BITS: u32, const P: usize, const N: usize>
+    Group<'a, HALVES, MIN, BITS, P, N>
 {
     #[inline(always)]
-    fn new(work: &'a Several<'a>, x: &[Row; X_ROWS_MAX], to: &[*mut f32; X_ROWS_MAX]) -> Self {
-        Self { work, x: array!(n < N => x[n]), to: array!(n < N => to[n]) }
+    fn new(work: [&'a Several<'a>; P], x: &[Row; X_ROWS_MAX], to: &[[*mut f32; X_ROWS_MAX]; P]) -> Self {
+        Self { work, x: array!(n < N => x[n]), to: array!(p < P => array!(n < N => to[p][n])) }
     }
 
     /// # Safety
@@ -439,15 +478,17 @@ impl<'a, const HALVES: bool, const MIN: bool, const BITS: u32, const N: usize>
     unsafe fn chunk<S: Simd>(self) {
         // SAFETY: as the caller promises.
         unsafe {
-            let mut totals = [S::splat_f(0.0); N];
-            if self.work.blocks.start > 0 {
-                totals = array!(n < N => S::load_f(self.to[n]));
+            let mut totals = [[S::splat_f(0.0); N]; P];
+            if self.work[0].blocks.start > 0 {
+                totals = array!(p < P => array!(n < N => S::load_f(self.to[p][n])));
             }
-            for b in self.work.blocks.clone() {
+            for b in self.work[0].blocks.clone() {
                 self.add::<S>(b, b, &mut totals);
             }
-            for n in 0..N {
-                S::store_f(totals[n], self.to[n]);
+            for p in 0..P {
+                for n in 0..N {
+                    S::store_f(totals[p][n], self.to[p][n]);
+                }
             }
         }
     }
@@ -457,16 +498,21 @@ impl<'a, const HALVES: bool, const MIN: bool, const BITS: u32, const N: usize>
     /// # Safety
     /// As [`Kernel::run`].
     #[inline(always)]
-    unsafe fn add<S: Simd>(&self, packed: usize, b: usize, totals: &mut [S::F; N]) {
+    unsafe fn add<S: Simd>(&self, packed: usize, b: usize, totals: &mut [[S::F; N]; P]) {
         // SAFETY: as the caller promises.
         unsafe {
-            let panel = self.work.panel.add((packed - self.work.blocks.start) * VECTORS * S::LANES);
-            let sums = self.sums::<S>(panel, b);
+            let first = (packed - self.work[0].blocks.start) * VECTORS * S::LANES;
+            let panels = array!(p < P => self.work[p].panel.add(first));
+            let sums = self.sums::<S>(&panels, b);
             let second = usize::from(HALVES);
-            let d = array!(h < 2 => S::load_f(panel.add((8 + h * second) * S::LANES)));
-            let m = if MIN { array!(h < 2 => S::load_f(panel.add((10 + h * second) * S::LANES))) } else { d };
-            for n in 0..N {
-                totals[n] = share::<S, HALVES, MIN>(totals[n], self.x[n].meta(b), sums[n], d, m);
+            for p in 0..P {
+                let vector = |v: usize| panels[p].add(v * S::LANES);
+                let d = array!(h < 2 => S::load_f(vector(8 + h * second)));
+                let m = if MIN { array!(h < 2 => S::load_f(vector(10 + h * second))) } else { d };
+                for n in 0..N {
+                    totals[p][n] =
+                        share::<S, HALVES, MIN>(totals[p][n], self.x[n].meta(b), sums[p][n], d, m);
+                }
             }
         }
     }
@@ -476,31 +522,37 @@ impl<'a, const HALVES: bool, const MIN: bool, const BITS: u32, const N: usize>
     /// # Safety
     /// As [`Kernel::run`].
     #[inline(always)]
-    unsafe fn sums<S: Simd>(&self, panel: *const f32, b: usize) -> [[S::I; 2]; N] {
+    unsafe fn sums<S: Simd>(&self, panels: &[*const f32; P], b: usize) -> [[[S::I; 2]; N]; P] {
         // SAFETY: as the caller promises.
         unsafe {
-            let mut sums = array!(n < N => array!(h < 2 => S::splat(self.x[n].meta(b).start[h])));
+            let start = array!(n < N => array!(h < 2 => S::splat(self.x[n].meta(b).start[h])));
+            let mut sums = [start; P];
             if S::FOLDS && BITS <= NARROW {
                 for half in 0..2 {
                     let h = if HALVES { half } else { 0 };
-                    let w = array!(c < 4 => S::load(panel.add((4 * half + c) * S::LANES).cast()));
-                    for n in 0..N {
-                        let x = array!(c < 4 => self.x[n].dword::<S>(b, 4 * half + c));
-                        sums[n][h] = S::dot_four(sums[n][h], w, x);
+                    for p in 0..P {
+                        let w =
+                            array!(c < 4 => S::load(panels[p].add((4 * half + c) * S::LANES).cast()));
+                        for n in 0..N {
+                            let x = array!(c < 4 => self.x[n].dword::<S>(b, 4 * half + c));
+                            sums[p][n][h] = S::dot_four(sums[p][n][h], w, x);
+                        }
                     }
                 }
                 return sums;
             }
             for c in 0..8 {
                 let h = if HALVES { c / 4 } else { 0 };
-                let w = S::load(panel.add(c * S::LANES).cast());
+                let w = array!(p < P => S::load(panels[p].add(c * S::LANES).cast()));
                 for n in 0..N {
                     let x = self.x[n].dword::<S>(b, c);
-                    sums[n][h] = if BITS > 7 {
-                        S::dot::<true>(sums[n][h], w, x)
-                    } else {
-                        S::dot::<false>(sums[n][h], w, x)
-                    };
+                    for p in 0..P {
+                        sums[p][n][h] = if BITS > 7 {
+                            S::dot::<true>(sums[p][n][h], w[p], x)
+                        } else {
+                            S::dot::<false>(sums[p][n][h], w[p], x)
+                        };
+                    }
                 }
             }
             sums
@@ -508,7 +560,7 @@ impl<'a, const HALVES: bool, const MIN: bool, const BITS: u32, const N: usize>
     }
 }
 
-impl<const HALVES: bool, const MIN: bool, const BITS: u32> Group<'_, HALVES, MIN, BITS, 1> {
+impl<const HALVES: bool, const MIN: bool, const BITS: u32> Group<'_, HALVES, MIN, BITS, 1, 1> {
     /// Adds the sum of the shares of some residues of the chunk.
     ///
     /// # Safety
@@ -517,12 +569,13 @@ impl<const HALVES: bool, const MIN: bool, const BITS: u32> Group<'_, HALVES, MIN
     unsafe fn residues<S: Simd>(self, residues: Range<usize>) {
         // SAFETY: as the caller promises.
         unsafe {
-            let mut rest = [S::splat_f(0.0)];
+            let mut rest = [[S::splat_f(0.0)]];
             for residue in residues {
                 let block = self.x[0].meta(residue).link as usize;
                 self.add::<S>(block, residue, &mut rest);
             }
-            S::store_f(plus::<S>(S::load_f(self.to[0]), rest[0]), self.to[0]);
+            let to = self.to[0][0];
+            S::store_f(plus::<S>(S::load_f(to), rest[0][0]), to);
         }
     }
 }
