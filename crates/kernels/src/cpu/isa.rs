@@ -36,10 +36,16 @@ pub enum Isa {
 impl Isa {
     /// The best that this machine has.
     pub fn detect() -> Self {
-        *Self::available().last().unwrap_or(&Isa::Portable)
+        let best = *Self::available().last().unwrap_or(&Isa::Portable);
+        // Intel's take four times as long for a product of pairs as for a multiply-add, two of which do the same.
+        #[cfg(target_arch = "x86_64")]
+        if best == Isa::Avx512Bf16 && amd_family().is_none() {
+            return Isa::Avx512;
+        }
+        best
     }
 
-    /// All that this machine has, the best last.
+    /// All that this machine has, each with more than the one before.
     pub fn available() -> Vec<Self> {
         let mut all = vec![Isa::Portable];
         #[cfg(target_arch = "x86_64")]
@@ -114,17 +120,11 @@ impl Isa {
     }
 
     /// Whether this processor is faster if two vectors of weight rows share the loads of x. One that takes a vector of
-    /// AVX-512 in two halves, as AMD's family 19h does, has time enough for them.
+    /// AVX-512 in two halves has time enough for them.
     pub(super) fn pairs(self) -> bool {
         match self {
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 | Isa::Avx512Bf16 => {
-                use std::arch::x86_64::__cpuid;
-                let vendor = __cpuid(0);
-                let amd = [vendor.ebx, vendor.edx, vendor.ecx].map(u32::to_le_bytes).concat() == b"AuthenticAMD";
-                // The family is the base, which is fifteen there, and the extension.
-                !(amd && (__cpuid(1).eax >> 20 & 0xff) + 15 == 0x19)
-            }
+            Isa::Avx512 | Isa::Avx512Bf16 => amd_family() != Some(0x19),
             _ => false,
         }
     }
@@ -186,6 +186,18 @@ impl Isa {
             }
         }
     }
+}
+
+/// The family of a processor by AMD: 19h is Zen 3 and 4, of which the latter have AVX-512.
+#[cfg(target_arch = "x86_64")]
+fn amd_family() -> Option<u32> {
+    use std::arch::x86_64::__cpuid;
+    let vendor = __cpuid(0);
+    let amd = [vendor.ebx, vendor.edx, vendor.ecx].map(u32::to_le_bytes).concat() == b"AuthenticAMD";
+    let version = __cpuid(1).eax;
+    // The base and, where it is all ones, the extension.
+    let (base, extension) = (version >> 8 & 15, version >> 20 & 255);
+    amd.then_some(base + if base == 15 { extension } else { 0 })
 }
 
 /// Compiles a plain function once for every instruction set; the first argument of the result picks one.
