@@ -11,11 +11,11 @@ mod work;
 
 use std::path::Path;
 use std::sync::Arc;
-use std::thread;
 use std::time::{Duration, Instant};
 
 use files::quant::ScaleType;
 use files::{Error, Format, Result, TensorIndex};
+use kernels::cpu::read_all;
 use kernels::reference::Reference;
 use kernels::{Backend, Tensor, Weight};
 use work::Work;
@@ -211,19 +211,14 @@ fn passes_per_s(backend: &Arc<dyn Backend>, weights: &[Weight], rows: usize, tim
 /// # Errors
 /// `Memory` when there is no room for the 256 MiB that are read.
 pub fn memory_bytes_per_s(threads: usize) -> Result<f64> {
-    let mut words: Vec<u64> = Vec::new();
-    words.try_reserve_exact(32 << 20).map_err(|e| Error::memory(format!("256 MiB to read: {e}")))?;
-    words.resize(32 << 20, 1);
-    let part = words.len().div_ceil(threads.max(1));
+    let mut words: Vec<i32> = Vec::new();
+    words.try_reserve_exact(64 << 20).map_err(|e| Error::memory(format!("256 MiB to read: {e}")))?;
+    words.resize(64 << 20, 1);
     let mut best = 0f64;
     for _ in 0..4 {
         let start = Instant::now();
-        let sum: u64 = thread::scope(|scope| {
-            let sums: Vec<_> = words.chunks(part).map(|c| scope.spawn(|| c.iter().sum::<u64>())).collect();
-            sums.into_iter().map(|s| s.join().unwrap_or(0)).sum()
-        });
-        if std::hint::black_box(sum) > 0 {
-            best = best.max((8 * words.len()) as f64 / start.elapsed().as_secs_f64().max(1e-9));
+        if std::hint::black_box(read_all(&words, threads)) != 0 {
+            best = best.max((4 * words.len()) as f64 / start.elapsed().as_secs_f64().max(1e-9));
         }
     }
     Ok(best)

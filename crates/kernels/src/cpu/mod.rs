@@ -21,6 +21,7 @@ mod matmul;
 mod neon;
 mod pool;
 mod portable;
+mod roof;
 mod scalar;
 mod scratch;
 mod shared;
@@ -34,6 +35,7 @@ use std::sync::Mutex;
 use files::Result;
 
 pub use isa::Isa;
+pub use roof::read_all;
 
 use crate::buffer::{Block, Buffer, Tensor, Weight};
 use crate::ops::{
