@@ -49,6 +49,10 @@ pub(crate) use pool::Pool;
 use scratch::Scratch;
 use shared::Parts;
 
+fn workspaces(threads: usize, pairs: bool) -> Vec<Mutex<Workspace>> {
+    (0..threads).map(|_| Mutex::new(Workspace::new(pairs))).collect()
+}
+
 /// Values below which an element-wise op is not worth a fork-join.
 const FORK_VALUES: usize = 1 << 15;
 /// Values of router logits that are held at a time.
@@ -113,7 +117,6 @@ impl Cpu {
             staging_bytes: 0,
             looks_up_experts: false,
         };
-        let pairs = isa.pairs();
         Ok(Self {
             info,
             isa,
@@ -121,8 +124,16 @@ impl Cpu {
             scratch: Scratch::default(),
             partials: Scratch::default(),
             quantised: Scratch::default(),
-            workspaces: (0..threads).map(|_| Mutex::new(Workspace::new(pairs))).collect(),
+            workspaces: workspaces(threads, isa.pairs()),
         })
+    }
+
+    /// The same, with two vectors of weight rows sharing the loads of x, or not: for tests and comparisons. Instruction
+    /// sets whose registers do not hold the sums of two ignore it.
+    #[must_use]
+    pub fn with_pairs(mut self, pairs: bool) -> Self {
+        self.workspaces = workspaces(self.info.threads, pairs);
+        self
     }
 
     /// Whether attention over a cache of this format multiplies values of bf16: twice as many at a time, where processors

@@ -137,43 +137,36 @@ fn meta_of(scale: f32, sums: [i32; 2], layout: Layout) -> Meta {
 /// Steps in one and the size of a step, for 32 values.
 #[inline(always)]
 fn scale_of(x: &[f32]) -> (f32, f32) {
-    let mut max = [0.0f32; 16];
-    let mut poison = [0.0f32; 16];
+    const INFINITE: u32 = 0x7f80_0000;
+    // As integers, magnitudes have the order of numbers, and the compiler knows how to find the largest of a vector.
+    let mut largest = [0u32; 16];
     for x in x.chunks_exact(16) {
-        for ((max, poison), x) in max.iter_mut().zip(&mut poison).zip(x) {
-            let x_abs = x.abs();
-            *max = if x_abs > *max { x_abs } else { *max };
-            // What is not finite must not vanish: it poisons the scale.
-            *poison += x * 0.0;
+        for (largest, x) in largest.iter_mut().zip(x) {
+            *largest = (x.to_bits() & 0x7fff_ffff).max(*largest);
         }
     }
-    let mut n = 8;
-    while n > 0 {
-        for i in 0..n {
-            max[i] = if max[i + n] > max[i] { max[i + n] } else { max[i] };
-            poison[i] += poison[i + n];
-        }
-        n /= 2;
-    }
-    (if max[0] > 0.0 { 127.0 / max[0] } else { 0.0 }, max[0] / 127.0 + poison[0])
+    let largest = largest.into_iter().fold(0, u32::max);
+    let max = f32::from_bits(largest);
+    // What is not finite must not vanish: it poisons the scale.
+    (if max > 0.0 { 127.0 / max } else { 0.0 }, if largest < INFINITE { max / 127.0 } else { f32::NAN })
 }
 
 /// 32 values in steps, and the sums of the halves.
 #[inline(always)]
 fn bytes_of(x: &[f32], inverse: f32) -> ([i8; BLOCK], [i32; 2]) {
     const ROUND: f32 = 12_582_912.0; // 1.5 * 2^23: adding it leaves the nearest integer in the low bits
-    let mut q = [0i8; BLOCK];
-    let mut sums = [0i32; 2];
-    for ((q, x), sum) in q.chunks_exact_mut(16).zip(x.chunks_exact(16)).zip(&mut sums) {
-        let mut total = 0;
-        for (q, x) in q.iter_mut().zip(x) {
-            let rounded = ((x * inverse + ROUND).to_bits() as i32).wrapping_sub(ROUND.to_bits() as i32);
-            *q = rounded as i8;
-            total += i32::from(rounded as i8);
-        }
-        *sum = total;
+    let mut steps = [0i32; BLOCK];
+    for (steps, x) in steps.iter_mut().zip(x) {
+        let rounded = ((x * inverse + ROUND).to_bits() as i32).wrapping_sub(ROUND.to_bits() as i32);
+        // What is not finite has no byte; any will do, in the sums too.
+        *steps = rounded << 24 >> 24;
     }
-    (q, sums)
+    let mut q = [0i8; BLOCK];
+    for (q, steps) in q.iter_mut().zip(&steps) {
+        *q = *steps as i8;
+    }
+    let (low, high) = steps.split_at(BLOCK / 2);
+    (q, [low, high].map(|half| half.iter().sum()))
 }
 
 #[inline(always)]

@@ -416,13 +416,7 @@ impl<const HALVES: bool, const MIN: bool, const BITS: u32> Kernel for Pair<'_, H
 /// # Safety
 /// The features of `S` are present; the panels are packed; rows of x and of sums exist.
 #[inline(always)]
-unsafe fn multiply<
-    S: Simd,
-    const HALVES: bool,
-    const MIN: bool,
-    const BITS: u32,
-    const P: usize,
->(
+unsafe fn multiply<S: Simd, const HALVES: bool, const MIN: bool, const BITS: u32, const P: usize>(
     work: [&Several<'_>; P],
     step: usize,
 ) {
@@ -510,8 +504,7 @@ impl<'a, const HALVES: bool, const MIN: bool, const BITS: u32, const P: usize, c
                 let d = array!(h < 2 => S::load_f(vector(8 + h * second)));
                 let m = if MIN { array!(h < 2 => S::load_f(vector(10 + h * second))) } else { d };
                 for n in 0..N {
-                    totals[p][n] =
-                        share::<S, HALVES, MIN>(totals[p][n], self.x[n].meta(b), sums[p][n], d, m);
+                    totals[p][n] = share::<S, HALVES, MIN>(totals[p][n], self.x[n].meta(b), sums[p][n], d, m);
                 }
             }
         }
@@ -531,8 +524,7 @@ impl<'a, const HALVES: bool, const MIN: bool, const BITS: u32, const P: usize, c
                 for half in 0..2 {
                     let h = if HALVES { half } else { 0 };
                     for p in 0..P {
-                        let w =
-                            array!(c < 4 => S::load(panels[p].add((4 * half + c) * S::LANES).cast()));
+                        let w = array!(c < 4 => S::load(panels[p].add((4 * half + c) * S::LANES).cast()));
                         for n in 0..N {
                             let x = array!(c < 4 => self.x[n].dword::<S>(b, 4 * half + c));
                             sums[p][n][h] = S::dot_four(sums[p][n][h], w, x);
