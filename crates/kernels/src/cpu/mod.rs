@@ -49,10 +49,6 @@ pub(crate) use pool::Pool;
 use scratch::Scratch;
 use shared::Parts;
 
-fn workspaces(threads: usize, pairs: bool) -> Vec<Mutex<Workspace>> {
-    (0..threads).map(|_| Mutex::new(Workspace::new(pairs))).collect()
-}
-
 /// Values below which an element-wise op is not worth a fork-join.
 const FORK_VALUES: usize = 1 << 15;
 /// Values of router logits that are held at a time.
@@ -78,6 +74,11 @@ pub struct Cpu {
     quantised: Scratch<Activations>,
     /// One for each thread.
     workspaces: Vec<Mutex<Workspace>>,
+}
+
+/// One for each thread.
+fn workspaces(threads: usize, pairs: bool) -> Vec<Mutex<Workspace>> {
+    (0..threads).map(|_| Mutex::new(Workspace::new(pairs))).collect()
 }
 
 impl Cpu {

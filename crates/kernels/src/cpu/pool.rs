@@ -195,8 +195,8 @@ impl Pool {
         shared.taken.iter().for_each(|range| range.0.store(0, Ordering::Relaxed));
         shared.failed.store(false, Ordering::Relaxed);
         let job = shared.ticket.0.load(Ordering::Relaxed) & !OPEN;
-        // SeqCst pairs with the worker that marks itself asleep and then looks at the ticket again.
-        shared.ticket.0.store(job.wrapping_add(JOB) | OPEN, Ordering::SeqCst);
+        // Pairs with the worker that marks itself asleep and then looks at the ticket again.
+        set(&shared.ticket.0, job.wrapping_add(JOB) | OPEN);
         for (worker, sleeping) in self.workers.iter().zip(&shared.sleeping).take(items - 1) {
             if sleeping.load(Ordering::SeqCst) && sleeping.swap(false, Ordering::SeqCst) {
                 worker.thread().unpark();
@@ -208,7 +208,7 @@ impl Pool {
     fn join(&self) {
         let shared = &*self.shared;
         let ticket = shared.ticket.0.load(Ordering::Relaxed);
-        shared.ticket.0.store(ticket & !OPEN, Ordering::SeqCst);
+        set(&shared.ticket.0, ticket & !OPEN);
         let done = || shared.inside.iter().all(|place| place.0.load(Ordering::SeqCst) != ticket);
         let mut clock = Clock::new(SPIN);
         while !done() {
@@ -216,7 +216,7 @@ impl Pool {
                 continue;
             }
             *lock(&shared.caller) = Some(std::thread::current());
-            shared.caller_waits.store(true, Ordering::SeqCst);
+            shared.caller_waits.swap(true, Ordering::SeqCst); // as `set`
             while !done() {
                 std::thread::park();
             }
@@ -234,6 +234,12 @@ impl Drop for Pool {
             let _ = worker.join();
         }
     }
+}
+
+/// Stores what the other side must see before this one looks at what the other side stored. A swap, which on x86 is the same
+/// instruction: QEMU lets a load overtake a sequentially consistent store of an ARM program, and a wake-up was lost.
+fn set(place: &AtomicU64, value: u64) {
+    place.swap(value, Ordering::SeqCst);
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -330,7 +336,7 @@ fn work(shared: &Shared, index: usize, spin: Duration) {
             // SAFETY: as above.
             drain(shared, unsafe { &*job.run }, job.items, index + 1);
         }
-        shared.inside[index].0.store(OUTSIDE, Ordering::SeqCst);
+        set(&shared.inside[index].0, OUTSIDE);
         leave(shared);
     }
 }
@@ -354,11 +360,11 @@ fn wait(shared: &Shared, index: usize, seen: u64, spin: Duration) -> Option<u64>
         let ticket = shared.ticket.0.load(Ordering::SeqCst);
         if ticket & OPEN != 0 && ticket != seen {
             let inside = &shared.inside[index].0;
-            inside.store(ticket, Ordering::SeqCst);
+            set(inside, ticket);
             if shared.ticket.0.load(Ordering::SeqCst) == ticket {
                 return Some(ticket);
             }
-            inside.store(OUTSIDE, Ordering::SeqCst);
+            set(inside, OUTSIDE);
             leave(shared);
             continue;
         }
@@ -366,7 +372,7 @@ fn wait(shared: &Shared, index: usize, seen: u64, spin: Duration) -> Option<u64>
             continue;
         }
         // Marked anew before each look: whoever wakes this worker clears the mark.
-        shared.sleeping[index].store(true, Ordering::SeqCst);
+        shared.sleeping[index].swap(true, Ordering::SeqCst); // as `set`
         if !shared.stop.load(Ordering::SeqCst) && !news(shared, seen) {
             std::thread::park();
         }
