@@ -22,7 +22,6 @@ pub(super) unsafe fn enter<K: Kernel>(kernel: K) {
 unsafe impl Simd for Avx512 {
     const LANES: usize = 16;
     const X_ROWS: usize = 6;
-    const PAIRS: bool = true;
     const WIDE_BASE: i32 = 0;
     type I = __m512i;
     type F = __m512;

@@ -129,8 +129,8 @@ impl Cpu {
         })
     }
 
-    /// The same, with two vectors of weight rows sharing the loads of x, or not: for tests and comparisons. Instruction
-    /// sets whose registers do not hold the sums of two ignore it.
+    /// The same, with two vectors of weight rows sharing the loads of x, or not: for tests and comparisons. Where
+    /// registers do not hold the sums of two, that is slow, but the bits are the same.
     #[must_use]
     pub fn with_pairs(mut self, pairs: bool) -> Self {
         self.workspaces = workspaces(self.info.threads, pairs);

@@ -237,7 +237,7 @@ impl Drop for Pool {
 }
 
 /// Stores what the other side must see before this one looks at what the other side stored. A swap, which on x86 is the same
-/// instruction: QEMU lets a load overtake a sequentially consistent store of an ARM program, and a wake-up was lost.
+/// instruction: QEMU 7.2 lets a load overtake a sequentially consistent store of an ARM program, and a wake-up is lost.
 fn set(place: &AtomicU64, value: u64) {
     place.swap(value, Ordering::SeqCst);
 }

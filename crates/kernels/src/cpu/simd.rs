@@ -47,8 +47,6 @@ pub(super) unsafe trait Simd: Copy + 'static {
     const LANES: usize;
     /// Rows of x that are multiplied together, as many as registers hold the sums of: 4 or [`X_ROWS_MAX`].
     const X_ROWS: usize;
-    /// There are registers for the sums of two vectors of weight rows with as many rows of x.
-    const PAIRS: bool = false;
     /// What [`Simd::dot`] subtracts from bytes that may exceed 127.
     const WIDE_BASE: i32;
     /// [`Simd::LANES`] dwords.

@@ -87,7 +87,7 @@ pub(in crate::cpu) struct Workspace {
 }
 
 impl Workspace {
-    /// `pairs`: panels are multiplied in twos where the instruction set can. Results are the same bits either way.
+    /// `pairs`: panels are multiplied in twos. Results are the same bits either way.
     pub(in crate::cpu) fn new(pairs: bool) -> Self {
         Self { pairs, ..Self::default() }
     }

@@ -398,16 +398,10 @@ impl<const HALVES: bool, const MIN: bool, const BITS: u32> Kernel for Pair<'_, H
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
         let [a, b] = &self.0;
+        // Halves have two integer sums each: six rows would not fit the registers.
+        let step = if HALVES { 4 } else { S::X_ROWS };
         // SAFETY: as the caller of the kernel promises.
-        unsafe {
-            if S::PAIRS {
-                // Halves have two integer sums each: six rows would not fit the registers.
-                multiply::<S, HALVES, MIN, BITS, 2>([a, b], if HALVES { 4 } else { S::X_ROWS });
-            } else {
-                multiply::<S, HALVES, MIN, BITS, 1>([a], S::X_ROWS);
-                multiply::<S, HALVES, MIN, BITS, 1>([b], S::X_ROWS);
-            }
-        }
+        unsafe { multiply::<S, HALVES, MIN, BITS, 2>([a, b], step) }
     }
 }
 
