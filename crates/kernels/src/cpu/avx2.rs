@@ -116,6 +116,18 @@ macro_rules! avx2 {
             }
 
             #[inline(always)]
+            unsafe fn mul_low(a: __m256i, b: __m256i) -> __m256i {
+                // SAFETY: as above.
+                unsafe { _mm256_mullo_epi32(a, b) }
+            }
+
+            #[inline(always)]
+            unsafe fn dot_words(sum: __m256i, a: __m256i, b: __m256i) -> __m256i {
+                // SAFETY: as above.
+                unsafe { _mm256_add_epi32(sum, _mm256_madd_epi16(a, b)) }
+            }
+
+            #[inline(always)]
             unsafe fn shr(a: __m256i, n: u32) -> __m256i {
                 // SAFETY: as above.
                 unsafe { _mm256_srl_epi32(a, _mm_cvtsi32_si128(n as i32)) }

@@ -103,6 +103,18 @@ unsafe impl Simd for Avx512 {
     }
 
     #[inline(always)]
+    unsafe fn mul_low(a: __m512i, b: __m512i) -> __m512i {
+        // SAFETY: as above.
+        unsafe { _mm512_mullo_epi32(a, b) }
+    }
+
+    #[inline(always)]
+    unsafe fn dot_words(sum: __m512i, a: __m512i, b: __m512i) -> __m512i {
+        // SAFETY: as above.
+        unsafe { _mm512_dpwssd_epi32(sum, a, b) }
+    }
+
+    #[inline(always)]
     unsafe fn shr(a: __m512i, n: u32) -> __m512i {
         // SAFETY: as above.
         unsafe { _mm512_srl_epi32(a, _mm_cvtsi32_si128(n as i32)) }

@@ -69,15 +69,11 @@ impl Cpu {
         self.quantised.with(|bytes| {
             let rows = x.len() / cols;
             bytes.resize(rows, cols, layout);
-            let each = bytes.row_blocks();
-            let (q, meta) = bytes.parts_mut();
-            let (q, meta) = (Parts::new(q), Parts::new(meta));
+            let quantised = bytes.rows_mut();
             self.split(rows, cols, |r| {
                 for r in r {
                     // SAFETY: each row is visited once.
-                    let (q, meta) =
-                        unsafe { (q.part(r * each * BLOCK, each * BLOCK), meta.part(r * each, each)) };
-                    int8::quantise(self.isa, &x[r * cols..][..cols], layout, q, meta);
+                    unsafe { quantised.quantise(self.isa, r, &x[r * cols..][..cols]) };
                 }
             })?;
             f(Input::Bytes(bytes))

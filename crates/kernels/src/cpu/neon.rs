@@ -218,6 +218,24 @@ macro_rules! neon {
                 unsafe { array!(i < 2 => vsubq_s32(a[i], b[i])) }
             }
 
+            #[inline(always)]
+            unsafe fn mul_low(a: Self::I, b: Self::I) -> Self::I {
+                // SAFETY: as above.
+                unsafe { array!(i < 2 => vmulq_s32(a[i], b[i])) }
+            }
+
+            #[inline(always)]
+            unsafe fn dot_words(sum: Self::I, a: Self::I, b: Self::I) -> Self::I {
+                // SAFETY: as above.
+                unsafe {
+                    array!(i < 2 => {
+                        let (a, b) = (vreinterpretq_s16_s32(a[i]), vreinterpretq_s16_s32(b[i]));
+                        let (low, high) = (vmull_s16(vget_low_s16(a), vget_low_s16(b)), vmull_high_s16(a, b));
+                        vaddq_s32(sum[i], vpaddq_s32(low, high))
+                    })
+                }
+            }
+
             // Shifts by a vector: a constant one becomes a shift by an immediate.
             #[inline(always)]
             unsafe fn shr(a: Self::I, n: u32) -> Self::I {

@@ -100,6 +100,20 @@ unsafe impl Simd for Scalar {
     }
 
     #[inline]
+    unsafe fn mul_low(a: Self::I, b: Self::I) -> Self::I {
+        zip(a, b, i32::wrapping_mul)
+    }
+
+    #[inline]
+    unsafe fn dot_words(sum: Self::I, a: Self::I, b: Self::I) -> Self::I {
+        let products = |a: i32, b: i32| {
+            i32::from(a as i16) * i32::from(b as i16)
+                + i32::from((a >> 16) as i16) * i32::from((b >> 16) as i16)
+        };
+        zip(sum, zip(a, b, products), |sum, products| sum + products)
+    }
+
+    #[inline]
     unsafe fn shr(a: Self::I, n: u32) -> Self::I {
         map(a, |a| a >> n)
     }

@@ -67,6 +67,10 @@ pub(super) unsafe trait Simd: Copy + 'static {
     unsafe fn xor(a: Self::I, b: Self::I) -> Self::I;
     unsafe fn add(a: Self::I, b: Self::I) -> Self::I;
     unsafe fn sub(a: Self::I, b: Self::I) -> Self::I;
+    /// The low dwords of the products of dwords.
+    unsafe fn mul_low(a: Self::I, b: Self::I) -> Self::I;
+    /// Adds the two products of each lane's signed words.
+    unsafe fn dot_words(sum: Self::I, a: Self::I, b: Self::I) -> Self::I;
     /// Logical shifts of dwords; `n` is a constant after inlining.
     unsafe fn shr(a: Self::I, n: u32) -> Self::I;
     unsafe fn shl(a: Self::I, n: u32) -> Self::I;
@@ -173,6 +177,10 @@ mod tests {
                 keep::<S>(out, ("xor", c), first, S::xor(a[c], b[c]));
                 keep::<S>(out, ("add", c), first, S::add(a[c], b[c]));
                 keep::<S>(out, ("sub", c), first, S::sub(a[c], b[c]));
+                keep::<S>(out, ("mul_low", c), first, S::mul_low(a[c], b[c]));
+                // So the sum of two products fits a dword.
+                let words = S::and(b[c], S::splat(0x3fff_3fff));
+                keep::<S>(out, ("dot_words", c), first, S::dot_words(S::sar(a[3], 2), a[c], words));
             }
             keep::<S>(out, ("splat", 0), first, S::splat(-123_456_789));
             for n in 0..32 {

@@ -67,7 +67,7 @@ pub fn linear(rig: &Rig) {
             let decoded: Vec<Vec<f32>> = (0..outputs).map(|n| w.row(n)).collect();
             close(rig, &what, &got, &want, |i| {
                 let x = &x[i / outputs * cols..][..cols];
-                product_bound(rig, x, &decoded[i % outputs]) + 1e-6 * want[i].abs()
+                product_bound(rig, x, format, &decoded[i % outputs]) + 1e-6 * want[i].abs()
             });
             if rig.batch_invariant {
                 let cut = rng.within(0..=rows - 1) * cols;
@@ -154,7 +154,7 @@ pub fn linears(rig: &Rig) {
             let decoded: Vec<Vec<f32>> = (0..w.rows).map(|r| w.row(r)).collect();
             close(rig, &format!("{format} {rows} rows, product {n}"), got, want, |i| {
                 let x = &x[i / w.rows * cols..][..cols];
-                product_bound(rig, x, &decoded[i % w.rows]) + 1e-6 * want[i].abs()
+                product_bound(rig, x, w.format, &decoded[i % w.rows]) + 1e-6 * want[i].abs()
             });
         }
     }

@@ -4,8 +4,9 @@
 //! trained models) make a large part of a row's error. What rounding leaves of those is quantised once more, 254 times
 //! finer: the *residues*, blocks of their own after the row's.
 
-use super::BLOCK;
-use crate::cpu::isa::for_each_isa;
+use super::{BLOCK, BLOCKS, SUPER};
+use crate::cpu::isa::{Isa, for_each_isa};
+use crate::cpu::shared::Parts;
 
 /// Where the values of a block of 32 lie among the unpacked bytes of a format.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -25,18 +26,37 @@ pub(in crate::cpu) enum Order {
 }
 
 /// How a format wants its activations.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(in crate::cpu) struct Layout {
-    pub(in crate::cpu) order: Order,
-    /// What an integer sum starts with, for each unit of the sum of x.
-    pub(in crate::cpu) correction: i32,
-    /// Sums of 16 values instead of 32.
-    pub(in crate::cpu) halves: bool,
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::cpu) enum Layout {
+    /// In blocks of 32.
+    Blocks {
+        order: Order,
+        /// What an integer sum starts with, for each unit of the sum of x.
+        correction: i32,
+    },
+    /// In super-blocks of 256, in order.
+    Supers {
+        /// Parts of a super-block that have a sum each: 8 or 16.
+        parts: usize,
+        goes_with: Extra,
+    },
+}
+
+/// What goes with the parts of a super-block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::cpu) enum Extra {
+    /// So many times the sum of x: what an integer sum starts with.
+    Correction(i32),
+    /// The sum of x, for minimums: two words a dword, of parts 4 n and 4 n + 2, then of 4 n + 1 and 4 n + 3.
+    Sums,
 }
 
 /// A block has a residue if the square of its scale exceeds so many times the row's mean: 2 % of the blocks of a
 /// trained model, and never more than one in so many.
 const OUTSTANDING: usize = 9;
+/// A super-block has one if the square of its scale exceeds so many times the mean of what blocks of 32 would have: a
+/// few large values would cost the others theirs. As many as every second one.
+const OUTSTANDING_SUPER: f32 = 4.0;
 /// Steps of a residue in a step of its block: from half a step down to half a step up in signed bytes.
 const FINER: f32 = 254.0;
 
@@ -48,57 +68,142 @@ pub(in crate::cpu) struct Meta {
     pub(super) scale: f32,
     /// Of a block: where in its row the residues of the blocks after it begin. Of a residue: its block.
     pub(super) link: u32,
-    /// What the integer sums start with.
-    pub(super) start: [i32; 2],
+    /// What the integer sum starts with.
+    pub(super) start: i32,
     /// `scale * sum(q)`
-    pub(super) sum: [f32; 2],
+    pub(super) sum: f32,
+}
+
+/// What goes with 256 quantised values.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
+pub(in crate::cpu) struct SuperMeta {
+    /// As [`Meta`]'s.
+    pub(super) scale: f32,
+    /// As [`Meta`]'s, in super-blocks.
+    pub(super) link: u32,
+    /// As the layout's [`Extra`] says.
+    pub(super) extra: [i32; 16],
 }
 
 /// Quantised rows, `[rows, cols]`, each followed by room for residues.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(in crate::cpu) struct Activations {
     pub(super) q: Vec<i8>,
     pub(super) meta: Vec<Meta>,
+    pub(super) supers: Vec<SuperMeta>,
     pub(super) cols: usize,
     pub(super) layout: Layout,
+}
+
+impl Default for Activations {
+    fn default() -> Self {
+        let layout = Layout::Blocks { order: Order::Natural, correction: 0 };
+        Self { q: Vec::new(), meta: Vec::new(), supers: Vec::new(), cols: 0, layout }
+    }
 }
 
 impl Activations {
     /// Makes room for `rows` rows of undefined content.
     pub(in crate::cpu) fn resize(&mut self, rows: usize, cols: usize, layout: Layout) {
         (self.cols, self.layout) = (cols, layout);
-        let blocks = rows * self.row_blocks();
-        if self.meta.len() < blocks {
-            self.q.resize(blocks * BLOCK, 0);
-            self.meta.resize(blocks, Meta::default());
+        let units = rows * self.row_units();
+        let grow = |len: usize| len.max(units);
+        match layout {
+            Layout::Blocks { .. } => self.meta.resize(grow(self.meta.len()), Meta::default()),
+            Layout::Supers { .. } => self.supers.resize(grow(self.supers.len()), SuperMeta::default()),
+        }
+        self.q.resize(self.q.len().max(units * self.unit()), 0);
+    }
+
+    /// Values that share a scale.
+    fn unit(&self) -> usize {
+        match self.layout {
+            Layout::Blocks { .. } => BLOCK,
+            Layout::Supers { .. } => SUPER,
         }
     }
 
-    /// From a row to the next.
-    pub(in crate::cpu) fn row_blocks(&self) -> usize {
-        let blocks = self.cols / BLOCK;
-        blocks + blocks / OUTSTANDING
+    /// Blocks or super-blocks from a row to the next.
+    pub(super) fn row_units(&self) -> usize {
+        let units = self.cols / self.unit();
+        match self.layout {
+            Layout::Blocks { .. } => units + units / OUTSTANDING,
+            Layout::Supers { .. } => units + units.div_ceil(2),
+        }
     }
 
-    /// The memory, to fill.
-    pub(in crate::cpu) fn parts_mut(&mut self) -> (&mut [i8], &mut [Meta]) {
-        (&mut self.q, &mut self.meta)
+    /// Rows that there is room for.
+    pub(super) fn rows(&self) -> usize {
+        let units = match self.layout {
+            Layout::Blocks { .. } => self.meta.len(),
+            Layout::Supers { .. } => self.supers.len(),
+        };
+        units.min(self.q.len() / self.unit()) / self.row_units()
+    }
+
+    /// All rows, to be filled by many threads.
+    pub(in crate::cpu) fn rows_mut(&mut self) -> RowsMut<'_> {
+        RowsMut {
+            units: self.row_units(),
+            unit: self.unit(),
+            cols: self.cols,
+            layout: self.layout,
+            q: Parts::new(&mut self.q),
+            meta: Parts::new(&mut self.meta),
+            supers: Parts::new(&mut self.supers),
+        }
+    }
+}
+
+/// Rows that are filled by many threads.
+#[derive(Clone, Copy)]
+pub(in crate::cpu) struct RowsMut<'a> {
+    units: usize,
+    unit: usize,
+    cols: usize,
+    layout: Layout,
+    q: Parts<'a, i8>,
+    meta: Parts<'a, Meta>,
+    supers: Parts<'a, SuperMeta>,
+}
+
+impl RowsMut<'_> {
+    /// Quantises row `r`, `[cols]`. Panics if there is no room for it.
+    ///
+    /// # Safety
+    /// Nobody else accesses that row.
+    pub(in crate::cpu) unsafe fn quantise(&self, isa: Isa, r: usize, x: &[f32]) {
+        assert_eq!(x.len(), self.cols);
+        let (first, units) = (r * self.units, self.units);
+        // SAFETY: as the caller promises.
+        unsafe {
+            let q = self.q.part(first * self.unit, units * self.unit);
+            match self.layout {
+                Layout::Blocks { order, correction } => {
+                    quantise_blocks(isa, x, order, correction, q, self.meta.part(first, units));
+                }
+                Layout::Supers { parts, goes_with } => {
+                    quantise_supers(isa, x, parts, goes_with, q, self.supers.part(first, units));
+                }
+            }
+        }
     }
 }
 
 for_each_isa! {
-    /// Quantises one row, with its residues.
-    pub(in crate::cpu) fn quantise(x: &[f32], layout: Layout, q: &mut [i8], meta: &mut [Meta]) {
+    /// Quantises one row in blocks, with its residues.
+    fn quantise_blocks(x: &[f32], order: Order, correction: i32, q: &mut [i8], meta: &mut [Meta]) {
         let count = x.len() / BLOCK;
         let (q, residues_q) = q.split_at_mut(x.len());
         let (meta, residues) = meta.split_at_mut(count);
         let mut squares = 0.0;
         let blocks = x.chunks_exact(BLOCK).zip(q.chunks_exact_mut(BLOCK)).zip(&mut *meta).enumerate();
         for (b, ((x, q), meta)) in blocks {
-            let (inverse, scale) = scale_of(x);
+            let (inverse, scale) = steps_to(largest_of(x));
             let (natural, sums) = bytes_of(x, inverse);
-            permute(layout.order, b, &natural, q);
-            *meta = meta_of(scale, sums, layout);
+            permute(order, b, &natural, q);
+            *meta = meta_of(scale, sums, correction);
             squares += scale * scale;
         }
         let limit = OUTSTANDING as f32 * (squares / count as f32);
@@ -107,15 +212,15 @@ for_each_isa! {
         for (b, (x, meta)) in blocks {
             if meta.scale * meta.scale > limit && used < residues.len() {
                 // The bytes once more, which may lie in another order.
-                let (inverse, scale) = scale_of(x);
+                let (inverse, scale) = steps_to(largest_of(x));
                 let (natural, _) = bytes_of(x, inverse);
                 let mut rest = [0.0; BLOCK];
                 for ((rest, x), q) in rest.iter_mut().zip(x).zip(&natural) {
                     *rest = x - scale * f32::from(*q);
                 }
                 let (natural, sums) = bytes_of(&rest, FINER * inverse);
-                permute(layout.order, b, &natural, &mut residues_q[used * BLOCK..][..BLOCK]);
-                residues[used] = Meta { link: b as u32, ..meta_of(scale / FINER, sums, layout) };
+                permute(order, b, &natural, &mut residues_q[used * BLOCK..][..BLOCK]);
+                residues[used] = Meta { link: b as u32, ..meta_of(scale / FINER, sums, correction) };
                 used += 1;
             }
             meta.link = (count + used) as u32;
@@ -123,21 +228,93 @@ for_each_isa! {
     }
 }
 
-#[inline(always)]
-fn meta_of(scale: f32, sums: [i32; 2], layout: Layout) -> Meta {
-    let sums = if layout.halves { sums } else { [sums[0] + sums[1]; 2] };
-    Meta {
-        scale,
-        link: 0,
-        start: [layout.correction * sums[0], layout.correction * sums[1]],
-        sum: [scale * sums[0] as f32, scale * sums[1] as f32],
+for_each_isa! {
+    /// Quantises one row in super-blocks, with its residues.
+    fn quantise_supers(
+        x: &[f32],
+        parts: usize,
+        goes_with: Extra,
+        q: &mut [i8],
+        meta: &mut [SuperMeta],
+    ) {
+        let count = x.len() / SUPER;
+        let (q, residues_q) = q.split_at_mut(x.len());
+        let (meta, residues) = meta.split_at_mut(count);
+        let mut squares = 0.0;
+        for ((x, q), meta) in x.chunks_exact(SUPER).zip(q.chunks_exact_mut(SUPER)).zip(&mut *meta) {
+            let mut largest = 0;
+            for x in x.chunks_exact(BLOCK) {
+                let here = largest_of(x);
+                let (_, scale) = steps_to(here);
+                squares += scale * scale;
+                largest = largest.max(here);
+            }
+            let (inverse, scale) = steps_to(largest);
+            let sums = super_bytes_of(x, inverse, q);
+            *meta = SuperMeta { scale, link: 0, extra: extra_of(&sums, parts, goes_with) };
+        }
+        let limit = OUTSTANDING_SUPER * (squares / (count * BLOCKS) as f32);
+        let mut used = 0;
+        let supers = x.chunks_exact(SUPER).zip(q.chunks_exact(SUPER)).zip(&mut *meta).enumerate();
+        for (s, ((x, q), meta)) in supers {
+            if meta.scale * meta.scale > limit && used < residues.len() {
+                let (inverse, scale) = steps_to(largest_of(x));
+                let mut rest = [0.0; SUPER];
+                for ((rest, x), q) in rest.iter_mut().zip(x).zip(q) {
+                    *rest = x - scale * f32::from(*q);
+                }
+                let sums = super_bytes_of(&rest, FINER * inverse, &mut residues_q[used * SUPER..][..SUPER]);
+                let extra = extra_of(&sums, parts, goes_with);
+                residues[used] = SuperMeta { scale: scale / FINER, link: s as u32, extra };
+                used += 1;
+            }
+            meta.link = (count + used) as u32;
+        }
     }
 }
 
-/// Steps in one and the size of a step, for 32 values.
+/// 256 values in steps, and the sums of each 16.
 #[inline(always)]
-fn scale_of(x: &[f32]) -> (f32, f32) {
-    const INFINITE: u32 = 0x7f80_0000;
+fn super_bytes_of(x: &[f32], inverse: f32, q: &mut [i8]) -> [i32; 16] {
+    let mut sums = [0; 16];
+    let blocks = x.chunks_exact(BLOCK).zip(q.chunks_exact_mut(BLOCK)).zip(sums.chunks_exact_mut(2));
+    for ((x, q), sums) in blocks {
+        let (bytes, halves) = bytes_of(x, inverse);
+        q.copy_from_slice(&bytes);
+        sums.copy_from_slice(&halves);
+    }
+    sums
+}
+
+#[inline(always)]
+fn extra_of(sums: &[i32; 16], parts: usize, goes_with: Extra) -> [i32; 16] {
+    let each = 16 / parts;
+    let mut of_parts = [0; 16];
+    for (part, sums) in of_parts.iter_mut().zip(sums.chunks_exact(each)) {
+        *part = sums.iter().sum();
+    }
+    match goes_with {
+        Extra::Correction(correction) => of_parts.map(|sum| correction * sum),
+        Extra::Sums => {
+            let mut pairs = [0; 16];
+            for (pairs, sums) in pairs.chunks_exact_mut(2).zip(of_parts.chunks_exact(4)) {
+                pairs[0] = sums[0] & 0xffff | sums[2] << 16;
+                pairs[1] = sums[1] & 0xffff | sums[3] << 16;
+            }
+            pairs
+        }
+    }
+}
+
+#[inline(always)]
+fn meta_of(scale: f32, sums: [i32; 2], correction: i32) -> Meta {
+    let sum = sums[0] + sums[1];
+    Meta { scale, link: 0, start: correction * sum, sum: scale * sum as f32 }
+}
+
+/// The bits of the largest magnitude.
+#[inline(always)]
+fn largest_of(x: &[f32]) -> u32 {
     // As integers, magnitudes have the order of numbers, and the compiler knows how to find the largest of a vector.
     let mut largest = [0u32; 16];
     for x in x.chunks_exact(16) {
@@ -145,7 +322,13 @@ fn scale_of(x: &[f32]) -> (f32, f32) {
             *largest = (x.to_bits() & 0x7fff_ffff).max(*largest);
         }
     }
-    let largest = largest.into_iter().fold(0, u32::max);
+    largest.into_iter().fold(0, u32::max)
+}
+
+/// Steps in one and the size of a step, for values up to one with these bits.
+#[inline(always)]
+fn steps_to(largest: u32) -> (f32, f32) {
+    const INFINITE: u32 = 0x7f80_0000;
     let max = f32::from_bits(largest);
     // What is not finite must not vanish: it poisons the scale.
     (if max > 0.0 { 127.0 / max } else { 0.0 }, if largest < INFINITE { max / 127.0 } else { f32::NAN })

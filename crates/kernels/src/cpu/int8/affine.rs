@@ -56,11 +56,11 @@ impl<S: Simd> Groups<S> {
     /// # Safety
     /// The block is one of those given to [`Groups::new`].
     #[inline(always)]
-    unsafe fn of(&self, block: usize) -> ([S::F; 2], [S::F; 2]) {
+    unsafe fn of(&self, block: usize) -> (S::F, S::F) {
         // Within bounds as it is; the mask tells the compiler.
         let i = ((block >> self.shift) - self.first) % CHUNK;
         // SAFETY: `new` filled the groups of its blocks.
-        unsafe { ([self.d[i].assume_init(); 2], [self.m[i].assume_init(); 2]) }
+        unsafe { (self.d[i].assume_init(), self.m[i].assume_init()) }
     }
 }
 

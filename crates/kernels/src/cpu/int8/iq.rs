@@ -53,16 +53,16 @@ impl Unpack for IQ4NL {
     unsafe fn unpack<S: Simd, E: Emit<S>>(source: &Source, blocks: Range<usize>, emit: &mut E) {
         // SAFETY: as the caller promises.
         unsafe {
-            let none = [S::splat_f(0.0); 2];
+            let none = S::splat_f(0.0);
             for b in blocks.clone().step_by(8) {
                 let mut pairs = Pairs::<S>::new(source, 18 * b);
                 unrolled!(i in [0, 1, 2, 3] => {
                     let [first, second] = pair18::<S>(pairs.pair(source, 18 * b, i));
                     if b + 2 * i < blocks.end {
-                        emit.block(b + 2 * i, look::<S>(&IQ4_TABLE, first.1), [first.0; 2], none);
+                        emit.block(b + 2 * i, look::<S>(&IQ4_TABLE, first.1), first.0, none);
                     }
                     if b + 2 * i + 1 < blocks.end {
-                        emit.block(b + 2 * i + 1, look::<S>(&IQ4_TABLE, second.1), [second.0; 2], none);
+                        emit.block(b + 2 * i + 1, look::<S>(&IQ4_TABLE, second.1), second.0, none);
                     }
                 });
             }
@@ -79,7 +79,7 @@ impl Unpack for IQ4XS {
     unsafe fn unpack<S: Simd, E: Emit<S>>(source: &Source, blocks: Range<usize>, emit: &mut E) {
         // SAFETY: as the caller promises.
         unsafe {
-            let none = [S::splat_f(0.0); 2];
+            let none = S::splat_f(0.0);
             for b in blocks.step_by(8) {
                 let at = b / 8 * 136;
                 let [head, lows, _, _] = source.load::<S>(at);
@@ -89,7 +89,7 @@ impl Unpack for IQ4XS {
                     let scale = S::sub(S::or(field::<S>(lows, 4 * j, 15), high), S::splat(32));
                     let scale = S::mul(d, S::to_f(scale));
                     let q = source.load::<S>(at + 8 + 16 * j);
-                    emit.block(b + j, look::<S>(&IQ4_TABLE, q), [scale; 2], none);
+                    emit.block(b + j, look::<S>(&IQ4_TABLE, q), scale, none);
                 });
             }
         }
@@ -105,12 +105,12 @@ impl Unpack for Mxfp4 {
     unsafe fn unpack<S: Simd, E: Emit<S>>(source: &Source, blocks: Range<usize>, emit: &mut E) {
         // SAFETY: as the caller promises.
         unsafe {
-            let none = [S::splat_f(0.0); 2];
+            let none = S::splat_f(0.0);
             for b in blocks {
                 let exponent = field::<S>(source.load::<S>(17 * b)[0], 0, 255);
                 let d = S::mul(S::bits_to_f(S::shl(exponent, 23)), S::splat_f(0.5));
                 let q = source.load::<S>(17 * b + 1);
-                emit.block(b, look::<S>(&MXFP4_TABLE, q), [d; 2], none);
+                emit.block(b, look::<S>(&MXFP4_TABLE, q), d, none);
             }
         }
     }

@@ -5,12 +5,14 @@ use std::ops::Range;
 
 use files::{Format, ScaleType};
 
+use super::activations::Extra;
 use super::affine::{Affine2, Affine4, Affine8, AffineStream};
 use super::iq::{IQ4NL, IQ4XS, Mxfp4};
 use super::k::{Q2K, Q3K, Q4K, Q5K, Q6K};
 use super::legacy::{Q4_0, Q4_1, Q5_0, Q5_1, Q8_0};
-use super::panel::{Kind, NARROW, One, Pack, Pair, Rows, Several, To, VECTORS};
-use super::{Activations, BLOCK, CHUNK, Layout, SLACK, Source, Unpack};
+use super::panel::{self, NARROW, To};
+use super::supers::{self, UnpackSuper};
+use super::{Activations, BLOCK, BLOCKS, CHUNK, Layout, SLACK, SUPER, Source, Unpack};
 use crate::buffer::HostWeight;
 use crate::cpu::isa::Isa;
 use crate::cpu::shared::Sums;
@@ -19,25 +21,25 @@ use crate::cpu::shared::Sums;
 macro_rules! with_format {
     ($format:expr, $type:ident => $run:expr, $other:expr) => {
         match $format {
-            Format::Affine { bits: 2, .. } => with_format!(@ Affine2, $type, $run),
-            Format::Affine { bits: 3, .. } => with_format!(@ AffineStream::<3>, $type, $run),
-            Format::Affine { bits: 4, .. } => with_format!(@ Affine4, $type, $run),
-            Format::Affine { bits: 5, .. } => with_format!(@ AffineStream::<5>, $type, $run),
-            Format::Affine { bits: 6, .. } => with_format!(@ AffineStream::<6>, $type, $run),
-            Format::Affine { bits: 8, .. } => with_format!(@ Affine8, $type, $run),
-            Format::Q4_0 => with_format!(@ Q4_0, $type, $run),
-            Format::Q4_1 => with_format!(@ Q4_1, $type, $run),
-            Format::Q5_0 => with_format!(@ Q5_0, $type, $run),
-            Format::Q5_1 => with_format!(@ Q5_1, $type, $run),
-            Format::Q8_0 => with_format!(@ Q8_0, $type, $run),
-            Format::Q2K => with_format!(@ Q2K, $type, $run),
-            Format::Q3K => with_format!(@ Q3K, $type, $run),
-            Format::Q4K => with_format!(@ Q4K, $type, $run),
-            Format::Q5K => with_format!(@ Q5K, $type, $run),
-            Format::Q6K => with_format!(@ Q6K, $type, $run),
-            Format::IQ4NL => with_format!(@ IQ4NL, $type, $run),
-            Format::IQ4XS => with_format!(@ IQ4XS, $type, $run),
-            Format::MXFP4 => with_format!(@ Mxfp4, $type, $run),
+            Format::Affine { bits: 2, .. } => with_format!(@ Blocks<Affine2>, $type, $run),
+            Format::Affine { bits: 3, .. } => with_format!(@ Blocks<AffineStream<3>>, $type, $run),
+            Format::Affine { bits: 4, .. } => with_format!(@ Blocks<Affine4>, $type, $run),
+            Format::Affine { bits: 5, .. } => with_format!(@ Blocks<AffineStream<5>>, $type, $run),
+            Format::Affine { bits: 6, .. } => with_format!(@ Blocks<AffineStream<6>>, $type, $run),
+            Format::Affine { bits: 8, .. } => with_format!(@ Blocks<Affine8>, $type, $run),
+            Format::Q4_0 => with_format!(@ Blocks<Q4_0>, $type, $run),
+            Format::Q4_1 => with_format!(@ Blocks<Q4_1>, $type, $run),
+            Format::Q5_0 => with_format!(@ Blocks<Q5_0>, $type, $run),
+            Format::Q5_1 => with_format!(@ Blocks<Q5_1>, $type, $run),
+            Format::Q8_0 => with_format!(@ Blocks<Q8_0>, $type, $run),
+            Format::Q2K => with_format!(@ Supers<Q2K>, $type, $run),
+            Format::Q3K => with_format!(@ Supers<Q3K>, $type, $run),
+            Format::Q4K => with_format!(@ Supers<Q4K>, $type, $run),
+            Format::Q5K => with_format!(@ Supers<Q5K>, $type, $run),
+            Format::Q6K => with_format!(@ Supers<Q6K>, $type, $run),
+            Format::IQ4NL => with_format!(@ Blocks<IQ4NL>, $type, $run),
+            Format::IQ4XS => with_format!(@ Blocks<IQ4XS>, $type, $run),
+            Format::MXFP4 => with_format!(@ Blocks<Mxfp4>, $type, $run),
             Format::F32 | Format::F16 | Format::BF16 | Format::Affine { .. } => $other,
         }
     };
@@ -47,14 +49,9 @@ macro_rules! with_format {
     }};
 }
 
-fn layout_of<U: Unpack>(isa: Isa) -> Layout {
-    let base = if U::BITS > 7 { isa.wide_base() } else { 0 };
-    Layout { order: U::ORDER, correction: base - U::OFFSET, halves: U::HALVES }
-}
-
 /// How activations for weights in this format must lie; `None` for formats without integer products.
 pub(in crate::cpu) fn layout(isa: Isa, format: Format) -> Option<Layout> {
-    with_format!(format, U => Some(layout_of::<U>(isa)), None)
+    with_format!(format, U => Some(U::layout(isa)), None)
 }
 
 /// Some consecutive rows of a weight, the first at a multiple of [`Isa::lanes`].
@@ -109,7 +106,7 @@ pub(in crate::cpu) unsafe fn products(
     let (w, lanes, Range { start, end }) = (&item.weight, isa.lanes(), item.outputs.clone());
     assert!(x.cols == w.cols && start.is_multiple_of(lanes) && start < end && end <= w.rows);
     assert!(sums.rows.len() == rows.len() && end - sums.base <= sums.width);
-    assert!(rows.iter().all(|r| (*r as usize + 1) * x.row_blocks() <= x.meta.len()));
+    assert!(rows.iter().all(|r| (*r as usize) < x.rows()));
     let in_place = start + (end.min(rows_in_place(isa, w)).saturating_sub(start)) / lanes * lanes;
     let mut copy = std::mem::take(&mut work.copy);
     let mut run = |first: usize, count: usize, at: &dyn Fn(usize) -> *const u8| {
@@ -119,12 +116,12 @@ pub(in crate::cpu) unsafe fn products(
             None => std::array::from_fn(|part| start_of(w, part, start)),
         };
         let outputs = first..first + count;
-        let work = Run { isa, source: source_of(w, at), outputs, next, x, rows, work: &mut *work, sums };
+        let run = Run { isa, source: source_of(w, at), outputs, next, x, rows, sums };
         with_format!(
             w.format,
             // SAFETY: the source has these rows, rounded up to whole vectors, and what their unpacker reads beyond;
             // the rows of x exist; the sums are as the caller promises.
-            U => unsafe { work.multiply::<U>() },
+            U => unsafe { run.multiply::<U>(work) },
             unreachable!("no activations are laid out for other formats")
         );
     };
@@ -185,20 +182,162 @@ fn pad(w: &HostWeight<'_>, rows: Range<usize>, lanes: usize, copy: &mut [Vec<u8>
     }
 }
 
-/// Enters a kernel of packed panels, which formats of one kind share.
-macro_rules! enter {
-    ($format:ident, $isa:expr, $kernel:ident, $work:expr) => {
-        match ($format::HALVES, $format::MIN, $format::BITS) {
-            (false, false, ..=NARROW) => $isa.enter($kernel::<false, false, NARROW>($work)),
-            (false, false, _) => $isa.enter($kernel::<false, false, 8>($work)),
-            (false, true, ..=NARROW) => $isa.enter($kernel::<false, true, NARROW>($work)),
-            (false, true, ..8) => $isa.enter($kernel::<false, true, 7>($work)),
-            (false, true, _) => $isa.enter($kernel::<false, true, 8>($work)),
-            (true, false, ..=NARROW) => $isa.enter($kernel::<true, false, NARROW>($work)),
-            (true, false, _) => $isa.enter($kernel::<true, false, 7>($work)),
-            (true, true, _) => $isa.enter($kernel::<true, true, NARROW>($work)),
+/// Formats of one way to lie, as [`Run`] needs them.
+trait Kernels {
+    /// As [`Unpack::WHOLE`].
+    const WHOLE: usize;
+    /// Vectors of a chunk in a panel.
+    const VECTORS: usize;
+
+    fn layout(isa: Isa) -> Layout;
+
+    /// One row of x with `panels` vectors of rows from `source` on.
+    ///
+    /// # Safety
+    /// As [`Run::multiply`]; there is room for all sums.
+    unsafe fn one(run: &Run<'_>, row: u32, panels: usize, to: *mut f32);
+
+    /// Unpacks a chunk of the vector of rows at `source` to `panel`; `next` is unpacked later.
+    ///
+    /// # Safety
+    /// As [`Run::multiply`]; there is room for the chunk.
+    unsafe fn pack(run: &Run<'_>, source: Source, next: [*const u8; 3], chunk: Range<usize>, panel: *mut f32);
+
+    /// Adds what a chunk of packed panels makes with all rows of x.
+    ///
+    /// # Safety
+    /// As [`Run::multiply`]; there is room for the sums.
+    unsafe fn several<const P: usize>(run: &Run<'_>, chunk: Range<usize>, panels: [(*const f32, To<'_>); P]);
+}
+
+/// Those with a scale for each block.
+struct Blocks<U>(PhantomData<U>);
+
+impl<U: Unpack> Kernels for Blocks<U> {
+    const WHOLE: usize = U::WHOLE;
+    const VECTORS: usize = CHUNK * panel::VECTORS;
+
+    fn layout(isa: Isa) -> Layout {
+        let base = if U::BITS > 7 { isa.wide_base() } else { 0 };
+        Layout::Blocks { order: U::ORDER, correction: base - U::OFFSET }
+    }
+
+    unsafe fn one(run: &Run<'_>, row: u32, panels: usize, to: *mut f32) {
+        let (source, next, blocks) = (run.source, run.next, run.x.cols / BLOCK);
+        let x = rows_of(run.x).row(row);
+        // SAFETY: as the caller promises.
+        unsafe {
+            run.isa.enter(panel::One::<U> { source, next, panels, blocks, x, to, format: PhantomData });
         }
-    };
+    }
+
+    unsafe fn pack(
+        run: &Run<'_>,
+        source: Source,
+        next: [*const u8; 3],
+        chunk: Range<usize>,
+        panel: *mut f32,
+    ) {
+        let of = run.x.cols / BLOCK;
+        // SAFETY: as the caller promises.
+        unsafe {
+            run.isa.enter(panel::Pack::<U> {
+                source,
+                next,
+                to: panel,
+                blocks: chunk,
+                of,
+                format: PhantomData,
+            });
+        }
+    }
+
+    unsafe fn several<const P: usize>(run: &Run<'_>, chunk: Range<usize>, panels: [(*const f32, To<'_>); P]) {
+        let (x, of) = (rows_of(run.x), run.x.cols / BLOCK);
+        let work = panels.map(|(panel, to)| panel::Several {
+            panel,
+            blocks: chunk.clone(),
+            x,
+            of,
+            rows: run.rows,
+            to,
+        });
+        // SAFETY: as the caller promises.
+        unsafe {
+            match (U::MIN, U::BITS) {
+                (false, ..=NARROW) => run.isa.enter(panel::Kind::<false, NARROW, P>(work)),
+                (false, _) => run.isa.enter(panel::Kind::<false, 8, P>(work)),
+                (true, ..=NARROW) => run.isa.enter(panel::Kind::<true, NARROW, P>(work)),
+                (true, ..8) => run.isa.enter(panel::Kind::<true, 7, P>(work)),
+                (true, _) => run.isa.enter(panel::Kind::<true, 8, P>(work)),
+            }
+        }
+    }
+}
+
+fn rows_of(x: &Activations) -> panel::Rows {
+    panel::Rows { q: x.q.as_ptr(), meta: x.meta.as_ptr(), blocks: x.row_units() }
+}
+
+/// Those in super-blocks.
+struct Supers<U>(PhantomData<U>);
+
+impl<U: UnpackSuper> Kernels for Supers<U> {
+    const WHOLE: usize = 1;
+    const VECTORS: usize = supers::SUPERS * supers::VECTORS;
+
+    fn layout(_: Isa) -> Layout {
+        let goes_with = if U::MIN { Extra::Sums } else { Extra::Correction(-U::OFFSET) };
+        Layout::Supers { parts: U::PARTS, goes_with }
+    }
+
+    unsafe fn one(run: &Run<'_>, row: u32, panels: usize, to: *mut f32) {
+        let (source, next, supers) = (run.source, run.next, run.x.cols / SUPER);
+        let x = super_rows_of(run.x).row(row);
+        // SAFETY: as the caller promises.
+        unsafe {
+            run.isa.enter(supers::One::<U> { source, next, panels, supers, x, to, format: PhantomData });
+        }
+    }
+
+    unsafe fn pack(
+        run: &Run<'_>,
+        source: Source,
+        next: [*const u8; 3],
+        chunk: Range<usize>,
+        panel: *mut f32,
+    ) {
+        let (supers, of) = (chunk.start / BLOCKS..chunk.end / BLOCKS, run.x.cols / SUPER);
+        // SAFETY: as the caller promises.
+        unsafe {
+            run.isa.enter(supers::Pack::<U> { source, next, to: panel, supers, of, format: PhantomData });
+        }
+    }
+
+    unsafe fn several<const P: usize>(run: &Run<'_>, chunk: Range<usize>, panels: [(*const f32, To<'_>); P]) {
+        let (x, of) = (super_rows_of(run.x), run.x.cols / SUPER);
+        let work = panels.map(|(panel, to)| supers::Several {
+            panel,
+            supers: chunk.start / BLOCKS..chunk.end / BLOCKS,
+            x,
+            of,
+            rows: run.rows,
+            to,
+        });
+        // SAFETY: as the caller promises.
+        unsafe {
+            match (U::PARTS, U::MIN, U::BITS) {
+                (8, _, _) => run.isa.enter(supers::Kind::<8, true, NARROW, P>(work)),
+                (_, true, _) => run.isa.enter(supers::Kind::<16, true, NARROW, P>(work)),
+                (_, false, ..=NARROW) => run.isa.enter(supers::Kind::<16, false, NARROW, P>(work)),
+                (_, false, _) => run.isa.enter(supers::Kind::<16, false, 7, P>(work)),
+            }
+        }
+    }
+}
+
+fn super_rows_of(x: &Activations) -> supers::SuperRows {
+    supers::SuperRows { q: x.q.as_ptr(), meta: x.supers.as_ptr(), supers: x.row_units() }
 }
 
 /// What [`products`] does with rows that lie side by side.
@@ -210,7 +349,6 @@ struct Run<'a> {
     next: [*const u8; 3],
     x: &'a Activations,
     rows: &'a [u32],
-    work: &'a mut Workspace,
     sums: Sums<'a>,
 }
 
@@ -218,25 +356,23 @@ impl Run<'_> {
     /// # Safety
     /// The source has the rows, rounded up to whole vectors, each as wide as x, and beyond them what [`Unpack`] reads.
     /// Nobody else accesses the sums.
-    unsafe fn multiply<U: Unpack>(self) {
-        let Self { isa, source, outputs, next, x, rows, work, sums } = self;
-        assert_eq!(x.layout, layout_of::<U>(isa));
-        let (lanes, blocks) = (isa.lanes(), x.cols / BLOCK);
+    unsafe fn multiply<K: Kernels>(&self, work: &mut Workspace) {
+        let Self { isa, outputs, rows, sums, .. } = self;
+        assert_eq!(self.x.layout, K::layout(*isa));
+        let (lanes, blocks) = (isa.lanes(), self.x.cols / BLOCK);
         let panels = outputs.len().div_ceil(lanes);
-        let all = Rows { q: x.q.as_ptr(), meta: x.meta.as_ptr(), blocks: x.row_blocks() };
         if let [row] = rows {
             at_least(&mut work.sums, panels * lanes);
-            let (x, to) = (all.row(*row), work.sums.as_mut_ptr());
-            // SAFETY: as the caller promises; `to` has room for all panels.
+            // SAFETY: as the caller promises; there is room for all panels.
             unsafe {
-                isa.enter(One::<U> { source, next, panels, blocks, x, to, format: PhantomData });
+                K::one(self, *row, panels, work.sums.as_mut_ptr());
                 sums.part(0, outputs.start, outputs.len()).copy_from_slice(&work.sums[..outputs.len()]);
             }
             return;
         }
         let Workspace { pairs, sums: aside, panel, .. } = work;
         let together = 1 + usize::from(*pairs);
-        let panel_len = CHUNK * VECTORS * lanes;
+        let panel_len = K::VECTORS * lanes;
         at_least(panel, (together * panel_len).div_ceil(size_of::<Line>() / 4));
         at_least(aside, rows.len() * lanes);
         let packed = panel.as_mut_ptr().cast::<f32>();
@@ -250,31 +386,28 @@ impl Run<'_> {
         };
         for first in (0..panels).step_by(OUTPUTS / lanes) {
             let end = panels.min(first + OUTPUTS / lanes);
-            let after =
-                if end < panels { source.below(end * lanes) } else { Source { rows: next, ..source } };
+            let after = if end < panels {
+                self.source.below(end * lanes)
+            } else {
+                Source { rows: self.next, ..self.source }
+            };
             for start in (0..blocks).step_by(CHUNK) {
                 let chunk = start..blocks.min(start + CHUNK);
                 let several = |p: usize, slot: usize| {
                     let panel = packed.wrapping_add(slot * panel_len);
-                    let pack = Pack::<U> {
-                        source: source.below(p * lanes),
-                        next: after.below((p - first) * lanes).rows,
-                        to: panel,
-                        blocks: chunk.clone(),
-                        of: blocks,
-                        format: PhantomData,
-                    };
+                    let (source, next) =
+                        (self.source.below(p * lanes), after.below((p - first) * lanes).rows);
                     // SAFETY: as the caller promises; there is room for a chunk of each panel.
-                    unsafe { isa.enter(pack) };
-                    Several { panel, blocks: chunk.clone(), x: all, of: blocks, rows, to: to(p) }
+                    unsafe { K::pack(self, source, next, chunk.clone(), panel) };
+                    (panel.cast_const(), to(p))
                 };
                 for p in (first..end).step_by(together) {
                     // SAFETY: as the caller promises; the panels are packed; there is room for a vector aside.
                     unsafe {
                         if *pairs && p + 1 < end {
-                            enter!(U, isa, Pair, [several(p, 0), several(p + 1, 1)]);
+                            K::several(self, chunk.clone(), [several(p, 0), several(p + 1, 1)]);
                         } else {
-                            enter!(U, isa, Kind, several(p, 0));
+                            K::several(self, chunk.clone(), [several(p, 0)]);
                         }
                     }
                 }

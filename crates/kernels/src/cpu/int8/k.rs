@@ -2,7 +2,8 @@
 
 use std::ops::Range;
 
-use super::{Emit, Source, Unpack, field, high, low};
+use super::supers::{EmitSuper, MINS, UnpackSuper};
+use super::{Source, field, high, low};
 use crate::cpu::simd::{Simd, array, unrolled};
 
 #[derive(Clone, Copy)]
@@ -26,31 +27,52 @@ unsafe fn scale_and_min<S: Simd>(x: S::I) -> (S::F, S::F) {
     unsafe { (S::half_to_f(x), S::mul(S::half_to_f(S::shr(x, 16)), S::splat_f(-1.0))) }
 }
 
-/// `super_scale * x`, for both halves of a block alike.
+/// Byte `j` of a row of bytes, four a dword.
 ///
 /// # Safety
 /// The features of `S` are present.
 #[inline(always)]
-unsafe fn scaled<S: Simd>(super_scale: S::F, x: S::I) -> S::F {
+unsafe fn byte<S: Simd, const N: usize>(x: &[S::I; N], j: usize) -> S::I {
     // SAFETY: as the caller promises.
-    unsafe { S::mul(super_scale, S::to_f(x)) }
+    unsafe { field::<S>(x[j / 4], 8 * (j % 4), 255) }
 }
 
-/// Scale and minimum of sub-block `j` of 8 in the layout of [`files::quant::scale_min`]; `s` holds the 12 bytes.
+/// Bytes 0 and 2 of a dword as its words, and bytes 1 and 3.
 ///
 /// # Safety
 /// The features of `S` are present.
 #[inline(always)]
-unsafe fn six_bits<S: Simd>(s: [S::I; 3], j: usize) -> (S::I, S::I) {
+unsafe fn words<S: Simd>(x: S::I) -> [S::I; 2] {
+    // SAFETY: as the caller promises.
+    unsafe { [S::and(x, S::splat(0x00ff_00ff)), S::and(S::shr(x, 8), S::splat(0x00ff_00ff))] }
+}
+
+/// Scales and minimums of the 8 sub-blocks as bytes, of the layout in [`files::quant::scale_min`]; `s` holds the 12
+/// bytes.
+///
+/// # Safety
+/// The features of `S` are present.
+#[inline(always)]
+unsafe fn six_bits<S: Simd>(s: [S::I; 3]) -> ([S::I; 2], [S::I; 2]) {
     // SAFETY: as the caller promises.
     unsafe {
-        if j < 4 {
-            (field::<S>(s[0], 8 * j, 63), field::<S>(s[1], 8 * j, 63))
-        } else {
-            let at = 8 * (j - 4);
-            let scale = S::or(field::<S>(s[2], at, 15), field::<S>(s[0], at + 2, 0x30));
-            (scale, S::or(field::<S>(s[2], at + 4, 15), field::<S>(s[1], at + 2, 0x30)))
-        }
+        let (low, six) = (S::splat(0x0f0f_0f0f), S::splat(0x3f3f_3f3f));
+        let top = |x: S::I| S::and(S::shr(x, 2), S::splat(0x3030_3030));
+        let last = [S::and(s[2], low), S::and(S::shr(s[2], 4), low)];
+        ([S::and(s[0], six), S::or(last[0], top(s[0]))], [S::and(s[1], six), S::or(last[1], top(s[1]))])
+    }
+}
+
+/// The minimums of 8 sub-blocks for [`EmitSuper::end`].
+///
+/// # Safety
+/// The features of `S` are present.
+#[inline(always)]
+unsafe fn eight_mins<S: Simd>(mins: [S::I; 2]) -> [S::I; MINS] {
+    // SAFETY: as the caller promises.
+    unsafe {
+        let ([a, b], [c, d], none) = (words::<S>(mins[0]), words::<S>(mins[1]), S::splat(0));
+        [a, b, c, d, none, none, none, none]
     }
 }
 
@@ -59,29 +81,29 @@ fn join<I: Copy>(a: [I; 4], b: [I; 4]) -> [I; 8] {
     [a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3]]
 }
 
-impl Unpack for Q4K {
+impl UnpackSuper for Q4K {
     const BITS: u32 = 4;
+    const PARTS: usize = 8;
     const MIN: bool = true;
-    const WHOLE: usize = 8;
 
     #[inline(always)]
-    unsafe fn unpack<S: Simd, E: Emit<S>>(source: &Source, blocks: Range<usize>, emit: &mut E) {
+    unsafe fn unpack<S: Simd, E: EmitSuper<S>>(source: &Source, supers: Range<usize>, emit: &mut E) {
         // SAFETY: as the caller promises.
         unsafe {
-            for b in blocks.step_by(8) {
-                let at = b / 8 * 144;
+            for s in supers {
+                let at = s * 144;
                 let [dd, s0, s1, s2] = source.load::<S>(at);
-                let (d, dmin) = scale_and_min::<S>(dd);
+                let (d, m) = scale_and_min::<S>(dd);
+                let (scales, mins) = six_bits::<S>([s0, s1, s2]);
                 unrolled!(c in [0, 1, 2, 3] => {
                     let x = source.load::<S>(at + 16 + 32 * c);
                     let y = source.load::<S>(at + 32 + 32 * c);
-                    let (scale, min) = six_bits::<S>([s0, s1, s2], 2 * c);
-                    let (scale, min) = (scaled::<S>(d, scale), scaled::<S>(dmin, min));
-                    emit.block(b + 2 * c, join(low::<S>(x), low::<S>(y)), [scale; 2], [min; 2]);
-                    let (scale, min) = six_bits::<S>([s0, s1, s2], 2 * c + 1);
-                    let (scale, min) = (scaled::<S>(d, scale), scaled::<S>(dmin, min));
-                    emit.block(b + 2 * c + 1, join(high::<S>(x), high::<S>(y)), [scale; 2], [min; 2]);
+                    let scale = byte::<S, 2>(&scales, 2 * c);
+                    emit.block(2 * c, join(low::<S>(x), low::<S>(y)), [scale; 2]);
+                    let scale = byte::<S, 2>(&scales, 2 * c + 1);
+                    emit.block(2 * c + 1, join(high::<S>(x), high::<S>(y)), [scale; 2]);
                 });
+                emit.end(d, m, eight_mins::<S>(mins));
             }
         }
     }
@@ -110,19 +132,20 @@ unsafe fn with_bit<S: Simd>(x: [S::I; 8], bits: &[S::I; 8], s: usize, to: usize)
     unsafe { array!(i < 8 => S::or(x[i], bit::<S>(bits[i], s, to))) }
 }
 
-impl Unpack for Q5K {
+impl UnpackSuper for Q5K {
     const BITS: u32 = 5;
+    const PARTS: usize = 8;
     const MIN: bool = true;
-    const WHOLE: usize = 8;
 
     #[inline(always)]
-    unsafe fn unpack<S: Simd, E: Emit<S>>(source: &Source, blocks: Range<usize>, emit: &mut E) {
+    unsafe fn unpack<S: Simd, E: EmitSuper<S>>(source: &Source, supers: Range<usize>, emit: &mut E) {
         // SAFETY: as the caller promises.
         unsafe {
-            for b in blocks.step_by(8) {
-                let at = b / 8 * 176;
+            for s in supers {
+                let at = s * 176;
                 let [dd, s0, s1, s2] = source.load::<S>(at);
-                let (d, dmin) = scale_and_min::<S>(dd);
+                let (d, m) = scale_and_min::<S>(dd);
+                let (scales, mins) = six_bits::<S>([s0, s1, s2]);
                 let bits = source.load_two::<S>(at + 16);
                 unrolled!(c in [0, 1, 2, 3] => {
                     let x = source.load::<S>(at + 48 + 32 * c);
@@ -130,11 +153,11 @@ impl Unpack for Q5K {
                     let q = [join(low::<S>(x), low::<S>(y)), join(high::<S>(x), high::<S>(y))];
                     unrolled!(n in [0, 1] => {
                         let j = 2 * c + n;
-                        let (scale, min) = six_bits::<S>([s0, s1, s2], j);
-                        let (scale, min) = (scaled::<S>(d, scale), scaled::<S>(dmin, min));
-                        emit.block(b + j, with_bit::<S>(q[n], &bits, j, 4), [scale; 2], [min; 2]);
+                        let scale = byte::<S, 2>(&scales, j);
+                        emit.block(j, with_bit::<S>(q[n], &bits, j, 4), [scale; 2]);
                     });
                 });
+                emit.end(d, m, eight_mins::<S>(mins));
             }
         }
     }
@@ -159,19 +182,27 @@ unsafe fn two_bits<S: Simd>(x: [S::I; 8], s: usize, to: usize) -> [S::I; 8] {
     }
 }
 
-impl Unpack for Q6K {
+/// What formats without minimums have in their place.
+///
+/// # Safety
+/// The features of `S` are present.
+#[inline(always)]
+unsafe fn no_mins<S: Simd>() -> [S::I; MINS] {
+    // SAFETY: as the caller promises.
+    unsafe { [S::splat(0); MINS] }
+}
+
+impl UnpackSuper for Q6K {
     const BITS: u32 = 6;
-    const HALVES: bool = true;
+    const PARTS: usize = 16;
     const OFFSET: i32 = 32;
-    const WHOLE: usize = 8;
 
     #[inline(always)]
-    unsafe fn unpack<S: Simd, E: Emit<S>>(source: &Source, blocks: Range<usize>, emit: &mut E) {
+    unsafe fn unpack<S: Simd, E: EmitSuper<S>>(source: &Source, supers: Range<usize>, emit: &mut E) {
         // SAFETY: as the caller promises.
         unsafe {
-            let none = [S::splat_f(0.0); 2];
-            for b in blocks.step_by(8) {
-                let at = b / 8 * 210;
+            for s in supers {
+                let at = s * 210;
                 let scales = source.load::<S>(at + 192);
                 let d = S::half_to_f(S::shr(source.load::<S>(at + 194)[3], 16));
                 unrolled!(h in [0, 1] => {
@@ -188,88 +219,93 @@ impl Unpack for Q6K {
                         let t = two_bits::<S>(bits, s, 4);
                         let w = array!(i < 8 => S::or(q[i], t[i]));
                         let i = 4 * h + s;
-                        let d = array!(j < 2 => {
+                        let scales = array!(j < 2 => {
                             let at = 2 * i + j;
-                            scaled::<S>(d, S::sar(S::shl(scales[at / 4], 24 - 8 * (at as u32 % 4)), 24))
+                            S::sar(S::shl(scales[at / 4], 24 - 8 * (at as u32 % 4)), 24)
                         });
-                        emit.block(b + i, w, d, none);
+                        emit.block(i, w, scales);
                     });
                 });
+                emit.end(d, d, no_mins::<S>());
             }
         }
     }
 }
 
-impl Unpack for Q2K {
+impl UnpackSuper for Q2K {
     const BITS: u32 = 2;
-    const HALVES: bool = true;
+    const PARTS: usize = 16;
     const MIN: bool = true;
-    const WHOLE: usize = 8;
 
     #[inline(always)]
-    unsafe fn unpack<S: Simd, E: Emit<S>>(source: &Source, blocks: Range<usize>, emit: &mut E) {
+    unsafe fn unpack<S: Simd, E: EmitSuper<S>>(source: &Source, supers: Range<usize>, emit: &mut E) {
         // SAFETY: as the caller promises.
         unsafe {
-            for b in blocks.step_by(8) {
-                let at = b / 8 * 84;
-                let scales = source.load::<S>(at);
-                let (d, dmin) = scale_and_min::<S>(source.load::<S>(at + 68)[3]);
+            for s in supers {
+                let at = s * 84;
+                let x = source.load::<S>(at);
+                let (scales, mins) = (low::<S>(x), high::<S>(x));
+                let (d, m) = scale_and_min::<S>(source.load::<S>(at + 68)[3]);
                 unrolled!(h in [0, 1] => {
                     let q = source.load_two::<S>(at + 16 + 32 * h);
                     unrolled!(s in [0, 1, 2, 3] => {
                         let i = 4 * h + s;
-                        let (from, at) = (scales[i / 2], 16 * (i % 2));
-                        let d = array!(j < 2 => scaled::<S>(d, field::<S>(from, at + 8 * j, 15)));
-                        let m = array!(j < 2 => scaled::<S>(dmin, field::<S>(from, at + 8 * j + 4, 15)));
-                        emit.block(b + i, two_bits::<S>(q, s, 0), d, m);
+                        let scales = array!(j < 2 => byte::<S, 4>(&scales, 2 * i + j));
+                        emit.block(i, two_bits::<S>(q, s, 0), scales);
                     });
                 });
+                let m4 = array!(i < 4 => words::<S>(mins[i]));
+                emit.end(d, m, array!(i < MINS => m4[i / 2][i % 2]));
             }
         }
     }
 }
 
-/// Scale `j` of 16 of a Q3_K block, whose 12 bytes of scales are `s`.
+/// The scales of a Q3_K block, whose 12 bytes of scales are `s`, as bytes: four a dword, 32 too large.
 ///
 /// # Safety
 /// The features of `S` are present.
 #[inline(always)]
-unsafe fn six_bits_less_32<S: Simd>(s: [S::I; 3], j: usize) -> S::I {
+unsafe fn six_bits_raised<S: Simd>(s: [S::I; 3]) -> [S::I; 4] {
     // SAFETY: as the caller promises.
     unsafe {
-        let low = field::<S>(s[j % 8 / 4], 8 * (j % 4) + 4 * (j / 8), 15);
-        let high = field::<S>(s[2], 8 * (j % 4) + 2 * (j / 4), 3);
-        S::sub(S::or(low, S::shl(high, 4)), S::splat(32))
+        let low = S::splat(0x0f0f_0f0f);
+        array!(i < 4 => {
+            let nibbles = S::and(S::shr(s[i % 2], 4 * (i as u32 / 2)), low);
+            let moved = if i < 2 { S::shl(s[2], 4 - 2 * i as u32) } else { S::shr(s[2], 2 * i as u32 - 4) };
+            S::or(nibbles, S::and(moved, S::splat(0x3030_3030)))
+        })
     }
 }
 
-impl Unpack for Q3K {
+impl UnpackSuper for Q3K {
     const BITS: u32 = 3;
-    const HALVES: bool = true;
+    const PARTS: usize = 16;
     const OFFSET: i32 = 4;
-    const WHOLE: usize = 8;
 
     #[inline(always)]
-    unsafe fn unpack<S: Simd, E: Emit<S>>(source: &Source, blocks: Range<usize>, emit: &mut E) {
+    unsafe fn unpack<S: Simd, E: EmitSuper<S>>(source: &Source, supers: Range<usize>, emit: &mut E) {
         // SAFETY: as the caller promises.
         unsafe {
-            let none = [S::splat_f(0.0); 2];
-            for b in blocks.step_by(8) {
-                let at = b / 8 * 110;
+            for s in supers {
+                let at = s * 110;
                 let bits = source.load_two::<S>(at);
                 // The last 16 bytes: two of the values, twelve of scales, d.
                 let x = source.load::<S>(at + 94);
-                let words = array!(i < 3 => S::or(S::shr(x[i], 16), S::shl(x[i + 1], 16)));
+                let scales =
+                    six_bits_raised::<S>(array!(i < 3 => S::or(S::shr(x[i], 16), S::shl(x[i + 1], 16))));
                 let d = S::half_to_f(S::shr(x[3], 16));
                 unrolled!(h in [0, 1] => {
                     let q = source.load_two::<S>(at + 32 + 32 * h);
                     unrolled!(s in [0, 1, 2, 3] => {
                         let i = 4 * h + s;
                         let w = with_bit::<S>(two_bits::<S>(q, s, 0), &bits, i, 2);
-                        let d = array!(j < 2 => scaled::<S>(d, six_bits_less_32::<S>(words, 2 * i + j)));
-                        emit.block(b + i, w, d, none);
+                        let scales =
+                            array!(j < 2 => S::sub(byte::<S, 4>(&scales, 2 * i + j), S::splat(32)));
+                        emit.block(i, w, scales);
                     });
                 });
+                emit.end(d, d, no_mins::<S>());
             }
         }
     }

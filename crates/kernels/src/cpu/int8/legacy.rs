@@ -87,16 +87,16 @@ impl Unpack for Q4_0 {
     unsafe fn unpack<S: Simd, E: Emit<S>>(source: &Source, blocks: Range<usize>, emit: &mut E) {
         // SAFETY: as the caller promises.
         unsafe {
-            let none = [S::splat_f(0.0); 2];
+            let none = S::splat_f(0.0);
             for b in blocks.clone().step_by(8) {
                 let mut pairs = Pairs::<S>::new(source, 18 * b);
                 unrolled!(i in [0, 1, 2, 3] => {
                     let [first, second] = pair18::<S>(pairs.pair(source, 18 * b, i));
                     if b + 2 * i < blocks.end {
-                        emit.block(b + 2 * i, nibbles::<S>(first.1), [first.0; 2], none);
+                        emit.block(b + 2 * i, nibbles::<S>(first.1), first.0, none);
                     }
                     if b + 2 * i + 1 < blocks.end {
-                        emit.block(b + 2 * i + 1, nibbles::<S>(second.1), [second.0; 2], none);
+                        emit.block(b + 2 * i + 1, nibbles::<S>(second.1), second.0, none);
                     }
                 });
             }
@@ -118,8 +118,8 @@ impl Unpack for Q4_1 {
                 unrolled!(i in [0, 1, 2, 3] => {
                     if b + i < blocks.end {
                         let [dm, q @ ..] = array!(n < 5 => x[(5 * i + n) / 4][(5 * i + n) % 4]);
-                        let (d, m) = (S::half_to_f(dm), S::half_to_f(S::shr(dm, 16)));
-                        emit.block(b + i, nibbles::<S>(q), [d; 2], [m; 2]);
+                        let (d, m) = both_halves::<S>(dm);
+                        emit.block(b + i, nibbles::<S>(q), d, m);
                     }
                 });
             }
@@ -150,7 +150,7 @@ impl Unpack for Q5_0 {
     unsafe fn unpack<S: Simd, E: Emit<S>>(source: &Source, blocks: Range<usize>, emit: &mut E) {
         // SAFETY: as the caller promises.
         unsafe {
-            let none = [S::splat_f(0.0); 2];
+            let none = S::splat_f(0.0);
             for b in blocks.clone().step_by(2) {
                 // 44 bytes: the last load starts early, and its first dword is known already.
                 let (x, y) = (source.load::<S>(22 * b), source.load::<S>(22 * b + 16));
@@ -162,24 +162,24 @@ impl Unpack for Q5_0 {
                     S::and(S::shr(bits, 14), S::splat(0x0003_0003)),
                 );
                 let q = [wrap::<S>(x[1], y[1]), x[2], x[3], y[0]];
-                emit.block(b, fifth::<S>(q, turned), [S::half_to_f(x[0]); 2], none);
+                emit.block(b, fifth::<S>(q, turned), S::half_to_f(x[0]), none);
                 if b + 1 < blocks.end {
                     let d = S::half_to_f(S::shr(y[1], 16));
-                    emit.block(b + 1, fifth::<S>(z, y[2]), [d; 2], none);
+                    emit.block(b + 1, fifth::<S>(z, y[2]), d, none);
                 }
             }
         }
     }
 }
 
-/// Both halves of a dword as floats, each for both halves of a block.
+/// Both halves of a dword as floats.
 ///
 /// # Safety
 /// The features of `S` are present.
 #[inline(always)]
-unsafe fn both_halves<S: Simd>(x: S::I) -> ([S::F; 2], [S::F; 2]) {
+unsafe fn both_halves<S: Simd>(x: S::I) -> (S::F, S::F) {
     // SAFETY: as the caller promises.
-    unsafe { ([S::half_to_f(x); 2], [S::half_to_f(S::shr(x, 16)); 2]) }
+    unsafe { (S::half_to_f(x), S::half_to_f(S::shr(x, 16))) }
 }
 
 impl Unpack for Q5_1 {
@@ -214,17 +214,17 @@ impl Unpack for Q8_0 {
     unsafe fn unpack<S: Simd, E: Emit<S>>(source: &Source, blocks: Range<usize>, emit: &mut E) {
         // SAFETY: as the caller promises.
         unsafe {
-            let none = [S::splat_f(0.0); 2];
+            let none = S::splat_f(0.0);
             let sign = S::splat(0x8080_8080_u32 as i32);
             for b in blocks.clone().step_by(2) {
                 let (x, y) = (source.load_two::<S>(34 * b), source.load_two::<S>(34 * b + 36));
                 let middle = source.load::<S>(34 * b + 24);
                 let w = [wrap::<S>(x[0], middle[2]), x[1], x[2], x[3], x[4], x[5], x[6], x[7]];
                 let d = S::half_to_f(x[0]);
-                emit.block(b, array!(i < 8 => S::xor(w[i], sign)), [d; 2], none);
+                emit.block(b, array!(i < 8 => S::xor(w[i], sign)), d, none);
                 if b + 1 < blocks.end {
                     let d = S::half_to_f(S::shr(middle[2], 16));
-                    emit.block(b + 1, array!(i < 8 => S::xor(y[i], sign)), [d; 2], none);
+                    emit.block(b + 1, array!(i < 8 => S::xor(y[i], sign)), d, none);
                 }
             }
         }

@@ -2,12 +2,18 @@
 //!
 //! Activations are quantised in blocks of 32 along a row, `x = scale * q`; the few blocks whose scale is far above the
 //! others' have a second one, a *residue*, for what that leaves. A block of weights is `w = d * (u - OFFSET) + m` with
-//! unsigned bytes u, one d and m for 32 or for 16 values. Its share of an output is
+//! unsigned bytes u, one d and one m. Its share of an output is
 //! `d * scale * sum(q * (u - OFFSET)) + m * scale * sum(q)`, where the integer sums are exact; the shares are added
-//! in the order of the blocks, `fma(sum, d * scale, total)`, for 16 values
-//! `fma(fma(sum1, d1, sum0 * d0), scale, total)`, and then `fma(m, scale * sum(q), total)` for each m; after each
-//! [`CHUNK`] comes the sum of its residues, made alike. That order and these roundings hold on every instruction set
-//! and for any number of rows, so all of them agree bit for bit.
+//! in the order of the blocks, `fma(sum, d * scale, total)` and then `fma(m, scale * sum(q), total)`; after each
+//! [`CHUNK`] comes the sum of its residues, made alike.
+//!
+//! GGML's k-quants are integers in super-blocks of 256, `w = d * part_scale * (u - OFFSET) - m * part_min` with integer
+//! scales and minimums of 32 or 16 values, so activations for them have one scale for 256 too, and a super-block's
+//! share is `fma(sum, d * scale, total)` and then `fma(sum of minimums, m * scale, total)`, of integers that are exact
+//! ([`supers`]).
+//!
+//! Those orders and roundings hold on every instruction set and for any number of rows, so all of them agree bit for
+//! bit.
 //!
 //! Weight rows lie in lanes ([`super::simd`]): 16 bytes of each row are loaded and transposed, and a dword of x is
 //! multiplied with all rows at once. One row of x takes the unpacked weights from the registers; several rows
@@ -20,8 +26,9 @@ mod item;
 mod k;
 mod legacy;
 mod panel;
+mod supers;
 
-pub(super) use activations::{Activations, Layout, Order, quantise};
+pub(super) use activations::{Activations, Layout, Order};
 pub(super) use item::{Item, OUTPUTS, Workspace, layout, products};
 
 use std::ops::Range;
@@ -32,6 +39,10 @@ use super::simd::{Simd, array};
 
 /// Values of a block.
 pub(super) const BLOCK: usize = 32;
+/// Values of a super-block.
+const SUPER: usize = 256;
+/// Blocks of a super-block.
+const BLOCKS: usize = SUPER / BLOCK;
 /// Blocks of a panel; a whole number of every format's units.
 pub(super) const CHUNK: usize = 16;
 /// Bytes past the end of its row that an unpacker may read.
@@ -86,18 +97,15 @@ impl Source {
 
 /// Takes unpacked blocks.
 pub(super) trait Emit<S: Simd> {
-    /// Block `b`: 32 bytes of each row in the format's [`Order`], scales and minimums, of both halves where the
-    /// format has [`Unpack::HALVES`], else the first counts.
+    /// Block `b`: 32 bytes of each row in the format's [`Order`], scales and minimums.
     ///
     /// # Safety
     /// The features of `S` are present.
-    unsafe fn block(&mut self, b: usize, w: [S::I; 8], d: [S::F; 2], m: [S::F; 2]);
+    unsafe fn block(&mut self, b: usize, w: [S::I; 8], d: S::F, m: S::F);
 }
 
 /// A number format, unpacked to bytes.
 pub(super) trait Unpack: Copy + 'static {
-    /// Two scales a block.
-    const HALVES: bool = false;
     /// There are minimums.
     const MIN: bool = false;
     /// Bits of the bytes.

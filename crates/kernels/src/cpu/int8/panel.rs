@@ -8,10 +8,10 @@ use super::{BLOCK, CHUNK, Emit, Source, Unpack};
 use crate::cpu::simd::{Kernel, Simd, X_ROWS_MAX, array};
 
 /// Vectors of a block in a panel: bytes, scales, minimums.
-pub(super) const VECTORS: usize = 12;
+pub(super) const VECTORS: usize = 10;
 /// Bytes of a weight that are asked for ahead of time, as far as whole panels fit into them, but at least one panel: the
 /// short rows of an expert need several, or memory is waited for.
-const AHEAD: usize = 40 << 10;
+pub(super) const AHEAD: usize = 40 << 10;
 /// Bytes of so many bits are narrow: the sum of eight products with signed bytes fits 16 bits.
 pub(super) const NARROW: u32 = 5;
 
@@ -40,11 +40,9 @@ pub(super) struct Row {
 }
 
 impl Row {
-    /// Dword `c` of block `b`, in all lanes.
     #[inline(always)]
-    unsafe fn dword<S: Simd>(&self, b: usize, c: usize) -> S::I {
-        // SAFETY: the row has that block.
-        unsafe { S::splat(self.q.add(b * BLOCK).cast::<i32>().add(c).read_unaligned()) }
+    fn block(&self, b: usize) -> *const i8 {
+        self.q.wrapping_add(b * BLOCK)
     }
 
     #[inline(always)]
@@ -70,29 +68,11 @@ impl Row {
 /// # Safety
 /// The features of `S` are present.
 #[inline(always)]
-unsafe fn share<S: Simd, const HALVES: bool, const MIN: bool>(
-    total: S::F,
-    meta: &Meta,
-    sums: [S::I; 2],
-    d: [S::F; 2],
-    m: [S::F; 2],
-) -> S::F {
+unsafe fn share<S: Simd, const MIN: bool>(total: S::F, meta: &Meta, sum: S::I, d: S::F, m: S::F) -> S::F {
     // SAFETY: as the caller promises.
     unsafe {
-        let scale = S::splat_f(meta.scale);
-        let mut total = if HALVES {
-            // Both in steps of x: one product less.
-            let both = S::fma(S::to_f(sums[1]), d[1], S::mul(S::to_f(sums[0]), d[0]));
-            S::fma(both, scale, total)
-        } else {
-            S::fma(S::to_f(sums[0]), S::mul(d[0], scale), total)
-        };
-        if MIN {
-            for h in 0..1 + usize::from(HALVES) {
-                total = S::fma(m[h], S::splat_f(meta.sum[h]), total);
-            }
-        }
-        total
+        let total = S::fma(S::to_f(sum), S::mul(d, S::splat_f(meta.scale)), total);
+        if MIN { S::fma(m, S::splat_f(meta.sum), total) } else { total }
     }
 }
 
@@ -149,7 +129,7 @@ impl<U: Unpack> Kernel for One<U> {
 
 /// Memory that is asked for before its turn, a little with each block.
 #[derive(Clone, Copy)]
-struct Ahead {
+pub(super) struct Ahead {
     next: *const u8,
     until: *const u8,
     step: usize,
@@ -158,7 +138,12 @@ struct Ahead {
 impl Ahead {
     /// The share that `blocks` of `of` have in a panel from `next` on.
     #[inline(always)]
-    fn new<S: Simd>(source: &Source, next: [*const u8; 3], blocks: Range<usize>, of: usize) -> Self {
+    pub(super) fn new<S: Simd>(
+        source: &Source,
+        next: [*const u8; 3],
+        blocks: Range<usize>,
+        of: usize,
+    ) -> Self {
         let step = S::LANES * source.strides[0] / of;
         let next = next[0].wrapping_add(blocks.start * step);
         Self { next, until: next, step }
@@ -167,7 +152,7 @@ impl Ahead {
     /// # Safety
     /// The features of `S` are present.
     #[inline(always)]
-    unsafe fn block<S: Simd>(&mut self) {
+    pub(super) unsafe fn block<S: Simd>(&mut self) {
         self.until = self.until.wrapping_add(self.step);
         while self.next < self.until {
             // SAFETY: as the caller promises; a prefetch may name any address.
@@ -212,7 +197,7 @@ struct Direct<S: Simd, U> {
 
 impl<S: Simd, U: Unpack> Emit<S> for Direct<S, U> {
     #[inline(always)]
-    unsafe fn block(&mut self, b: usize, w: [S::I; 8], d: [S::F; 2], m: [S::F; 2]) {
+    unsafe fn block(&mut self, b: usize, w: [S::I; 8], d: S::F, m: S::F) {
         // SAFETY: the row of x has as many blocks as the weights.
         unsafe {
             self.ahead.block::<S>();
@@ -231,21 +216,23 @@ impl<S: Simd, U: Unpack> Direct<S, U> {
     /// # Safety
     /// The features of `S` are present; the row has that block.
     #[inline(always)]
-    unsafe fn add(&self, b: usize, w: [S::I; 8], d: [S::F; 2], m: [S::F; 2], to: S::F) -> S::F {
+    unsafe fn add(&self, b: usize, w: [S::I; 8], d: S::F, m: S::F, to: S::F) -> S::F {
         // SAFETY: as the caller promises.
         unsafe {
             let meta = self.x.meta(b);
             // Two chains, for the processor's sake.
-            let mut sums = [S::splat(meta.start[0]), S::splat(if U::HALVES { meta.start[1] } else { 0 })];
+            let mut sums = [S::splat(meta.start), S::splat(0)];
             for h in 0..2 {
-                let x = array!(c < 4 => self.x.dword::<S>(b, 4 * h + c));
+                let x = array!(c < 4 => dword::<S>(self.x.block(b), 4 * h + c));
                 let w = array!(c < 4 => w[4 * h + c]);
                 sums[h] = dots::<S>(U::BITS, sums[h], w, x);
             }
-            if !U::HALVES {
-                sums[0] = S::add(sums[0], sums[1]);
+            let sum = S::add(sums[0], sums[1]);
+            if U::MIN {
+                share::<S, true>(to, meta, sum, d, m)
+            } else {
+                share::<S, false>(to, meta, sum, d, m)
             }
-            total::<S, U>(to, meta, sums, d, m)
         }
     }
 }
@@ -253,32 +240,19 @@ impl<S: Simd, U: Unpack> Direct<S, U> {
 /// # Safety
 /// The features of `S` are present.
 #[inline(always)]
-unsafe fn plus<S: Simd>(a: S::F, b: S::F) -> S::F {
+pub(super) unsafe fn plus<S: Simd>(a: S::F, b: S::F) -> S::F {
     // SAFETY: as the caller promises.
     unsafe { S::fma(a, S::splat_f(1.0), b) }
 }
 
-/// [`share`], for a format.
+/// Dword `c` of some bytes, in all lanes.
 ///
 /// # Safety
-/// The features of `S` are present.
+/// The features of `S` are present; the dword exists.
 #[inline(always)]
-unsafe fn total<S: Simd, U: Unpack>(
-    total: S::F,
-    meta: &Meta,
-    sums: [S::I; 2],
-    d: [S::F; 2],
-    m: [S::F; 2],
-) -> S::F {
+pub(super) unsafe fn dword<S: Simd>(q: *const i8, c: usize) -> S::I {
     // SAFETY: as the caller promises.
-    unsafe {
-        match (U::HALVES, U::MIN) {
-            (false, false) => share::<S, false, false>(total, meta, sums, d, m),
-            (false, true) => share::<S, false, true>(total, meta, sums, d, m),
-            (true, false) => share::<S, true, false>(total, meta, sums, d, m),
-            (true, true) => share::<S, true, true>(total, meta, sums, d, m),
-        }
-    }
+    unsafe { S::splat(q.cast::<i32>().add(c).read_unaligned()) }
 }
 
 /// Adds the products of four dwords: [`Simd::dot`], together where the instruction set gains from that.
@@ -286,7 +260,7 @@ unsafe fn total<S: Simd, U: Unpack>(
 /// # Safety
 /// The features of `S` are present; the bytes of w have `bits`.
 #[inline(always)]
-unsafe fn dots<S: Simd>(bits: u32, mut sum: S::I, w: [S::I; 4], x: [S::I; 4]) -> S::I {
+pub(super) unsafe fn dots<S: Simd>(bits: u32, mut sum: S::I, w: [S::I; 4], x: [S::I; 4]) -> S::I {
     // SAFETY: as the caller promises.
     unsafe {
         if S::FOLDS && bits <= NARROW {
@@ -334,7 +308,7 @@ struct Stored<U> {
 
 impl<S: Simd, U: Unpack> Emit<S> for Stored<U> {
     #[inline(always)]
-    unsafe fn block(&mut self, b: usize, w: [S::I; 8], d: [S::F; 2], m: [S::F; 2]) {
+    unsafe fn block(&mut self, b: usize, w: [S::I; 8], d: S::F, m: S::F) {
         // SAFETY: the panel has room for a chunk.
         unsafe {
             self.ahead.block::<S>();
@@ -342,11 +316,9 @@ impl<S: Simd, U: Unpack> Emit<S> for Stored<U> {
             for c in 0..8 {
                 S::store(w[c], to.add(c * S::LANES).cast());
             }
-            for h in 0..1 + usize::from(U::HALVES) {
-                S::store_f(d[h], to.add((8 + h) * S::LANES));
-                if U::MIN {
-                    S::store_f(m[h], to.add((10 + h) * S::LANES));
-                }
+            S::store_f(d, to.add(8 * S::LANES));
+            if U::MIN {
+                S::store_f(m, to.add(9 * S::LANES));
             }
         }
     }
@@ -375,46 +347,29 @@ pub(super) struct To<'a> {
 
 impl To<'_> {
     #[inline(always)]
-    fn row(&self, i: usize) -> *mut f32 {
+    pub(super) fn row(&self, i: usize) -> *mut f32 {
         self.sums.wrapping_add(self.rows[i] as usize * self.width)
     }
 }
 
-/// [`Several`], for the formats of one kind.
-pub(super) struct Kind<'a, const HALVES: bool, const MIN: bool, const BITS: u32>(pub(super) Several<'a>);
+/// `P` panels with the same blocks and the same rows of x, which are loaded once for all, for the formats of one kind.
+pub(super) struct Kind<'a, const MIN: bool, const BITS: u32, const P: usize>(pub(super) [Several<'a>; P]);
 
-impl<const HALVES: bool, const MIN: bool, const BITS: u32> Kernel for Kind<'_, HALVES, MIN, BITS> {
+impl<const MIN: bool, const BITS: u32, const P: usize> Kernel for Kind<'_, MIN, BITS, P> {
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
         // SAFETY: as the caller of the kernel promises.
-        unsafe { multiply::<S, HALVES, MIN, BITS, 1>([&self.0], S::X_ROWS) }
+        unsafe { multiply::<S, MIN, BITS, P>(array!(p < P => &self.0[p])) }
     }
 }
 
-/// Two panels of [`Kind`], with the same blocks and the same rows of x, which are loaded once for both.
-pub(super) struct Pair<'a, const HALVES: bool, const MIN: bool, const BITS: u32>(pub(super) [Several<'a>; 2]);
-
-impl<const HALVES: bool, const MIN: bool, const BITS: u32> Kernel for Pair<'_, HALVES, MIN, BITS> {
-    #[inline(always)]
-    unsafe fn run<S: Simd>(self) {
-        let [a, b] = &self.0;
-        // Halves have two integer sums each: six rows would not fit the registers.
-        let step = if HALVES { 4 } else { S::X_ROWS };
-        // SAFETY: as the caller of the kernel promises.
-        unsafe { multiply::<S, HALVES, MIN, BITS, 2>([a, b], step) }
-    }
-}
-
-/// Adds the share of `P` panels' chunk to the sums of all rows of x, `step` of them together.
+/// Adds the share of `P` panels' chunk to the sums of all rows of x.
 ///
 /// # Safety
 /// The features of `S` are present; the panels are packed; rows of x and of sums exist.
 #[inline(always)]
-unsafe fn multiply<S: Simd, const HALVES: bool, const MIN: bool, const BITS: u32, const P: usize>(
-    work: [&Several<'_>; P],
-    step: usize,
-) {
-    let (all, rows) = (work[0].x, work[0].rows);
+unsafe fn multiply<S: Simd, const MIN: bool, const BITS: u32, const P: usize>(work: [&Several<'_>; P]) {
+    let (all, rows, step) = (work[0].x, work[0].rows, S::X_ROWS);
     for first in (0..rows.len()).step_by(step) {
         // What is beyond the last row repeats it.
         let last = rows.len() - 1 - first;
@@ -424,10 +379,10 @@ unsafe fn multiply<S: Simd, const HALVES: bool, const MIN: bool, const BITS: u32
         // SAFETY: as the caller promises.
         unsafe {
             match step.min(rows.len() - first) {
-                1 => Group::<HALVES, MIN, BITS, P, 1>::new(work, &x, &to).chunk::<S>(),
-                2 => Group::<HALVES, MIN, BITS, P, 2>::new(work, &x, &to).chunk::<S>(),
-                3 | 4 => Group::<HALVES, MIN, BITS, P, 4>::new(work, &x, &to).chunk::<S>(),
-                _ => Group::<HALVES, MIN, BITS, P, X_ROWS_MAX>::new(work, &x, &to).chunk::<S>(),
+                1 => Group::<MIN, BITS, P, 1>::new(work, &x, &to).chunk::<S>(),
+                2 => Group::<MIN, BITS, P, 2>::new(work, &x, &to).chunk::<S>(),
+                3 | 4 => Group::<MIN, BITS, P, 4>::new(work, &x, &to).chunk::<S>(),
+                _ => Group::<MIN, BITS, P, X_ROWS_MAX>::new(work, &x, &to).chunk::<S>(),
             }
         }
     }
@@ -438,7 +393,7 @@ unsafe fn multiply<S: Simd, const HALVES: bool, const MIN: bool, const BITS: u32
             unsafe {
                 let residues = x[0].residues(&work.blocks, work.of);
                 if !residues.is_empty() {
-                    Group::<HALVES, MIN, BITS, 1, 1>::new([work], &x, &to).residues::<S>(residues);
+                    Group::<MIN, BITS, 1, 1>::new([work], &x, &to).residues::<S>(residues);
                 }
             }
         }
@@ -446,15 +401,13 @@ unsafe fn multiply<S: Simd, const HALVES: bool, const MIN: bool, const BITS: u32
 }
 
 /// `N` rows of x with `P` panels.
-struct Group<'a, const HALVES: bool, const MIN: bool, const BITS: u32, const P: usize, const N: usize> {
+struct Group<'a, const MIN: bool, const BITS: u32, const P: usize, const N: usize> {
     work: [&'a Several<'a>; P],
     x: [Row; N],
     to: [[*mut f32; N]; P],
 }
 
-impl<'a, const HALVES: bool, const MIN: bool, const BITS: u32, const P: usize, const N: usize>
-    Group<'a, HALVES, MIN, BITS, P, N>
-{
+impl<'a, const MIN: bool, const BITS: u32, const P: usize, const N: usize> Group<'a, MIN, BITS, P, N> {
     #[inline(always)]
     fn new(work: [&'a Several<'a>; P], x: &[Row; X_ROWS_MAX], to: &[[*mut f32; X_ROWS_MAX]; P]) -> Self {
         Self { work, x: array!(n < N => x[n]), to: array!(p < P => array!(n < N => to[p][n])) }
@@ -492,13 +445,11 @@ impl<'a, const HALVES: bool, const MIN: bool, const BITS: u32, const P: usize, c
             let first = (packed - self.work[0].blocks.start) * VECTORS * S::LANES;
             let panels = array!(p < P => self.work[p].panel.add(first));
             let sums = self.sums::<S>(&panels, b);
-            let second = usize::from(HALVES);
             for p in 0..P {
-                let vector = |v: usize| panels[p].add(v * S::LANES);
-                let d = array!(h < 2 => S::load_f(vector(8 + h * second)));
-                let m = if MIN { array!(h < 2 => S::load_f(vector(10 + h * second))) } else { d };
+                let d = S::load_f(panels[p].add(8 * S::LANES));
+                let m = if MIN { S::load_f(panels[p].add(9 * S::LANES)) } else { d };
                 for n in 0..N {
-                    totals[p][n] = share::<S, HALVES, MIN>(totals[p][n], self.x[n].meta(b), sums[p][n], d, m);
+                    totals[p][n] = share::<S, MIN>(totals[p][n], self.x[n].meta(b), sums[p][n], d, m);
                 }
             }
         }
@@ -509,44 +460,60 @@ impl<'a, const HALVES: bool, const MIN: bool, const BITS: u32, const P: usize, c
     /// # Safety
     /// As [`Kernel::run`].
     #[inline(always)]
-    unsafe fn sums<S: Simd>(&self, panels: &[*const f32; P], b: usize) -> [[[S::I; 2]; N]; P] {
+    unsafe fn sums<S: Simd>(&self, panels: &[*const f32; P], b: usize) -> [[S::I; N]; P] {
         // SAFETY: as the caller promises.
         unsafe {
-            let start = array!(n < N => array!(h < 2 => S::splat(self.x[n].meta(b).start[h])));
-            let mut sums = [start; P];
-            if S::FOLDS && BITS <= NARROW {
-                for half in 0..2 {
-                    let h = if HALVES { half } else { 0 };
-                    for p in 0..P {
-                        let w = array!(c < 4 => S::load(panels[p].add((4 * half + c) * S::LANES).cast()));
-                        for n in 0..N {
-                            let x = array!(c < 4 => self.x[n].dword::<S>(b, 4 * half + c));
-                            sums[p][n][h] = S::dot_four(sums[p][n][h], w, x);
-                        }
-                    }
-                }
-                return sums;
-            }
-            for c in 0..8 {
-                let h = if HALVES { c / 4 } else { 0 };
-                let w = array!(p < P => S::load(panels[p].add(c * S::LANES).cast()));
-                for n in 0..N {
-                    let x = self.x[n].dword::<S>(b, c);
-                    for p in 0..P {
-                        sums[p][n][h] = if BITS > 7 {
-                            S::dot::<true>(sums[p][n][h], w[p], x)
-                        } else {
-                            S::dot::<false>(sums[p][n][h], w[p], x)
-                        };
-                    }
-                }
+            let mut sums = [array!(n < N => S::splat(self.x[n].meta(b).start)); P];
+            for half in 0..2 {
+                let x = array!(n < N => self.x[n].block(b).wrapping_add(16 * half));
+                let w = array!(p < P => panels[p].add(4 * half * S::LANES).cast());
+                sums = dots_of::<S, BITS, P, N>(sums, &w, &x);
             }
             sums
         }
     }
 }
 
-impl<const HALVES: bool, const MIN: bool, const BITS: u32> Group<'_, HALVES, MIN, BITS, 1, 1> {
+/// Adds the products of four dwords of `P` panels with four of `N` rows.
+///
+/// # Safety
+/// The features of `S` are present; the dwords exist; the bytes of w have `BITS`.
+#[inline(always)]
+pub(super) unsafe fn dots_of<S: Simd, const BITS: u32, const P: usize, const N: usize>(
+    mut sums: [[S::I; N]; P],
+    w: &[*const i32; P],
+    x: &[*const i8; N],
+) -> [[S::I; N]; P] {
+    // SAFETY: as the caller promises.
+    unsafe {
+        if S::FOLDS && BITS <= NARROW {
+            for p in 0..P {
+                let w = array!(c < 4 => S::load(w[p].add(c * S::LANES)));
+                for n in 0..N {
+                    let x = array!(c < 4 => dword::<S>(x[n], c));
+                    sums[p][n] = S::dot_four(sums[p][n], w, x);
+                }
+            }
+            return sums;
+        }
+        for c in 0..4 {
+            let w = array!(p < P => S::load(w[p].add(c * S::LANES)));
+            for n in 0..N {
+                let x = dword::<S>(x[n], c);
+                for p in 0..P {
+                    sums[p][n] = if BITS > 7 {
+                        S::dot::<true>(sums[p][n], w[p], x)
+                    } else {
+                        S::dot::<false>(sums[p][n], w[p], x)
+                    };
+                }
+            }
+        }
+        sums
+    }
+}
+
+impl<const MIN: bool, const BITS: u32> Group<'_, MIN, BITS, 1, 1> {
     /// Adds the sum of the shares of some residues of the chunk.
     ///
     /// # Safety
