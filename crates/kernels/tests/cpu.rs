@@ -33,9 +33,13 @@ conformance!(rigs);
 #[test]
 fn all_instruction_sets_give_the_same_bits() {
     let mut rng = Rng::new(31);
-    // Whatever a processor prefers: panels in ones and, as some of x86 do, in twos.
-    let ways = 1 + usize::from(cfg!(target_arch = "x86_64"));
-    let rigs: Vec<Rig> = (0..ways).flat_map(|way| rigs_of(|cpu| cpu.with_pairs(way == 1))).collect();
+    // Whatever a processor prefers: panels in ones and, as some of x86 do, in twos or by matrix tiles.
+    let ways: &[(bool, bool)] = match cfg!(target_arch = "x86_64") {
+        true => &[(false, false), (true, false), (false, true)],
+        false => &[(false, false)],
+    };
+    let rigs: Vec<Rig> =
+        ways.iter().flat_map(|(pairs, tiles)| rigs_of(|cpu| cpu.with_ways(*pairs, *tiles))).collect();
     for format in Format::all() {
         for rows in [1, 2, 3, 6, 10, 11, 37] {
             let (cols, outputs) = (256 * rng.within(1..=3), rng.within(1..=70));

@@ -129,6 +129,15 @@ impl Isa {
         }
     }
 
+    /// Whether many rows of x are multiplied by matrix tiles, where formats allow it.
+    pub(super) fn tiles(self) -> bool {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 | Isa::Avx512Bf16 => super::amx::available(),
+            _ => false,
+        }
+    }
+
     /// Weight rows that integer kernels work on together.
     pub(super) fn lanes(self) -> usize {
         match self {

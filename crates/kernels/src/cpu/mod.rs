@@ -10,6 +10,8 @@
 #![allow(clippy::needless_range_loop)]
 
 #[cfg(target_arch = "x86_64")]
+mod amx;
+#[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
@@ -43,7 +45,7 @@ use crate::ops::{
     Precision, Product, RopeSpec, RouteBuffers, RouteSpec, Routes, Segment, SharedOutput,
 };
 use crate::{check, host, reference};
-use int8::{Activations, Workspace};
+use int8::{Activations, Ways, Workspace};
 use matmul::Target;
 pub(crate) use pool::Pool;
 use scratch::Scratch;
@@ -77,8 +79,8 @@ pub struct Cpu {
 }
 
 /// One for each thread.
-fn workspaces(threads: usize, pairs: bool) -> Vec<Mutex<Workspace>> {
-    (0..threads).map(|_| Mutex::new(Workspace::new(pairs))).collect()
+fn workspaces(threads: usize, ways: Ways) -> Vec<Mutex<Workspace>> {
+    (0..threads).map(|_| Mutex::new(Workspace::new(ways))).collect()
 }
 
 impl Cpu {
@@ -125,15 +127,17 @@ impl Cpu {
             scratch: Scratch::default(),
             partials: Scratch::default(),
             quantised: Scratch::default(),
-            workspaces: workspaces(threads, isa.pairs()),
+            workspaces: workspaces(threads, Ways { pairs: isa.pairs(), tiles: isa.tiles() }),
         })
     }
 
-    /// The same, with two vectors of weight rows sharing the loads of x, or not: for tests and comparisons. Where
-    /// registers do not hold the sums of two, that is slow, but the bits are the same.
+    /// The same, with two vectors of weight rows sharing the loads of x, or not, and with matrix tiles for many rows or
+    /// not, if this machine has them: for tests and comparisons. Where registers do not hold the sums of two, that is
+    /// slow, but the bits are the same.
     #[must_use]
-    pub fn with_pairs(mut self, pairs: bool) -> Self {
-        self.workspaces = workspaces(self.info.threads, pairs);
+    pub fn with_ways(mut self, pairs: bool, tiles: bool) -> Self {
+        let tiles = tiles && self.isa.tiles();
+        self.workspaces = workspaces(self.info.threads, Ways { pairs, tiles });
         self
     }
 

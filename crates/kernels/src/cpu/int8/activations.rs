@@ -57,6 +57,10 @@ const OUTSTANDING: usize = 9;
 /// A super-block has one if the square of its scale exceeds so many times the mean of what blocks of 32 would have: a
 /// few large values would cost the others theirs. As many as every second one.
 const OUTSTANDING_SUPER: f32 = 4.0;
+/// Bytes after a row of super-blocks: rows whose distance is a power of two would meet in the cache.
+pub(super) const PITCH_EXTRA: usize = 64;
+/// Rows behind the last that may be read, and say nothing: as many as a matrix tile has, but one.
+const ROWS_BEHIND: usize = 15;
 /// Steps of a residue in a step of its block: from half a step down to half a step up in signed bytes.
 const FINER: f32 = 254.0;
 
@@ -113,7 +117,23 @@ impl Activations {
             Layout::Blocks { .. } => self.meta.resize(grow(self.meta.len()), Meta::default()),
             Layout::Supers { .. } => self.supers.resize(grow(self.supers.len()), SuperMeta::default()),
         }
-        self.q.resize(self.q.len().max(units * self.unit()), 0);
+        let bytes = self.pitch() * (rows + self.rows_behind());
+        self.q.resize(self.q.len().max(bytes), 0);
+    }
+
+    fn rows_behind(&self) -> usize {
+        match self.layout {
+            Layout::Blocks { .. } => 0,
+            Layout::Supers { .. } => ROWS_BEHIND,
+        }
+    }
+
+    /// Bytes from a row to the next.
+    fn pitch(&self) -> usize {
+        match self.layout {
+            Layout::Blocks { .. } => self.row_units() * BLOCK,
+            Layout::Supers { .. } => self.row_units() * SUPER + PITCH_EXTRA,
+        }
     }
 
     /// Values that share a scale.
@@ -139,14 +159,14 @@ impl Activations {
             Layout::Blocks { .. } => self.meta.len(),
             Layout::Supers { .. } => self.supers.len(),
         };
-        units.min(self.q.len() / self.unit()) / self.row_units()
+        (units / self.row_units()).min((self.q.len() / self.pitch()).saturating_sub(self.rows_behind()))
     }
 
     /// All rows, to be filled by many threads.
     pub(in crate::cpu) fn rows_mut(&mut self) -> RowsMut<'_> {
         RowsMut {
             units: self.row_units(),
-            unit: self.unit(),
+            pitch: self.pitch(),
             cols: self.cols,
             layout: self.layout,
             q: Parts::new(&mut self.q),
@@ -160,7 +180,7 @@ impl Activations {
 #[derive(Clone, Copy)]
 pub(in crate::cpu) struct RowsMut<'a> {
     units: usize,
-    unit: usize,
+    pitch: usize,
     cols: usize,
     layout: Layout,
     q: Parts<'a, i8>,
@@ -178,7 +198,7 @@ impl RowsMut<'_> {
         let (first, units) = (r * self.units, self.units);
         // SAFETY: as the caller promises.
         unsafe {
-            let q = self.q.part(first * self.unit, units * self.unit);
+            let q = self.q.part(r * self.pitch, self.pitch);
             match self.layout {
                 Layout::Blocks { order, correction } => {
                     quantise_blocks(isa, x, order, correction, q, self.meta.part(first, units));

@@ -12,6 +12,8 @@ use super::k::{Q2K, Q3K, Q4K, Q5K, Q6K};
 use super::legacy::{Q4_0, Q4_1, Q5_0, Q5_1, Q8_0};
 use super::panel::{self, NARROW, To};
 use super::supers::{self, UnpackSuper};
+#[cfg(target_arch = "x86_64")]
+use super::tiles;
 use super::{Activations, BLOCK, BLOCKS, CHUNK, Layout, SLACK, SUPER, Source, Unpack};
 use crate::buffer::HostWeight;
 use crate::cpu::isa::Isa;
@@ -71,11 +73,22 @@ pub(in crate::cpu) const OUTPUTS: usize = 64;
 #[repr(C, align(64))]
 struct Line([f32; 16]);
 
+/// How [`products`] goes about several rows. Results are the same bits either way.
+#[derive(Clone, Copy, Debug, Default)]
+pub(in crate::cpu) struct Ways {
+    /// Panels are multiplied in twos.
+    pub(in crate::cpu) pairs: bool,
+    /// By matrix tiles, where the format allows it and there are many rows: only if this machine has them
+    /// ([`Isa::tiles`]).
+    pub(in crate::cpu) tiles: bool,
+}
+
 /// Memory that [`products`] uses and forgets.
 #[derive(Debug, Default)]
 pub(in crate::cpu) struct Workspace {
-    /// Panels are multiplied in twos.
-    pairs: bool,
+    ways: Ways,
+    #[cfg(target_arch = "x86_64")]
+    tiles: Option<tiles::Space>,
     sums: Vec<f32>,
     panel: Vec<Line>,
     /// For who calls it.
@@ -84,9 +97,8 @@ pub(in crate::cpu) struct Workspace {
 }
 
 impl Workspace {
-    /// `pairs`: panels are multiplied in twos. Results are the same bits either way.
-    pub(in crate::cpu) fn new(pairs: bool) -> Self {
-        Self { pairs, ..Self::default() }
+    pub(in crate::cpu) fn new(ways: Ways) -> Self {
+        Self { ways, ..Self::default() }
     }
 }
 
@@ -208,6 +220,14 @@ trait Kernels {
     /// # Safety
     /// As [`Run::multiply`]; there is room for the sums.
     unsafe fn several<const P: usize>(run: &Run<'_>, chunk: Range<usize>, panels: [(*const f32, To<'_>); P]);
+
+    /// All products by matrix tiles, if that is a way to make them.
+    ///
+    /// # Safety
+    /// As [`Run::multiply`]; there are tiles.
+    unsafe fn by_tiles(_: &Run<'_>, _: &mut Workspace) -> bool {
+        false
+    }
 }
 
 /// Those with a scale for each block.
@@ -334,6 +354,44 @@ impl<U: UnpackSuper> Kernels for Supers<U> {
             }
         }
     }
+
+    #[cfg(target_arch = "x86_64")]
+    unsafe fn by_tiles(run: &Run<'_>, work: &mut Workspace) -> bool {
+        if run.rows.len() < tiles::ROWS_MIN {
+            return false;
+        }
+        // SAFETY: as the caller promises.
+        unsafe { by_tiles::<U>(run, work.tiles.get_or_insert_default()) };
+        true
+    }
+}
+
+/// As [`Kernels::by_tiles`].
+#[cfg(target_arch = "x86_64")]
+unsafe fn by_tiles<U: UnpackSuper>(run: &Run<'_>, space: &mut tiles::Space) {
+    let Run { outputs, sums, .. } = run;
+    let lanes = run.isa.lanes();
+    let panels = outputs.len().div_ceil(lanes);
+    for first in (0..panels).step_by(OUTPUTS / lanes) {
+        let end = panels.min(first + OUTPUTS / lanes);
+        let pass = tiles::Pass {
+            source: run.source.below(first * lanes),
+            next: if end < panels {
+                run.source.below(end * lanes)
+            } else {
+                Source { rows: run.next, ..run.source }
+            },
+            panels: end - first,
+            x: super_rows_of(run.x),
+            supers: run.x.cols / SUPER,
+            rows: run.rows,
+        };
+        // SAFETY: as the caller promises.
+        unsafe {
+            let n = outputs.start + first * lanes;
+            pass.run::<U>(space, |i| sums.part(i, n, OUTPUTS.min(outputs.end - n)));
+        }
+    }
 }
 
 fn super_rows_of(x: &Activations) -> supers::SuperRows {
@@ -370,8 +428,12 @@ impl Run<'_> {
             }
             return;
         }
-        let Workspace { pairs, sums: aside, panel, .. } = work;
-        let together = 1 + usize::from(*pairs);
+        // SAFETY: as the caller promises.
+        if work.ways.tiles && unsafe { K::by_tiles(self, work) } {
+            return;
+        }
+        let Workspace { ways, sums: aside, panel, .. } = work;
+        let together = 1 + usize::from(ways.pairs);
         let panel_len = K::VECTORS * lanes;
         at_least(panel, (together * panel_len).div_ceil(size_of::<Line>() / 4));
         at_least(aside, rows.len() * lanes);
@@ -404,7 +466,7 @@ impl Run<'_> {
                 for p in (first..end).step_by(together) {
                     // SAFETY: as the caller promises; the panels are packed; there is room for a vector aside.
                     unsafe {
-                        if *pairs && p + 1 < end {
+                        if ways.pairs && p + 1 < end {
                             K::several(self, chunk.clone(), [several(p, 0), several(p + 1, 1)]);
                         } else {
                             K::several(self, chunk.clone(), [several(p, 0)]);

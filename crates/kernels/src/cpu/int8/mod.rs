@@ -27,9 +27,11 @@ mod k;
 mod legacy;
 mod panel;
 mod supers;
+#[cfg(target_arch = "x86_64")]
+mod tiles;
 
 pub(super) use activations::{Activations, Layout, Order};
-pub(super) use item::{Item, OUTPUTS, Workspace, layout, products};
+pub(super) use item::{Item, OUTPUTS, Ways, Workspace, layout, products};
 
 use std::ops::Range;
 

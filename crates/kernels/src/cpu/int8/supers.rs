@@ -7,7 +7,7 @@
 use std::marker::PhantomData;
 use std::ops::Range;
 
-use super::activations::SuperMeta;
+use super::activations::{PITCH_EXTRA, SuperMeta};
 use super::panel::{AHEAD, Ahead, To, dots, dots_of, dword, plus};
 use super::{BLOCKS, CHUNK, SUPER, Source};
 use crate::cpu::simd::{Kernel, Simd, X_ROWS_MAX, array};
@@ -70,10 +70,16 @@ pub(super) struct SuperRows {
 }
 
 impl SuperRows {
+    /// Bytes from a row to the next.
+    #[inline(always)]
+    pub(super) fn pitch(&self) -> usize {
+        self.supers * SUPER + PITCH_EXTRA
+    }
+
     #[inline(always)]
     pub(super) fn row(&self, r: u32) -> SuperRow {
-        let first = r as usize * self.supers;
-        SuperRow { q: self.q.wrapping_add(first * SUPER), meta: self.meta.wrapping_add(first) }
+        let r = r as usize;
+        SuperRow { q: self.q.wrapping_add(r * self.pitch()), meta: self.meta.wrapping_add(r * self.supers) }
     }
 }
 

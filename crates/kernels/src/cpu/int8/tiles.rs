@@ -1,0 +1,409 @@
+//! Many rows of x with weights in super-blocks, by Intel's matrix tiles.
+//!
+//! A weight times its part's scale is an integer of 14 bits, `128 * high + low` with signed bytes: two *planes*, each
+//! multiplied by tiles. The sum of 256 products leaves a tile as an integer that is exact, as [`super::supers`] has it,
+//! so the bits are the same; only then come floats. Processors take as long for a product as for 16, so this is for many
+//! rows.
+
+use std::arch::x86_64::*;
+use std::ops::Range;
+
+use super::activations::SuperMeta;
+use super::panel::{Ahead, plus};
+use super::supers::{EmitSuper, Floats, MINS, SUPERS, SuperRows, UnpackSuper, share};
+use super::{BLOCKS, OUTPUTS, SUPER, Source};
+use crate::cpu::amx::{ROWS, Tiles};
+use crate::cpu::avx512::Avx512;
+use crate::cpu::simd::Simd;
+
+/// Fewer rows than this are multiplied as elsewhere.
+pub(super) const ROWS_MIN: usize = 24;
+/// Rows of x that tiles are multiplied with at a time.
+const STEP: usize = 2 * ROWS;
+/// Rows of x that lie side by side: with a super-block of a panel they fit the first cache.
+const GROUP: usize = 2 * STEP;
+const LANES: usize = Avx512::LANES;
+/// Panels of a pass.
+const PANELS: usize = OUTPUTS / LANES;
+
+/// A cache line.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+struct Line<T>([T; 16]);
+
+/// A super-block of a panel.
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct Planes {
+    /// High bytes and low bytes: row k holds values 4 k to 4 k + 3 of each output.
+    bytes: [[Line<i32>; SUPER / 4]; 2],
+    d: Line<f32>,
+    m: Line<f32>,
+    mins: [Line<i32>; MINS],
+}
+
+/// Some rows of x, and where their sums go.
+struct Batch {
+    /// The chunk's bytes of the first row, and how far the next row's are.
+    x: *const i8,
+    pitch: usize,
+    /// Rows that do not lie side by side, copied. Their pitch is no multiple of many lines, or they would meet in the
+    /// cache.
+    copy: [[Line<i32>; SUPERS * SUPER / 64 + 1]; GROUP],
+    /// Null where a row has nothing.
+    meta: [[*const SuperMeta; GROUP]; SUPERS],
+    len: usize,
+    /// Those of the first panel.
+    to: [*mut Line<f32>; GROUP],
+}
+
+/// Memory of one thread.
+pub(super) struct Space {
+    planes: Box<[[Planes; SUPERS]; PANELS]>,
+    batch: Box<Batch>,
+    /// What tiles leave: of this step and of the one before.
+    sums: Box<[[Line<i32>; 4 * ROWS]; 2]>,
+    /// `[panel][row]`
+    totals: Vec<Line<f32>>,
+    /// `[panel][row]`, of residues.
+    rest: Box<[[Line<f32>; GROUP]; PANELS]>,
+}
+
+impl std::fmt::Debug for Space {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Space").finish_non_exhaustive()
+    }
+}
+
+impl Default for Space {
+    fn default() -> Self {
+        let (none, zero) = (Line([0; 16]), Line([0.0; 16]));
+        let planes = Planes { bytes: [[none; SUPER / 4]; 2], d: zero, m: zero, mins: [none; MINS] };
+        Self {
+            planes: Box::new([[planes; SUPERS]; PANELS]),
+            batch: Box::new(Batch {
+                x: std::ptr::null(),
+                pitch: 0,
+                copy: [[none; SUPERS * SUPER / 64 + 1]; GROUP],
+                meta: [[std::ptr::null(); GROUP]; SUPERS],
+                len: 0,
+                to: [std::ptr::null_mut(); GROUP],
+            }),
+            sums: Box::new([[none; 4 * ROWS]; 2]),
+            totals: Vec::new(),
+            rest: Box::new([[zero; GROUP]; PANELS]),
+        }
+    }
+}
+// SAFETY: its pointers are of the call that set them.
+unsafe impl Send for Space {}
+
+/// Up to [`OUTPUTS`] rows of a weight, from one that starts a vector of them, and rows of x.
+pub(super) struct Pass<'a> {
+    pub(super) source: Source,
+    /// What is multiplied next.
+    pub(super) next: Source,
+    pub(super) panels: usize,
+    pub(super) x: SuperRows,
+    /// Super-blocks of a row without its residues.
+    pub(super) supers: usize,
+    pub(super) rows: &'a [u32],
+}
+
+impl Pass<'_> {
+    /// All products, to `out(i)` for each place i in `rows`: as many outputs as it has.
+    ///
+    /// # Safety
+    /// There are tiles ([`crate::cpu::amx::available`]) and AVX-512 with VNNI; the source has `panels` vectors of rows
+    /// with that many super-blocks; the rows of x exist.
+    #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+    pub(super) unsafe fn run<'o, U: UnpackSuper>(
+        &self,
+        space: &mut Space,
+        out: impl Fn(usize) -> &'o mut [f32],
+    ) {
+        space.totals.clear();
+        space.totals.resize(self.panels * self.rows.len(), Line([0.0; 16]));
+        // SAFETY: there are tiles, and only this function uses them.
+        let tiles = unsafe { Tiles::new() };
+        for start in (0..self.supers).step_by(SUPERS) {
+            let chunk = start..self.supers.min(start + SUPERS);
+            // SAFETY: as the caller promises.
+            unsafe {
+                for p in 0..self.panels {
+                    self.pack::<U>(p, &chunk, &mut space.planes[p]);
+                }
+                self.chunk::<U>(&tiles, &chunk, space);
+            }
+        }
+        for i in 0..self.rows.len() {
+            for (p, out) in out(i).chunks_mut(LANES).enumerate() {
+                let total = &space.totals[p * self.rows.len() + i].0;
+                match <&mut [f32; LANES]>::try_from(&mut *out) {
+                    Ok(out) => *out = *total,
+                    Err(_) => out.copy_from_slice(&total[..out.len()]),
+                }
+            }
+        }
+    }
+
+    /// Unpacks a chunk of a panel.
+    ///
+    /// # Safety
+    /// As [`Pass::run`].
+    #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+    unsafe fn pack<U: UnpackSuper>(&self, panel: usize, chunk: &Range<usize>, to: &mut [Planes; SUPERS]) {
+        let (source, next) = (self.source.below(panel * LANES), self.next.below(panel * LANES));
+        let blocks = chunk.start * BLOCKS..chunk.end * BLOCKS;
+        let ahead = Ahead::new::<Avx512>(&source, next.rows, blocks, self.supers * BLOCKS);
+        let mut emit = Split { planes: to, at: 0, parts: U::PARTS, offset: U::OFFSET, ahead };
+        // SAFETY: as the caller promises.
+        unsafe { U::unpack::<Avx512, _>(&source, chunk.clone(), &mut emit) };
+    }
+
+    /// Adds a chunk's share to all totals, and then that of its residues.
+    ///
+    /// # Safety
+    /// As [`Pass::run`]; the chunk is packed.
+    #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+    unsafe fn chunk<U: UnpackSuper>(&self, tiles: &Tiles, chunk: &Range<usize>, space: &mut Space) {
+        let count = self.rows.len();
+        let totals = space.totals.as_mut_ptr();
+        let mut outstanding = Vec::new();
+        for first in (0..count).step_by(GROUP) {
+            let batch = &mut *space.batch;
+            let rows = &self.rows[first..count.min(first + GROUP)];
+            let consecutive = rows.iter().enumerate().all(|(i, row)| *row as usize == rows[0] as usize + i);
+            batch.len = rows.len();
+            for (i, row) in rows.iter().enumerate() {
+                let row = self.x.row(*row);
+                // SAFETY: the row has the chunk's super-blocks.
+                unsafe {
+                    for s in chunk.clone() {
+                        batch.meta[s - chunk.start][i] = row.meta.add(s);
+                        if !consecutive {
+                            batch.copy(s - chunk.start, i, row.q.add(s * SUPER));
+                        }
+                    }
+                    if !row.residues(chunk, self.supers).is_empty() {
+                        outstanding.push(first + i);
+                    }
+                }
+                batch.to[i] = totals.wrapping_add(first + i);
+            }
+            if consecutive {
+                batch.x = self.x.row(rows[0]).q.wrapping_add(chunk.start * SUPER);
+                batch.pitch = self.x.pitch();
+            } else {
+                batch.of_copies();
+            }
+            // SAFETY: as the caller promises; totals of a panel are `count` apart.
+            unsafe {
+                batch.multiply::<U>(tiles, &space.planes[..self.panels], chunk.len(), count, &mut space.sums);
+            }
+        }
+        for some in outstanding.chunks(GROUP) {
+            let batch = &mut *space.batch;
+            batch.len = some.len();
+            batch.of_copies();
+            space.rest[..self.panels].fill([Line([0.0; 16]); GROUP]);
+            for (i, at) in some.iter().enumerate() {
+                let row = self.x.row(self.rows[*at]);
+                batch.meta.iter_mut().for_each(|meta| meta[i] = std::ptr::null());
+                // SAFETY: the row has these residues.
+                unsafe {
+                    for residue in row.residues(chunk, self.supers) {
+                        let meta = row.meta.add(residue);
+                        let s = (*meta).link as usize - chunk.start;
+                        batch.meta[s][i] = meta;
+                        batch.copy(s, i, row.q.add(residue * SUPER));
+                    }
+                }
+                batch.to[i] = &raw mut space.rest[0][i];
+            }
+            // SAFETY: as the caller promises; the rest of a panel is `GROUP` apart.
+            unsafe {
+                batch.multiply::<U>(tiles, &space.planes[..self.panels], chunk.len(), GROUP, &mut space.sums);
+                for p in 0..self.panels {
+                    for (i, at) in some.iter().enumerate() {
+                        add(&mut space.totals[p * count + at], &space.rest[p][i]);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// # Safety
+/// The processor has AVX-512.
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+unsafe fn add(total: &mut Line<f32>, rest: &Line<f32>) {
+    // SAFETY: as the caller promises.
+    unsafe {
+        let sum = plus::<Avx512>(Avx512::load_f(total.0.as_ptr()), Avx512::load_f(rest.0.as_ptr()));
+        Avx512::store_f(sum, total.0.as_mut_ptr());
+    }
+}
+
+impl Batch {
+    /// The rows are copies.
+    fn of_copies(&mut self) {
+        self.x = self.copy.as_ptr().cast();
+        self.pitch = size_of_val(&self.copy[0]);
+    }
+
+    /// Copies super-block `s` of row `i`.
+    ///
+    /// # Safety
+    /// The bytes exist.
+    #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+    unsafe fn copy(&mut self, s: usize, i: usize, q: *const i8) {
+        let lines = s * SUPER / 64..(s + 1) * SUPER / 64;
+        // SAFETY: as the caller promises.
+        let from = unsafe { q.cast::<[Line<i32>; SUPER / 64]>().read_unaligned() };
+        self.copy[i][lines].copy_from_slice(&from);
+    }
+
+    /// Adds what the rows and the first `supers` of each panel make to the rows' sums; those of a panel are `apart`
+    /// further than the last one's.
+    ///
+    /// # Safety
+    /// As [`Pass::run`]; rows of the batch are set, and their sums exist.
+    #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+    unsafe fn multiply<U: UnpackSuper>(
+        &self,
+        tiles: &Tiles,
+        panels: &[[Planes; SUPERS]],
+        supers: usize,
+        apart: usize,
+        sums: &mut [[Line<i32>; 4 * ROWS]; 2],
+    ) {
+        // While tiles are multiplied, vectors take what the tiles before have left.
+        let mut last: Option<[usize; 3]> = None;
+        let halves = self.len.div_ceil(STEP);
+        let steps = supers * panels.len() * halves;
+        for step in 0..=steps {
+            let now = (step < steps).then(|| {
+                let (at, half) = (step / halves, step % halves);
+                [at / panels.len(), at % panels.len(), half]
+            });
+            // SAFETY: as the caller promises.
+            unsafe {
+                if let Some([s, p, half]) = now {
+                    let [high, low] = &panels[p][s].bytes;
+                    let x = self.x.wrapping_add(half * STEP * self.pitch + s * SUPER);
+                    let (w, to) = ([high.as_ptr().cast(), low.as_ptr().cast()], sums[step % 2].as_mut_ptr());
+                    if self.len > half * STEP + ROWS {
+                        tiles.multiply::<2>(x, self.pitch, w, to.cast());
+                    } else {
+                        tiles.multiply::<1>(x, self.pitch, w, to.cast());
+                    }
+                }
+                if let Some([s, p, half]) = last {
+                    let rows = half * STEP..self.len.min((half + 1) * STEP);
+                    self.scale::<U>(s, rows, &panels[p][s], p * apart, 64 * p, &sums[(step + 1) % 2]);
+                }
+            }
+            last = now;
+        }
+    }
+
+    /// Adds the integers that some rows and super-block `s` made to the rows' sums, as floats.
+    ///
+    /// # Safety
+    /// As [`Batch::multiply`].
+    #[inline(always)]
+    unsafe fn scale<U: UnpackSuper>(
+        &self,
+        s: usize,
+        rows: Range<usize>,
+        w: &Planes,
+        apart: usize,
+        line: usize,
+        sums: &[Line<i32>; 4 * ROWS],
+    ) {
+        let low = if rows.len() > ROWS { 2 * ROWS } else { ROWS };
+        // SAFETY: as the caller promises.
+        unsafe {
+            let mut mins = [Avx512::splat(0); MINS];
+            if U::MIN {
+                for k in 0..U::PARTS / 2 {
+                    mins[k] = Avx512::load(w.mins[k].0.as_ptr());
+                }
+            }
+            let w = Floats::<Avx512> {
+                d: Avx512::load_f(w.d.0.as_ptr()),
+                m: Avx512::load_f(w.m.0.as_ptr()),
+                mins,
+            };
+            for (at, i) in rows.enumerate() {
+                // A line of the next rows, for each panel.
+                Avx512::prefetch(self.x.wrapping_add((GROUP + i) * self.pitch + s * SUPER + line).cast());
+                let Some(meta) = self.meta[s][i].as_ref() else { continue };
+                let sum = Avx512::add(
+                    Avx512::shl(Avx512::load(sums[at].0.as_ptr()), 7),
+                    Avx512::load(sums[low + at].0.as_ptr()),
+                );
+                let to = self.to[i].wrapping_add(apart).cast::<f32>();
+                let total = Avx512::load_f(to);
+                let total = match (U::PARTS, U::MIN) {
+                    (8, _) => share::<Avx512, 8, true>(total, meta, sum, &w),
+                    (_, true) => share::<Avx512, 16, true>(total, meta, sum, &w),
+                    (_, false) => share::<Avx512, 16, false>(total, meta, sum, &w),
+                };
+                Avx512::store_f(total, to);
+            }
+        }
+    }
+}
+
+/// Splits weights into planes.
+struct Split<'a> {
+    planes: &'a mut [Planes; SUPERS],
+    /// The super-block whose turn it is.
+    at: usize,
+    parts: usize,
+    offset: i32,
+    ahead: Ahead,
+}
+
+impl EmitSuper<Avx512> for Split<'_> {
+    #[inline(always)]
+    unsafe fn block(&mut self, j: usize, w: [__m512i; 8], scales: [__m512i; 2]) {
+        let [high, low] = &mut self.planes[self.at].bytes;
+        // SAFETY: the processor has AVX-512; there is room for the rows.
+        unsafe {
+            self.ahead.block::<Avx512>();
+            let words = |x: __m512i| _mm512_or_si512(_mm512_and_si512(x, _mm512_set1_epi32(0xffff)), _mm512_slli_epi32::<16>(x));
+            let scales = [words(scales[0]), words(scales[self.parts / 16])];
+            let offset = _mm512_set1_epi16(self.offset as i16);
+            let (byte, seven) = (_mm512_set1_epi16(0xff), _mm512_set1_epi16(0x7f));
+            for c in 0..8 {
+                let even = _mm512_sub_epi16(_mm512_and_si512(w[c], byte), offset);
+                let odd = _mm512_sub_epi16(_mm512_srli_epi16::<8>(w[c]), offset);
+                let (even, odd) = (_mm512_mullo_epi16(even, scales[c / 4]), _mm512_mullo_epi16(odd, scales[c / 4]));
+                let both = |even, odd| {
+                    _mm512_or_si512(_mm512_and_si512(even, byte), _mm512_slli_epi16::<8>(odd))
+                };
+                let h = both(_mm512_srai_epi16::<7>(even), _mm512_srai_epi16::<7>(odd));
+                let l = both(_mm512_and_si512(even, seven), _mm512_and_si512(odd, seven));
+                _mm512_store_si512(high[8 * j + c].0.as_mut_ptr().cast(), h);
+                _mm512_store_si512(low[8 * j + c].0.as_mut_ptr().cast(), l);
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn end(&mut self, d: __m512, m: __m512, mins: [__m512i; MINS]) {
+        let planes = &mut self.planes[self.at];
+        // SAFETY: the processor has AVX-512; there is room for each.
+        unsafe {
+            Avx512::store_f(d, planes.d.0.as_mut_ptr());
+            Avx512::store_f(m, planes.m.0.as_mut_ptr());
+            for k in 0..MINS {
+                Avx512::store(mins[k], planes.mins[k].0.as_mut_ptr());
+            }
+        }
+        self.at += 1;
+    }
+}
