@@ -94,10 +94,16 @@ impl Tiles {
                     ($x:literal, $w:literal) => {
                         concat!(
                             "tdpbssd tmm0, tmm4, tmm6\n",
-                            "tileloadd tmm6, [{high} + {near} + ", $w, "]\n",
+                            "tileloadd tmm6, [{high} + {near} + ",
+                            $w,
+                            "]\n",
                             "tdpbssd tmm2, tmm4, tmm7\n",
-                            "tileloadd tmm4, [{x} + {pitch} + ", $x, "]\n",
-                            "tileloadd tmm7, [{low} + {near} + ", $w, "]",
+                            "tileloadd tmm4, [{x} + {pitch} + ",
+                            $x,
+                            "]\n",
+                            "tileloadd tmm7, [{low} + {near} + ",
+                            $w,
+                            "]",
                         )
                     };
                 }
@@ -121,12 +127,20 @@ impl Tiles {
                         concat!(
                             "tdpbssd tmm0, tmm4, tmm6\n",
                             "tdpbssd tmm2, tmm4, tmm7\n",
-                            "tileloadd tmm4, [{x} + {pitch} + ", $x, "]\n",
+                            "tileloadd tmm4, [{x} + {pitch} + ",
+                            $x,
+                            "]\n",
                             "tdpbssd tmm1, tmm5, tmm6\n",
-                            "tileloadd tmm6, [{high} + {near} + ", $w, "]\n",
+                            "tileloadd tmm6, [{high} + {near} + ",
+                            $w,
+                            "]\n",
                             "tdpbssd tmm3, tmm5, tmm7\n",
-                            "tileloadd tmm7, [{low} + {near} + ", $w, "]\n",
-                            "tileloadd tmm5, [{y} + {pitch} + ", $x, "]",
+                            "tileloadd tmm7, [{low} + {near} + ",
+                            $w,
+                            "]\n",
+                            "tileloadd tmm5, [{y} + {pitch} + ",
+                            $x,
+                            "]",
                         )
                     };
                 }
@@ -151,6 +165,42 @@ impl Tiles {
                     options(nostack)
                 );
             }
+        }
+    }
+
+    /// [`Tiles::multiply`] for 64 bytes of 32 rows of x and 16 rows of w.
+    ///
+    /// # Safety
+    /// As there.
+    #[inline(always)]
+    pub(super) unsafe fn multiply_line(
+        &self,
+        x: *const i8,
+        pitch: usize,
+        w: [*const i32; 2],
+        sums: *mut i32,
+    ) {
+        // SAFETY: as the caller promises; the tiles are configured.
+        unsafe {
+            asm!(
+                "tileloadd tmm4, [{x} + {pitch}]",
+                "tileloadd tmm5, [{y} + {pitch}]",
+                "tileloadd tmm6, [{high} + {near}]",
+                "tileloadd tmm7, [{low} + {near}]",
+                "tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3",
+                "tdpbssd tmm0, tmm4, tmm6",
+                "tdpbssd tmm1, tmm5, tmm6",
+                "tdpbssd tmm2, tmm4, tmm7",
+                "tdpbssd tmm3, tmm5, tmm7",
+                "tilestored [{sums} + {near}], tmm0",
+                "tilestored [{sums} + {near} + 1024], tmm1",
+                "tilestored [{sums} + {near} + 2048], tmm2",
+                "tilestored [{sums} + {near} + 3072], tmm3",
+                x = in(reg) x, y = in(reg) x.wrapping_add(ROWS * pitch),
+                high = in(reg) w[0], low = in(reg) w[1], sums = in(reg) sums,
+                pitch = in(reg) pitch, near = in(reg) ROW_BYTES,
+                options(nostack)
+            );
         }
     }
 }

@@ -201,28 +201,32 @@ pub fn k_quant(format: Format) -> bool {
 
 /// The most that a product may be off, given what was summed: `sum |x w|` times a few roundings in exact mode; in
 /// fast mode half a step of x, which is quantised to signed bytes in groups of 32, or of 256 for k-quants, for each
-/// weight; the groups whose steps are far above the row's have steps 254 times finer.
+/// weight; groups whose steps are far above the row's have steps 254 times finer, of 256 those that seven of the eight
+/// blocks make alone.
 pub fn product_bound(rig: &Rig, x: &[f32], format: Format, w: &[f32]) -> f32 {
     let sum: f32 = x.iter().zip(w).map(|(x, w)| (x * w).abs()).sum();
     let rounding = 4e-6 * sum + 1e-30;
     if rig.exact() {
         return rounding;
     }
-    let steps_of = |group: usize| -> Vec<f32> {
-        x.chunks(group).map(|x| x.iter().fold(0.0f32, |max, x| max.max(x.abs())) / 127.0).collect()
+    let steps: Vec<f32> =
+        x.chunks(32).map(|x| x.iter().fold(0.0f32, |max, x| max.max(x.abs())) / 127.0).collect();
+    let mean = steps.iter().map(|step| step * step).sum::<f32>() / steps.len() as f32;
+    let sizes = |w: &[f32]| w.iter().map(|w| w.abs()).sum::<f32>();
+    // A processor may round comparisons otherwise.
+    let steps: f32 = if k_quant(format) {
+        let step = |steps: &[f32]| {
+            let mut sorted = steps.to_vec();
+            sorted.sort_by(f32::total_cmp);
+            let (large, small) = (sorted[7], sorted[6]);
+            let outstanding = large * large > 4.001 * mean && large > 2.001 * small;
+            if outstanding { small.max(large / 127.0) } else { large }
+        };
+        steps.chunks(8).zip(w.chunks(256)).map(|(steps, w)| step(steps) * sizes(w)).sum()
+    } else {
+        let finer = |step: f32| if step * step > 9.001 * mean { step / 254.0 } else { step };
+        steps.iter().zip(w.chunks(32)).map(|(step, w)| finer(*step) * sizes(w)).sum()
     };
-    // A processor may round the comparison otherwise.
-    let (group, most) = if k_quant(format) { (256, 4.001) } else { (32, 9.001) };
-    let of_32 = steps_of(32);
-    let mean = of_32.iter().map(|step| step * step).sum::<f32>() / of_32.len() as f32;
-    let steps: f32 = steps_of(group)
-        .iter()
-        .zip(w.chunks(group))
-        .map(|(step, w)| {
-            let finer = if step * step > most * mean { 254.0 } else { 1.0 };
-            step / finer * w.iter().map(|w| w.abs()).sum::<f32>()
-        })
-        .sum();
     rounding + 0.505 * steps
 }
 

@@ -3,6 +3,10 @@
 //! The error of a block's products is a part of its scale, and the few blocks with the largest values (some channels of
 //! trained models) make a large part of a row's error. What rounding leaves of those is quantised once more, 254 times
 //! finer: the *residues*, blocks of their own after the row's.
+//!
+//! A super-block has one scale for 256 values, so one large value costs all others theirs. Where one block of 32 is far
+//! above the other seven, those make the scale, and the large one has a second set of bytes, 127 times coarser: its
+//! *excess*, after the row's super-blocks.
 
 use super::{BLOCK, BLOCKS, SUPER};
 use crate::cpu::isa::{Isa, for_each_isa};
@@ -54,11 +58,12 @@ pub(in crate::cpu) enum Extra {
 /// A block has a residue if the square of its scale exceeds so many times the row's mean: 2 % of the blocks of a
 /// trained model, and never more than one in so many.
 const OUTSTANDING: usize = 9;
-/// A super-block has one if the square of its scale exceeds so many times the mean of what blocks of 32 would have: a
-/// few large values would cost the others theirs. As many as every second one.
+/// A super-block has one if the square of its scale exceeds so many times the mean of what blocks of 32 would have, and
+/// one of its blocks is so many times as large as all others: a few large values would cost the others theirs.
 const OUTSTANDING_SUPER: f32 = 4.0;
-/// Bytes after a row of super-blocks: rows whose distance is a power of two would meet in the cache.
-pub(super) const PITCH_EXTRA: usize = 64;
+const TIMES: f32 = 2.0;
+/// Steps of a super-block in a step of its excess.
+const COARSER: f32 = 127.0;
 /// Rows behind the last that may be read, and say nothing: as many as a matrix tile has, but one.
 const ROWS_BEHIND: usize = 15;
 /// Steps of a residue in a step of its block: from half a step down to half a step up in signed bytes.
@@ -84,9 +89,9 @@ pub(in crate::cpu) struct Meta {
 pub(in crate::cpu) struct SuperMeta {
     /// As [`Meta`]'s.
     pub(super) scale: f32,
-    /// As [`Meta`]'s, in super-blocks.
+    /// Of a super-block: where in its row the excesses of those after it begin. Of an excess: its block in the row.
     pub(super) link: u32,
-    /// As the layout's [`Extra`] says.
+    /// As the layout's [`Extra`] says; of an excess, with nothing but its block.
     pub(super) extra: [i32; 16],
 }
 
@@ -132,7 +137,7 @@ impl Activations {
     fn pitch(&self) -> usize {
         match self.layout {
             Layout::Blocks { .. } => self.row_units() * BLOCK,
-            Layout::Supers { .. } => self.row_units() * SUPER + PITCH_EXTRA,
+            Layout::Supers { .. } => pitch_of_supers(self.cols / SUPER),
         }
     }
 
@@ -149,7 +154,7 @@ impl Activations {
         let units = self.cols / self.unit();
         match self.layout {
             Layout::Blocks { .. } => units + units / OUTSTANDING,
-            Layout::Supers { .. } => units + units.div_ceil(2),
+            Layout::Supers { .. } => 2 * units,
         }
     }
 
@@ -174,6 +179,12 @@ impl Activations {
             supers: Parts::new(&mut self.supers),
         }
     }
+}
+
+/// Bytes of a row with so many super-blocks, each with room for an excess: an odd number of cache lines, as rows whose
+/// distance is a power of two would meet in the cache.
+pub(super) fn pitch_of_supers(supers: usize) -> usize {
+    ((supers * (SUPER + BLOCK)).div_ceil(64) | 1) * 64
 }
 
 /// Rows that are filled by many threads.
@@ -249,7 +260,7 @@ for_each_isa! {
 }
 
 for_each_isa! {
-    /// Quantises one row in super-blocks, with its residues.
+    /// Quantises one row in super-blocks, with its excesses.
     fn quantise_supers(
         x: &[f32],
         parts: usize,
@@ -258,39 +269,66 @@ for_each_isa! {
         meta: &mut [SuperMeta],
     ) {
         let count = x.len() / SUPER;
-        let (q, residues_q) = q.split_at_mut(x.len());
-        let (meta, residues) = meta.split_at_mut(count);
+        let (q, excesses_q) = q.split_at_mut(x.len());
+        let (meta, excesses) = meta.split_at_mut(count);
         let mut squares = 0.0;
         for ((x, q), meta) in x.chunks_exact(SUPER).zip(q.chunks_exact_mut(SUPER)).zip(&mut *meta) {
-            let mut largest = 0;
-            for x in x.chunks_exact(BLOCK) {
-                let here = largest_of(x);
-                let (_, scale) = steps_to(here);
+            let mut sizes = [0; BLOCKS];
+            for (size, x) in sizes.iter_mut().zip(x.chunks_exact(BLOCK)) {
+                *size = largest_of(x);
+                let (_, scale) = steps_to(*size);
                 squares += scale * scale;
-                largest = largest.max(here);
             }
-            let (inverse, scale) = steps_to(largest);
+            let (inverse, scale) = steps_to(sizes.into_iter().fold(0, u32::max));
             let sums = super_bytes_of(x, inverse, q);
             *meta = SuperMeta { scale, link: 0, extra: extra_of(&sums, parts, goes_with) };
         }
         let limit = OUTSTANDING_SUPER * (squares / (count * BLOCKS) as f32);
         let mut used = 0;
-        let supers = x.chunks_exact(SUPER).zip(q.chunks_exact(SUPER)).zip(&mut *meta).enumerate();
+        let supers = x.chunks_exact(SUPER).zip(q.chunks_exact_mut(SUPER)).zip(&mut *meta).enumerate();
         for (s, ((x, q), meta)) in supers {
-            if meta.scale * meta.scale > limit && used < residues.len() {
-                let (inverse, scale) = steps_to(largest_of(x));
+            let outstanding = if meta.scale * meta.scale > limit { outstanding_block(x) } else { None };
+            if let Some((j, scale)) = outstanding {
+                let (at, inverse) = (j * BLOCK, 1.0 / scale);
+                let (excess, halves) = bytes_of(&x[at..][..BLOCK], inverse / COARSER);
                 let mut rest = [0.0; SUPER];
-                for ((rest, x), q) in rest.iter_mut().zip(x).zip(q) {
-                    *rest = x - scale * f32::from(*q);
+                rest.copy_from_slice(x);
+                for (rest, excess) in rest[at..].iter_mut().zip(&excess) {
+                    *rest -= COARSER * scale * f32::from(*excess);
                 }
-                let sums = super_bytes_of(&rest, FINER * inverse, &mut residues_q[used * SUPER..][..SUPER]);
-                let extra = extra_of(&sums, parts, goes_with);
-                residues[used] = SuperMeta { scale: scale / FINER, link: s as u32, extra };
+                let sums = super_bytes_of(&rest, inverse, q);
+                (meta.scale, meta.extra) = (scale, extra_of(&sums, parts, goes_with));
+                let mut sums = [0; 16];
+                sums[2 * j..][..2].copy_from_slice(&halves);
+                excesses[used] = SuperMeta {
+                    scale: COARSER * scale,
+                    link: (s * BLOCKS + j) as u32,
+                    extra: extra_of(&sums, parts, goes_with),
+                };
+                excesses_q[used * BLOCK..][..BLOCK].copy_from_slice(&excess);
                 used += 1;
             }
             meta.link = (count + used) as u32;
         }
     }
+}
+
+/// Which block of a super-block is far above the others, and the step that these leave.
+#[inline(always)]
+fn outstanding_block(x: &[f32]) -> Option<(usize, f32)> {
+    let (mut first, mut second, mut block) = (0, 0, 0);
+    for (j, x) in x.chunks_exact(BLOCK).enumerate() {
+        let size = largest_of(x);
+        if size > first {
+            (second, first, block) = (first, size, j);
+        } else {
+            second = size.max(second);
+        }
+    }
+    let ((_, large), (_, small)) = (steps_to(first), steps_to(second));
+    // The excess has signed bytes too; no value, or one that is not finite, stays as it is.
+    let step = small.max(large / COARSER);
+    (large > TIMES * small && step.is_normal()).then_some((block, step))
 }
 
 /// 256 values in steps, and the sums of each 16.

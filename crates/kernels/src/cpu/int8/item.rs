@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use files::{Format, ScaleType};
 
-use super::activations::Extra;
+use super::activations::{Extra, pitch_of_supers};
 use super::affine::{Affine2, Affine4, Affine8, AffineStream};
 use super::iq::{IQ4NL, IQ4XS, Mxfp4};
 use super::k::{Q2K, Q3K, Q4K, Q5K, Q6K};
@@ -335,12 +335,11 @@ impl<U: UnpackSuper> Kernels for Supers<U> {
     }
 
     unsafe fn several<const P: usize>(run: &Run<'_>, chunk: Range<usize>, panels: [(*const f32, To<'_>); P]) {
-        let (x, of) = (super_rows_of(run.x), run.x.cols / SUPER);
+        let x = super_rows_of(run.x);
         let work = panels.map(|(panel, to)| supers::Several {
             panel,
             supers: chunk.start / BLOCKS..chunk.end / BLOCKS,
             x,
-            of,
             rows: run.rows,
             to,
         });
@@ -383,7 +382,6 @@ unsafe fn by_tiles<U: UnpackSuper>(run: &Run<'_>, space: &mut tiles::Space) {
             },
             panels: end - first,
             x: super_rows_of(run.x),
-            supers: run.x.cols / SUPER,
             rows: run.rows,
         };
         // SAFETY: as the caller promises.
@@ -395,7 +393,8 @@ unsafe fn by_tiles<U: UnpackSuper>(run: &Run<'_>, space: &mut tiles::Space) {
 }
 
 fn super_rows_of(x: &Activations) -> supers::SuperRows {
-    supers::SuperRows { q: x.q.as_ptr(), meta: x.supers.as_ptr(), supers: x.row_units() }
+    let supers = x.cols / SUPER;
+    supers::SuperRows { q: x.q.as_ptr(), meta: x.supers.as_ptr(), supers, pitch: pitch_of_supers(supers) }
 }
 
 /// What [`products`] does with rows that lie side by side.

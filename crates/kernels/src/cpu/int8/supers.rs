@@ -7,7 +7,7 @@
 use std::marker::PhantomData;
 use std::ops::Range;
 
-use super::activations::{PITCH_EXTRA, SuperMeta};
+use super::activations::SuperMeta;
 use super::panel::{AHEAD, Ahead, To, dots, dots_of, dword, plus};
 use super::{BLOCKS, CHUNK, SUPER, Source};
 use crate::cpu::simd::{Kernel, Simd, X_ROWS_MAX, array};
@@ -65,21 +65,18 @@ pub(super) trait EmitSuper<S: Simd> {
 pub(super) struct SuperRows {
     pub(super) q: *const i8,
     pub(super) meta: *const SuperMeta,
-    /// Super-blocks from a row to the next.
+    /// Super-blocks of a row.
     pub(super) supers: usize,
+    /// Bytes from a row to the next.
+    pub(super) pitch: usize,
 }
 
 impl SuperRows {
-    /// Bytes from a row to the next.
-    #[inline(always)]
-    pub(super) fn pitch(&self) -> usize {
-        self.supers * SUPER + PITCH_EXTRA
-    }
-
     #[inline(always)]
     pub(super) fn row(&self, r: u32) -> SuperRow {
-        let r = r as usize;
-        SuperRow { q: self.q.wrapping_add(r * self.pitch()), meta: self.meta.wrapping_add(r * self.supers) }
+        let (r, supers) = (r as usize, self.supers);
+        let meta = self.meta.wrapping_add(r * 2 * supers);
+        SuperRow { q: self.q.wrapping_add(r * self.pitch), meta, supers }
     }
 }
 
@@ -88,6 +85,7 @@ impl SuperRows {
 pub(super) struct SuperRow {
     pub(super) q: *const i8,
     pub(super) meta: *const SuperMeta,
+    supers: usize,
 }
 
 impl SuperRow {
@@ -103,15 +101,21 @@ impl SuperRow {
         unsafe { &*self.meta.add(s) }
     }
 
-    /// Which super-blocks of the row are the residues of a chunk's, where the row has `supers` in all.
+    /// The bytes of an excess.
+    #[inline(always)]
+    pub(super) fn excess(&self, e: usize) -> *const i8 {
+        self.q.wrapping_add(self.supers * SUPER + (e - self.supers) * super::BLOCK)
+    }
+
+    /// The excesses of a chunk's super-blocks.
     ///
     /// # Safety
     /// The row has the chunk's super-blocks.
     #[inline(always)]
-    pub(super) unsafe fn residues(&self, chunk: &Range<usize>, supers: usize) -> Range<usize> {
+    pub(super) unsafe fn excesses(&self, chunk: &Range<usize>) -> Range<usize> {
         // SAFETY: as the caller promises.
         unsafe {
-            let start = if chunk.start == 0 { supers } else { self.meta(chunk.start - 1).link as usize };
+            let start = if chunk.start == 0 { self.supers } else { self.meta(chunk.start - 1).link as usize };
             start..self.meta(chunk.end - 1).link as usize
         }
     }
@@ -125,8 +129,8 @@ pub(super) struct Floats<S: Simd> {
     pub(super) mins: [S::I; MINS],
 }
 
-/// Adds what a super-block contributes: THE rounding of sums. Their order: the super-blocks of a chunk, then the sum of
-/// its residues.
+/// Adds what a super-block, or an excess, contributes: THE rounding of sums. Their order: the super-blocks of a chunk,
+/// then its excesses.
 ///
 /// # Safety
 /// The features of `S` are present.
@@ -196,16 +200,16 @@ impl<U: UnpackSuper> Kernel for One<U> {
                     at: 0,
                     sum: none,
                     total: S::splat_f(0.0),
-                    residue: self.supers,
+                    excess: self.supers,
                     rest_sum: none,
                     rest: S::splat_f(0.0),
                     ahead: Ahead::new::<S>(&source, next, 0..blocks, blocks),
                     format: PhantomData,
                 };
                 for start in (0..self.supers).step_by(SUPERS) {
-                    let residue = emit.residue;
+                    let excess = emit.excess;
                     U::unpack::<S, _>(&source, start..self.supers.min(start + SUPERS), &mut emit);
-                    if emit.residue > residue {
+                    if emit.excess > excess {
                         emit.total = plus::<S>(emit.total, emit.rest);
                         emit.rest = S::splat_f(0.0);
                     }
@@ -222,10 +226,10 @@ struct Direct<S: Simd, U> {
     at: usize,
     sum: S::I,
     total: S::F,
-    /// The next residue.
-    residue: usize,
+    /// The next excess.
+    excess: usize,
     rest_sum: S::I,
-    /// Of the chunk's residues.
+    /// Of the chunk's excesses.
     rest: S::F,
     ahead: Ahead,
     format: PhantomData<U>,
@@ -237,9 +241,13 @@ impl<S: Simd, U: UnpackSuper> EmitSuper<S> for Direct<S, U> {
         // SAFETY: the row of x has as many super-blocks as the weights.
         unsafe {
             self.ahead.block::<S>();
-            self.sum = self.add(self.at, j, w, scales, self.sum);
+            let (x, at) = (self.x, self.at);
+            self.sum = Self::add(x.block(at, j), x.meta(at), j, w, scales, self.sum);
             if self.outstanding() {
-                self.rest_sum = self.add(self.residue, j, w, scales, self.rest_sum);
+                let meta = x.meta(self.excess);
+                if meta.link as usize % BLOCKS == j {
+                    self.rest_sum = Self::add(x.excess(self.excess), meta, j, w, scales, self.rest_sum);
+                }
             }
         }
     }
@@ -252,9 +260,9 @@ impl<S: Simd, U: UnpackSuper> EmitSuper<S> for Direct<S, U> {
             self.total = total::<S, U>(self.total, self.x.meta(self.at), self.sum, &w);
             self.sum = S::splat(0);
             if self.outstanding() {
-                self.rest = total::<S, U>(self.rest, self.x.meta(self.residue), self.rest_sum, &w);
+                self.rest = total::<S, U>(self.rest, self.x.meta(self.excess), self.rest_sum, &w);
                 self.rest_sum = S::splat(0);
-                self.residue += 1;
+                self.excess += 1;
             }
             self.at += 1;
         }
@@ -262,25 +270,31 @@ impl<S: Simd, U: UnpackSuper> EmitSuper<S> for Direct<S, U> {
 }
 
 impl<S: Simd, U: UnpackSuper> Direct<S, U> {
-    /// Whether the super-block has a residue.
+    /// Whether the super-block has an excess.
     ///
     /// # Safety
     /// The row has that super-block.
     #[inline(always)]
     unsafe fn outstanding(&self) -> bool {
         // SAFETY: as the caller promises.
-        unsafe { self.x.meta(self.at).link as usize > self.residue }
+        unsafe { self.x.meta(self.at).link as usize > self.excess }
     }
 
-    /// Adds the products with bytes `32 j ..` of super-block `s` of x.
+    /// Adds the products with 32 bytes of x, which have place j in their super-block.
     ///
     /// # Safety
-    /// The features of `S` are present; the row has that super-block.
+    /// The features of `S` are present; there are these bytes.
     #[inline(always)]
-    unsafe fn add(&self, s: usize, j: usize, w: [S::I; 8], scales: [S::I; 2], to: S::I) -> S::I {
+    unsafe fn add(
+        q: *const i8,
+        meta: &SuperMeta,
+        j: usize,
+        w: [S::I; 8],
+        scales: [S::I; 2],
+        to: S::I,
+    ) -> S::I {
         // SAFETY: as the caller promises.
         unsafe {
-            let (meta, q) = (self.x.meta(s), self.x.block(s, j));
             // Two chains, for the processor's sake.
             let two = U::PARTS == 16;
             let first = if two { 2 * j } else { j };
@@ -386,8 +400,6 @@ pub(super) struct Several<'a> {
     pub(super) panel: *const f32,
     pub(super) supers: Range<usize>,
     pub(super) x: SuperRows,
-    /// Super-blocks of a row of x without its residues.
-    pub(super) of: usize,
     pub(super) rows: &'a [u32],
     pub(super) to: To<'a>,
 }
@@ -425,9 +437,9 @@ impl<const PARTS: usize, const MIN: bool, const BITS: u32, const P: usize> Kerne
                 let (x, to) = ([all.row(*row); X_ROWS_MAX], [[work.to.row(i); X_ROWS_MAX]]);
                 // SAFETY: as above.
                 unsafe {
-                    let residues = x[0].residues(&work.supers, work.of);
-                    if !residues.is_empty() {
-                        Group::<PARTS, MIN, BITS, 1, 1>::new([work], &x, &to).residues::<S>(residues);
+                    let excesses = x[0].excesses(&work.supers);
+                    if !excesses.is_empty() {
+                        Group::<PARTS, MIN, BITS, 1, 1>::new([work], &x, &to).excesses::<S>(excesses);
                     }
                 }
             }
@@ -457,7 +469,7 @@ impl<'a, const PARTS: usize, const MIN: bool, const BITS: u32, const P: usize, c
         // SAFETY: as the caller promises.
         unsafe {
             for s in self.work[0].supers.clone() {
-                let sums = self.sums::<S>(s, s);
+                let sums = self.sums::<S>(s);
                 for p in 0..P {
                     let w = self.floats::<S>(p, s);
                     // They wait in memory: registers hold the integers. All are read before one is written, as the
@@ -504,52 +516,87 @@ impl<'a, const PARTS: usize, const MIN: bool, const BITS: u32, const P: usize, c
         }
     }
 
-    /// What packed super-block `packed` and super-block `s` of the rows make: the sums of the parts, times their scales.
+    /// What super-block `s` of the rows makes with the packed one: the sums of the parts, times their scales.
     ///
     /// # Safety
     /// As [`Kernel::run`].
     #[inline(always)]
-    unsafe fn sums<S: Simd>(&self, packed: usize, s: usize) -> [[S::I; N]; P] {
+    unsafe fn sums<S: Simd>(&self, s: usize) -> [[S::I; N]; P] {
         // SAFETY: as the caller promises.
         unsafe {
-            let panels = array!(p < P => self.panel::<S>(p, packed));
-            let mut totals = [[S::splat(0); N]; P];
+            let panels = array!(p < P => self.panel::<S>(p, s));
+            let x = array!(n < N => self.x[n].block(s, 0));
+            let meta = array!(n < N => self.x[n].meta(s));
+            let mut sums = [[S::splat(0); N]; P];
             for part in 0..PARTS {
-                let mut sums = [array!(n < N => start::<S>(MIN, self.x[n].meta(s), part)); P];
-                // Groups of four dwords: two a part, or one.
-                let groups = 16 / PARTS;
-                for g in part * groups..(part + 1) * groups {
-                    let x = array!(n < N => self.x[n].block(s, 0).wrapping_add(16 * g));
-                    let w = array!(p < P => panels[p].add(4 * g * S::LANES).cast());
-                    sums = dots_of::<S, BITS, P, N>(sums, &w, &x);
-                }
-                for p in 0..P {
-                    let scale = S::load(panels[p].add((SCALES + part) * S::LANES).cast());
-                    for n in 0..N {
-                        totals[p][n] = S::add(totals[p][n], S::mul_low(sums[p][n], scale));
-                    }
-                }
+                let x = array!(n < N => x[n].wrapping_add(part * (SUPER / PARTS)));
+                sums = add_part::<S, PARTS, MIN, BITS, P, N>(sums, part, &panels, &meta, &x);
             }
-            totals
+            sums
         }
     }
 }
 
+/// Adds the products of a part, times its scales.
+///
+/// # Safety
+/// The features of `S` are present; the panels are packed; x has these bytes.
+#[inline(always)]
+unsafe fn add_part<
+    S: Simd,
+    const PARTS: usize,
+    const MIN: bool,
+    const BITS: u32,
+    const P: usize,
+    const N: usize,
+>(
+    mut totals: [[S::I; N]; P],
+    part: usize,
+    panels: &[*const f32; P],
+    meta: &[&SuperMeta; N],
+    x: &[*const i8; N],
+) -> [[S::I; N]; P] {
+    // SAFETY: as the caller promises.
+    unsafe {
+        let mut sums = [array!(n < N => start::<S>(MIN, meta[n], part)); P];
+        // Four dwords are 16 values: two groups of them a part, or one.
+        let groups = 16 / PARTS;
+        for g in 0..groups {
+            let x = array!(n < N => x[n].wrapping_add(16 * g));
+            let w = array!(p < P => panels[p].add(4 * (part * groups + g) * S::LANES).cast());
+            sums = dots_of::<S, BITS, P, N>(sums, &w, &x);
+        }
+        for p in 0..P {
+            let scale = S::load(panels[p].add((SCALES + part) * S::LANES).cast());
+            for n in 0..N {
+                totals[p][n] = S::add(totals[p][n], S::mul_low(sums[p][n], scale));
+            }
+        }
+        totals
+    }
+}
+
 impl<const PARTS: usize, const MIN: bool, const BITS: u32> Group<'_, PARTS, MIN, BITS, 1, 1> {
-    /// Adds the sum of the shares of some residues of the chunk.
+    /// Adds the sum of the shares of some excesses of the chunk.
     ///
     /// # Safety
     /// As [`Kernel::run`].
     #[inline(always)]
-    unsafe fn residues<S: Simd>(self, residues: Range<usize>) {
+    unsafe fn excesses<S: Simd>(self, excesses: Range<usize>) {
         // SAFETY: as the caller promises.
         unsafe {
             let mut rest = S::splat_f(0.0);
-            for residue in residues {
-                let meta = self.x[0].meta(residue);
-                let s = meta.link as usize;
-                let sum = self.sums::<S>(s, residue)[0][0];
-                rest = share::<S, PARTS, MIN>(rest, meta, sum, &self.floats::<S>(0, s));
+            for e in excesses {
+                let meta = self.x[0].meta(e);
+                let (s, j) = (meta.link as usize / BLOCKS, meta.link as usize % BLOCKS);
+                let mut sum = [[S::splat(0)]];
+                let each = PARTS / BLOCKS;
+                for h in 0..each {
+                    let x = self.x[0].excess(e).wrapping_add(16 * h);
+                    let panel = [self.panel::<S>(0, s)];
+                    sum = add_part::<S, PARTS, MIN, BITS, 1, 1>(sum, each * j + h, &panel, &[meta], &[x]);
+                }
+                rest = share::<S, PARTS, MIN>(rest, meta, sum[0][0], &self.floats::<S>(0, s));
             }
             let to = self.to[0][0];
             S::store_f(plus::<S>(S::load_f(to), rest), to);

@@ -50,11 +50,20 @@ struct Batch {
     /// Rows that do not lie side by side, copied. Their pitch is no multiple of many lines, or they would meet in the
     /// cache.
     copy: [[Line<i32>; SUPERS * SUPER / 64 + 1]; GROUP],
-    /// Null where a row has nothing.
     meta: [[*const SuperMeta; GROUP]; SUPERS],
     len: usize,
     /// Those of the first panel.
     to: [*mut Line<f32>; GROUP],
+}
+
+/// An excess of the row at place `at` in a pass.
+#[derive(Clone, Copy)]
+struct Excess {
+    /// Its block in the row.
+    block: usize,
+    at: usize,
+    q: *const i8,
+    meta: *const SuperMeta,
 }
 
 /// Memory of one thread.
@@ -65,8 +74,9 @@ pub(super) struct Space {
     sums: Box<[[Line<i32>; 4 * ROWS]; 2]>,
     /// `[panel][row]`
     totals: Vec<Line<f32>>,
-    /// `[panel][row]`, of residues.
-    rest: Box<[[Line<f32>; GROUP]; PANELS]>,
+    /// `[panel][row]`, of the chunk's excesses, for the rows that have some.
+    rest: Vec<Line<f32>>,
+    excesses: Vec<Excess>,
 }
 
 impl std::fmt::Debug for Space {
@@ -91,7 +101,8 @@ impl Default for Space {
             }),
             sums: Box::new([[none; 4 * ROWS]; 2]),
             totals: Vec::new(),
-            rest: Box::new([[zero; GROUP]; PANELS]),
+            rest: Vec::new(),
+            excesses: Vec::new(),
         }
     }
 }
@@ -105,8 +116,6 @@ pub(super) struct Pass<'a> {
     pub(super) next: Source,
     pub(super) panels: usize,
     pub(super) x: SuperRows,
-    /// Super-blocks of a row without its residues.
-    pub(super) supers: usize,
     pub(super) rows: &'a [u32],
 }
 
@@ -124,10 +133,11 @@ impl Pass<'_> {
     ) {
         space.totals.clear();
         space.totals.resize(self.panels * self.rows.len(), Line([0.0; 16]));
+        space.rest.resize(space.totals.len(), Line([0.0; 16]));
         // SAFETY: there are tiles, and only this function uses them.
         let tiles = unsafe { Tiles::new() };
-        for start in (0..self.supers).step_by(SUPERS) {
-            let chunk = start..self.supers.min(start + SUPERS);
+        for start in (0..self.x.supers).step_by(SUPERS) {
+            let chunk = start..self.x.supers.min(start + SUPERS);
             // SAFETY: as the caller promises.
             unsafe {
                 for p in 0..self.panels {
@@ -155,13 +165,13 @@ impl Pass<'_> {
     unsafe fn pack<U: UnpackSuper>(&self, panel: usize, chunk: &Range<usize>, to: &mut [Planes; SUPERS]) {
         let (source, next) = (self.source.below(panel * LANES), self.next.below(panel * LANES));
         let blocks = chunk.start * BLOCKS..chunk.end * BLOCKS;
-        let ahead = Ahead::new::<Avx512>(&source, next.rows, blocks, self.supers * BLOCKS);
+        let ahead = Ahead::new::<Avx512>(&source, next.rows, blocks, self.x.supers * BLOCKS);
         let mut emit = Split { planes: to, at: 0, parts: U::PARTS, offset: U::OFFSET, ahead };
         // SAFETY: as the caller promises.
         unsafe { U::unpack::<Avx512, _>(&source, chunk.clone(), &mut emit) };
     }
 
-    /// Adds a chunk's share to all totals, and then that of its residues.
+    /// Adds a chunk's share to all totals, and then that of its excesses.
     ///
     /// # Safety
     /// As [`Pass::run`]; the chunk is packed.
@@ -169,15 +179,15 @@ impl Pass<'_> {
     unsafe fn chunk<U: UnpackSuper>(&self, tiles: &Tiles, chunk: &Range<usize>, space: &mut Space) {
         let count = self.rows.len();
         let totals = space.totals.as_mut_ptr();
-        let mut outstanding = Vec::new();
+        space.excesses.clear();
         for first in (0..count).step_by(GROUP) {
             let batch = &mut *space.batch;
             let rows = &self.rows[first..count.min(first + GROUP)];
             let consecutive = rows.iter().enumerate().all(|(i, row)| *row as usize == rows[0] as usize + i);
             batch.len = rows.len();
             for (i, row) in rows.iter().enumerate() {
-                let row = self.x.row(*row);
-                // SAFETY: the row has the chunk's super-blocks.
+                let (row, at) = (self.x.row(*row), first + i);
+                // SAFETY: the row has the chunk's super-blocks, and these excesses.
                 unsafe {
                     for s in chunk.clone() {
                         batch.meta[s - chunk.start][i] = row.meta.add(s);
@@ -185,15 +195,16 @@ impl Pass<'_> {
                             batch.copy(s - chunk.start, i, row.q.add(s * SUPER));
                         }
                     }
-                    if !row.residues(chunk, self.supers).is_empty() {
-                        outstanding.push(first + i);
+                    for e in row.excesses(chunk) {
+                        let (q, meta) = (row.excess(e), row.meta.add(e));
+                        space.excesses.push(Excess { block: (*meta).link as usize, at, q, meta });
                     }
                 }
-                batch.to[i] = totals.wrapping_add(first + i);
+                batch.to[i] = totals.wrapping_add(at);
             }
             if consecutive {
                 batch.x = self.x.row(rows[0]).q.wrapping_add(chunk.start * SUPER);
-                batch.pitch = self.x.pitch();
+                batch.pitch = self.x.pitch;
             } else {
                 batch.of_copies();
             }
@@ -202,33 +213,54 @@ impl Pass<'_> {
                 batch.multiply::<U>(tiles, &space.planes[..self.panels], chunk.len(), count, &mut space.sums);
             }
         }
-        for some in outstanding.chunks(GROUP) {
-            let batch = &mut *space.batch;
-            batch.len = some.len();
-            batch.of_copies();
-            space.rest[..self.panels].fill([Line([0.0; 16]); GROUP]);
-            for (i, at) in some.iter().enumerate() {
-                let row = self.x.row(self.rows[*at]);
-                batch.meta.iter_mut().for_each(|meta| meta[i] = std::ptr::null());
-                // SAFETY: the row has these residues.
-                unsafe {
-                    for residue in row.residues(chunk, self.supers) {
-                        let meta = row.meta.add(residue);
-                        let s = (*meta).link as usize - chunk.start;
-                        batch.meta[s][i] = meta;
-                        batch.copy(s, i, row.q.add(residue * SUPER));
-                    }
+        if !space.excesses.is_empty() {
+            // SAFETY: as the caller promises.
+            unsafe { self.excesses::<U>(tiles, chunk.start, space) };
+        }
+    }
+
+    /// Adds the share of the chunk's excesses.
+    ///
+    /// # Safety
+    /// As [`Pass::chunk`]; the excesses are the chunk's, in the order of their rows.
+    #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+    unsafe fn excesses<U: UnpackSuper>(&self, tiles: &Tiles, first: usize, space: &mut Space) {
+        let Space { planes, batch, sums, totals, rest, excesses, .. } = space;
+        let count = self.rows.len();
+        let lines = |at: usize| (0..self.panels).map(move |p| p * count + at);
+        for excess in &*excesses {
+            lines(excess.at).for_each(|line| rest[line] = Line([0.0; 16]));
+        }
+        // Those of a block together, and each row's in order.
+        excesses.sort_by_key(|excess| excess.block);
+        for same in excesses.chunk_by(|a, b| a.block == b.block) {
+            let (s, j) = (same[0].block / BLOCKS - first, same[0].block % BLOCKS);
+            for some in same.chunks(STEP) {
+                batch.len = some.len();
+                for (i, excess) in some.iter().enumerate() {
+                    // SAFETY: an excess has 32 bytes.
+                    unsafe { batch.half_line(i, j % 2, excess.q) };
+                    batch.meta[0][i] = excess.meta;
+                    batch.to[i] = rest.as_mut_ptr().wrapping_add(excess.at);
                 }
-                batch.to[i] = &raw mut space.rest[0][i];
-            }
-            // SAFETY: as the caller promises; the rest of a panel is `GROUP` apart.
-            unsafe {
-                batch.multiply::<U>(tiles, &space.planes[..self.panels], chunk.len(), GROUP, &mut space.sums);
+                batch.of_copies();
                 for p in 0..self.panels {
-                    for (i, at) in some.iter().enumerate() {
-                        add(&mut space.totals[p * count + at], &space.rest[p][i]);
+                    let w = &planes[p][s];
+                    let rows = |plane: &[Line<i32>; SUPER / 4]| plane[j / 2 * ROWS..].as_ptr().cast();
+                    // SAFETY: as the caller promises; 16 rows of the planes go with 64 bytes.
+                    unsafe {
+                        let to = sums[0].as_mut_ptr().cast();
+                        tiles.multiply_line(batch.x, batch.pitch, w.bytes.each_ref().map(rows), to);
+                        batch.scale::<U>(0, 0..some.len(), 2 * ROWS, w, p * count, 0, &sums[0]);
                     }
                 }
+            }
+        }
+        excesses.sort_by_key(|excess| excess.at);
+        for row in excesses.chunk_by(|a, b| a.at == b.at) {
+            for line in lines(row[0].at) {
+                // SAFETY: the processor has AVX-512.
+                unsafe { add(&mut totals[line], &rest[line]) };
             }
         }
     }
@@ -262,6 +294,17 @@ impl Batch {
         // SAFETY: as the caller promises.
         let from = unsafe { q.cast::<[Line<i32>; SUPER / 64]>().read_unaligned() };
         self.copy[i][lines].copy_from_slice(&from);
+    }
+
+    /// Copies 32 bytes to one half of row `i`, and clears the other.
+    ///
+    /// # Safety
+    /// The bytes exist.
+    unsafe fn half_line(&mut self, i: usize, half: usize, q: *const i8) {
+        let line = &mut self.copy[i][0].0;
+        *line = [0; 16];
+        // SAFETY: as the caller promises; half a line has room for 32 bytes.
+        unsafe { q.copy_to_nonoverlapping(line[8 * half..].as_mut_ptr().cast(), 32) };
     }
 
     /// Adds what the rows and the first `supers` of each panel make to the rows' sums; those of a panel are `apart`
@@ -301,14 +344,17 @@ impl Batch {
                 }
                 if let Some([s, p, half]) = last {
                     let rows = half * STEP..self.len.min((half + 1) * STEP);
-                    self.scale::<U>(s, rows, &panels[p][s], p * apart, 64 * p, &sums[(step + 1) % 2]);
+                    let low = if rows.len() > ROWS { 2 * ROWS } else { ROWS };
+                    let sums = &sums[(step + 1) % 2];
+                    self.scale::<U>(s, rows, low, &panels[p][s], p * apart, 64 * p, sums);
                 }
             }
             last = now;
         }
     }
 
-    /// Adds the integers that some rows and super-block `s` made to the rows' sums, as floats.
+    /// Adds the integers that some rows and super-block `s` made to the rows' sums, as floats. Those of the low bytes
+    /// begin with line `low`; byte `line` of each of the next rows is asked for.
     ///
     /// # Safety
     /// As [`Batch::multiply`].
@@ -317,12 +363,12 @@ impl Batch {
         &self,
         s: usize,
         rows: Range<usize>,
+        low: usize,
         w: &Planes,
         apart: usize,
         line: usize,
         sums: &[Line<i32>; 4 * ROWS],
     ) {
-        let low = if rows.len() > ROWS { 2 * ROWS } else { ROWS };
         // SAFETY: as the caller promises.
         unsafe {
             let mut mins = [Avx512::splat(0); MINS];
@@ -337,9 +383,8 @@ impl Batch {
                 mins,
             };
             for (at, i) in rows.enumerate() {
-                // A line of the next rows, for each panel.
                 Avx512::prefetch(self.x.wrapping_add((GROUP + i) * self.pitch + s * SUPER + line).cast());
-                let Some(meta) = self.meta[s][i].as_ref() else { continue };
+                let meta = &*self.meta[s][i];
                 let sum = Avx512::add(
                     Avx512::shl(Avx512::load(sums[at].0.as_ptr()), 7),
                     Avx512::load(sums[low + at].0.as_ptr()),
@@ -374,17 +419,19 @@ impl EmitSuper<Avx512> for Split<'_> {
         // SAFETY: the processor has AVX-512; there is room for the rows.
         unsafe {
             self.ahead.block::<Avx512>();
-            let words = |x: __m512i| _mm512_or_si512(_mm512_and_si512(x, _mm512_set1_epi32(0xffff)), _mm512_slli_epi32::<16>(x));
+            let words = |x: __m512i| {
+                _mm512_or_si512(_mm512_and_si512(x, _mm512_set1_epi32(0xffff)), _mm512_slli_epi32::<16>(x))
+            };
             let scales = [words(scales[0]), words(scales[self.parts / 16])];
             let offset = _mm512_set1_epi16(self.offset as i16);
             let (byte, seven) = (_mm512_set1_epi16(0xff), _mm512_set1_epi16(0x7f));
             for c in 0..8 {
                 let even = _mm512_sub_epi16(_mm512_and_si512(w[c], byte), offset);
                 let odd = _mm512_sub_epi16(_mm512_srli_epi16::<8>(w[c]), offset);
-                let (even, odd) = (_mm512_mullo_epi16(even, scales[c / 4]), _mm512_mullo_epi16(odd, scales[c / 4]));
-                let both = |even, odd| {
-                    _mm512_or_si512(_mm512_and_si512(even, byte), _mm512_slli_epi16::<8>(odd))
-                };
+                let (even, odd) =
+                    (_mm512_mullo_epi16(even, scales[c / 4]), _mm512_mullo_epi16(odd, scales[c / 4]));
+                let both =
+                    |even, odd| _mm512_or_si512(_mm512_and_si512(even, byte), _mm512_slli_epi16::<8>(odd));
                 let h = both(_mm512_srai_epi16::<7>(even), _mm512_srai_epi16::<7>(odd));
                 let l = both(_mm512_and_si512(even, seven), _mm512_and_si512(odd, seven));
                 _mm512_store_si512(high[8 * j + c].0.as_mut_ptr().cast(), h);
