@@ -14,6 +14,7 @@ pub(super) const ROW_BYTES: usize = 64;
 
 /// Whether the processor has tiles of bytes and the system lets this process use them. The first call asks for that.
 pub(super) fn available() -> bool {
+    // tidy: allow what the processor and the system have is the same for all
     static AVAILABLE: OnceLock<bool> = OnceLock::new();
     *AVAILABLE.get_or_init(|| {
         const TILE: u32 = 1 << 24;
@@ -73,98 +74,100 @@ impl Tiles {
         Self(())
     }
 
-    /// `sums[t][r][n] = sum over k of x[r][k] * w[t][k / 4][n][k % 4]`, for 256 bytes of `N` times 16 rows of x, which
-    /// are `pitch` bytes apart, and both matrices of w; `sums[t * N + i]` are those of the i-th 16 rows.
+    /// `sums[t][r][n] = sum over k of x[r][k] * w[t][k / 4][n][k % 4]`, for 256 bytes of 32 rows of x, which are `pitch`
+    /// bytes apart, and both matrices of w, as two tiles of rows of the first and then two of the second.
     ///
     /// # Safety
-    /// x has these rows, each of w 64 rows of 64 bytes, and there is room for `2 N` tiles.
+    /// x has these rows, each of w 64 rows of 64 bytes, and there is room for 4 tiles.
     #[inline(always)]
-    pub(super) unsafe fn multiply<const N: usize>(
-        &self,
-        x: *const i8,
-        pitch: usize,
-        w: [*const i32; 2],
-        sums: *mut i32,
-    ) {
+    pub(super) unsafe fn multiply(&self, x: *const i8, pitch: usize, w: [*const i32; 2], sums: *mut i32) {
         // What the next step needs is loaded as soon as its place is free. A step is 64 bytes of x and 16 rows of w.
+        macro_rules! step {
+            ($x:literal, $w:literal) => {
+                concat!(
+                    "tdpbssd tmm0, tmm4, tmm6\n",
+                    "tdpbssd tmm2, tmm4, tmm7\n",
+                    "tileloadd tmm4, [{x} + {pitch} + ",
+                    $x,
+                    "]\n",
+                    "tdpbssd tmm1, tmm5, tmm6\n",
+                    "tileloadd tmm6, [{high} + {near} + ",
+                    $w,
+                    "]\n",
+                    "tdpbssd tmm3, tmm5, tmm7\n",
+                    "tileloadd tmm7, [{low} + {near} + ",
+                    $w,
+                    "]\n",
+                    "tileloadd tmm5, [{y} + {pitch} + ",
+                    $x,
+                    "]",
+                )
+            };
+        }
         // SAFETY: as the caller promises; the tiles are configured.
         unsafe {
-            if N == 1 {
-                macro_rules! step {
-                    ($x:literal, $w:literal) => {
-                        concat!(
-                            "tdpbssd tmm0, tmm4, tmm6\n",
-                            "tileloadd tmm6, [{high} + {near} + ",
-                            $w,
-                            "]\n",
-                            "tdpbssd tmm2, tmm4, tmm7\n",
-                            "tileloadd tmm4, [{x} + {pitch} + ",
-                            $x,
-                            "]\n",
-                            "tileloadd tmm7, [{low} + {near} + ",
-                            $w,
-                            "]",
-                        )
-                    };
-                }
-                asm!(
-                    "tileloadd tmm4, [{x} + {pitch}]",
-                    "tileloadd tmm6, [{high} + {near}]",
-                    "tileloadd tmm7, [{low} + {near}]",
-                    "tilezero tmm0", "tilezero tmm2",
-                    step!("64", "1024"), step!("128", "2048"), step!("192", "3072"),
-                    "tdpbssd tmm0, tmm4, tmm6",
-                    "tdpbssd tmm2, tmm4, tmm7",
-                    "tilestored [{sums} + {near}], tmm0",
-                    "tilestored [{sums} + {near} + 1024], tmm2",
-                    x = in(reg) x, high = in(reg) w[0], low = in(reg) w[1], sums = in(reg) sums,
-                    pitch = in(reg) pitch, near = in(reg) ROW_BYTES,
-                    options(nostack)
-                );
-            } else {
-                macro_rules! step {
-                    ($x:literal, $w:literal) => {
-                        concat!(
-                            "tdpbssd tmm0, tmm4, tmm6\n",
-                            "tdpbssd tmm2, tmm4, tmm7\n",
-                            "tileloadd tmm4, [{x} + {pitch} + ",
-                            $x,
-                            "]\n",
-                            "tdpbssd tmm1, tmm5, tmm6\n",
-                            "tileloadd tmm6, [{high} + {near} + ",
-                            $w,
-                            "]\n",
-                            "tdpbssd tmm3, tmm5, tmm7\n",
-                            "tileloadd tmm7, [{low} + {near} + ",
-                            $w,
-                            "]\n",
-                            "tileloadd tmm5, [{y} + {pitch} + ",
-                            $x,
-                            "]",
-                        )
-                    };
-                }
-                asm!(
-                    "tileloadd tmm4, [{x} + {pitch}]",
-                    "tileloadd tmm6, [{high} + {near}]",
-                    "tileloadd tmm7, [{low} + {near}]",
-                    "tileloadd tmm5, [{y} + {pitch}]",
-                    "tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3",
-                    step!("64", "1024"), step!("128", "2048"), step!("192", "3072"),
-                    "tdpbssd tmm0, tmm4, tmm6",
-                    "tdpbssd tmm2, tmm4, tmm7",
-                    "tdpbssd tmm1, tmm5, tmm6",
-                    "tdpbssd tmm3, tmm5, tmm7",
-                    "tilestored [{sums} + {near}], tmm0",
-                    "tilestored [{sums} + {near} + 1024], tmm1",
-                    "tilestored [{sums} + {near} + 2048], tmm2",
-                    "tilestored [{sums} + {near} + 3072], tmm3",
-                    x = in(reg) x, y = in(reg) x.wrapping_add(ROWS * pitch),
-                    high = in(reg) w[0], low = in(reg) w[1], sums = in(reg) sums,
-                    pitch = in(reg) pitch, near = in(reg) ROW_BYTES,
-                    options(nostack)
-                );
-            }
+            asm!(
+                "tileloadd tmm4, [{x} + {pitch}]",
+                "tileloadd tmm6, [{high} + {near}]",
+                "tileloadd tmm7, [{low} + {near}]",
+                "tileloadd tmm5, [{y} + {pitch}]",
+                "tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3",
+                step!("64", "1024"), step!("128", "2048"), step!("192", "3072"),
+                "tdpbssd tmm0, tmm4, tmm6",
+                "tdpbssd tmm2, tmm4, tmm7",
+                "tdpbssd tmm1, tmm5, tmm6",
+                "tdpbssd tmm3, tmm5, tmm7",
+                "tilestored [{sums} + {near}], tmm0",
+                "tilestored [{sums} + {near} + 1024], tmm1",
+                "tilestored [{sums} + {near} + 2048], tmm2",
+                "tilestored [{sums} + {near} + 3072], tmm3",
+                x = in(reg) x, y = in(reg) x.wrapping_add(ROWS * pitch),
+                high = in(reg) w[0], low = in(reg) w[1], sums = in(reg) sums,
+                pitch = in(reg) pitch, near = in(reg) ROW_BYTES,
+                options(nostack)
+            );
+        }
+    }
+
+    /// The same for 16 rows of x: one tile for each matrix, where the others have two.
+    ///
+    /// # Safety
+    /// As [`Tiles::multiply`].
+    #[inline(always)]
+    pub(super) unsafe fn multiply_16(&self, x: *const i8, pitch: usize, w: [*const i32; 2], sums: *mut i32) {
+        macro_rules! step {
+            ($x:literal, $w:literal) => {
+                concat!(
+                    "tdpbssd tmm0, tmm4, tmm6\n",
+                    "tileloadd tmm6, [{high} + {near} + ",
+                    $w,
+                    "]\n",
+                    "tdpbssd tmm2, tmm4, tmm7\n",
+                    "tileloadd tmm4, [{x} + {pitch} + ",
+                    $x,
+                    "]\n",
+                    "tileloadd tmm7, [{low} + {near} + ",
+                    $w,
+                    "]",
+                )
+            };
+        }
+        // SAFETY: as the caller promises; the tiles are configured.
+        unsafe {
+            asm!(
+                "tileloadd tmm4, [{x} + {pitch}]",
+                "tileloadd tmm6, [{high} + {near}]",
+                "tileloadd tmm7, [{low} + {near}]",
+                "tilezero tmm0", "tilezero tmm2",
+                step!("64", "1024"), step!("128", "2048"), step!("192", "3072"),
+                "tdpbssd tmm0, tmm4, tmm6",
+                "tdpbssd tmm2, tmm4, tmm7",
+                "tilestored [{sums} + {near}], tmm0",
+                "tilestored [{sums} + {near} + 2048], tmm2",
+                x = in(reg) x, high = in(reg) w[0], low = in(reg) w[1], sums = in(reg) sums,
+                pitch = in(reg) pitch, near = in(reg) ROW_BYTES,
+                options(nostack)
+            );
         }
     }
 

@@ -117,10 +117,9 @@ impl Activations {
     pub(in crate::cpu) fn resize(&mut self, rows: usize, cols: usize, layout: Layout) {
         (self.cols, self.layout) = (cols, layout);
         let units = rows * self.row_units();
-        let grow = |len: usize| len.max(units);
         match layout {
-            Layout::Blocks { .. } => self.meta.resize(grow(self.meta.len()), Meta::default()),
-            Layout::Supers { .. } => self.supers.resize(grow(self.supers.len()), SuperMeta::default()),
+            Layout::Blocks { .. } => self.meta.resize(self.meta.len().max(units), Meta::default()),
+            Layout::Supers { .. } => self.supers.resize(self.supers.len().max(units), SuperMeta::default()),
         }
         let bytes = self.pitch() * (rows + self.rows_behind());
         self.q.resize(self.q.len().max(bytes), 0);

@@ -251,7 +251,7 @@ impl Pass<'_> {
                     unsafe {
                         let to = sums[0].as_mut_ptr().cast();
                         tiles.multiply_line(batch.x, batch.pitch, w.bytes.each_ref().map(rows), to);
-                        batch.scale::<U>(0, 0..some.len(), 2 * ROWS, w, p * count, 0, &sums[0]);
+                        batch.scale::<U>(0, 0..some.len(), w, p * count, 0, &sums[0]);
                     }
                 }
             }
@@ -337,24 +337,23 @@ impl Batch {
                     let x = self.x.wrapping_add(half * STEP * self.pitch + s * SUPER);
                     let (w, to) = ([high.as_ptr().cast(), low.as_ptr().cast()], sums[step % 2].as_mut_ptr());
                     if self.len > half * STEP + ROWS {
-                        tiles.multiply::<2>(x, self.pitch, w, to.cast());
+                        tiles.multiply(x, self.pitch, w, to.cast());
                     } else {
-                        tiles.multiply::<1>(x, self.pitch, w, to.cast());
+                        tiles.multiply_16(x, self.pitch, w, to.cast());
                     }
                 }
                 if let Some([s, p, half]) = last {
                     let rows = half * STEP..self.len.min((half + 1) * STEP);
-                    let low = if rows.len() > ROWS { 2 * ROWS } else { ROWS };
                     let sums = &sums[(step + 1) % 2];
-                    self.scale::<U>(s, rows, low, &panels[p][s], p * apart, 64 * p, sums);
+                    self.scale::<U>(s, rows, &panels[p][s], p * apart, 64 * p, sums);
                 }
             }
             last = now;
         }
     }
 
-    /// Adds the integers that some rows and super-block `s` made to the rows' sums, as floats. Those of the low bytes
-    /// begin with line `low`; byte `line` of each of the next rows is asked for.
+    /// Adds the integers that some rows and super-block `s` made to the rows' sums, as floats. Byte
+    /// `line` of each of the next rows is asked for.
     ///
     /// # Safety
     /// As [`Batch::multiply`].
@@ -363,7 +362,6 @@ impl Batch {
         &self,
         s: usize,
         rows: Range<usize>,
-        low: usize,
         w: &Planes,
         apart: usize,
         line: usize,
@@ -387,7 +385,7 @@ impl Batch {
                 let meta = &*self.meta[s][i];
                 let sum = Avx512::add(
                     Avx512::shl(Avx512::load(sums[at].0.as_ptr()), 7),
-                    Avx512::load(sums[low + at].0.as_ptr()),
+                    Avx512::load(sums[STEP + at].0.as_ptr()),
                 );
                 let to = self.to[i].wrapping_add(apart).cast::<f32>();
                 let total = Avx512::load_f(to);
