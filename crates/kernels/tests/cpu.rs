@@ -7,7 +7,7 @@ use files::Format;
 #[cfg(unix)]
 use tidemill_kernels::buffer::{Buffer, DeviceMemory, View, Weight};
 use tidemill_kernels::cpu::{Cpu, CpuOptions, Isa};
-use tidemill_kernels::ops::{KvFormat, Precision};
+use tidemill_kernels::ops::{ExpertBatch, KvFormat, MlpWeights, Precision, RoutedRow};
 
 fn rigs() -> Vec<Rig> {
     rigs_of(|cpu| cpu)
@@ -54,6 +54,40 @@ fn all_instruction_sets_give_the_same_bits() {
                 same(rig, &format!("{format} [{rows}, {cols}] -> {outputs}"), &got, want);
             }
         }
+    }
+}
+
+/// Many rows, of experts that got every other one or all: by matrix tiles, where this machine has them, and without.
+#[test]
+fn many_scattered_rows_of_k_quants_give_the_same_bits() {
+    const HIDDEN: usize = 768;
+    const INNER: usize = 512;
+    let mut rng = Rng::new(33);
+    let options = || CpuOptions { threads: Some(2), precision: Precision::Fast };
+    let rigs = [false, true].map(|tiles| {
+        let backend = Box::new(Cpu::new(options()).unwrap().with_ways(false, tiles));
+        Rig { name: format!("tiles: {tiles}"), backend, batch_invariant: true, align: 1 }
+    });
+    for format in [Format::Q2K, Format::Q3K, Format::Q4K, Format::Q5K, Format::Q6K] {
+        let tokens = rng.within(130..=150);
+        let shapes = [(INNER, HIDDEN), (INNER, HIDDEN), (HIDDEN, INNER)];
+        let mlp = shapes.map(|(rows, cols)| Encoded::random(format, rows, cols, &mut rng));
+        let x = rng.activations(tokens, HIDDEN);
+        // Parts of the first expert come before those of the second.
+        let half = tokens.div_ceil(2);
+        let row = |row: usize, part: usize| RoutedRow { row: row as u32, part: part as u32 };
+        let routed: [Vec<RoutedRow>; 2] =
+            [(0..half).map(|i| row(2 * i, i)).collect(), (0..tokens).map(|i| row(i, half + i)).collect()];
+        let [want, got] = rigs.each_ref().map(|rig| {
+            let b = &*rig.backend;
+            let [gate, up, down] = mlp.each_ref().map(|w| w.weight(rig));
+            let weights = MlpWeights::new(gate, up, down).unwrap();
+            let batches = routed.each_ref().map(|rows| ExpertBatch { weights: &weights, rows });
+            let mut parts = output(b, half + tokens, HIDDEN);
+            b.expert_mlp(&tensor(b, tokens, HIDDEN, &x), &batches, &mut parts).unwrap();
+            values(b, &parts)
+        });
+        same(&rigs[1], &format!("{format}, {tokens} rows"), &got, &want);
     }
 }
 
