@@ -382,12 +382,13 @@ unsafe fn by_tiles<U: UnpackSuper>(run: &Run<'_>, space: &mut tiles::Space) {
             },
             panels: end - first,
             x: super_rows_of(run.x),
-            rows: run.rows,
+            rows: &[],
         };
-        // SAFETY: as the caller promises.
-        unsafe {
-            let n = outputs.start + first * lanes;
-            pass.run::<U>(space, |i| sums.part(i, n, OUTPUTS.min(outputs.end - n)));
+        let n = outputs.start + first * lanes;
+        for (chunk, rows) in run.rows.chunks(tiles::ROWS_MAX).enumerate() {
+            let (pass, start) = (tiles::Pass { rows, ..pass }, chunk * tiles::ROWS_MAX);
+            // SAFETY: as the caller promises.
+            unsafe { pass.run::<U>(space, |i| sums.part(start + i, n, OUTPUTS.min(outputs.end - n))) };
         }
     }
 }

@@ -18,6 +18,8 @@ use crate::cpu::simd::Simd;
 
 /// Fewer rows than this are multiplied as elsewhere.
 pub(super) const ROWS_MIN: usize = 24;
+/// Rows of a pass: what it holds for each stays small, and to unpack weights again for more costs next to nothing.
+pub(super) const ROWS_MAX: usize = 512;
 /// Rows of x that tiles are multiplied with at a time.
 const STEP: usize = 2 * ROWS;
 /// Rows of x that lie side by side: with a super-block of a panel they fit the first cache.
@@ -109,7 +111,8 @@ impl Default for Space {
 // SAFETY: its pointers are of the call that set them.
 unsafe impl Send for Space {}
 
-/// Up to [`OUTPUTS`] rows of a weight, from one that starts a vector of them, and rows of x.
+/// Up to [`OUTPUTS`] rows of a weight, from one that starts a vector of them, and up to [`ROWS_MAX`] rows of x.
+#[derive(Clone, Copy)]
 pub(super) struct Pass<'a> {
     pub(super) source: Source,
     /// What is multiplied next.
