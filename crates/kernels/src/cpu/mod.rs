@@ -3,8 +3,8 @@
 //! Results do not depend on the number of threads nor on how rows are batched: an item of the pool computes whole
 //! outputs, and each output's float sum runs in one fixed order whatever else is computed beside it.
 //! [`Precision::Exact`] multiplies decoded weights with f32 activations; [`Precision::Fast`] multiplies the weights'
-//! integers with activations that are quantised to signed bytes, in blocks of 32 or, for k-quants, of 256. Routers, norms, softmax, the delta
-//! rule and the weights that are plain floats take f32 in both.
+//! integers with activations that are quantised to signed bytes, in blocks of 32 or, for k-quants, of 256. Routers,
+//! norms, softmax, the delta rule and the weights that are plain floats take f32 in both.
 
 // Kernels run over registers by index, in loops that the compiler unrolls; iterators of arrays do not unroll.
 #![allow(clippy::needless_range_loop)]

@@ -58,7 +58,7 @@ pub(in crate::cpu) enum Extra {
 /// A block has a residue if the square of its scale exceeds so many times the row's mean: 2 % of the blocks of a
 /// trained model, and never more than one in so many.
 const OUTSTANDING: usize = 9;
-/// A super-block has one if the square of its scale exceeds so many times the mean of what blocks of 32 would have, and
+/// A super-block has an excess if the square of its scale exceeds so many times the mean of what blocks of 32 would have, and
 /// one of its blocks is so many times as large as all others: a few large values would cost the others theirs.
 const OUTSTANDING_SUPER: f32 = 4.0;
 const TIMES: f32 = 2.0;

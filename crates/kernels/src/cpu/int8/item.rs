@@ -375,11 +375,7 @@ unsafe fn by_tiles<U: UnpackSuper>(run: &Run<'_>, space: &mut tiles::Space) {
         let end = panels.min(first + OUTPUTS / lanes);
         let pass = tiles::Pass {
             source: run.source.below(first * lanes),
-            next: if end < panels {
-                run.source.below(end * lanes)
-            } else {
-                Source { rows: run.next, ..run.source }
-            },
+            next: run.after(end),
             panels: end - first,
             x: super_rows_of(run.x),
             rows: &[],
@@ -411,6 +407,16 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
+    /// What follows so many vectors of rows.
+    fn after(&self, panels: usize) -> Source {
+        let rows = panels * self.isa.lanes();
+        if rows < self.outputs.len() {
+            self.source.below(rows)
+        } else {
+            Source { rows: self.next, ..self.source }
+        }
+    }
+
     /// # Safety
     /// The source has the rows, rounded up to whole vectors, each as wide as x, and beyond them what [`Unpack`] reads.
     /// Nobody else accesses the sums.
@@ -448,11 +454,7 @@ impl Run<'_> {
         };
         for first in (0..panels).step_by(OUTPUTS / lanes) {
             let end = panels.min(first + OUTPUTS / lanes);
-            let after = if end < panels {
-                self.source.below(end * lanes)
-            } else {
-                Source { rows: self.next, ..self.source }
-            };
+            let after = self.after(end);
             for start in (0..blocks).step_by(CHUNK) {
                 let chunk = start..blocks.min(start + CHUNK);
                 let several = |p: usize, slot: usize| {

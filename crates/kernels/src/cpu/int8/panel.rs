@@ -11,7 +11,7 @@ use crate::cpu::simd::{Kernel, Simd, X_ROWS_MAX, array};
 pub(super) const VECTORS: usize = 10;
 /// Bytes of a weight that are asked for ahead of time, as far as whole panels fit into them, but at least one panel: the
 /// short rows of an expert need several, or memory is waited for.
-pub(super) const AHEAD: usize = 40 << 10;
+const AHEAD: usize = 40 << 10;
 /// Bytes of so many bits are narrow: the sum of eight products with signed bytes fits 16 bits.
 pub(super) const NARROW: u32 = 5;
 
@@ -93,16 +93,9 @@ impl<U: Unpack> Kernel for One<U> {
     unsafe fn run<S: Simd>(self) {
         // SAFETY: the caller of the kernel promises the features, the rows and the room.
         unsafe {
-            let after = Source { rows: self.next, ..self.source };
-            let ahead = (AHEAD / (S::LANES * self.source.strides[0])).clamp(1, self.panels);
             for panel in 0..self.panels {
                 let source = self.source.below(panel * S::LANES);
-                let later = panel + ahead;
-                let next = if later < self.panels {
-                    self.source.below(later * S::LANES).rows
-                } else {
-                    after.below((later - self.panels) * S::LANES).rows
-                };
+                let next = later::<S>(&self.source, self.next, self.panels, panel);
                 let mut emit = Direct::<S, U> {
                     x: self.x,
                     total: S::splat_f(0.0),
@@ -124,6 +117,22 @@ impl<U: Unpack> Kernel for One<U> {
                 S::store_f(emit.total, self.to.add(panel * S::LANES));
             }
         }
+    }
+}
+
+/// What is asked for while one of `panels` panels from `source` on is multiplied: another of them, or of those at `next`.
+#[inline(always)]
+pub(super) fn later<S: Simd>(
+    source: &Source,
+    next: [*const u8; 3],
+    panels: usize,
+    panel: usize,
+) -> [*const u8; 3] {
+    let later = panel + (AHEAD / (S::LANES * source.strides[0])).clamp(1, panels);
+    if later < panels {
+        source.below(later * S::LANES).rows
+    } else {
+        Source { rows: next, ..*source }.below((later - panels) * S::LANES).rows
     }
 }
 

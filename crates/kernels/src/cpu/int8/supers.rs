@@ -12,7 +12,7 @@ use std::marker::PhantomData;
 use std::ops::Range;
 
 use super::activations::SuperMeta;
-use super::panel::{AHEAD, Ahead, dots, dword, plus};
+use super::panel::{Ahead, dots, dword, later, plus};
 use super::{BLOCKS, CHUNK, SUPER, Source};
 use crate::cpu::simd::{Kernel, Simd, array};
 
@@ -134,7 +134,7 @@ pub(super) struct Floats<S: Simd> {
 }
 
 /// Adds what a super-block, or an excess, contributes: THE rounding of sums. Their order: the super-blocks of a chunk,
-/// then its excesses.
+/// then the sum of its excesses.
 ///
 /// # Safety
 /// The features of `S` are present.
@@ -187,17 +187,10 @@ impl<U: UnpackSuper> Kernel for One<U> {
     unsafe fn run<S: Simd>(self) {
         // SAFETY: the caller of the kernel promises the features, the rows and the room.
         unsafe {
-            let after = Source { rows: self.next, ..self.source };
             let blocks = self.supers * BLOCKS;
-            let ahead = (AHEAD / (S::LANES * self.source.strides[0])).clamp(1, self.panels);
             for panel in 0..self.panels {
                 let source = self.source.below(panel * S::LANES);
-                let later = panel + ahead;
-                let next = if later < self.panels {
-                    self.source.below(later * S::LANES).rows
-                } else {
-                    after.below((later - self.panels) * S::LANES).rows
-                };
+                let next = later::<S>(&self.source, self.next, self.panels, panel);
                 let none = S::splat(0);
                 let mut emit = Direct::<S, U> {
                     x: self.x,
@@ -322,7 +315,12 @@ impl<S: Simd, U: UnpackSuper> Direct<S, U> {
 /// # Safety
 /// The features of `S` are present.
 #[inline(always)]
-unsafe fn total<S: Simd, U: UnpackSuper>(to: S::F, meta: &SuperMeta, sum: S::I, w: &Floats<S>) -> S::F {
+pub(super) unsafe fn total<S: Simd, U: UnpackSuper>(
+    to: S::F,
+    meta: &SuperMeta,
+    sum: S::I,
+    w: &Floats<S>,
+) -> S::F {
     // SAFETY: as the caller promises.
     unsafe {
         match (U::PARTS, U::MIN) {

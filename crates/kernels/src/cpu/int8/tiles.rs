@@ -10,7 +10,7 @@ use std::ops::Range;
 
 use super::activations::SuperMeta;
 use super::panel::{Ahead, plus};
-use super::supers::{EmitSuper, Floats, MINS, SUPERS, SuperRows, UnpackSuper, share};
+use super::supers::{EmitSuper, Floats, MINS, SUPERS, SuperRows, UnpackSuper, total};
 use super::{BLOCKS, OUTPUTS, SUPER, Source};
 use crate::cpu::amx::{ROWS, Tiles};
 use crate::cpu::avx512::Avx512;
@@ -391,13 +391,7 @@ impl Batch {
                     Avx512::load(sums[STEP + at].0.as_ptr()),
                 );
                 let to = self.to[i].wrapping_add(apart).cast::<f32>();
-                let total = Avx512::load_f(to);
-                let total = match (U::PARTS, U::MIN) {
-                    (8, _) => share::<Avx512, 8, true>(total, meta, sum, &w),
-                    (_, true) => share::<Avx512, 16, true>(total, meta, sum, &w),
-                    (_, false) => share::<Avx512, 16, false>(total, meta, sum, &w),
-                };
-                Avx512::store_f(total, to);
+                Avx512::store_f(total::<Avx512, U>(Avx512::load_f(to), meta, sum, &w), to);
             }
         }
     }
