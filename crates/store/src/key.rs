@@ -47,6 +47,48 @@ impl fmt::Display for ExpertKey {
     }
 }
 
+/// A value for each of some experts. It is asked about every chosen expert of every token, so that it finds them by their
+/// numbers.
+#[derive(Debug)]
+pub(crate) struct KeyMap<T>(Vec<Vec<Option<T>>>);
+
+impl<T> Default for KeyMap<T> {
+    fn default() -> Self {
+        Self(Vec::new())
+    }
+}
+
+impl<T> KeyMap<T> {
+    pub(crate) fn get(&self, key: ExpertKey) -> Option<&T> {
+        self.0.get(key.layer.0 as usize)?.get(key.expert.0 as usize)?.as_ref()
+    }
+
+    pub(crate) fn get_mut(&mut self, key: ExpertKey) -> Option<&mut T> {
+        self.0.get_mut(key.layer.0 as usize)?.get_mut(key.expert.0 as usize)?.as_mut()
+    }
+
+    /// Where the value of `key` is, or comes to be.
+    pub(crate) fn place(&mut self, key: ExpertKey) -> &mut Option<T> {
+        let (layer, expert) = (key.layer.0 as usize, key.expert.0 as usize);
+        if self.0.len() <= layer {
+            self.0.resize_with(layer + 1, Vec::new);
+        }
+        let experts = &mut self.0[layer];
+        if experts.len() <= expert {
+            experts.resize_with(expert + 1, || None);
+        }
+        &mut experts[expert]
+    }
+
+    pub(crate) fn insert(&mut self, key: ExpertKey, value: T) {
+        *self.place(key) = Some(value);
+    }
+
+    pub(crate) fn remove(&mut self, key: ExpertKey) -> Option<T> {
+        self.0.get_mut(key.layer.0 as usize)?.get_mut(key.expert.0 as usize)?.take()
+    }
+}
+
 /// Where the bytes of one expert are, e.g. 3 ranges (GGUF: gate, up, down) or 9 (MLX: values, scales, biases of each).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ExpertLayout {
@@ -101,6 +143,23 @@ mod tests {
         assert_eq!(offsets, [4095, 8192, 12288 + 100, 16384 + 904]);
         assert_eq!(bytes, 2 * 4096 + 4096 + 4096 + 8192);
         assert_eq!(slot_bytes([&layout]).unwrap(), bytes);
+    }
+
+    #[test]
+    fn a_key_map_knows_what_a_hash_map_knows() {
+        let (mut map, mut expected) = (KeyMap::default(), std::collections::HashMap::new());
+        let mut random = 1u32;
+        for value in 0..4000 {
+            random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            let (layer, expert) = (LayerId((random >> 16) as u16 % 5), ExpertId((random >> 20) as u16 % 40));
+            let key = ExpertKey { layer, expert };
+            match random >> 30 {
+                0 => assert_eq!(map.remove(key), expected.remove(&key)),
+                1 => assert_eq!(map.get_mut(key), expected.get_mut(&key)),
+                _ => assert_eq!(map.place(key).replace(value), expected.insert(key, value)),
+            }
+            assert_eq!(map.get(key), expected.get(&key));
+        }
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use crate::disk::Ticket;
-use crate::key::{ExpertId, ExpertKey};
+use crate::key::{ExpertId, ExpertKey, KeyMap};
 use crate::slab::{GiveBack, Window};
 
 /// Index of a slot in the pool.
@@ -61,7 +61,7 @@ pub(crate) struct SlotPool {
     limit: usize,
     retired: usize,
     give_back: Option<GiveBack>,
-    by_key: HashMap<ExpertKey, SlotId>,
+    by_key: KeyMap<SlotId>,
     by_ticket: HashMap<Ticket, SlotId>,
 }
 
@@ -75,7 +75,7 @@ impl SlotPool {
             // The last one goes first: reversed, so that slots fill in ascending order.
             empty: (0..windows.len() as u32).rev().map(SlotId).collect(),
             states: windows.into_iter().map(State::Empty).collect(),
-            by_key: HashMap::new(),
+            by_key: KeyMap::default(),
             by_ticket: HashMap::new(),
         }
     }
@@ -184,7 +184,7 @@ impl SlotPool {
 
     /// Whether and how `key` is held.
     pub(crate) fn find(&self, key: ExpertKey) -> Option<Held> {
-        match &self.states[self.by_key.get(&key)?.0 as usize] {
+        match &self.states[self.by_key.get(key)?.0 as usize] {
             State::Ready(filled) => Some(Held::Ready(filled.clone())),
             State::Reading { ticket, .. } => Some(Held::Reading(*ticket)),
             State::Empty(_) | State::Retired(_) | State::Moving => None,
@@ -221,7 +221,7 @@ impl SlotPool {
             && *kept
         {
             *kept = false;
-            self.by_key.remove(key);
+            self.by_key.remove(*key);
         }
     }
 
@@ -235,7 +235,7 @@ impl SlotPool {
         } else {
             self.put_empty(slot, window);
             if kept {
-                self.by_key.remove(&key);
+                self.by_key.remove(key);
             }
         }
         Some((key, !kept))
@@ -243,20 +243,20 @@ impl SlotPool {
 
     /// Whether `key` is ready and nobody pins it. Only the pool hands out pins, so a yes stays true.
     pub(crate) fn evictable(&self, key: ExpertKey) -> bool {
-        let state = self.by_key.get(&key).map(|slot| &self.states[slot.0 as usize]);
+        let state = self.by_key.get(key).map(|slot| &self.states[slot.0 as usize]);
         matches!(state, Some(State::Ready(filled)) if Arc::strong_count(filled) == 1)
     }
 
     /// Empties the slot of an evictable expert; false if it is not evictable.
     pub(crate) fn evict(&mut self, key: ExpertKey) -> bool {
-        let Some(&slot) = self.by_key.get(&key) else { return false };
+        let Some(&slot) = self.by_key.get(key) else { return false };
         let state = &mut self.states[slot.0 as usize];
         match std::mem::replace(state, State::Moving) {
             // `try_unwrap` orders the last holder's reads of the bytes before whatever is written to them next.
             State::Ready(filled) => match Arc::try_unwrap(filled) {
                 Ok(filled) => {
                     self.put_empty(slot, filled.window);
-                    self.by_key.remove(&key);
+                    self.by_key.remove(key);
                     true
                 }
                 Err(filled) => {

@@ -2,23 +2,32 @@
 //!
 //! An expert's score is the sum over its wants of `2^(-age / half_life)`, the exponentially decayed frequency of
 //! LRFU (Lee et al., 2001). Kept as `log2` of the score scaled to time 0, it changes only when the expert is
-//! wanted, and any two scores compare at any time: nothing ever has to be aged.
+//! wanted, and any two scores compare at any time: nothing ever has to be aged. A score only grows, so the order of the
+//! pool may lag behind: [`Lfu::evict`] brings its low end up to date, and a want of what is there costs little.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 
 use super::Policy;
-use crate::key::ExpertKey;
+use crate::key::{ExpertKey, KeyMap};
 
-/// Gives up the expert with the lowest decayed frequency. Scores outlive eviction (a ghost history of all experts
-/// ever wanted: 16 bytes each), so an expert that comes back is known.
+/// Gives up the expert with the lowest decayed frequency. Scores outlive eviction (a ghost history of all experts:
+/// 32 bytes each), so an expert that comes back is known.
 #[derive(Debug)]
 pub struct Lfu {
     half_life: f64,
     /// In half-lives since the first want.
     now: f64,
-    history: HashMap<ExpertKey, f64>,
-    pool: HashMap<ExpertKey, Score>,
+    experts: KeyMap<Known>,
+    /// Those in the pool, by their [`Known::place`].
     order: BTreeSet<(Score, ExpertKey)>,
+}
+
+/// What is known of an expert that was wanted, or is in the pool.
+#[derive(Clone, Copy, Debug)]
+struct Known {
+    score: Score,
+    /// The score that it has in the order of the pool, this one or an earlier one.
+    place: Option<Score>,
 }
 
 /// A float made sortable.
@@ -52,20 +61,11 @@ impl Lfu {
 
     /// A want counts half after `half_life` later wants of single experts.
     pub fn with_half_life(half_life: f64) -> Self {
-        Self {
-            half_life: half_life.max(1e-3),
-            now: 0.0,
-            history: HashMap::new(),
-            pool: HashMap::new(),
-            order: BTreeSet::new(),
-        }
+        Self { half_life: half_life.max(1e-3), now: 0.0, experts: KeyMap::default(), order: BTreeSet::new() }
     }
 
-    fn place(&mut self, key: ExpertKey, score: Score) {
-        if let Some(before) = self.pool.insert(key, score) {
-            self.order.remove(&(before, key));
-        }
-        self.order.insert((score, key));
+    fn known(&mut self, key: ExpertKey) -> &mut Known {
+        self.experts.place(key).get_or_insert(Known { score: Score(f64::NEG_INFINITY), place: None })
     }
 }
 
@@ -77,29 +77,37 @@ impl Policy for Lfu {
     fn touch(&mut self, key: ExpertKey) {
         self.now += 1.0 / self.half_life;
         let fresh = self.now;
-        let score = self.history.entry(key).or_insert(f64::NEG_INFINITY);
+        let known = self.known(key);
+        let score = known.score.0;
         // log2(2^score + 2^fresh), without leaving the range of floats; fresh is never below score - 1e3.
-        *score = fresh.max(*score) + (1.0 + (-(fresh - *score).abs()).exp2()).log2();
-        let score = Score(*score);
-        if self.pool.contains_key(&key) {
-            self.place(key, score);
-        }
+        known.score = Score(fresh.max(score) + (1.0 + (-(fresh - score).abs()).exp2()).log2());
     }
 
     fn insert(&mut self, key: ExpertKey) {
-        let score = self.history.get(&key).copied().unwrap_or(f64::NEG_INFINITY);
-        self.place(key, Score(score));
+        self.forget(key);
+        let known = self.known(key);
+        known.place = Some(known.score);
+        let score = known.score;
+        self.order.insert((score, key));
     }
 
     fn evict(&mut self, may: &dyn Fn(ExpertKey) -> bool) -> Option<ExpertKey> {
-        let key = self.order.iter().find(|(_, k)| may(*k))?.1;
-        self.forget(key);
-        Some(key)
+        loop {
+            let score = |key| self.experts.get(key).map(|known| known.score);
+            let lags = |(place, key): &(Score, ExpertKey)| score(*key) != Some(*place);
+            let &first = self.order.iter().find(|first| lags(first) || may(first.1))?;
+            let lags = lags(&first);
+            self.forget(first.1);
+            if !lags {
+                return Some(first.1);
+            }
+            self.insert(first.1);
+        }
     }
 
     fn forget(&mut self, key: ExpertKey) {
-        if let Some(score) = self.pool.remove(&key) {
-            self.order.remove(&(score, key));
+        if let Some(place) = self.experts.get_mut(key).and_then(|known| known.place.take()) {
+            self.order.remove(&(place, key));
         }
     }
 

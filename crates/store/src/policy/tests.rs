@@ -39,6 +39,36 @@ fn lfu_keeps_the_frequent_through_a_scan_and_forgets_old_fame() {
     assert_eq!(lfu.evict(&|_| true), Some(key(0)));
 }
 
+/// What it gives up is what has the lowest score of all that may go, though it keeps them in an order of the past.
+#[test]
+fn lfu_gives_up_the_lowest_score() {
+    let (mut lfu, half_life) = (Lfu::with_half_life(12.0), 12.0f64);
+    let (mut wants, mut pool) = (vec![Vec::new(); 40], BTreeSet::new());
+    let (mut random, mut now) = (7u32, 0.0);
+    for step in 0..6000 {
+        random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        let e = (random >> 16) as u16 % 40;
+        if random >> 30 > 0 {
+            now += 1.0;
+            lfu.touch(key(e));
+            wants[e as usize].push(now);
+            continue;
+        }
+        if pool.insert(e) {
+            lfu.insert(key(e));
+        }
+        if pool.len() > 25 {
+            let may = |e: u16| !(e + step).is_multiple_of(3);
+            let given_up = lfu.evict(&|key| may(key.expert.0)).unwrap().expert.0;
+            let score =
+                |e: u16| wants[e as usize].iter().map(|at| ((at - now) / half_life).exp2()).sum::<f64>();
+            let lowest = pool.iter().copied().filter(|e| may(*e)).map(score).fold(f64::INFINITY, f64::min);
+            assert!(may(given_up) && score(given_up) <= lowest * (1.0 + 1e-9), "{step}");
+            pool.remove(&given_up);
+        }
+    }
+}
+
 #[test]
 fn lfu_knows_those_that_come_back() {
     let mut lfu = Lfu::with_half_life(100.0);
