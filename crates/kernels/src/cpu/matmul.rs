@@ -18,6 +18,8 @@ const INNER_BYTES: usize = 2 << 20;
 const ITEMS: usize = 16;
 /// Outputs of an item are a multiple of this: whole tiles of every instruction set.
 const TILE: usize = 32;
+/// The same where x is not quantised: a router has few outputs, and all threads are to have some.
+const FLOAT_TILE: usize = 4;
 /// Values of x that are quantised at a time.
 const QUANTISED: usize = 8 << 20;
 
@@ -108,7 +110,11 @@ impl Cpu {
     fn products_of(&self, input: Input<'_>, to: Range<usize>, targets: &[&Target<'_>]) -> Result<()> {
         let rows: Vec<u32> = (0..to.len() as u32).collect();
         let to: Vec<u32> = (to.start as u32..to.end as u32).collect();
-        let tile = self.tile(targets.iter().map(|target| target.weight.rows).sum());
+        let outputs = targets.iter().map(|target| target.weight.rows).sum();
+        let tile = match input {
+            Input::Float(_) if outputs < ITEMS * TILE => FLOAT_TILE,
+            _ => self.tile(outputs),
+        };
         let mut items = Vec::new();
         for &target in targets {
             let outputs = target.weight.rows;
