@@ -8,8 +8,9 @@
 //! above the other seven, those make the scale, and the large one has a second set of bytes, 127 times coarser: its
 //! *excess*, after the row's super-blocks.
 
+use super::steps::{self, Quantise, Steps};
 use super::{BLOCK, BLOCKS, SUPER};
-use crate::cpu::isa::{Isa, for_each_isa};
+use crate::cpu::isa::Isa;
 use crate::cpu::shared::Parts;
 
 /// Where the values of a block of 32 lie among the unpacked bytes of a format.
@@ -211,45 +212,61 @@ impl RowsMut<'_> {
             let q = self.q.part(r * self.pitch, self.pitch);
             match self.layout {
                 Layout::Blocks { order, correction } => {
-                    quantise_blocks(isa, x, order, correction, q, self.meta.part(first, units));
+                    steps::enter(
+                        isa,
+                        InBlocks { x, order, correction, q, meta: self.meta.part(first, units) },
+                    );
                 }
                 Layout::Supers { parts, goes_with } => {
-                    quantise_supers(isa, x, parts, goes_with, q, self.supers.part(first, units));
+                    steps::enter(
+                        isa,
+                        InSupers { x, parts, goes_with, q, meta: self.supers.part(first, units) },
+                    );
                 }
             }
         }
     }
 }
 
-for_each_isa! {
-    /// Quantises one row in blocks, with its residues.
-    fn quantise_blocks(x: &[f32], order: Order, correction: i32, q: &mut [i8], meta: &mut [Meta]) {
+/// Quantises one row in blocks, with its residues.
+struct InBlocks<'a> {
+    x: &'a [f32],
+    order: Order,
+    correction: i32,
+    q: &'a mut [i8],
+    meta: &'a mut [Meta],
+}
+
+impl Quantise for InBlocks<'_> {
+    #[inline(always)]
+    fn run<S: Steps>(self) {
+        let Self { x, order, correction, q, meta } = self;
         let count = x.len() / BLOCK;
         let (q, residues_q) = q.split_at_mut(x.len());
         let (meta, residues) = meta.split_at_mut(count);
         let mut squares = 0.0;
-        let blocks = x.chunks_exact(BLOCK).zip(q.chunks_exact_mut(BLOCK)).zip(&mut *meta).enumerate();
+        let blocks = of_32(x).iter().zip(q.as_chunks_mut().0).zip(&mut *meta).enumerate();
         for (b, ((x, q), meta)) in blocks {
-            let (inverse, scale) = steps_to(largest_of(x));
-            let (natural, sums) = bytes_of(x, inverse);
-            permute(order, b, &natural, q);
+            let (inverse, scale) = steps_to(S::largest(x));
+            let (natural, sums) = S::bytes(x, inverse);
+            S::permute(order, b, &natural, q);
             *meta = meta_of(scale, sums, correction);
             squares += scale * scale;
         }
         let limit = OUTSTANDING as f32 * (squares / count as f32);
         let mut used = 0;
-        let blocks = x.chunks_exact(BLOCK).zip(&mut *meta).enumerate();
+        let blocks = of_32(x).iter().zip(&mut *meta).enumerate();
         for (b, (x, meta)) in blocks {
             if meta.scale * meta.scale > limit && used < residues.len() {
                 // The bytes once more, which may lie in another order.
-                let (inverse, scale) = steps_to(largest_of(x));
-                let (natural, _) = bytes_of(x, inverse);
+                let (inverse, scale) = steps_to(S::largest(x));
+                let (natural, _) = S::bytes(x, inverse);
                 let mut rest = [0.0; BLOCK];
                 for ((rest, x), q) in rest.iter_mut().zip(x).zip(&natural) {
                     *rest = x - scale * f32::from(*q);
                 }
-                let (natural, sums) = bytes_of(&rest, FINER * inverse);
-                permute(order, b, &natural, &mut residues_q[used * BLOCK..][..BLOCK]);
+                let (natural, sums) = S::bytes(&rest, FINER * inverse);
+                S::permute(order, b, &natural, &mut residues_q.as_chunks_mut().0[used]);
                 residues[used] = Meta { link: b as u32, ..meta_of(scale / FINER, sums, correction) };
                 used += 1;
             }
@@ -258,44 +275,48 @@ for_each_isa! {
     }
 }
 
-for_each_isa! {
-    /// Quantises one row in super-blocks, with its excesses.
-    fn quantise_supers(
-        x: &[f32],
-        parts: usize,
-        goes_with: Extra,
-        q: &mut [i8],
-        meta: &mut [SuperMeta],
-    ) {
+/// Quantises one row in super-blocks, with its excesses.
+struct InSupers<'a> {
+    x: &'a [f32],
+    parts: usize,
+    goes_with: Extra,
+    q: &'a mut [i8],
+    meta: &'a mut [SuperMeta],
+}
+
+impl Quantise for InSupers<'_> {
+    #[inline(always)]
+    fn run<S: Steps>(self) {
+        let Self { x, parts, goes_with, q, meta } = self;
         let count = x.len() / SUPER;
         let (q, excesses_q) = q.split_at_mut(x.len());
         let (meta, excesses) = meta.split_at_mut(count);
         let mut squares = 0.0;
         for ((x, q), meta) in x.chunks_exact(SUPER).zip(q.chunks_exact_mut(SUPER)).zip(&mut *meta) {
             let mut sizes = [0; BLOCKS];
-            for (size, x) in sizes.iter_mut().zip(x.chunks_exact(BLOCK)) {
-                *size = largest_of(x);
+            for (size, x) in sizes.iter_mut().zip(of_32(x)) {
+                *size = S::largest(x);
                 let (_, scale) = steps_to(*size);
                 squares += scale * scale;
             }
             let (inverse, scale) = steps_to(sizes.into_iter().fold(0, u32::max));
-            let sums = super_bytes_of(x, inverse, q);
+            let sums = super_bytes::<S>(x, inverse, q);
             *meta = SuperMeta { scale, link: 0, extra: extra_of(&sums, parts, goes_with) };
         }
         let limit = OUTSTANDING_SUPER * (squares / (count * BLOCKS) as f32);
         let mut used = 0;
         let supers = x.chunks_exact(SUPER).zip(q.chunks_exact_mut(SUPER)).zip(&mut *meta).enumerate();
         for (s, ((x, q), meta)) in supers {
-            let outstanding = if meta.scale * meta.scale > limit { outstanding_block(x) } else { None };
+            let outstanding = if meta.scale * meta.scale > limit { outstanding_block::<S>(x) } else { None };
             if let Some((j, scale)) = outstanding {
                 let (at, inverse) = (j * BLOCK, 1.0 / scale);
-                let (excess, halves) = bytes_of(&x[at..][..BLOCK], inverse / COARSER);
+                let (excess, halves) = S::bytes(&of_32(x)[j], inverse / COARSER);
                 let mut rest = [0.0; SUPER];
                 rest.copy_from_slice(x);
                 for (rest, excess) in rest[at..].iter_mut().zip(&excess) {
                     *rest -= COARSER * scale * f32::from(*excess);
                 }
-                let sums = super_bytes_of(&rest, inverse, q);
+                let sums = super_bytes::<S>(&rest, inverse, q);
                 (meta.scale, meta.extra) = (scale, extra_of(&sums, parts, goes_with));
                 let mut sums = [0; 16];
                 sums[2 * j..][..2].copy_from_slice(&halves);
@@ -314,10 +335,10 @@ for_each_isa! {
 
 /// Which block of a super-block is far above the others, and the step that these leave.
 #[inline(always)]
-fn outstanding_block(x: &[f32]) -> Option<(usize, f32)> {
+fn outstanding_block<S: Steps>(x: &[f32]) -> Option<(usize, f32)> {
     let (mut first, mut second, mut block) = (0, 0, 0);
-    for (j, x) in x.chunks_exact(BLOCK).enumerate() {
-        let size = largest_of(x);
+    for (j, x) in of_32(x).iter().enumerate() {
+        let size = S::largest(x);
         if size > first {
             (second, first, block) = (first, size, j);
         } else {
@@ -332,13 +353,10 @@ fn outstanding_block(x: &[f32]) -> Option<(usize, f32)> {
 
 /// 256 values in steps, and the sums of each 16.
 #[inline(always)]
-fn super_bytes_of(x: &[f32], inverse: f32, q: &mut [i8]) -> [i32; 16] {
+fn super_bytes<S: Steps>(x: &[f32], inverse: f32, q: &mut [i8]) -> [i32; 16] {
     let mut sums = [0; 16];
-    let blocks = x.chunks_exact(BLOCK).zip(q.chunks_exact_mut(BLOCK)).zip(sums.chunks_exact_mut(2));
-    for ((x, q), sums) in blocks {
-        let (bytes, halves) = bytes_of(x, inverse);
-        q.copy_from_slice(&bytes);
-        sums.copy_from_slice(&halves);
+    for ((x, q), sums) in of_32(x).iter().zip(q.as_chunks_mut().0).zip(sums.as_chunks_mut().0) {
+        (*q, *sums) = S::bytes(x, inverse);
     }
     sums
 }
@@ -369,17 +387,10 @@ fn meta_of(scale: f32, sums: [i32; 2], correction: i32) -> Meta {
     Meta { scale, link: 0, start: correction * sum, sum: scale * sum as f32 }
 }
 
-/// The bits of the largest magnitude.
+/// The blocks of a row.
 #[inline(always)]
-fn largest_of(x: &[f32]) -> u32 {
-    // As integers, magnitudes have the order of numbers, and the compiler knows how to find the largest of a vector.
-    let mut largest = [0u32; 16];
-    for x in x.chunks_exact(16) {
-        for (largest, x) in largest.iter_mut().zip(x) {
-            *largest = (x.to_bits() & 0x7fff_ffff).max(*largest);
-        }
-    }
-    largest.into_iter().fold(0, u32::max)
+fn of_32(x: &[f32]) -> &[[f32; BLOCK]] {
+    x.as_chunks().0
 }
 
 /// Steps in one and the size of a step, for values up to one with these bits.
@@ -389,49 +400,4 @@ fn steps_to(largest: u32) -> (f32, f32) {
     let max = f32::from_bits(largest);
     // What is not finite must not vanish: it poisons the scale.
     (if max > 0.0 { 127.0 / max } else { 0.0 }, if largest < INFINITE { max / 127.0 } else { f32::NAN })
-}
-
-/// 32 values in steps, and the sums of the halves.
-#[inline(always)]
-fn bytes_of(x: &[f32], inverse: f32) -> ([i8; BLOCK], [i32; 2]) {
-    const ROUND: f32 = 12_582_912.0; // 1.5 * 2^23: adding it leaves the nearest integer in the low bits
-    let mut steps = [0i32; BLOCK];
-    for (steps, x) in steps.iter_mut().zip(x) {
-        let rounded = ((x * inverse + ROUND).to_bits() as i32).wrapping_sub(ROUND.to_bits() as i32);
-        // What is not finite has no byte; any will do, in the sums too.
-        *steps = rounded << 24 >> 24;
-    }
-    let mut q = [0i8; BLOCK];
-    for (q, steps) in q.iter_mut().zip(&steps) {
-        *q = *steps as i8;
-    }
-    let (low, high) = steps.split_at(BLOCK / 2);
-    (q, [low, high].map(|half| half.iter().sum()))
-}
-
-#[inline(always)]
-fn permute(order: Order, block: usize, q: &[i8; BLOCK], out: &mut [i8]) {
-    match order {
-        Order::EvenOdd => {
-            for i in 0..16 {
-                (out[i], out[16 + i]) = (q[2 * i], q[2 * i + 1]);
-            }
-        }
-        Order::Quads => {
-            for (i, out) in out.iter_mut().enumerate() {
-                *out = q[i / 16 * 16 + i % 4 * 4 + i / 4 % 4];
-            }
-        }
-        Order::Rotated16 if block.is_multiple_of(2) => {
-            for (q, out) in q.chunks_exact(16).zip(out.chunks_exact_mut(16)) {
-                out[..2].copy_from_slice(&q[14..]);
-                out[2..].copy_from_slice(&q[..14]);
-            }
-        }
-        Order::Rotated32 if block.is_multiple_of(2) => {
-            out[..2].copy_from_slice(&q[30..]);
-            out[2..].copy_from_slice(&q[..30]);
-        }
-        Order::Natural | Order::Rotated16 | Order::Rotated32 => out.copy_from_slice(q),
-    }
 }

@@ -26,6 +26,7 @@ mod item;
 mod k;
 mod legacy;
 mod panel;
+mod steps;
 mod supers;
 #[cfg(target_arch = "x86_64")]
 mod tiles;

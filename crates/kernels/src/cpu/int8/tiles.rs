@@ -78,7 +78,10 @@ pub(super) struct Space {
     totals: Vec<Line<f32>>,
     /// `[panel][row]`, of the chunk's excesses, for the rows that have some.
     rest: Vec<Line<f32>>,
+    /// Those of a chunk, in the order of their rows.
     excesses: Vec<Excess>,
+    /// The same, in the order of their blocks.
+    by_block: Vec<Excess>,
 }
 
 impl std::fmt::Debug for Space {
@@ -105,6 +108,7 @@ impl Default for Space {
             totals: Vec::new(),
             rest: Vec::new(),
             excesses: Vec::new(),
+            by_block: Vec::new(),
         }
     }
 }
@@ -228,16 +232,17 @@ impl Pass<'_> {
     /// As [`Pass::chunk`]; the excesses are the chunk's, in the order of their rows.
     #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
     unsafe fn excesses<U: UnpackSuper>(&self, tiles: &Tiles, first: usize, space: &mut Space) {
-        let Space { planes, batch, sums, totals, rest, excesses, .. } = space;
+        let Space { planes, batch, sums, totals, rest, excesses, by_block, .. } = space;
         let count = self.rows.len();
         let lines = |at: usize| (0..self.panels).map(move |p| p * count + at);
         for excess in &*excesses {
             lines(excess.at).for_each(|line| rest[line] = Line([0.0; 16]));
         }
-        // Those of a block together, and each row's in order.
-        excesses.sort_by_key(|excess| excess.block);
-        for same in excesses.chunk_by(|a, b| a.block == b.block) {
-            let (s, j) = (same[0].block / BLOCKS - first, same[0].block % BLOCKS);
+        // Those of a block together.
+        let starts = sorted(excesses, first * BLOCKS, by_block);
+        for (block, ends) in starts.windows(2).enumerate() {
+            let (s, j) = (block / BLOCKS, block % BLOCKS);
+            let same = &by_block[ends[0]..ends[1]];
             for some in same.chunks(STEP) {
                 batch.len = some.len();
                 for (i, excess) in some.iter().enumerate() {
@@ -259,7 +264,6 @@ impl Pass<'_> {
                 }
             }
         }
-        excesses.sort_by_key(|excess| excess.at);
         for row in excesses.chunk_by(|a, b| a.at == b.at) {
             for line in lines(row[0].at) {
                 // SAFETY: the processor has AVX-512.
@@ -267,6 +271,27 @@ impl Pass<'_> {
             }
         }
     }
+}
+
+/// Writes the excesses of a chunk in the order of their blocks, of which `first` is the chunk's first. Returns where those
+/// of each block begin, and the end.
+fn sorted(excesses: &[Excess], first: usize, by_block: &mut Vec<Excess>) -> [usize; SUPERS * BLOCKS + 1] {
+    let mut starts = [0; SUPERS * BLOCKS + 1];
+    for excess in excesses {
+        starts[excess.block - first + 1] += 1;
+    }
+    for block in 1..starts.len() {
+        starts[block] += starts[block - 1];
+    }
+    by_block.clear();
+    by_block.extend_from_slice(excesses);
+    let mut next = starts;
+    for excess in excesses {
+        let place = &mut next[excess.block - first];
+        by_block[*place] = *excess;
+        *place += 1;
+    }
+    starts
 }
 
 /// # Safety
