@@ -21,6 +21,7 @@
 
 mod activations;
 mod affine;
+mod ahead;
 mod iq;
 mod item;
 mod k;

@@ -4,14 +4,12 @@ use std::marker::PhantomData;
 use std::ops::Range;
 
 use super::activations::Meta;
+use super::ahead::{Ahead, later, prefetch_scales};
 use super::{BLOCK, CHUNK, Emit, Source, Unpack};
 use crate::cpu::simd::{Kernel, Simd, X_ROWS_MAX, array};
 
 /// Vectors of a block in a panel: bytes, scales, minimums.
 pub(super) const VECTORS: usize = 10;
-/// Bytes of a weight that are asked for ahead of time, as far as whole panels fit into them, but at least one panel: the
-/// short rows of an expert need several, or memory is waited for.
-const AHEAD: usize = 40 << 10;
 /// Bytes of so many bits are narrow: the sum of eight products with signed bytes fits 16 bits.
 pub(super) const NARROW: u32 = 5;
 
@@ -101,7 +99,7 @@ impl<U: Unpack> Kernel for One<U> {
                     total: S::splat_f(0.0),
                     residue: self.blocks,
                     rest: S::splat_f(0.0),
-                    ahead: Ahead::new::<S>(&source, next, 0..self.blocks, self.blocks),
+                    ahead: Ahead::of_panel::<S>(&self.source, self.next, self.panels, panel, self.blocks),
                     format: PhantomData,
                 };
                 for start in (0..self.blocks).step_by(CHUNK) {
@@ -115,79 +113,6 @@ impl<U: Unpack> Kernel for One<U> {
                     }
                 }
                 S::store_f(emit.total, self.to.add(panel * S::LANES));
-            }
-        }
-    }
-}
-
-/// What is asked for while one of `panels` panels from `source` on is multiplied: another of them, or of those at `next`.
-#[inline(always)]
-pub(super) fn later<S: Simd>(
-    source: &Source,
-    next: [*const u8; 3],
-    panels: usize,
-    panel: usize,
-) -> [*const u8; 3] {
-    let later = panel + (AHEAD / (S::LANES * source.strides[0])).clamp(1, panels);
-    if later < panels {
-        source.below(later * S::LANES).rows
-    } else {
-        Source { rows: next, ..*source }.below((later - panels) * S::LANES).rows
-    }
-}
-
-/// Memory that is asked for before its turn, a little with each block.
-#[derive(Clone, Copy)]
-pub(super) struct Ahead {
-    next: *const u8,
-    until: *const u8,
-    step: usize,
-}
-
-impl Ahead {
-    /// The share that `blocks` of `of` have in a panel from `next` on.
-    #[inline(always)]
-    pub(super) fn new<S: Simd>(
-        source: &Source,
-        next: [*const u8; 3],
-        blocks: Range<usize>,
-        of: usize,
-    ) -> Self {
-        let step = S::LANES * source.strides[0] / of;
-        let next = next[0].wrapping_add(blocks.start * step);
-        Self { next, until: next, step }
-    }
-
-    /// # Safety
-    /// The features of `S` are present.
-    #[inline(always)]
-    pub(super) unsafe fn block<S: Simd>(&mut self) {
-        self.until = self.until.wrapping_add(self.step);
-        while self.next < self.until {
-            // SAFETY: as the caller promises; a prefetch may name any address.
-            unsafe { S::prefetch(self.next) };
-            self.next = self.next.wrapping_add(64);
-        }
-    }
-}
-
-/// Asks for the share of `chunk` of `blocks` blocks in the parts that hold scales, from `next` on.
-///
-/// # Safety
-/// The features of `S` are present.
-#[inline(always)]
-unsafe fn prefetch_scales<S: Simd>(
-    source: &Source,
-    next: [*const u8; 3],
-    chunk: &Range<usize>,
-    blocks: usize,
-) {
-    for part in 1..3 {
-        let bytes = S::LANES * source.strides[part];
-        if bytes > 0 {
-            for at in (bytes * chunk.start / blocks..bytes * chunk.end / blocks).step_by(64) {
-                // SAFETY: as the caller promises; a prefetch may name any address.
-                unsafe { S::prefetch(next[part].wrapping_add(at)) };
             }
         }
     }

@@ -12,7 +12,8 @@ use std::marker::PhantomData;
 use std::ops::Range;
 
 use super::activations::SuperMeta;
-use super::panel::{Ahead, dots, dword, later, plus};
+use super::ahead::Ahead;
+use super::panel::{dots, dword, plus};
 use super::{BLOCKS, CHUNK, SUPER, Source};
 use crate::cpu::simd::{Kernel, Simd, array};
 
@@ -190,7 +191,6 @@ impl<U: UnpackSuper> Kernel for One<U> {
             let blocks = self.supers * BLOCKS;
             for panel in 0..self.panels {
                 let source = self.source.below(panel * S::LANES);
-                let next = later::<S>(&self.source, self.next, self.panels, panel);
                 let none = S::splat(0);
                 let mut emit = Direct::<S, U> {
                     x: self.x,
@@ -200,7 +200,7 @@ impl<U: UnpackSuper> Kernel for One<U> {
                     excess: self.supers,
                     rest_sum: none,
                     rest: S::splat_f(0.0),
-                    ahead: Ahead::new::<S>(&source, next, 0..blocks, blocks),
+                    ahead: Ahead::of_panel::<S>(&self.source, self.next, self.panels, panel, blocks),
                     format: PhantomData,
                 };
                 for start in (0..self.supers).step_by(SUPERS) {

@@ -9,7 +9,8 @@ use std::arch::x86_64::*;
 use std::ops::Range;
 
 use super::activations::SuperMeta;
-use super::panel::{Ahead, plus};
+use super::ahead::Ahead;
+use super::panel::plus;
 use super::supers::{EmitSuper, Floats, MINS, SUPERS, SuperRows, UnpackSuper, total};
 use super::{BLOCKS, OUTPUTS, SUPER, Source};
 use crate::cpu::amx::{ROWS, Tiles};
