@@ -11,7 +11,7 @@ use super::Policy;
 use crate::key::{ExpertKey, KeyMap};
 
 /// Gives up the expert with the lowest decayed frequency. Scores outlive eviction (a ghost history of all experts:
-/// 32 bytes each), so an expert that comes back is known.
+/// 24 bytes each), so an expert that comes back is known.
 #[derive(Debug)]
 pub struct Lfu {
     half_life: f64,
