@@ -49,9 +49,9 @@ type Next<'a> = Option<(HostWeight<'a>, usize)>;
 
 impl Cpu {
     /// Outputs of one item, for a product that has `outputs` in all: many items a thread, so that both end together,
-    /// in whole tiles.
-    fn tile(&self, outputs: usize) -> usize {
-        (outputs / (ITEMS * self.pool.threads())).clamp(TILE, 1024) / TILE * TILE
+    /// in whole tiles of `least`.
+    fn tile(&self, outputs: usize, least: usize) -> usize {
+        (outputs / (ITEMS * self.pool.threads())).clamp(least, 1024) / least * least
     }
 
     fn layout(&self, format: Format, cols: usize) -> Option<Layout> {
@@ -111,10 +111,11 @@ impl Cpu {
         let rows: Vec<u32> = (0..to.len() as u32).collect();
         let to: Vec<u32> = (to.start as u32..to.end as u32).collect();
         let outputs = targets.iter().map(|target| target.weight.rows).sum();
-        let tile = match input {
-            Input::Float(_) if outputs < ITEMS * TILE => FLOAT_TILE,
-            _ => self.tile(outputs),
+        let least = match input {
+            Input::Float(_) => FLOAT_TILE,
+            Input::Bytes(_) => TILE,
         };
+        let tile = self.tile(outputs, least);
         let mut items = Vec::new();
         for &target in targets {
             let outputs = target.weight.rows;
@@ -256,7 +257,7 @@ impl Cpu {
             }
             let values = &mut values[..rows * inner];
             let target = Parts::new(values);
-            let tile = self.tile(inner * jobs.len());
+            let tile = self.tile(inner * jobs.len(), TILE);
             let tiles = inner.div_ceil(tile);
             self.pool.run_numbered(jobs.len() * tiles, |thread, item| {
                 let (j, from) = (item / tiles, item % tiles * tile);
@@ -269,7 +270,7 @@ impl Cpu {
             let values = &*values;
             self.with_input(values, inner, down_format, |input| {
                 let out = Parts::new(out);
-                let tile = self.tile(hidden * jobs.len());
+                let tile = self.tile(hidden * jobs.len(), TILE);
                 let tiles = hidden.div_ceil(tile);
                 self.pool.run_numbered(jobs.len() * tiles, |thread, item| {
                     let (j, from) = (item / tiles, item % tiles * tile);
