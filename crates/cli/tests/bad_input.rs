@@ -1,10 +1,10 @@
 //! Bad models, options and files: one line that names the thing, and an exit code.
 
-mod common;
+use crate::common;
 
 use std::path::Path;
 
-use common::{Tensors, copy_model, edit, fails, fails_with, golden, json, piped, succeed, tidemill};
+use crate::common::{Tensors, copy_model, edit, fails, fails_with, golden, json, piped, succeed, tidemill};
 
 fn text(path: &Path) -> &str {
     path.to_str().expect("UTF-8")

@@ -1,8 +1,6 @@
 //! A chat through a pipe.
 
-mod common;
-
-use common::{edit, piped, tidemill};
+use crate::common::{edit, piped, tidemill};
 
 const GREEDY: [&str; 4] = ["chat", "--temperature", "0", "--exact"];
 

@@ -1,8 +1,6 @@
 //! `doctor`: a machine, a model that is here, a shape that is not.
 
-mod common;
-
-use common::{fails, json, succeed, tidemill};
+use crate::common::{fails, json, succeed, tidemill};
 
 #[test]
 fn a_shape_is_judged_before_it_is_downloaded() {

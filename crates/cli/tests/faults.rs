@@ -1,12 +1,10 @@
 //! Files that go bad under a running program: one line on stderr, below what was already said.
 
-mod common;
-
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
-use common::{copy_model, succeed, tidemill};
+use crate::common::{copy_model, succeed, tidemill};
 
 /// A copy of the built-in model that may be damaged.
 fn demo(folder: &Path) -> PathBuf {

@@ -1,8 +1,6 @@
 //! The built-in model on a GPU: the CPU's words, and counts of what the GPU was asked to do.
 
-mod common;
-
-use common::{fails, json, succeed, tidemill};
+use crate::common::{fails, json, succeed, tidemill};
 
 /// Whether `--device gpu` can be tried here.
 fn has_gpu() -> bool {

@@ -1,8 +1,6 @@
 //! The help, word for word: scripts and people depend on it.
 
-mod common;
-
-use common::{succeed, tidemill};
+use crate::common::{succeed, tidemill};
 
 #[test]
 fn help_of_every_command() {

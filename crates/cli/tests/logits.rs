@@ -1,10 +1,8 @@
 //! `logits` against the goldens: the hook by which outsiders check us.
 
-mod common;
-
 use std::collections::BTreeSet;
 
-use common::{Tensors, fails, golden, succeed, tidemill};
+use crate::common::{Tensors, fails, golden, succeed, tidemill};
 use serde_json::Value;
 
 #[test]

@@ -1,7 +1,5 @@
 //! `pull` against a hub of our own, on this machine, that drops connections.
 
-mod common;
-
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -10,7 +8,7 @@ use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
-use common::{fails_with, golden, json, succeed, tidemill};
+use crate::common::{fails_with, golden, json, succeed, tidemill};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 

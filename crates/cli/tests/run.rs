@@ -1,11 +1,9 @@
 //! `run` on the built-in model: what a fresh install does.
 
-mod common;
-
 use std::io::Read;
 use std::process::Stdio;
 
-use common::{fails, golden, json, piped, root, succeed, tidemill};
+use crate::common::{fails, golden, json, piped, root, succeed, tidemill};
 use serde_json::json;
 
 const STORY: &str = "Tell me a story about a brave hedgehog named Luca and a magic whistle.";

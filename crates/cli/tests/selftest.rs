@@ -1,8 +1,6 @@
 //! `selftest`: the kernels of this machine agree with the reference, and the report says so.
 
-mod common;
-
-use common::{fails, json, tidemill};
+use crate::common::{fails, json, tidemill};
 
 #[test]
 fn every_instruction_set_agrees() {

@@ -1,11 +1,9 @@
 //! Which tokens the evaluations score: the counts of the demo model's EVAL.json, which its makers published with the
 //! perplexities. Equal counts over 200 dialogues mean equal rules.
 
-mod common;
-
 use std::path::Path;
 
-use common::root;
+use crate::common::root;
 use files::TensorIndex;
 use serde::Deserialize;
 use tidemill_engine::eval::Dialog;

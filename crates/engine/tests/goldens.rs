@@ -1,11 +1,11 @@
 //! Every golden set: logits, routes and greedy continuations against fp32 Hugging Face on the same weights.
 
-mod common;
+use crate::common;
 
 use std::path::Path;
 use std::sync::Arc;
 
-use common::{Reader, all_logits, go, golden_dirs, model_path, open};
+use crate::common::{Reader, all_logits, go, golden_dirs, model_path, open};
 use kernels::Backend;
 use kernels::gpu::{Gpu, GpuOptions};
 use kernels::ops::Precision;

@@ -1,6 +1,6 @@
 //! A GGUF file that somebody else made: SmolLM2-135M-Instruct in Q4_1. `cargo xtask fetch smollm2` brings it.
 
-mod common;
+use crate::common;
 
 use std::ops::ControlFlow;
 

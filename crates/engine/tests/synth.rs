@@ -1,12 +1,10 @@
 //! Synthetic models open, run, have the sizes that were promised, and survive interruptions.
 
-mod common;
-
 use std::collections::{BTreeMap, HashSet};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
-use common::{go, open};
+use crate::common::{go, open};
 use files::TensorIndex;
 use tidemill_engine::synth::{Layout, Shape, SynthOptions, Synthesised, sizes, synth};
 use tidemill_engine::text::{Specials, Tokenizer};

@@ -1,10 +1,8 @@
 //! GGUF headers that lie: each is a clear error that names the file and the thing.
 
-mod common;
-
 use std::path::Path;
 
-use common::{expect, gguf_file, llama_keys, open_gguf, small_gguf};
+use crate::common::{expect, gguf_file, llama_keys, open_gguf, small_gguf};
 use tidemill_files::ErrorKind::{Corrupt, InvalidRequest, NotFound, Unsupported};
 use tidemill_files::gguf::{Array, Kind, Value};
 use tidemill_files::write::{GgufTensor, GgufWriter};

@@ -1,10 +1,8 @@
 //! Safetensors headers, configs and directories that lie: each is a clear error that names the file and the thing.
 
-mod common;
-
 use std::path::Path;
 
-use common::{expect, qwen3_config, raw_safetensors, safetensors_file};
+use crate::common::{expect, qwen3_config, raw_safetensors, safetensors_file};
 use tidemill_files::ErrorKind::{Corrupt, InvalidRequest, NotFound, Unsupported};
 use tidemill_files::meta::RopeScaling;
 use tidemill_files::safetensors::open_bytes;

@@ -1,12 +1,10 @@
 //! A short fuzz run: real headers with bytes changed, numbers replaced and ends cut off never panic, never claim
 //! bytes outside the file, and never allocate much more than the file's size.
 
-mod common;
-
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
-use common::{qwen3_config, small_gguf, testdata};
+use crate::common::{qwen3_config, small_gguf, testdata};
 use proptest::prelude::*;
 use proptest::sample::Index;
 use proptest::test_runner::TestCaseResult;

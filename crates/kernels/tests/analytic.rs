@@ -1,8 +1,8 @@
 //! The reference itself, against values worked out by hand.
 
-mod common;
+use crate::common;
 
-use common::{Encoded, Rig, output, route_buffers, tensor, values};
+use crate::common::{Encoded, Rig, output, route_buffers, tensor, values};
 use files::Format;
 use tidemill_kernels::Tensor;
 use tidemill_kernels::ops::{

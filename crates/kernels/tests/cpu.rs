@@ -1,8 +1,8 @@
 //! The CPU backend against the reference and against itself, for every instruction set that this machine has.
 
-mod common;
+use crate::common;
 
-use common::{Encoded, Rig, Rng, output, same, tensor, values};
+use crate::common::{Encoded, Rig, Rng, output, same, tensor, values};
 use files::Format;
 #[cfg(unix)]
 use tidemill_kernels::buffer::{Buffer, DeviceMemory, View, Weight};

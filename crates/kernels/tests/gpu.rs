@@ -1,10 +1,8 @@
 //! The GPU backend against the reference.
 
-#![cfg(feature = "gpu")]
+use crate::common;
 
-mod common;
-
-use common::Rig;
+use crate::common::Rig;
 use files::Format;
 use tidemill_kernels::gpu::{Gpu, GpuOptions, adapters, source};
 use tidemill_kernels::ops::Precision;

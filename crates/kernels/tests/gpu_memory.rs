@@ -1,7 +1,5 @@
 //! The GPU's memory: slots that the host fills, the order of writes and ops, and what is refused.
 
-#![cfg(feature = "gpu")]
-
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

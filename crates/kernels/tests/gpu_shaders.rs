@@ -1,7 +1,5 @@
 //! Every shader in every format is valid WGSL and translates to Metal: the part of Apple's support that needs no Mac.
 
-#![cfg(feature = "gpu")]
-
 use files::Format;
 use naga::back::msl;
 use naga::valid::{Capabilities, ValidationFlags, Validator};

@@ -1,13 +1,13 @@
 //! The contract of the disk engines, the same for all of them, and loading of resident weights.
 
-mod common;
+use crate::common;
 
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use common::{Model, Random};
+use crate::common::{Model, Random};
 use files::ErrorKind;
 #[cfg(target_os = "linux")]
 use tidemill_store::disk::UringOptions;

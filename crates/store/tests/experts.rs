@@ -1,13 +1,11 @@
 //! The store's promises, on the simulated drive for many seeds and on real files: every wanted expert comes exactly
 //! once with its file's bytes, leased bytes never change, each is read at most once a want, errors pass by.
 
-mod common;
-
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use common::{Model, Random, mask};
+use crate::common::{Model, Random, mask};
 use files::ErrorKind;
 use proptest::prelude::*;
 use tidemill_store::disk::{Disk, Fault, FaultKind, SimDisk, SimOptions};

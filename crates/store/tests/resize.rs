@@ -1,13 +1,11 @@
 //! A pool that shrinks and grows while it is used: leases have the bytes of their files at any sequence of sizes, the
 //! memory of retired slots is given back, and the slots in use come down to the limit.
 
-mod common;
-
 use std::collections::{BTreeSet, HashSet};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use common::{Model, Random, mask};
+use crate::common::{Model, Random, mask};
 use files::Result;
 use proptest::prelude::*;
 use tidemill_store::disk::{Disk, SimOptions};

@@ -1,10 +1,8 @@
 //! What a store reads before anybody asks.
 
-mod common;
-
 use std::time::{Duration, Instant};
 
-use common::{Model, Random, key, mask};
+use crate::common::{Model, Random, key, mask};
 use tidemill_store::LayerId;
 use tidemill_store::disk::SimOptions;
 

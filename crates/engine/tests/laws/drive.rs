@@ -8,8 +8,8 @@ use store::disk::SimDisk;
 use tidemill_engine::drive::{DiskKind, DriveOptions};
 use tidemill_engine::{ErrorKind, Guess, Model, OpenOptions, PolicyKind, Session, trace_of};
 
+use super::tools::{Bits, Dice, attention_only, bits, golden, hybrid, last_bits, on_sim, tokens};
 use crate::common::{go, open, try_open};
-use crate::tools::{Bits, Dice, attention_only, bits, golden, hybrid, last_bits, on_sim, tokens};
 
 /// The bits after each of `answer`, fed one by one after `prompt`; `before` is called ahead of each.
 fn decode(model: &Arc<Model>, prompt: &[u32], answer: &[u32], before: &mut dyn FnMut()) -> Vec<Bits> {

@@ -8,8 +8,8 @@ use store::Range;
 use store::disk::{Fault, FaultKind, SimDisk, SimOptions};
 use tidemill_engine::{Error, ErrorKind, Model, OpenOptions, Session};
 
+use super::tools::{Dice, attention_only, bits, golden, hybrid, last_bits, on_sim, tokens};
 use crate::common::{go, open, try_open};
-use crate::tools::{Dice, attention_only, bits, golden, hybrid, last_bits, on_sim, tokens};
 
 /// Fails every read of the first file from now on, `times` times.
 fn break_drive(disk: &SimDisk, times: u32) {

@@ -7,8 +7,8 @@ use kernels::gpu::{Gpu, GpuOptions, adapters};
 use kernels::ops::{Backend, DeviceCounts, Precision};
 use tidemill_engine::{ErrorKind, LayerStats, Model, OpenOptions, Session};
 
+use super::tools::{Bits, bits, golden, tokens};
 use crate::common::{go, open, try_open};
-use crate::tools::{Bits, bits, golden, tokens};
 
 const SET: &str = "qwen3_5_moe-e32/mlx-4bit";
 

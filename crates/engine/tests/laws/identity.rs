@@ -6,8 +6,8 @@ use std::sync::Arc;
 use store::disk::SimOptions;
 use tidemill_engine::{CacheKind, KvFormat, Model, OpenOptions, Session};
 
+use super::tools::{Bits, EIGHT_BIT, PROMPT_TOKENS, all_bits, bits, golden, last_bits, sim, tokens};
 use crate::common::{go, open, try_open};
-use crate::tools::{Bits, EIGHT_BIT, PROMPT_TOKENS, all_bits, bits, golden, last_bits, sim, tokens};
 
 /// The smallest budget that a model accepts, in bytes, from what the refusal says.
 pub(crate) fn floor_bytes(path: &Path, options: &OpenOptions) -> u64 {

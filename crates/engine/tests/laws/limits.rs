@@ -6,9 +6,9 @@ use tidemill_engine::generate::{FinishReason, GenerateEvent, GenerateOptions, ge
 use tidemill_engine::text::Tokenizer;
 use tidemill_engine::{CacheKind, Error, ErrorKind, OpenOptions, Session};
 
+use super::identity::floor_bytes;
+use super::tools::{attention_only, bits, golden, hybrid, last_bits, tokens};
 use crate::common::{all_logits, go, open, root, try_open};
-use crate::identity::floor_bytes;
-use crate::tools::{attention_only, bits, golden, hybrid, last_bits, tokens};
 
 fn says(error: &Error, kind: ErrorKind, parts: &[&str]) {
     assert_eq!(error.kind(), kind, "{error}");

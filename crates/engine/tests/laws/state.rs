@@ -7,8 +7,8 @@ use std::sync::Arc;
 use proptest::prelude::*;
 use tidemill_engine::{ErrorKind, KvFormat, Model, OpenOptions, Session};
 
+use super::tools::{EIGHT_BIT, attention_only, bits, golden, hybrid, last_bits, on_sim, tokens};
 use crate::common::{all_logits, go, open};
-use crate::tools::{EIGHT_BIT, attention_only, bits, golden, hybrid, last_bits, on_sim, tokens};
 
 /// What a user of a session may do.
 #[derive(Clone, Debug)]

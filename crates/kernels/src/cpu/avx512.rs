@@ -22,6 +22,7 @@ pub(super) unsafe fn enter<K: Kernel>(kernel: K) {
 unsafe impl Simd for Avx512 {
     const LANES: usize = 16;
     const X_ROWS: usize = 6;
+    const PAIRS: bool = true;
     const WIDE_BASE: i32 = 0;
     type I = __m512i;
     type F = __m512;
@@ -31,7 +32,10 @@ unsafe impl Simd for Avx512 {
         // SAFETY: as above.
         unsafe {
             // Lane l of vector i: row 4 l + i. The transpose within lanes then leaves the rows in order.
-            let row = array!(i < 16 => _mm_loadu_si128(from.add(i * stride).cast()));
+            let mut row = [_mm_setzero_si128(); 16];
+            for (i, row) in row.iter_mut().enumerate() {
+                *row = _mm_loadu_si128(from.add(i * stride).cast());
+            }
             let low =
                 array!(i < 4 => _mm256_inserti128_si256::<1>(_mm256_castsi128_si256(row[i]), row[4 + i]));
             let high = array!(i < 4 => _mm256_inserti128_si256::<1>(_mm256_castsi128_si256(row[8 + i]), row[12 + i]));

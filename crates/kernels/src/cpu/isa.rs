@@ -129,6 +129,15 @@ impl Isa {
         }
     }
 
+    /// Whether kernels exist that multiply two vectors of weight rows together.
+    pub(super) fn has_pairs(self) -> bool {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 | Isa::Avx512Bf16 => true,
+            _ => false,
+        }
+    }
+
     /// Whether many rows of x are multiplied by matrix tiles, where formats allow it.
     pub(super) fn tiles(self) -> bool {
         match self {

@@ -132,11 +132,10 @@ impl Cpu {
     }
 
     /// The same, with two vectors of weight rows sharing the loads of x, or not, and with matrix tiles for many rows or
-    /// not, if this machine has them: for tests and comparisons. Where registers do not hold the sums of two, that is
-    /// slow, but the bits are the same.
+    /// not, if this machine has them: for tests and comparisons. The bits are the same.
     #[must_use]
     pub fn with_ways(mut self, pairs: bool, tiles: bool) -> Self {
-        let tiles = tiles && self.isa.tiles();
+        let (pairs, tiles) = (pairs && self.isa.has_pairs(), tiles && self.isa.tiles());
         self.workspaces = workspaces(self.info.threads, Ways { pairs, tiles });
         self
     }

@@ -20,14 +20,20 @@ pub(super) unsafe fn enter<K: Kernel>(kernel: K) {
     unsafe { kernel.run::<Scalar>() }
 }
 
-#[inline]
-fn map(a: [i32; N], f: impl Fn(u32) -> u32) -> [i32; N] {
-    a.map(|a| f(a as u32) as i32)
+/// One value a lane, without a loop: the compiler would have to unroll thousands of them.
+#[inline(always)]
+fn lanes<T>(f: impl Fn(usize) -> T) -> [T; N] {
+    [f(0), f(1), f(2), f(3), f(4), f(5), f(6), f(7)]
 }
 
-#[inline]
+#[inline(always)]
+fn map(a: [i32; N], f: impl Fn(u32) -> u32) -> [i32; N] {
+    lanes(|i| f(a[i] as u32) as i32)
+}
+
+#[inline(always)]
 fn zip(a: [i32; N], b: [i32; N], f: impl Fn(i32, i32) -> i32) -> [i32; N] {
-    std::array::from_fn(|i| f(a[i], b[i]))
+    lanes(|i| f(a[i], b[i]))
 }
 
 // SAFETY: no features are needed, and pointers are used as the trait says.
@@ -40,15 +46,10 @@ unsafe impl Simd for Scalar {
 
     #[inline]
     unsafe fn load16(from: *const u8, stride: usize) -> [Self::I; 4] {
-        let mut out = [[0; N]; 4];
-        for row in 0..N {
-            // SAFETY: the caller promises 16 bytes of each row.
-            let dwords = unsafe { from.add(row * stride).cast::<[i32; 4]>().read_unaligned() };
-            for (out, dword) in out.iter_mut().zip(dwords) {
-                out[row] = dword;
-            }
-        }
-        out
+        // SAFETY: the caller promises 16 bytes of each row.
+        let rows = lanes(|row| unsafe { from.add(row * stride).cast::<[i32; 4]>().read_unaligned() });
+        let dword = |c: usize| lanes(|row| rows[row][c]);
+        [dword(0), dword(1), dword(2), dword(3)]
     }
 
     #[inline]
@@ -65,7 +66,8 @@ unsafe impl Simd for Scalar {
     #[inline]
     unsafe fn load_words(from: *const u8) -> Self::I {
         // SAFETY: the caller promises LANES words.
-        unsafe { from.cast::<[u16; N]>().read_unaligned() }.map(i32::from)
+        let words = unsafe { from.cast::<[u16; N]>().read_unaligned() };
+        lanes(|i| i32::from(words[i]))
     }
 
     #[inline]
@@ -130,19 +132,25 @@ unsafe impl Simd for Scalar {
 
     #[inline]
     unsafe fn lookup(table: &[u8; 16], index: Self::I) -> Self::I {
-        map(index, |i| u32::from_le_bytes(i.to_le_bytes().map(|i| table[usize::from(i & 15)])))
+        let entry = |i: u8| table[usize::from(i & 15)];
+        map(index, |i| {
+            let [a, b, c, d] = i.to_le_bytes();
+            u32::from_le_bytes([entry(a), entry(b), entry(c), entry(d)])
+        })
     }
 
     #[inline]
     unsafe fn spread(bits: Self::I, n: usize) -> Self::I {
-        map(bits, |b| (0..4).map(|i| (b >> (4 * n + i) & 1) << (8 * i + 4)).sum())
+        let bit = |b: u32, i: usize| (b >> (4 * n + i) & 1) << (8 * i + 4);
+        map(bits, |b| bit(b, 0) + bit(b, 1) + bit(b, 2) + bit(b, 3))
     }
 
     #[inline]
     unsafe fn dot<const WIDE: bool>(sum: Self::I, unsigned: Self::I, signed: Self::I) -> Self::I {
-        std::array::from_fn(|i| {
+        lanes(|i| {
             let (u, s) = (unsigned[i].to_le_bytes(), signed[i].to_le_bytes());
-            sum[i] + (0..4).map(|i| i32::from(u[i]) * i32::from(s[i] as i8)).sum::<i32>()
+            let product = |i: usize| i32::from(u[i]) * i32::from(s[i] as i8);
+            sum[i] + (product(0) + product(1) + product(2) + product(3))
         })
     }
 
@@ -165,27 +173,27 @@ unsafe impl Simd for Scalar {
 
     #[inline]
     unsafe fn mul(a: Self::F, b: Self::F) -> Self::F {
-        std::array::from_fn(|i| a[i] * b[i])
+        lanes(|i| a[i] * b[i])
     }
 
     #[inline]
     unsafe fn fma(a: Self::F, b: Self::F, c: Self::F) -> Self::F {
-        std::array::from_fn(|i| a[i].mul_add(b[i], c[i]))
+        lanes(|i| a[i].mul_add(b[i], c[i]))
     }
 
     #[inline]
     unsafe fn to_f(x: Self::I) -> Self::F {
-        x.map(|x| x as f32)
+        lanes(|i| x[i] as f32)
     }
 
     #[inline]
     unsafe fn bits_to_f(x: Self::I) -> Self::F {
-        x.map(|x| f32::from_bits(x as u32))
+        lanes(|i| f32::from_bits(x[i] as u32))
     }
 
     #[inline]
     unsafe fn half_to_f(x: Self::I) -> Self::F {
-        x.map(|x| widen(f16::from_bits(x as u16)))
+        lanes(|i| widen(f16::from_bits(x[i] as u16)))
     }
 
     #[inline]

@@ -3,22 +3,30 @@
 //! A vector holds one dword or one f32 of each of [`Simd::LANES`] weight rows, so a number in a lane always belongs
 //! to the same output. Formats are unpacked and multiplied by code that is written once over this trait.
 
-/// `[value for i = 0, value for i = 1, ..]`, of `n` values. Kernels build arrays of vectors with this and not with
-/// closures: what a closure calls is compiled without the instruction set's features, so every vector operation in
-/// it becomes a function call.
+/// `[value for i = 0, value for i = 1, ..]`, of `n` values, at most 9. Kernels build arrays of vectors with this and not
+/// with closures: what a closure calls is compiled without the instruction set's features, so every vector operation
+/// in it becomes a function call. And not with a loop: a kernel has thousands of them once it is inlined, and unrolling
+/// those takes a large part of the time that this crate is compiled for.
 macro_rules! array {
     ($i:ident < $n:expr => $value:expr) => {{
+        const { assert!($n <= 9) };
         let mut values = [{
             let $i = 0;
             $value
         }; $n];
-        let mut $i = 1;
-        while $i < $n {
-            values[$i] = $value;
-            $i += 1;
-        }
+        $crate::cpu::simd::array!(@ values, $i, $n, $value, 1 2 3 4 5 6 7 8);
         values
     }};
+    (@ $values:ident, $i:ident, $n:expr, $value:expr, $($k:literal)*) => {
+        $(
+            // What stands behind a constant that is false is not compiled at all.
+            #[allow(unconditional_panic, arithmetic_overflow)]
+            if const { $k < $n } {
+                let $i = $k;
+                $values[$k] = $value;
+            }
+        )*
+    };
 }
 pub(super) use array;
 
@@ -47,6 +55,8 @@ pub(super) unsafe trait Simd: Copy + 'static {
     const LANES: usize;
     /// Rows of x that are multiplied together, as many as registers hold the sums of: 4 or [`X_ROWS_MAX`].
     const X_ROWS: usize;
+    /// Whether two panels may share the loads of x: only instruction sets with registers enough for it.
+    const PAIRS: bool = false;
     /// What [`Simd::dot`] subtracts from bytes that may exceed 127.
     const WIDE_BASE: i32;
     /// [`Simd::LANES`] dwords.

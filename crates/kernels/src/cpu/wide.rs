@@ -111,7 +111,7 @@ pub(super) struct Plain([f32; LANES]);
 
 // SAFETY: no features are needed, and pointers are used as the trait says.
 unsafe impl Wide for Plain {
-    const TILE: usize = 2;
+    const TILE: usize = 1;
     pairs_of_two!();
 
     #[inline(always)]

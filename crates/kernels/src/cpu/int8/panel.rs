@@ -284,6 +284,11 @@ impl To<'_> {
     pub(super) fn row(&self, i: usize) -> *mut f32 {
         self.sums.wrapping_add(self.rows[i] as usize * self.width)
     }
+
+    #[inline(always)]
+    pub(super) fn rows(&self, at: &[usize; X_ROWS_MAX]) -> [*mut f32; X_ROWS_MAX] {
+        array!(n < X_ROWS_MAX => self.row(at[n]))
+    }
 }
 
 /// `P` panels with the same blocks and the same rows of x, which are loaded once for all, for the formats of one kind.
@@ -292,6 +297,9 @@ pub(super) struct Kind<'a, const MIN: bool, const BITS: u32, const P: usize>(pub
 impl<const MIN: bool, const BITS: u32, const P: usize> Kernel for Kind<'_, MIN, BITS, P> {
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
+        if const { P > 1 && !S::PAIRS } {
+            unreachable!("panels are multiplied in pairs where `Isa::has_pairs`");
+        }
         // SAFETY: as the caller of the kernel promises.
         unsafe { multiply::<S, MIN, BITS, P>(array!(p < P => &self.0[p])) }
     }
@@ -309,14 +317,17 @@ unsafe fn multiply<S: Simd, const MIN: bool, const BITS: u32, const P: usize>(wo
         let last = rows.len() - 1 - first;
         let at = array!(n < X_ROWS_MAX => first + if n < last { n } else { last });
         let x = array!(n < X_ROWS_MAX => all.row(rows[at[n]]));
-        let to = array!(p < P => array!(n < X_ROWS_MAX => work[p].to.row(at[n])));
+        let to = array!(p < P => work[p].to.rows(&at));
         // SAFETY: as the caller promises.
         unsafe {
             match step.min(rows.len() - first) {
                 1 => Group::<MIN, BITS, P, 1>::new(work, &x, &to).chunk::<S>(),
                 2 => Group::<MIN, BITS, P, 2>::new(work, &x, &to).chunk::<S>(),
                 3 | 4 => Group::<MIN, BITS, P, 4>::new(work, &x, &to).chunk::<S>(),
-                _ => Group::<MIN, BITS, P, X_ROWS_MAX>::new(work, &x, &to).chunk::<S>(),
+                _ if const { S::X_ROWS == X_ROWS_MAX } => {
+                    Group::<MIN, BITS, P, X_ROWS_MAX>::new(work, &x, &to).chunk::<S>()
+                }
+                _ => unreachable!("groups have at most S::X_ROWS rows"),
             }
         }
     }
@@ -344,7 +355,8 @@ struct Group<'a, const MIN: bool, const BITS: u32, const P: usize, const N: usiz
 impl<'a, const MIN: bool, const BITS: u32, const P: usize, const N: usize> Group<'a, MIN, BITS, P, N> {
     #[inline(always)]
     fn new(work: [&'a Several<'a>; P], x: &[Row; X_ROWS_MAX], to: &[[*mut f32; X_ROWS_MAX]; P]) -> Self {
-        Self { work, x: array!(n < N => x[n]), to: array!(p < P => array!(n < N => to[p][n])) }
+        let to = array!(p < P => *to[p].first_chunk().expect("N is at most X_ROWS_MAX"));
+        Self { work, x: *x.first_chunk().expect("N is at most X_ROWS_MAX"), to }
     }
 
     /// # Safety

@@ -28,6 +28,9 @@ impl<const PARTS: usize, const MIN: bool, const BITS: u32, const P: usize> Kerne
 {
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
+        if const { P > 1 && !S::PAIRS } {
+            unreachable!("panels are multiplied in pairs where `Isa::has_pairs`");
+        }
         let work = array!(p < P => &self.0[p]);
         let (all, rows) = (work[0].x, work[0].rows);
         for first in (0..rows.len()).step_by(S::X_ROWS) {
@@ -35,14 +38,17 @@ impl<const PARTS: usize, const MIN: bool, const BITS: u32, const P: usize> Kerne
             let last = rows.len() - 1 - first;
             let at = array!(n < X_ROWS_MAX => first + if n < last { n } else { last });
             let x = array!(n < X_ROWS_MAX => all.row(rows[at[n]]));
-            let to = array!(p < P => array!(n < X_ROWS_MAX => work[p].to.row(at[n])));
+            let to = array!(p < P => work[p].to.rows(&at));
             // SAFETY: as the caller of the kernel promises.
             unsafe {
                 match S::X_ROWS.min(rows.len() - first) {
                     1 => Group::<PARTS, MIN, BITS, P, 1>::new(work, &x, &to).chunk::<S>(),
                     2 => Group::<PARTS, MIN, BITS, P, 2>::new(work, &x, &to).chunk::<S>(),
                     3 | 4 => Group::<PARTS, MIN, BITS, P, 4>::new(work, &x, &to).chunk::<S>(),
-                    _ => Group::<PARTS, MIN, BITS, P, X_ROWS_MAX>::new(work, &x, &to).chunk::<S>(),
+                    _ if const { S::X_ROWS == X_ROWS_MAX } => {
+                        Group::<PARTS, MIN, BITS, P, X_ROWS_MAX>::new(work, &x, &to).chunk::<S>()
+                    }
+                    _ => unreachable!("groups have at most S::X_ROWS rows"),
                 }
             }
         }
@@ -73,7 +79,8 @@ impl<'a, const PARTS: usize, const MIN: bool, const BITS: u32, const P: usize, c
 {
     #[inline(always)]
     fn new(work: [&'a Several<'a>; P], x: &[SuperRow; X_ROWS_MAX], to: &[[*mut f32; X_ROWS_MAX]; P]) -> Self {
-        Self { work, x: array!(n < N => x[n]), to: array!(p < P => array!(n < N => to[p][n])) }
+        let to = array!(p < P => *to[p].first_chunk().expect("N is at most X_ROWS_MAX"));
+        Self { work, x: *x.first_chunk().expect("N is at most X_ROWS_MAX"), to }
     }
 
     /// # Safety

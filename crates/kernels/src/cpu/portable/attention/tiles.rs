@@ -283,8 +283,8 @@ impl Product for Scores {
                     ahead.fetch::<W>(k);
                 }
                 let mut q = 0;
-                while q + W::TILE <= job.count {
-                    if W::TILE == 4 {
+                while const { W::TILE > 1 } && q + W::TILE <= job.count {
+                    if const { W::TILE == 4 } {
                         score_tile::<W, P, 4, 4>(job, pairs, q, from, j);
                     } else {
                         score_tile::<W, P, 2, 2>(job, pairs, q, from, j);
@@ -374,13 +374,13 @@ impl<const IN_LANES: bool> Product for Values<IN_LANES> {
         // SAFETY: tiles stay inside the heads.
         unsafe {
             while at < job.padded {
-                if at + W::TILE * LANES > job.padded {
+                if const { W::TILE == 1 } || at + W::TILE * LANES > job.padded {
                     some_values::<W, P, IN_LANES, 1>(job, pairs, ahead, [from, n, at]);
                     at += LANES;
-                } else if W::TILE == 4 {
+                } else if const { W::TILE == 4 } {
                     some_values::<W, P, IN_LANES, 4>(job, pairs, ahead, [from, n, at]);
                     at += 4 * LANES;
-                } else {
+                } else if const { W::TILE == 2 } {
                     some_values::<W, P, IN_LANES, 2>(job, pairs, ahead, [from, n, at]);
                     at += 2 * LANES;
                 }
@@ -401,10 +401,10 @@ unsafe fn some_values<W: Wide, P: Pairs, const IN_LANES: bool, const D: usize>(
     let mut q = 0;
     // SAFETY: tiles stay inside the counts of queries and positions.
     unsafe {
-        while q + W::TILE <= job.count {
+        while const { W::TILE > 1 } && q + W::TILE <= job.count {
             // Later queries see no less; what earlier ones do not see weighs nothing.
             let end = job.seen(q + W::TILE - 1).saturating_sub(from).min(n);
-            if W::TILE == 4 {
+            if const { W::TILE == 4 } {
                 value_tile::<W, P, IN_LANES, 4, D>(job, pairs, ahead, [q, from, end], at);
             } else {
                 value_tile::<W, P, IN_LANES, 2, D>(job, pairs, ahead, [q, from, end], at);

@@ -1,9 +1,6 @@
 //! The laws of the engine, each as a test: same numbers whatever the cache, the drive, the threads and the chunks;
 //! a state that can go back and survive; faults that are errors and no more; memory that was planned.
 
-#[path = "../common/mod.rs"]
-mod common;
-
 mod drive;
 mod faults;
 mod gpu;

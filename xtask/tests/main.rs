@@ -1,0 +1,4 @@
+//! The tests of this crate from outside, in one program: linking one takes longer than most of its tests run.
+
+mod tidy;
+mod twin;
