@@ -2,6 +2,8 @@
 
 #![cfg(feature = "gpu")]
 
+mod limits;
+
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
