@@ -66,6 +66,7 @@ impl Loaded {
         let bar = bytes_bar("loading");
         let mut options = compute.open_options();
         options.drive.known = remembered::drive(&path);
+        options.pipeline_cache = remembered::pipelines();
         let opened = Model::open(&path, &options, &mut |done, total| {
             bar.set_length(total);
             bar.set_position(done);
@@ -79,6 +80,9 @@ impl Loaded {
         }
         // That there is none is no news.
         if let Some(note) = model.device_note().filter(|note| note.contains("failed")) {
+            out::note(note);
+        }
+        if let Some(note) = model.memory_note() {
             out::note(note);
         }
         let own = model.meta().moe.as_ref().map(|moe| moe.top_k);

@@ -58,6 +58,11 @@ fn choice(value: &Value) -> Option<DiskChoice> {
     })
 }
 
+/// Where drivers of GPUs keep what they compiled.
+pub(crate) fn pipelines() -> Option<PathBuf> {
+    cache("pipelines")
+}
+
 /// Reads what this model had in memory at the end of its last run, while nobody asks it anything.
 pub(crate) fn warm(model: &Model) {
     if let Some(trace) = warm_file(model).and_then(|file| Trace::read(&file).ok()) {

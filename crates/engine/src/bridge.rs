@@ -13,7 +13,7 @@ use kernels::ops::{ExpertTable, MlpWeights};
 use kernels::{Backend, Buffer, View, Weight};
 use store::disk::Disk;
 use store::resident::{self, Placement};
-use store::{ExpertId, ExpertStore, GiveBack, LayerId, Lease, PAGE_BYTES, SlabMemory};
+use store::{ExpertId, ExpertLayout, ExpertStore, GiveBack, LayerId, Lease, PAGE_BYTES, SlabMemory};
 
 use crate::vram::{Cut, DeviceSlots, Placed};
 
@@ -196,6 +196,25 @@ impl LeasedExpert {
     /// Which expert of its layer.
     pub(crate) fn expert(&self) -> ExpertId {
         self.expert
+    }
+}
+
+/// Memory that stands in for slots while steps are rehearsed: nobody ever writes it, and nothing runs on it.
+pub(crate) struct Placeholder(Buffer);
+
+impl Placeholder {
+    /// Memory for experts of at most `slot_bytes`, of the kind in which ops will find them.
+    pub(crate) fn new(backend: &dyn Backend, slot_bytes: usize) -> Result<Self> {
+        Ok(Self(backend.alloc(slot_bytes)?.freeze().buffer().clone()))
+    }
+
+    /// An expert's matrices as they will lie in a slot.
+    pub(crate) fn weights(&self, shape: &ExpertShape, layout: &ExpertLayout) -> Result<MlpWeights> {
+        let (offsets, _) = layout.place()?;
+        let range = |(at, part): (usize, &store::Range)| at..at + part.bytes as usize;
+        let parts: Vec<_> = offsets.into_iter().zip(&layout.parts).map(range).collect();
+        // SAFETY: the memory is zero and nobody writes it.
+        unsafe { shape.weights(&self.0, &parts) }
     }
 }
 

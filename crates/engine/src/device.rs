@@ -96,7 +96,8 @@ fn cpu(options: &OpenOptions) -> Result<Arc<dyn Backend>> {
 fn gpu(options: &OpenOptions) -> Result<Arc<dyn Backend>> {
     // A ceiling of its own is for memory of its own.
     let share = options.vram_bytes.map(|_| false);
-    Ok(Arc::new(Gpu::open(&GpuOptions { precision: precision(options), share, ..GpuOptions::default() })?))
+    let (precision, cache_dir) = (precision(options), options.pipeline_cache.clone());
+    Ok(Arc::new(Gpu::open(&GpuOptions { precision, share, cache_dir, ..GpuOptions::default() })?))
 }
 
 /// The GPU if there is a real one that decodes faster than the CPU: a token is one row, and its time is that of reading

@@ -8,10 +8,10 @@ use std::time::Duration;
 
 use files::{Error, Meta, Result, TensorIndex};
 use kernels::Backend;
-use kernels::ops::{DeviceCounts, KernelTime, KvFormat};
+use kernels::ops::{DeviceCounts, DeviceInfo, KernelTime, KvFormat};
 use store::disk::{Disk, DiskChoice};
 use store::governor::{Governor, GovernorOptions};
-use store::plan::{Plan, PlanInput, machine_memory, plan};
+use store::plan::{Plan, PlanInput, default_budget_bytes, machine_memory, plan};
 use store::policy::{PolicyKind, Trace};
 use store::{ExpertLayout, ExpertStore, StoreOptions};
 
@@ -21,9 +21,11 @@ use crate::device::{Device, open_device};
 use crate::drive::{self, DriveOptions, OpenedDrive};
 use crate::limits::{self, CHUNK_TOKENS, CHUNK_TOKENS_MIN, CHUNK_TOKENS_MODEST, LOGIT_ROWS};
 use crate::lookahead::Guess;
+use crate::mapped::Mapped;
 use crate::models::{self, Bound, Decoder};
 use crate::overhead::{Overhead, tokenizer_bytes};
 use crate::pool::{self, ExpertPool};
+use crate::rehearsal::{meanwhile, rehearse};
 use crate::scratch::Scratch;
 use crate::state::{self, LayerShape, SequenceState};
 use crate::vram::{Cut, DeviceSlots};
@@ -66,6 +68,8 @@ pub struct OpenOptions {
     pub sessions: Option<usize>,
     /// Most expert slots; `None` as many as the budget holds.
     pub slots_max: Option<usize>,
+    /// Where a GPU's driver keeps what it compiled between runs; `None` for nowhere.
+    pub pipeline_cache: Option<PathBuf>,
     /// A backend to use instead of opening `device`.
     pub backend: Option<Arc<dyn Backend>>,
     /// A disk engine over the model's files, in their order, instead of opening them.
@@ -159,12 +163,13 @@ impl Model {
         };
         let total_experts = overhead.experts;
         let sizes = Sizes::new(&decoder, &states, &experts, arena.bytes(), overhead, context, sessions)?;
-        let two_memories = !backend.info().unified_memory;
-        let (plans, chunk_tokens) = sizes.plan(options, &meta, two_memories)?;
+        let (plans, chunk_tokens) = sizes.plan(options, &meta, backend.info())?;
         let sessions_max = sizes.sessions_max(&plans);
         let streamed = (plans.memory.slots < total_experts).then(|| part_bytes(&experts));
         let drive = drive::open(index.files(), options, streamed)?;
-        let sample = arena.load(&drive.disk, progress)?;
+        let device_slots = plans.vram.as_ref().unwrap_or(&plans.memory).slots;
+        rehearse(backend, &decoder, &states, &experts, device_slots >= total_experts)?;
+        let sample = meanwhile(|| backend.prepare(), || arena.load(&drive.disk, progress))?;
         let fingerprint = fingerprint(&meta, index, backend, decoder.top_k(), &sample);
         let experts = open_pool(backend, &drive.disk, experts, &plans, decoder.top_k(), options)?;
         let scratch = Scratch::new(backend.clone(), plans.memory.scratch_bytes as usize);
@@ -186,6 +191,11 @@ impl Model {
             drive,
             path: path.to_path_buf(),
         })
+    }
+
+    /// What is said when less of the machine's memory is planned than was given: a line for people.
+    pub fn memory_note(&self) -> Option<&str> {
+        self.plans.note.as_deref()
     }
 
     /// What the file says about the model.
@@ -395,6 +405,8 @@ struct Plans {
     memory: Plan,
     /// Of a GPU's memory, where that has a ceiling.
     vram: Option<Plan>,
+    /// Why a ceiling that was given is not the plan's.
+    note: Option<String>,
 }
 
 impl Plans {
@@ -438,14 +450,14 @@ impl<'a> Sizes<'a> {
     }
 
     /// The plan and the chunk size: the largest chunk that leaves room for the fewest slots.
-    fn plan(&self, options: &OpenOptions, meta: &Meta, two_memories: bool) -> Result<(Plans, usize)> {
+    fn plan(&self, options: &OpenOptions, meta: &Meta, device: &DeviceInfo) -> Result<(Plans, usize)> {
         let most = options.chunk_tokens.unwrap_or(CHUNK_TOKENS).clamp(1, self.context);
         let least = options.chunk_tokens.unwrap_or(CHUNK_TOKENS_MIN).clamp(1, self.context);
         let modest = least.max(CHUNK_TOKENS_MODEST);
         let much = |plan: &Plan| plan.scratch_bytes > plan.budget_bytes / 8;
         let mut chunk = most;
         loop {
-            match self.plan_chunk(options, meta, chunk, two_memories) {
+            match self.plan_chunk(options, meta, chunk, device) {
                 Err(_) if chunk > least => chunk = (chunk / 2).max(least),
                 Ok(plans) if plans.all().any(much) && chunk > modest => chunk /= 2,
                 Ok(plans) => return Ok((plans, chunk)),
@@ -466,7 +478,7 @@ impl<'a> Sizes<'a> {
         options: &OpenOptions,
         meta: &Meta,
         chunk: usize,
-        two_memories: bool,
+        device: &DeviceInfo,
     ) -> Result<Plans> {
         let logit_rows = LOGIT_ROWS.min(chunk);
         let available_bytes = match options.memory_bytes {
@@ -479,25 +491,36 @@ impl<'a> Sizes<'a> {
             CacheKind::Os => 2 * in_use,
         };
         let named = |e: Error| e.context(meta.name.as_deref().unwrap_or(&meta.arch));
+        let overhead_bytes = self.overhead.bytes(logit_rows);
+        let unified = device.mapped_bytes_max.filter(|_| device.unified_memory);
+        let given = options.memory_bytes.unwrap_or_else(|| default_budget_bytes(available_bytes));
+        let mapped = Mapped::below(given, unified, overhead_bytes);
         let input = PlanInput {
-            budget_bytes: options.memory_bytes,
+            budget_bytes: mapped.as_ref().map(|m| m.budget_bytes).or(options.memory_bytes),
             available_bytes,
             resident_bytes: self.resident_bytes,
             state_bytes: self.session_bytes.saturating_mul(self.sessions as u64),
             scratch_bytes: self.decoder.scratch_bytes(chunk, limits::logit_places(chunk)),
-            overhead_bytes: self.overhead.bytes(logit_rows),
+            overhead_bytes,
             slot_bytes: self.slot_bytes,
             total_experts: total_experts.min(slots_max),
             min_slots: in_use.min(slots_max),
         };
-        let memory = plan(&input).map_err(named)?;
+        let limited = |mapped: &Option<Mapped>, e: Error| match mapped {
+            Some(mapped) => e.context(mapped.limit()),
+            None => e,
+        };
+        let memory = plan(&input).map_err(|e| named(limited(&mapped, e)))?;
         // The same parts lie in a GPU's memory, but for the overhead, and expert slots of its own.
-        let vram = options.vram_bytes.filter(|_| two_memories).map(|vram_bytes| {
-            let budget_bytes = Some(vram_bytes);
+        let given_vram = options.vram_bytes.filter(|_| !device.unified_memory);
+        let mapped_vram = given_vram.and_then(|given| Mapped::below(given, device.mapped_bytes_max, 0));
+        let vram = given_vram.map(|vram_bytes| {
+            let budget_bytes = Some(mapped_vram.as_ref().map_or(vram_bytes, |m| m.budget_bytes));
             plan(&PlanInput { budget_bytes, overhead_bytes: 0, total_experts, min_slots: in_use, ..input })
-                .map_err(|e| named(e.context("a GPU's memory")))
+                .map_err(|e| named(limited(&mapped_vram, e).context("a GPU's memory")))
         });
-        Ok(Plans { memory, vram: vram.transpose()? })
+        let asked = mapped.filter(|_| options.memory_bytes.is_some()).or(mapped_vram);
+        Ok(Plans { memory, vram: vram.transpose()?, note: asked.map(|mapped| mapped.note()) })
     }
 }
 

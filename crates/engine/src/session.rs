@@ -290,6 +290,7 @@ impl Session {
             backend: model.backend.as_ref(),
             experts,
             scratch: &model.scratch,
+            rehearsal: None,
             routes: self.routes.is_some().then_some(&mut recorded),
             between_layers,
         };
@@ -346,6 +347,7 @@ impl Session {
             backend: model.backend.as_ref(),
             experts,
             scratch: &model.scratch,
+            rehearsal: None,
             routes: None,
             between_layers: &mut |_| ControlFlow::Continue(()),
         };

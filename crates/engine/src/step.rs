@@ -11,6 +11,7 @@ use store::{ExpertMask, LayerId};
 use crate::bridge::Slabs;
 use crate::lookahead::Guess;
 use crate::pool::ExpertPool;
+use crate::rehearsal::Rehearsal;
 use crate::scratch::{Activation, RouteActivation, Scratch};
 use crate::state::{LayerState, SequenceState};
 
@@ -70,6 +71,8 @@ pub(crate) struct Step<'a> {
     pub(crate) experts: Option<Experts<'a>>,
     /// Memory of activations.
     pub(crate) scratch: &'a Arc<Scratch>,
+    /// Stands in for experts while the step is only rehearsed.
+    pub(crate) rehearsal: Option<&'a Rehearsal>,
     /// Takes what the routers chose, layer by layer, if somebody asked for it.
     pub(crate) routes: Option<&'a mut Vec<(LayerId, Routes)>>,
     /// Called between layers with the number done; may break off.

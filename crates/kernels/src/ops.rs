@@ -291,6 +291,25 @@ pub trait Backend: Send + Sync {
         Ok(None)
     }
 
+    /// Notes what it takes to run what `enqueue` enqueues, and runs nothing of it: values of its tensors stay as they are.
+    /// Nothing in it may be read, written or recorded.
+    ///
+    /// # Errors
+    /// What `enqueue` answers.
+    fn rehearse(&self, enqueue: &mut dyn FnMut() -> Result<()>) -> Result<()> {
+        let _ = enqueue;
+        Ok(())
+    }
+
+    /// Makes ready what rehearsals have noted, so that no step waits for it. May take seconds; other threads may allocate
+    /// and fill memory meanwhile.
+    ///
+    /// # Errors
+    /// [`files::ErrorKind::Device`] when a driver refuses.
+    fn prepare(&self) -> Result<()> {
+        Ok(())
+    }
+
     /// Enqueues and submits what was recorded, with `ids` for those of its [`Self::embed`]; it finds the tensors of its ops as
     /// they are now.
     ///

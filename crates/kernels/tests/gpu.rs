@@ -107,3 +107,23 @@ fn aligned_weights() {
         common::experts::routed_layer(&rig);
     }
 }
+
+/// Submissions as short as they can be: every dispatch that can be divided is, each part is a submission of its own, and
+/// uploads stay for the parts that follow.
+#[test]
+fn the_shortest_submissions() {
+    if adapters().is_empty() {
+        println!("SKIP gpu: no adapter");
+        return;
+    }
+    for precision in [Precision::Exact, Precision::Fast] {
+        let options = GpuOptions { precision, submission_s: 1e-7, ..GpuOptions::default() };
+        let backend = Box::new(Gpu::open(&options).unwrap());
+        let name = format!("{}, {precision:?}, the shortest submissions", backend.adapter().name);
+        let rig = Rig { name, backend, batch_invariant: false, align: 16 };
+        common::dense::many_rows(&rig);
+        common::experts::many_rows(&rig);
+        common::experts::routed_mlp(&rig);
+        common::attention::attention(&rig);
+    }
+}

@@ -99,7 +99,10 @@ pub struct ExpertLayout {
 impl ExpertLayout {
     /// Byte offset of each part within a slot, and the bytes of the whole slot. A part lies page-aligned plus
     /// its file offset's remainder, because direct reads fetch the aligned superset.
-    pub(crate) fn place(&self) -> Result<(Vec<usize>, usize)> {
+    ///
+    /// # Errors
+    /// [`files::ErrorKind::Corrupt`] when a range overflows.
+    pub fn place(&self) -> Result<(Vec<usize>, usize)> {
         let page = PAGE_BYTES as u64;
         let mut at = 0u64;
         let mut offsets = Vec::with_capacity(self.parts.len());

@@ -202,6 +202,7 @@ impl<'a> Stand<'a> {
                 backend: backend.as_ref(),
                 experts,
                 scratch: &scratch,
+                rehearsal: None,
                 routes: None,
                 between_layers: &mut |_| ControlFlow::Continue(()),
             };

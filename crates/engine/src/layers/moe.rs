@@ -2,8 +2,8 @@
 
 use files::{Error, Result};
 use kernels::ops::{
-    ExpertBatch, Residual, RouteBuffers, RouteSpec, RoutedLayer, RoutedOutput, RoutedRow, Routes,
-    SharedOutput,
+    ExpertBatch, ExpertTable, MlpWeights, Residual, RouteBuffers, RouteSpec, RoutedLayer, RoutedOutput,
+    RoutedRow, Routes, SharedOutput,
 };
 use kernels::{Tensor, Weight};
 use store::{ExpertId, ExpertMask, LayerId};
@@ -64,7 +64,10 @@ impl Moe {
         if let Some(experts) = &mut s.experts {
             experts.pool.govern();
         }
-        if !self.look_up(s, id, h, &mut chosen, &mut parts, &mut shared)? {
+        if let Some(rehearsal) = s.rehearsal {
+            let (kinds, table) = rehearsal.experts(layer)?;
+            self.rehearse(s, h, (kinds, table), &mut chosen, &mut parts, &mut shared)?;
+        } else if !self.look_up(s, id, h, &mut chosen, &mut parts, &mut shared)? {
             s.backend.route(h, &self.router, &self.spec, &mut chosen)?;
             let (by_expert, here) = self.want(s, id, h, &chosen)?;
             meanwhile(s, x)?;
@@ -117,6 +120,39 @@ impl Moe {
         }
         experts.sweep = None;
         Ok(true)
+    }
+
+    /// All ways in which the layer may be computed, for a backend that only takes note.
+    fn rehearse(
+        &self,
+        s: &Step<'_>,
+        h: &Tensor,
+        (kinds, table): (&[MlpWeights], Option<&ExpertTable>),
+        routes: &mut RouteBuffers,
+        parts: &mut Tensor,
+        shared: &mut Option<(Activation, Activation)>,
+    ) -> Result<()> {
+        s.backend.route(h, &self.router, &self.spec, routes)?;
+        for guess in [Guess::Half, Guess::All].into_iter().filter(|_| h.rows() == 1) {
+            let spec = RouteSpec { top_k: guess.experts(self.spec.top_k), ..self.spec };
+            s.backend.route(h, &self.router, &spec, &mut *s.route_buffers(spec.top_k)?)?;
+        }
+        let all: Vec<_> = (0..h.rows() as u32).map(|row| RoutedRow { row, part: row }).collect();
+        for weights in kinds {
+            // Whether an expert goes by blocks of rows depends on how many it has.
+            for rows in [&all[..1], &all[..]] {
+                s.backend.expert_mlp(h, &[ExpertBatch { weights, rows }], parts)?;
+            }
+        }
+        if let (Some(expert), Some((output, gate))) = (&self.shared, &mut *shared) {
+            s.backend.mlp(h, &expert.mlp.weights, output)?;
+            s.backend.linear(h, &expert.gate, None, gate)?;
+        }
+        let Some(table) = table else { return Ok(()) };
+        let expert = self.shared.as_ref().map(|e| (&e.mlp.weights, &e.gate));
+        let layer = RoutedLayer { router: &self.router, spec: &self.spec, table, shared: expert };
+        let shared = shared.as_mut().map(|(output, gate)| (&mut **output, &mut **gate));
+        s.backend.routed_layer(h, &layer, RoutedOutput { routes, parts, shared })
     }
 
     /// Asks the router which experts are needed, and starts reading those that are not in memory. Returns those that a

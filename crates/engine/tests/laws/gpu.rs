@@ -371,3 +371,73 @@ fn a_ceiling_below_what_a_gpu_must_hold_is_refused_with_the_figures() {
         "{error}"
     );
 }
+
+/// A driver that says how much a GPU may map: that is the ceiling of the plan, whatever was given, and it is said.
+#[test]
+fn what_a_gpu_may_map_is_the_ceiling_of_the_pool() {
+    let Some(all) = options_of(true, None) else { return };
+    let path = golden("qwen3_moe-e16/mlx-4bit");
+    let free = open(&path, &OpenOptions { memory_bytes: Some(1 << 30), ..all.clone() });
+    let plan = *free.plan();
+    assert_eq!(free.memory_note(), None);
+    // Room for half of the experts.
+    let mapped = plan.resident_bytes + plan.state_bytes + plan.scratch_bytes + plan.slot_pool_bytes / 2;
+    let limited = |mapped: u64| {
+        let precision = Precision::Exact;
+        let options = GpuOptions {
+            precision,
+            share: Some(true),
+            mapped_bytes_max: Some(mapped),
+            ..GpuOptions::default()
+        };
+        let backend: Arc<dyn Backend> = Arc::new(Gpu::open(&options).expect("the adapter opens"));
+        OpenOptions { backend: Some(backend), memory_bytes: Some(1 << 30), ..all.clone() }
+    };
+    let model = open(&path, &limited(mapped));
+    let half = *model.plan();
+    assert_eq!(half.total_bytes - half.overhead_bytes, mapped);
+    assert_eq!(half.slots, plan.slots / 2);
+    let note = model.memory_note().expect("less is planned than was given");
+    assert!(note.contains("1.00 GiB") && note.contains("the GPU may map"), "{note}");
+    let answer = tokens(&free, 3, 6);
+    assert_eq!(fresh(&model, &answer), fresh(&free, &answer));
+    // Enough for all of it, and too little for anything.
+    let enough = open(&path, &limited(1 << 30));
+    assert_eq!((enough.plan().slots, enough.memory_note()), (plan.slots, None));
+    let error = try_open(&path, &limited(1 << 16)).map(|_| ()).expect_err("64 KiB hold nothing");
+    assert_eq!(error.kind(), ErrorKind::Memory);
+    assert!(error.to_string().contains("the GPU maps at most"), "{error}");
+}
+
+/// A GPU's pipelines are compiled while the weights load: no prompt and no answer waits for one.
+#[test]
+fn no_step_waits_for_a_pipeline() {
+    let Some(all) = options(None) else { return };
+    for (set, share, slots) in [
+        (SET, false, None),
+        (SET, false, Some(40)),
+        ("qwen3_5_moe-e32/gguf-Q4_K_M", true, None),
+        ("llama-dense/gguf-Q4_0", true, None),
+    ] {
+        let options = GpuOptions { share: Some(share), compiles_ahead: Some(true), ..GpuOptions::default() };
+        let backend: Arc<dyn Backend> = Arc::new(Gpu::open(&options).expect("the adapter opens"));
+        let all = OpenOptions { backend: Some(backend), exact: false, slots_max: slots, ..all.clone() };
+        let model = open(&golden(set), &all);
+        let ready = model.device_counts().expect("a GPU counts").pipelines;
+        assert!(ready > 12, "{set}: {ready}");
+        let text = tokens(&model, 3, 60);
+        let mut session = Session::new(&model).expect("a session");
+        // Prompts of all kinds, and answers: until all experts are where the device finds them, and after that.
+        for _ in 0..2 {
+            for rows in [60, 20, 5, 3, 2, 1] {
+                session.reset().expect("resets");
+                decode_rows(&mut session, &text, rows);
+            }
+            while model.warm_up() {
+                std::thread::sleep(Duration::from_millis(2));
+            }
+        }
+        let used = model.device_counts().expect("a GPU counts").pipelines;
+        assert_eq!(used, ready, "{set}, share {share}, slots {slots:?}: pipelines that nobody foresaw");
+    }
+}

@@ -114,6 +114,7 @@ impl Cpu {
             name: format!("CPU ({})", isa.name()),
             precision: options.precision,
             buffer_bytes_max: usize::MAX,
+            mapped_bytes_max: None,
             unified_memory: true,
             pins_memory: false,
             threads,

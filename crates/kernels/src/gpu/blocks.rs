@@ -9,6 +9,7 @@ use super::memory::GpuMemory;
 use super::moe::{Group, TILE_WORDS, TableAt};
 use super::product::{MATMUL_ROWS_MIN, alignment, tail};
 use super::source::{self, Wide};
+use super::work::Work;
 use super::{Binding, Call, Gpu, State, binding, folded, fours, items, weight_parts};
 use crate::buffer::{Tensor, Weight};
 use crate::ops::Precision;
@@ -17,7 +18,7 @@ use crate::ops::Precision;
 const BLOCK: usize = 64;
 /// Outputs of a block on matrix units, and the rows that it may have.
 const UNITS_OUTPUTS: usize = 128;
-const UNITS_ROWS: [usize; 3] = [128, 64, 32];
+pub(super) const UNITS_ROWS: [usize; 3] = [128, 64, 32];
 /// Fewer blocks than these leave processors of a large device idle.
 const BLOCKS_WANTED: usize = 128;
 /// Entries of a tile for `gate_up.wgsl` where rows are few.
@@ -159,22 +160,34 @@ impl Gpu {
         let (rows, cols, outputs) = (x.rows(), w.cols(), w.rows());
         let x = binding(x)?;
         let biased = u32::from(bias.is_some());
-        let params = [base[0], base[1], base[2], cols as u32, outputs as u32, rows as u32, biased, 0, 0, 0];
+        let shape = [cols as u32, outputs as u32];
+        // The first row stands where a table's tiles would.
+        let params = |first: usize| {
+            [base[0], base[1], base[2], shape[0], shape[1], rows as u32, biased, first as u32, 0, 0]
+        };
         let formats = [w.format()];
+        let work = |rows: usize| Work::product(rows, [outputs, cols], w.format(), BLOCK);
+        // Rows of a dispatch: whole blocks of every size.
+        let most = self.device.slow.items(work(UNITS_ROWS[0])) * UNITS_ROWS[0];
         // A binding must be something: without a bias it is never read, and neither is the table.
         let bias = bias.map(binding).transpose()?.unwrap_or(x);
         if !self.on_units() {
             let mut bindings = vec![x, bias, x, out];
             bindings.extend(parts);
-            let call = Call {
-                kernel: &source::MATMUL,
-                formats: &formats,
-                constants: &[0, tail(cols)],
-                bindings: &bindings,
-                params: &params,
-                groups: folded(outputs.div_ceil(BLOCK), rows.div_ceil(BLOCK) as u32),
-            };
-            return self.run(state, &call);
+            for first in (0..rows).step_by(most) {
+                let some = most.min(rows - first);
+                state.work = work(some);
+                let call = Call {
+                    kernel: &source::MATMUL,
+                    formats: &formats,
+                    constants: &[0, tail(cols)],
+                    bindings: &bindings,
+                    params: &params(first),
+                    groups: folded(outputs.div_ceil(BLOCK), some.div_ceil(BLOCK) as u32),
+                };
+                self.run(state, &call)?;
+            }
+            return Ok(());
         }
         let (wide, split) = Self::steps(&formats, cols, alignment([base]));
         let halves = self.halves(state, x, [rows, cols], split, halved)?;
@@ -183,15 +196,20 @@ impl Gpu {
         let block = UNITS_ROWS.into_iter().find(enough).unwrap_or(UNITS_ROWS[2]);
         let mut bindings = vec![halves.binding(), bias, x, out];
         bindings.extend(parts);
-        let call = Call {
-            kernel: &source::MATMUL_UNITS,
-            formats: &formats,
-            constants: &[0, block as u32, wide as u32, fours(outputs)],
-            bindings: &bindings,
-            params: &params,
-            groups: folded(across, rows.div_ceil(block) as u32),
-        };
-        self.run(state, &call)
+        for first in (0..rows).step_by(most) {
+            let some = most.min(rows - first);
+            state.work = work(some);
+            let call = Call {
+                kernel: &source::MATMUL_UNITS,
+                formats: &formats,
+                constants: &[0, block as u32, wide as u32, fours(outputs)],
+                bindings: &bindings,
+                params: &params(first),
+                groups: folded(across, some.div_ceil(block) as u32),
+            };
+            self.run(state, &call)?;
+        }
+        Ok(())
     }
 
     /// Gate, up, their activation and down of a table of blocks.
@@ -216,6 +234,8 @@ impl Gpu {
             (2, &parts.down, intermediate, hidden, act, group.out),
         ];
         for (i, (gather, weight, cols, outputs, x, out)) in products.into_iter().enumerate() {
+            state.work =
+                Work::product(table.rows(group.tokens), [outputs, cols], parts.formats[i], group.tokens);
             if i == 2 {
                 let len = table.entries * intermediate;
                 let call = Call {
@@ -263,6 +283,8 @@ impl Gpu {
         let mut bindings = vec![halves.binding(), table.buffer, act.binding()];
         bindings.extend(parts.gate.iter().chain(&parts.up));
         let shape = [hidden as u32, intermediate as u32, group.rows as u32, entries];
+        let rows = table.rows(group.tokens);
+        state.work = Work::product(rows, [2 * intermediate, hidden], parts.formats[0], group.tokens);
         let call = Call {
             kernel: &source::GATE_UP_UNITS,
             formats: &parts.formats[..2],
@@ -275,6 +297,7 @@ impl Gpu {
         let mut bindings = vec![act.binding(), act.binding(), table.buffer, group.out];
         bindings.extend(&parts.down);
         let at = [table.tiles_at, table.entries_at];
+        state.work = Work::product(rows, [hidden, intermediate], parts.formats[2], group.tokens);
         let call = Call {
             kernel: &source::MATMUL_UNITS,
             formats: &parts.formats[2..],

@@ -1,5 +1,6 @@
 //! Adapters: which there are, what they can do, and how one is opened.
 
+use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Waker};
@@ -7,13 +8,14 @@ use std::task::{Context, Poll, Waker};
 use files::{Error, ErrorKind, Result};
 
 use super::memory::PADDING_BYTES;
-use super::shared::{self, Sharing};
+use super::shared::{self, PAGES_BYTES, Sharing};
+use super::work::{SUBMISSION_S, SlowRates};
 use crate::ops::Precision;
 
 /// What an adapter is, best first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum AdapterKind {
-    /// A card with its own memory.
+    /// A GPU with memory of its own.
     Discrete,
     /// Shares the machine's memory.
     Integrated,
@@ -46,11 +48,31 @@ pub struct GpuOptions {
     /// Whether ops read weights in the host's memory ([`crate::ops::DeviceInfo::unified_memory`]); `None` where the device has no
     /// other. Without, and where the driver cannot, they are copied.
     pub share: Option<bool>,
+    /// Less than the driver's limit on a buffer, in bytes.
+    pub buffer_bytes_max: Option<u64>,
+    /// Instead of what the driver says of [`crate::ops::DeviceInfo::mapped_bytes_max`].
+    pub mapped_bytes_max: Option<u64>,
+    /// Where what drivers compile is kept between runs.
+    pub cache_dir: Option<PathBuf>,
+    /// Whether [`crate::Backend::prepare`] compiles; `None` for all but software drivers.
+    pub compiles_ahead: Option<bool>,
+    /// Seconds that a submission takes at most, at the rates of a slow device of its kind.
+    pub submission_s: f64,
 }
 
 impl Default for GpuOptions {
     fn default() -> Self {
-        Self { adapter: None, precision: Precision::Fast, subgroups: true, share: None }
+        Self {
+            adapter: None,
+            precision: Precision::Fast,
+            subgroups: true,
+            share: None,
+            buffer_bytes_max: None,
+            mapped_bytes_max: None,
+            cache_dir: None,
+            compiles_ahead: None,
+            submission_s: SUBMISSION_S,
+        }
     }
 }
 
@@ -59,6 +81,7 @@ pub(super) struct Device {
     pub(super) device: wgpu::Device,
     pub(super) queue: wgpu::Queue,
     pub(super) summary: AdapterSummary,
+    pub(super) adapter: wgpu::AdapterInfo,
     pub(super) subgroups: bool,
     /// Whether matrix units multiply 16 x 16 values of half precision into single, for subgroups of 32.
     pub(super) matrix_units: bool,
@@ -73,11 +96,16 @@ pub(super) struct Device {
     pub(super) buffer_bytes_max: usize,
     /// What makes buffers over the host's pages, where these are as good as any.
     pub(super) sharing: Option<Sharing>,
+    /// The most of the machine's memory that the device may map, in bytes, where the driver says.
+    pub(super) mapped_bytes_max: Option<u64>,
+    /// What bounds a submission.
+    pub(super) slow: SlowRates,
     failure: Arc<Mutex<Option<(ErrorKind, String)>>>,
 }
 
 /// The features that are used where they exist.
-const WANTED: wgpu::Features = wgpu::Features::SUBGROUP.union(super::profile::FEATURES);
+const WANTED: wgpu::Features =
+    wgpu::Features::SUBGROUP.union(wgpu::Features::PIPELINE_CACHE).union(super::profile::FEATURES);
 /// The features that every supported device has.
 const NEEDED: wgpu::Features = wgpu::Features::IMMEDIATES;
 /// What matrix units need.
@@ -202,7 +230,10 @@ impl Device {
             // wgpu documents, and the tests compare its answers.
             experimental = unsafe { wgpu::ExperimentalFeatures::enabled() };
         }
-        let limits = adapter.limits();
+        let mut limits = adapter.limits();
+        let most = options.buffer_bytes_max.unwrap_or(u64::MAX);
+        limits.max_buffer_size = limits.max_buffer_size.min(most);
+        limits.max_storage_buffer_binding_size = limits.max_storage_buffer_binding_size.min(most);
         let descriptor = wgpu::DeviceDescriptor {
             label: None,
             required_features: features,
@@ -219,18 +250,23 @@ impl Device {
         watch(&device, &failure);
         let largest =
             limits.max_storage_buffer_binding_size.min(limits.max_buffer_size).min(ADDRESSABLE_BYTES);
-        // A page less than the limit leaves room for the padding.
-        let buffer_bytes_max = largest.saturating_sub(PADDING_BYTES.next_multiple_of(4096)) as usize;
+        // Shared memory comes in whole pages, which must not exceed the limit either; a small page less leaves room for
+        // the padding.
+        let whole = if sharing.is_some() { largest / PAGES_BYTES * PAGES_BYTES } else { largest };
+        let buffer_bytes_max = whole.saturating_sub(PADDING_BYTES.next_multiple_of(4096)) as usize;
+        let mapped_bytes_max = options.mapped_bytes_max.or_else(|| shared::mapped_bytes_max(&device));
         let subgroups = features.contains(wgpu::Features::SUBGROUP) && options.subgroups;
         let info = adapter.get_info();
         let subgroup_threads = info.subgroup_min_size;
         let byte_products = info.backend == wgpu::Backend::Vulkan
             && subgroup_threads >= EIGHT
             && limits.max_compute_workgroup_storage_size >= INTEGERS_STORAGE_BYTES;
+        let slow = SlowRates::of(summary.kind, options.submission_s);
         Ok(Self {
             device,
             queue,
             summary,
+            adapter: info,
             subgroups,
             matrix_units,
             byte_products,
@@ -238,6 +274,8 @@ impl Device {
             bindings_max: limits.max_storage_buffers_per_shader_stage as usize,
             buffer_bytes_max,
             sharing,
+            mapped_bytes_max,
+            slow,
             failure,
         })
     }
@@ -245,7 +283,7 @@ impl Device {
     /// For [`crate::ops::Backend::features`].
     pub(super) fn features(&self) -> Vec<(&'static str, String)> {
         let memory = if self.sharing.is_some() { "the host's" } else { "its own" };
-        vec![
+        let mut features = vec![
             ("kind", format!("{:?}", self.summary.kind)),
             ("memory", memory.to_string()),
             ("subgroups", self.subgroups.to_string()),
@@ -253,7 +291,10 @@ impl Device {
             ("matrix_units", self.matrix_units.to_string()),
             ("byte_products", self.byte_products.to_string()),
             ("buffer_bytes_max", self.buffer_bytes_max.to_string()),
-        ]
+            ("pipeline_cache", self.device.features().contains(wgpu::Features::PIPELINE_CACHE).to_string()),
+        ];
+        features.extend(self.mapped_bytes_max.map(|bytes| ("mapped_bytes_max", bytes.to_string())));
+        features
     }
 
     /// The first failure that the driver reported since the last call, if any.

@@ -1,19 +1,23 @@
-//! Recording: one encoder with one compute pass is open at a time; it is submitted when somebody must wait, when
-//! the host writes what it may read, when the engine says so, or when much is recorded that nobody needs to see.
+//! Recording: one encoder with one compute pass is open at a time; it is submitted ([`super::submit`]) when somebody must
+//! wait, when the host writes what it may read, when the engine says so, when much is recorded that nobody needs to see,
+//! or when it would keep the device for longer than a system allows ([`super::work`]).
 
 use std::any::Any;
 use std::collections::{HashMap, HashSet, VecDeque};
-use std::ops::{Range, RangeInclusive};
+use std::ops::Range;
+use std::sync::Arc;
 use std::thread::{self, ThreadId};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use files::{Error, Result};
 
-use super::device::{AdapterKind, Device, device_error};
+use super::device::{AdapterKind, Device};
 use super::memory::{GpuMemory, Graveyard};
 use super::pipelines::{IMMEDIATE_BYTES_MAX, Pipeline};
 use super::profile::Profile;
 use super::staging::Staging;
+use super::submit::{DISPATCHES_FIRST, Lent, Lost};
+use super::tally::{Event, Tally};
 use crate::ops::{DeviceCounts, Recorded};
 
 /// Most buffers of a dispatch.
@@ -23,15 +27,6 @@ const UPLOAD_WORDS: usize = 1 << 18;
 /// Smaller copies go through the queue's own staging memory, if nothing waits in ours, whose buffers come back one by
 /// one.
 const SMALL_COPY_BYTES: usize = 64 << 10;
-/// From so many dispatches on, recording more would let the device idle: 5 us to record one, 9 us to run it.
-const DISPATCHES_MAX: usize = 64;
-/// The same after a read-back, when the device waits for the first of them.
-const DISPATCHES_FIRST: usize = 32;
-/// Submissions that the device may have before it. Enough that it never waits for the host; a host that is further ahead, as
-/// in a prompt where nothing is read back, would report progress long before it is made and could not be interrupted.
-const SUBMISSIONS_AHEAD: usize = 4;
-/// Answers that take so long are worth staying awake for: shorter ones come with experts that other threads read.
-const AWAKE: RangeInclusive<Duration> = Duration::from_micros(500)..=Duration::from_millis(5);
 /// With fewer processors those threads need them.
 const AWAKE_THREADS_MIN: usize = 4;
 
@@ -47,71 +42,85 @@ pub(super) type Binding<'a> = (u64, &'a wgpu::Buffer);
 
 /// What has been recorded and not submitted.
 #[derive(Default)]
-struct Open {
-    encoder: Option<(wgpu::CommandEncoder, Option<wgpu::ComputePass<'static>>)>,
+pub(super) struct Open {
+    pub(super) encoder: Option<(wgpu::CommandEncoder, Option<wgpu::ComputePass<'static>>)>,
+    /// What the encoder does to the words of the tally.
+    pub(super) events: Vec<Event>,
+    /// Whether the encoder copies something that it has no mark for.
+    unmarked: bool,
     /// Words for the upload buffer, copied there when the encoder is submitted: a submission sees one state of it.
-    uploads: Vec<u32>,
+    pub(super) uploads: Vec<u32>,
     /// Dropped when the encoder has been submitted, or never will be.
-    held: Vec<Box<dyn Any + Send>>,
+    pub(super) held: Vec<Box<dyn Any + Send>>,
     /// Dispatches in the encoder.
-    dispatches: usize,
+    pub(super) dispatches: usize,
+    /// Seconds that they take a slow device of this kind.
+    pub(super) seconds: f64,
     /// If it is kept for later.
-    kept: Option<Kept>,
+    pub(super) kept: Option<Kept>,
+}
+
+/// What one submission runs.
+pub(super) struct Commands {
+    pub(super) buffer: wgpu::CommandBuffer,
+    pub(super) events: Vec<Event>,
 }
 
 /// What goes with commands that are kept.
-struct Kept {
+pub(super) struct Kept {
     /// The buffer for uploads, as it was when recording began.
-    upload_buffer: (u64, wgpu::Buffer),
+    pub(super) upload_buffer: (u64, wgpu::Buffer),
     /// Which of the uploads are ids of `embed`.
-    ids: Range<usize>,
+    pub(super) ids: Range<usize>,
     /// Rows of its table.
-    id_bound: usize,
+    pub(super) id_bound: usize,
+    /// What is recorded, a submission each.
+    pub(super) parts: Vec<Commands>,
 }
 
 /// What [`Recorder::end_keeping`] made.
-struct Commands {
-    commands: wgpu::CommandBuffer,
-    uploads: Vec<u32>,
-    held: Vec<Box<dyn Any + Send>>,
-    kept: Kept,
-}
-
-/// What is kept until the device is done with a submission.
-struct Lent {
-    submission: wgpu::SubmissionIndex,
-    _held: Vec<Box<dyn Any + Send>>,
+pub(super) struct KeptCommands {
+    pub(super) uploads: Vec<u32>,
+    pub(super) held: Vec<Box<dyn Any + Send>>,
+    pub(super) kept: Kept,
 }
 
 /// The open encoder and what goes with it.
 pub(super) struct Recorder {
     /// Of the thread that called last: the one that keeps, or all others.
-    open: Open,
+    pub(super) open: Open,
     /// Of the others.
     parked: Open,
     /// The thread that keeps what it records.
     keeper: Option<ThreadId>,
     bind_groups: HashMap<BindKey, wgpu::BindGroup>,
-    graveyard: Graveyard,
-    upload_buffer: (u64, wgpu::Buffer),
-    answers: Option<wgpu::Buffer>,
+    pub(super) graveyard: Graveyard,
+    pub(super) upload_buffer: (u64, wgpu::Buffer),
+    pub(super) answers: Option<wgpu::Buffer>,
     /// How long the last of them took to come.
-    last_wait: Duration,
+    pub(super) last_wait: Duration,
     /// Whether a thread that waits may keep its processor.
-    stays_awake: bool,
+    pub(super) stays_awake: bool,
     /// Copies to the device that run before the open encoder.
-    staging: Staging,
+    pub(super) staging: Staging,
     /// The last submissions, of which the device may not have finished any.
-    ahead: VecDeque<wgpu::SubmissionIndex>,
+    pub(super) ahead: VecDeque<wgpu::SubmissionIndex>,
     /// The last of all.
-    last: Option<wgpu::SubmissionIndex>,
+    pub(super) last: Option<wgpu::SubmissionIndex>,
     /// Whether what ops read is the host's memory, which is lent until they ran. Else it is the host's again with their
     /// submission: later writes go through the queue, after it.
-    lends: bool,
+    pub(super) lends: bool,
     /// In the order of their submissions.
-    lent: VecDeque<Lent>,
+    pub(super) lent: VecDeque<Lent>,
     /// Dispatches that are worth a submission.
-    enough: usize,
+    pub(super) enough: usize,
+    /// What the device must have run.
+    pub(super) tally: Tally,
+    counts_passes: Arc<Pipeline>,
+    /// Whether the queue has copies that go before its next submission.
+    pub(super) wrote: bool,
+    /// What is to be lost, for tests.
+    pub(super) lost: Option<Lost>,
     /// Times the dispatches, if somebody wants to know.
     pub(super) profile: Option<Profile>,
     /// What was done so far, for reports.
@@ -119,14 +128,20 @@ pub(super) struct Recorder {
 }
 
 impl Recorder {
-    pub(super) fn new(device: &Device, upload_id: u64, graveyard: &Graveyard) -> Self {
+    /// `counts_passes` is the pipeline of `tally.wgsl`; the ids are of buffers.
+    pub(super) fn new(
+        device: &Device,
+        [upload_id, tally_id]: [u64; 2],
+        graveyard: &Graveyard,
+        counts_passes: Arc<Pipeline>,
+    ) -> Self {
         Self {
             open: Open::default(),
             parked: Open::default(),
             keeper: None,
             bind_groups: HashMap::new(),
             graveyard: graveyard.clone(),
-            upload_buffer: (upload_id, upload_buffer(device, UPLOAD_WORDS)),
+            upload_buffer: (upload_id, upload_buffer(device, UPLOAD_WORDS.min(device.buffer_bytes_max / 4))),
             answers: None,
             last_wait: Duration::ZERO,
             // A processor that shares its power with the GPU has better things to do.
@@ -138,6 +153,10 @@ impl Recorder {
             staging: Staging::default(),
             ahead: VecDeque::new(),
             enough: DISPATCHES_FIRST,
+            tally: Tally::new(device, tally_id),
+            counts_passes,
+            wrote: false,
+            lost: None,
             profile: None,
             counts: DeviceCounts::default(),
         }
@@ -148,34 +167,6 @@ impl Recorder {
         if self.open.encoder.is_some() || self.lends {
             self.open.held.push(held);
         }
-    }
-
-    /// After a submission: what it needed is the host's again, or lent.
-    fn let_go(&mut self, held: Vec<Box<dyn Any + Send>>) {
-        if let Some(submission) = self.last.clone().filter(|_| self.lends && !held.is_empty()) {
-            self.lent.push_back(Lent { submission, _held: held });
-        }
-    }
-
-    /// Drops what the device is done with, in turn; waits for the first if `wait` says so.
-    fn take_back(&mut self, device: &Device, wait: bool) -> Result<()> {
-        let mut timeout = if wait { None } else { Some(Duration::ZERO) };
-        while let Some(oldest) = self.lent.front() {
-            let submission_index = Some(oldest.submission.clone());
-            match device.device.poll(wgpu::PollType::Wait { submission_index, timeout }) {
-                Ok(_) => drop(self.lent.pop_front()),
-                Err(wgpu::PollError::Timeout) => break,
-                Err(e) => return Err(waiting_failed(device, e)),
-            }
-            timeout = Some(Duration::ZERO);
-        }
-        Ok(())
-    }
-
-    /// Submits what is recorded, and waits until something that was lent is back.
-    pub(super) fn reclaim(&mut self, device: &Device) -> Result<()> {
-        self.submit(device)?;
-        self.take_back(device, true)
     }
 
     /// Makes room for `words` words of uploads in the open submission.
@@ -190,10 +181,10 @@ impl Recorder {
             self.submit(device)?;
         }
         if words > upload_words(self) {
-            let words = words.next_power_of_two();
-            if words * 4 > device.buffer_bytes_max {
+            if words > device.buffer_bytes_max / 4 {
                 return Err(Error::invalid(format!("{words} words of ids and tables in one step")));
             }
+            let words = words.next_power_of_two().min(device.buffer_bytes_max / 4);
             self.forget(self.upload_buffer.0);
             self.upload_buffer = (new_id(), upload_buffer(device, words));
         }
@@ -219,20 +210,17 @@ impl Recorder {
         pipeline: &Pipeline,
         bindings: &[Binding<'_>],
         immediates: &[u32],
-        groups: [u32; 3],
+        (groups, seconds): ([u32; 3], f64),
     ) {
         if groups.contains(&0) {
             return;
         }
+        self.mark();
         let mut key = BindKey { layout: pipeline.layout_id, ids: [u64::MAX; BINDINGS_MAX] };
         key.ids.iter_mut().zip(bindings).for_each(|(slot, (id, _))| *slot = *id);
         let group = self.bind_groups.entry(key).or_insert_with(|| bind_group(device, pipeline, bindings));
-        let (encoder, pass) = self
-            .open
-            .encoder
-            .get_or_insert_with(|| (device.device.create_command_encoder(&Default::default()), None));
-        let pass =
-            pass.get_or_insert_with(|| encoder.begin_compute_pass(&Default::default()).forget_lifetime());
+        let (encoder, pass) = self.open.encoder.get_or_insert_with(|| open_encoder(device));
+        let pass = pass.get_or_insert_with(|| open_pass(encoder));
         pass.set_pipeline(&pipeline.pipeline);
         pass.set_bind_group(0, &*group, &[]);
         debug_assert!(size_of_val(immediates) <= IMMEDIATE_BYTES_MAX as usize);
@@ -247,14 +235,90 @@ impl Recorder {
             profile.after(pass, pipeline.name);
         }
         self.open.dispatches += 1;
+        self.open.seconds += seconds;
     }
 
-    /// The open encoder, between two passes.
+    /// Makes room for a dispatch that takes a slow device so many seconds: what is recorded goes first if both together
+    /// would keep it too long. Uploads stay where they are.
+    pub(super) fn make_room(&mut self, device: &Device, seconds: f64) -> Result<()> {
+        if self.open.dispatches == 0 || self.open.seconds + seconds <= device.slow.submission_s {
+            return Ok(());
+        }
+        let Some(commands) = self.finish(device) else { return Ok(()) };
+        if let Some(kept) = &mut self.open.kept {
+            kept.parts.push(commands);
+            return Ok(());
+        }
+        let uploads = self.open.uploads.clone();
+        self.send(device, commands)?;
+        self.open.uploads = uploads;
+        self.fall_back(device)
+    }
+
+    /// Ends the open encoder with a pass that counts.
+    pub(super) fn finish(&mut self, device: &Device) -> Option<Commands> {
+        self.open.encoder.as_ref()?;
+        self.end_pass(device);
+        self.seal()
+    }
+
+    /// Ends the open encoder as it is.
+    pub(super) fn seal(&mut self) -> Option<Commands> {
+        let (mut encoder, pass) = self.open.encoder.take()?;
+        drop(pass);
+        if let Some(profile) = self.profile.as_ref().filter(|_| self.open.kept.is_none()) {
+            profile.resolve(&mut encoder);
+        }
+        self.open.dispatches = 0;
+        self.open.seconds = 0.0;
+        Some(Commands { buffer: encoder.finish(), events: std::mem::take(&mut self.open.events) })
+    }
+
+    /// Ends the pass of the encoder, which counts itself; without one, a pass that counts what was copied.
+    pub(super) fn end_pass(&mut self, device: &Device) {
+        self.mark();
+        let (mut encoder, pass) = self.open.encoder.take().unwrap_or_else(|| open_encoder(device));
+        let mut pass = pass.unwrap_or_else(|| open_pass(&mut encoder));
+        self.count(device, &mut pass);
+        drop(pass);
+        self.open.encoder = Some((encoder, None));
+        self.open.events.push(Event::Counted);
+    }
+
+    /// Commands that do nothing but count.
+    pub(super) fn counting(&mut self, device: &Device) -> Commands {
+        let (mut encoder, _) = open_encoder(device);
+        self.count(device, &mut open_pass(&mut encoder));
+        Commands { buffer: encoder.finish(), events: vec![Event::Counted] }
+    }
+
+    /// The dispatch that counts a pass.
+    fn count(&mut self, device: &Device, pass: &mut wgpu::ComputePass<'static>) {
+        let (pipeline, words) = (&self.counts_passes, (self.tally.id, &self.tally.words));
+        let mut key = BindKey { layout: pipeline.layout_id, ids: [u64::MAX; BINDINGS_MAX] };
+        key.ids[0] = words.0;
+        let group = self.bind_groups.entry(key).or_insert_with(|| bind_group(device, pipeline, &[words]));
+        pass.set_pipeline(&pipeline.pipeline);
+        pass.set_bind_group(0, &*group, &[]);
+        pass.set_immediates(0, &[0; IMMEDIATE_BYTES_MAX as usize]);
+        pass.dispatch_workgroups(1, 1, 1);
+    }
+
+    /// Marks copies that have no mark.
+    fn mark(&mut self) {
+        if let Some((encoder, _)) = self.open.encoder.as_mut().filter(|_| self.open.unmarked) {
+            self.open.events.push(self.tally.mark(encoder));
+            self.open.unmarked = false;
+        }
+    }
+
+    /// The open encoder, between two passes, for copies.
     fn between(&mut self, device: &Device) -> &mut wgpu::CommandEncoder {
-        let open = || (device.device.create_command_encoder(&Default::default()), None);
-        let (encoder, pass) = self.open.encoder.get_or_insert_with(open);
-        *pass = None;
-        encoder
+        if matches!(self.open.encoder, Some((_, Some(_)))) {
+            self.end_pass(device);
+        }
+        self.open.unmarked = true;
+        &mut self.open.encoder.get_or_insert_with(|| open_encoder(device)).0
     }
 
     /// Records a copy of a whole buffer to another as large.
@@ -282,6 +346,7 @@ impl Recorder {
         // The queue's own copies run before all of the next submission, so they must not overtake one of ours.
         if bytes.len() < SMALL_COPY_BYTES && !self.staging.waits() {
             device.queue.write_buffer(buffer, offset as u64, bytes);
+            self.wrote = true;
             return device.check();
         }
         while !bytes.is_empty() {
@@ -294,16 +359,6 @@ impl Recorder {
             }
         }
         device.check()
-    }
-
-    /// Hands copies that wait to the device, and what was recorded after them.
-    fn queue(&mut self, device: &Device, recorded: Option<wgpu::CommandBuffer>) -> wgpu::SubmissionIndex {
-        let copies = self.staging.encode(device);
-        let index = device.queue.submit(copies.into_iter().chain(recorded));
-        self.staging.submitted(&index);
-        self.last = Some(index.clone());
-        self.counts.submissions += 1;
-        index
     }
 
     /// What is open is the calling thread's from here on.
@@ -321,7 +376,8 @@ impl Recorder {
         }
         self.keeper = Some(thread::current().id());
         self.parked = std::mem::take(&mut self.open);
-        self.open.kept = Some(Kept { upload_buffer: self.upload_buffer.clone(), ids: 0..0, id_bound: 0 });
+        let upload_buffer = self.upload_buffer.clone();
+        self.open.kept = Some(Kept { upload_buffer, ids: 0..0, id_bound: 0, parts: Vec::new() });
         true
     }
 
@@ -335,188 +391,21 @@ impl Recorder {
     /// What was recorded since [`Recorder::begin_keeping`].
     pub(super) fn end_keeping(&mut self, device: &Device) -> Result<Option<Recorded>> {
         self.keeper = None;
+        let last = self.finish(device);
         let open = std::mem::replace(&mut self.open, std::mem::take(&mut self.parked));
-        let (Some(kept), Some((encoder, pass))) = (open.kept, open.encoder) else { return Ok(None) };
-        drop(pass);
-        let (uploads, held) = (open.uploads, open.held);
-        let commands = Commands { commands: encoder.finish(), uploads, held, kept };
+        let Some(mut kept) = open.kept else { return Ok(None) };
+        kept.parts.extend(last);
         device.check()?;
-        Ok(Some(Recorded::new(commands)))
-    }
-
-    /// Submits what was kept, with these ids.
-    pub(super) fn run(&mut self, device: &Device, recorded: Recorded, ids: &[u32]) -> Result<()> {
-        let foreign = || Error::invalid("this was recorded by another backend");
-        let Commands { commands, mut uploads, held, kept } = recorded.into_commands().ok_or_else(foreign)?;
-        if kept.ids.len() != ids.len() {
-            return Err(Error::invalid(format!("{} ids for a step of {}", ids.len(), kept.ids.len())));
-        }
-        if let Some(id) = ids.iter().find(|&&id| id as usize >= kept.id_bound) {
-            return Err(Error::invalid(format!("id {id} of a table of {} rows", kept.id_bound)));
-        }
-        self.submit(device)?;
-        uploads[kept.ids].copy_from_slice(ids);
-        self.hand_over(device, commands, &kept.upload_buffer.1, &uploads);
-        self.let_go(held);
-        device.check()
+        let (uploads, held) = (open.uploads, open.held);
+        Ok((!kept.parts.is_empty()).then(|| Recorded::new(KeptCommands { uploads, held, kept })))
     }
 
     fn uploads_to(&self) -> &(u64, wgpu::Buffer) {
         self.open.kept.as_ref().map_or(&self.upload_buffer, |kept| &kept.upload_buffer)
     }
 
-    fn may_submit(&self) -> Result<()> {
-        match self.open.kept {
-            None => Ok(()),
-            Some(_) => Err(Error::unsupported("what is only recorded cannot be waited for")),
-        }
-    }
-
-    /// Submits what is recorded if that is much, and waits while the device has too much before it.
-    pub(super) fn submit_much(&mut self, device: &Device) -> Result<()> {
-        if self.open.kept.is_some() || self.open.dispatches < self.enough {
-            return Ok(());
-        }
-        self.enough = DISPATCHES_MAX;
-        self.submit(device)?;
-        while self.ahead.len() > SUBMISSIONS_AHEAD
-            && let Some(oldest) = self.ahead.pop_front()
-        {
-            wait(device, oldest)?;
-        }
-        Ok(())
-    }
-
-    /// Submits what is recorded.
-    pub(super) fn submit(&mut self, device: &Device) -> Result<()> {
-        self.may_submit()?;
-        if let Some((encoder, pass)) = self.open.encoder.take() {
-            drop(pass);
-            self.send(device, encoder)?;
-        } else if self.staging.waits() {
-            self.queue(device, None);
-        }
-        let held = std::mem::take(&mut self.open.held);
-        self.let_go(held);
-        self.take_back(device, false)?;
-        device.check()
-    }
-
-    fn send(&mut self, device: &Device, mut encoder: wgpu::CommandEncoder) -> Result<wgpu::SubmissionIndex> {
-        self.open.dispatches = 0;
-        if let Some(profile) = &self.profile {
-            profile.resolve(&mut encoder);
-        }
-        let mut uploads = std::mem::take(&mut self.open.uploads);
-        let (_, upload_buffer) = self.upload_buffer.clone();
-        let index = self.hand_over(device, encoder.finish(), &upload_buffer, &uploads);
-        uploads.clear();
-        self.open.uploads = uploads;
-        if let Some(profile) = &mut self.profile {
-            profile.collect(device, index.clone())?;
-        }
-        Ok(index)
-    }
-
-    /// Submits commands and, before them, what they find in the buffer for uploads.
-    fn hand_over(
-        &mut self,
-        device: &Device,
-        commands: wgpu::CommandBuffer,
-        upload_buffer: &wgpu::Buffer,
-        uploads: &[u32],
-    ) -> wgpu::SubmissionIndex {
-        if !uploads.is_empty() {
-            device.queue.write_buffer(upload_buffer, 0, bytemuck::cast_slice(uploads));
-            self.counts.copied_bytes += uploads.len() as u64 * 4;
-        }
-        let index = self.queue(device, Some(commands));
-        self.ahead.push_back(index.clone());
-        self.bury();
-        index
-    }
-
-    /// Submits what is recorded and reads ranges of buffers after it, in one wait. A range is (buffer, first byte, where
-    /// its bytes go), in multiples of 4.
-    pub(super) fn read_back(
-        &mut self,
-        device: &Device,
-        ranges: &mut [(&wgpu::Buffer, usize, &mut [u8])],
-    ) -> Result<()> {
-        self.may_submit()?;
-        let total: usize = ranges.iter().map(|(_, _, out)| out.len()).sum();
-        let staging = self.answers(device, total.max(4))?;
-        let (mut encoder, pass) = match self.open.encoder.take() {
-            Some(open) => open,
-            None => (device.device.create_command_encoder(&Default::default()), None),
-        };
-        drop(pass);
-        let mut at = 0;
-        for (buffer, offset, out) in ranges.iter() {
-            encoder.copy_buffer_to_buffer(buffer, *offset as u64, &staging, at, out.len() as u64);
-            at += out.len() as u64;
-        }
-        let index = self.send(device, encoder)?;
-        self.counts.readbacks += 1;
-        self.ahead.clear();
-        self.enough = DISPATCHES_FIRST;
-        let slice = staging.slice(..total as u64);
-        slice.map_async(wgpu::MapMode::Read, |_| ());
-        self.wait_for_answer(device, index)?;
-        device.check()?;
-        // All that was submitted before has run too.
-        self.open.held.clear();
-        self.lent.clear();
-        let mapped = slice
-            .get_mapped_range()
-            .map_err(|e| device_error("cannot read the device's answer").with_source(e))?;
-        let mut rest: &[u8] = &mapped;
-        for (_, _, out) in ranges {
-            let (head, tail) = rest.split_at(out.len());
-            out.copy_from_slice(head);
-            rest = tail;
-        }
-        drop(mapped);
-        staging.unmap();
-        Ok(())
-    }
-
-    /// Waits for an answer. Waking up takes the host longer than a card takes for a layer, so it stays awake where the
-    /// last answer took no longer than a token of a model in the card's memory.
-    fn wait_for_answer(&mut self, device: &Device, index: wgpu::SubmissionIndex) -> Result<()> {
-        let start = Instant::now();
-        if self.stays_awake && AWAKE.contains(&self.last_wait) {
-            while start.elapsed() < 2 * self.last_wait {
-                let status = device.device.poll(wgpu::PollType::Poll);
-                if status.is_err() || status.is_ok_and(|status| status.is_queue_empty()) {
-                    break;
-                }
-                std::hint::spin_loop();
-            }
-        }
-        wait(device, index)?;
-        self.last_wait = start.elapsed();
-        Ok(())
-    }
-
-    /// A mappable buffer of at least `bytes`.
-    fn answers(&mut self, device: &Device, bytes: usize) -> Result<wgpu::Buffer> {
-        if let Some(answers) = self.answers.as_ref().filter(|a| a.size() >= bytes as u64) {
-            return Ok(answers.clone());
-        }
-        let staging = device.device.create_buffer(&wgpu::BufferDescriptor {
-            label: Some("read back"),
-            size: (bytes as u64).next_power_of_two().max(4096),
-            usage: wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST,
-            mapped_at_creation: false,
-        });
-        device.check()?;
-        self.answers = Some(staging.clone());
-        Ok(staging)
-    }
-
     /// Drops the bind groups of buffers that are gone: they would keep the memory alive.
-    fn bury(&mut self) {
+    pub(super) fn bury(&mut self) {
         // A poisoned list of ids is still a list of ids.
         let mut dead = self.graveyard.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         if !dead.is_empty() {
@@ -535,6 +424,14 @@ impl GpuMemory {
     pub(super) fn binding(&self) -> Binding<'_> {
         (self.id, &self.buffer)
     }
+}
+
+fn open_encoder(device: &Device) -> (wgpu::CommandEncoder, Option<wgpu::ComputePass<'static>>) {
+    (device.device.create_command_encoder(&Default::default()), None)
+}
+
+fn open_pass(encoder: &mut wgpu::CommandEncoder) -> wgpu::ComputePass<'static> {
+    encoder.begin_compute_pass(&Default::default()).forget_lifetime()
 }
 
 fn upload_buffer(device: &Device, words: usize) -> wgpu::Buffer {
@@ -560,17 +457,4 @@ fn bind_group(device: &Device, pipeline: &Pipeline, bindings: &[Binding<'_>]) ->
         layout: &pipeline.layout,
         entries: &entries,
     })
-}
-
-/// Waits for a submission and all before it.
-pub(super) fn wait(device: &Device, index: wgpu::SubmissionIndex) -> Result<()> {
-    device
-        .device
-        .poll(wgpu::PollType::Wait { submission_index: Some(index), timeout: None })
-        .map(|_| ())
-        .map_err(|e| waiting_failed(device, e))
-}
-
-fn waiting_failed(device: &Device, error: wgpu::PollError) -> Error {
-    device_error(format!("{}: waiting failed", device.summary.name)).with_source(error)
 }

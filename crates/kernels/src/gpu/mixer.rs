@@ -3,6 +3,7 @@
 use files::{Error, Result};
 
 use super::encoder::Binding;
+use super::work::Work;
 use super::{Call, Gpu, binding, fours, memory_of, source};
 use crate::buffer::Tensor;
 use crate::ops::{
@@ -40,6 +41,12 @@ fn bind<'a>(tensor: Option<&'a Tensor>, nothing: Binding<'a>) -> Result<Binding<
 fn delta_params(input: &DeltaInput<'_>, spec: &DeltaSpec) -> [u32; 5] {
     let rows = &input.segment.rows;
     [spec.key_heads, spec.value_heads, spec.value_head_dim, rows.start, rows.len()].map(|n| n as u32)
+}
+
+/// Both multiply and add to a state three times a row.
+fn delta_work(input: &DeltaInput<'_>, spec: &DeltaSpec) -> Work {
+    let state = (spec.value_heads * spec.key_head_dim * spec.value_head_dim) as f64;
+    Work { flops: 6.0 * state * input.segment.rows.len() as f64, bytes: 4.0 * state }
 }
 
 /// Parts of a column of a head's state, each for a thread of `delta_rule.wgsl`.
@@ -205,28 +212,38 @@ impl Gpu {
         let partial = self.scratch(&mut state, "attention", partial_values * 4)?;
         let (q, out, gated) = (binding(q)?, binding(out)?, u32::from(spec.gated));
         let (keys, values) = (memory_of(cache.keys.buffer())?, memory_of(cache.values.buffer())?);
-        let params = [
-            spec.heads as u32,
-            group as u32,
-            tiles as u32,
-            cache.capacity as u32,
-            segment.rows.start as u32,
-            segment.position as u32,
-            spec.scale.to_bits(),
-            span as u32,
-            spans as u32,
-        ];
-        self.run(
-            &mut state,
-            &Call {
-                kernel: &source::ATTENTION,
-                formats: &[],
-                constants: &[dim, format(cache)?, gated, tile as u32, SPAN_UNIT as u32],
-                bindings: &[q, keys.binding(), values.binding(), out, partial.binding()],
-                params: &params,
-                groups: [(cache.kv_heads * tiles) as u32, spans as u32, rows as u32],
-            },
-        )?;
+        // Of one row, as if no other had the keys and values at hand.
+        let row = Work {
+            flops: 4.0 * (spec.heads * spec.head_dim) as f64 * positions as f64,
+            bytes: KvCache::bytes(cache.kv_heads, cache.head_dim, positions, cache.format) as f64,
+        };
+        let most = if spans == 1 { self.device.slow.items(row) } else { rows };
+        for first in (0..rows).step_by(most.max(1)) {
+            let some = most.min(rows - first);
+            let params = [
+                spec.heads as u32,
+                group as u32,
+                tiles as u32,
+                cache.capacity as u32,
+                (segment.rows.start + first) as u32,
+                (segment.position + first) as u32,
+                spec.scale.to_bits(),
+                span as u32,
+                spans as u32,
+            ];
+            state.work = Work { flops: row.flops * some as f64, bytes: row.bytes * some as f64 };
+            self.run(
+                &mut state,
+                &Call {
+                    kernel: &source::ATTENTION,
+                    formats: &[],
+                    constants: &[dim, format(cache)?, gated, tile as u32, SPAN_UNIT as u32],
+                    bindings: &[q, keys.binding(), values.binding(), out, partial.binding()],
+                    params: &params,
+                    groups: [(cache.kv_heads * tiles) as u32, spans as u32, some as u32],
+                },
+            )?;
+        }
         if spans == 1 {
             return Ok(());
         }
@@ -285,6 +302,7 @@ impl Gpu {
             return self.delta_rows(input, spec, state, out);
         }
         let mut recording = self.lock();
+        recording.work = delta_work(input, spec);
         let unused = self.unused(&mut recording)?;
         let nothing = unused[0].binding();
         let bindings = [
@@ -333,6 +351,7 @@ impl Gpu {
         state: &mut Tensor,
         out: &mut Tensor,
     ) -> Result<()> {
+        self.lock().work = delta_work(input, spec);
         let qkv = binding(input.qkv)?;
         let bindings = [
             qkv,

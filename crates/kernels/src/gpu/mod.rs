@@ -6,6 +6,7 @@
 
 mod blocks;
 mod device;
+mod dispatch;
 mod encoder;
 mod kept;
 mod lookup;
@@ -13,24 +14,30 @@ mod memory;
 mod mixer;
 mod moe;
 mod pipelines;
+mod prepare;
 mod probe;
 mod product;
 mod profile;
 mod shared;
 pub mod source;
 mod staging;
+mod stored;
+mod submit;
+mod tally;
 mod units;
+mod work;
 
 use std::any::Any;
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use files::{Error, Format, Result};
 
 pub use device::{AdapterKind, AdapterSummary, GpuOptions, adapters, likely};
 pub use probe::Rates;
+pub use submit::Lost;
 
 use crate::buffer::{Block, Buffer, Tensor, Weight};
 use crate::check;
@@ -41,14 +48,15 @@ use crate::ops::{
 };
 use blocks::Halved;
 use device::{Device, device_error};
+use dispatch::{Call, GROUPS_MAX, State, binding, few_rows, folded, fours, items, memory_of, weight_parts};
 use encoder::{Binding, Recorder};
 use memory::{GpuMemory, Graveyard};
 use pipelines::{Pipelines, variant};
+use prepare::Noted;
 use product::jobs;
 use source::Kernel;
-
-/// Most workgroups in one dimension of a dispatch; `folded` in the prelude knows it too.
-const GROUPS_MAX: u32 = 65535;
+use stored::Stored;
+use work::Work;
 
 /// A GPU.
 pub struct Gpu {
@@ -56,26 +64,9 @@ pub struct Gpu {
     info: DeviceInfo,
     next_id: AtomicU64,
     graveyard: Graveyard,
+    /// [`GpuOptions::compiles_ahead`]
+    compiles_ahead: Option<bool>,
     state: Mutex<State>,
-}
-
-/// What recording changes.
-struct State {
-    recorder: Recorder,
-    pipelines: Pipelines,
-    /// Intermediate results of an op, by use.
-    scratch: HashMap<&'static str, Arc<GpuMemory>>,
-}
-
-/// One dispatch: a kernel, what specialises it, and its arguments.
-struct Call<'a> {
-    kernel: &'a Kernel,
-    /// A format for each weight of the kernel that it does not go without.
-    formats: &'a [Format],
-    constants: &'a [u32],
-    bindings: &'a [Binding<'a>],
-    params: &'a [u32],
-    groups: [u32; 3],
 }
 
 impl Gpu {
@@ -90,16 +81,22 @@ impl Gpu {
             precision: options.precision,
             buffer_bytes_max: device.buffer_bytes_max,
             unified_memory: device.sharing.is_some(),
+            mapped_bytes_max: device.mapped_bytes_max,
             pins_memory: device.sharing.is_some() && device.summary.kind != AdapterKind::Software,
             threads: 0,
             staging_bytes: staging::STAGING_BYTES,
             looks_up_experts: true,
         };
         let graveyard = Graveyard::default();
-        let recorder = Recorder::new(&device, 0, &graveyard);
-        let state = State { recorder, pipelines: Pipelines::default(), scratch: HashMap::new() };
+        let stored = Stored::open(&device, &device.adapter, options.cache_dir.as_deref());
+        let mut pipelines = Pipelines::new(stored);
+        let counts_passes = pipelines.get(&device, &source::TALLY, variant(&source::TALLY, &[], &[]))?;
+        let recorder = Recorder::new(&device, [0, 1], &graveyard, counts_passes);
+        let (scratch, work, noted) = (HashMap::new(), Work::default(), Noted::default());
+        let state = Mutex::new(State { recorder, pipelines, scratch, work, noted });
         device.check()?;
-        Ok(Self { device, info, next_id: AtomicU64::new(1), graveyard, state: Mutex::new(state) })
+        let (next_id, compiles_ahead) = (AtomicU64::new(2), options.compiles_ahead);
+        Ok(Self { device, info, next_id, graveyard, compiles_ahead, state })
     }
 
     /// The adapter underneath.
@@ -116,9 +113,15 @@ impl Gpu {
     ///
     /// # Errors
     /// [`files::ErrorKind::Device`] with the driver's message when it does not.
-    pub fn compile(&self, kernel: &Kernel, formats: &[Format], constants: &[u32]) -> Result<()> {
+    pub fn compile(&self, kernel: &'static Kernel, formats: &[Format], constants: &[u32]) -> Result<()> {
         let variant = variant(kernel, formats, constants);
         self.lock().pipelines.get(&self.device, kernel, variant).map(|_| ())
+    }
+
+    /// Loses the next work of a kind, as a driver that says nothing does: for tests.
+    #[doc(hidden)]
+    pub fn lose(&self, what: Lost) {
+        self.lock().recorder.lost = Some(what);
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -143,80 +146,6 @@ impl Gpu {
         self.device.check().map_err(|e| e.context(format!("allocating {bytes} bytes")))?;
         Ok(memory)
     }
-
-    /// At least `bytes` of memory for an intermediate result.
-    fn scratch(&self, state: &mut State, usage: &'static str, bytes: usize) -> Result<Arc<GpuMemory>> {
-        use crate::buffer::DeviceMemory as _;
-        if let Some(memory) = state.scratch.get(usage).filter(|m| m.bytes() >= bytes) {
-            return Ok(memory.clone());
-        }
-        let memory = Arc::new(self.memory(bytes, false)?);
-        state.scratch.insert(usage, memory.clone());
-        Ok(memory)
-    }
-
-    fn run(&self, state: &mut State, call: &Call<'_>) -> Result<()> {
-        let variant = variant(call.kernel, call.formats, call.constants);
-        let pipeline = state.pipelines.get(&self.device, call.kernel, variant)?;
-        state.recorder.dispatch(&self.device, &pipeline, call.bindings, call.params, call.groups);
-        Ok(())
-    }
-
-    /// A dispatch of a kernel without weights.
-    fn simple(
-        &self,
-        kernel: &Kernel,
-        constants: &[u32],
-        bindings: &[Binding<'_>],
-        params: &[u32],
-        groups: [u32; 3],
-    ) -> Result<()> {
-        self.run(&mut self.lock(), &Call { kernel, formats: &[], constants, bindings, params, groups })
-    }
-
-    /// Puts words where shaders find them; the buffer and the index of the first word.
-    fn upload(&self, state: &mut State, words: &[u32]) -> Result<((u64, wgpu::Buffer), u32)> {
-        state.recorder.reserve(&self.device, words.len(), || self.new_id())?;
-        let first = state.recorder.upload(words.iter().copied());
-        Ok((state.recorder.upload_binding(), first))
-    }
-}
-
-/// The GPU's own memory behind a handle.
-fn memory_of(buffer: &Buffer) -> Result<&GpuMemory> {
-    buffer.downcast().ok_or_else(|| device_error("this memory belongs to another backend"))
-}
-
-fn binding(tensor: &Tensor) -> Result<Binding<'_>> {
-    Ok(memory_of(tensor.block().buffer())?.binding())
-}
-
-/// Buffers and byte offsets of a weight's parts.
-fn weight_parts(weight: &Weight) -> Result<(Vec<Binding<'_>>, [u32; 3])> {
-    let mut bases = [0; 3];
-    let mut bindings = Vec::with_capacity(3);
-    for (base, part) in bases.iter_mut().zip(weight.parts()) {
-        bindings.push(memory_of(part.buffer())?.binding());
-        // A buffer's size fits 32 bits.
-        *base = part.offset() as u32;
-    }
-    Ok((bindings, bases))
-}
-
-/// `count` workgroups over x and z, with `y` in y.
-fn folded(count: usize, y: u32) -> [u32; 3] {
-    let count = count as u32;
-    if count <= GROUPS_MAX { [count, y, 1] } else { [GROUPS_MAX, y, count.div_ceil(GROUPS_MAX)] }
-}
-
-/// The constant FOURS for rows of `cols` values: whether they can be taken four at a time.
-fn fours(cols: usize) -> u32 {
-    u32::from(cols.is_multiple_of(4))
-}
-
-/// Workgroups for one thread an item.
-fn items(kernel: &Kernel, count: usize) -> [u32; 3] {
-    folded(count.div_ceil(kernel.team as usize), 1)
 }
 
 impl Backend for Gpu {
@@ -229,7 +158,8 @@ impl Backend for Gpu {
     }
 
     fn counts(&self) -> Option<DeviceCounts> {
-        Some(self.lock().recorder.counts)
+        let state = self.lock();
+        Some(DeviceCounts { pipelines: state.pipelines.count() as u64, ..state.recorder.counts })
     }
 
     fn profile(&self, on: bool) -> bool {
@@ -285,6 +215,14 @@ impl Backend for Gpu {
 
     fn record(&self, enqueue: &mut dyn FnMut() -> Result<()>) -> Result<Option<Recorded>> {
         self.keep(enqueue)
+    }
+
+    fn rehearse(&self, enqueue: &mut dyn FnMut() -> Result<()>) -> Result<()> {
+        if self.prepares() { self.note_all(enqueue) } else { Ok(()) }
+    }
+
+    fn prepare(&self) -> Result<()> {
+        self.compile_noted()
     }
 
     fn run_recorded(&self, recorded: Recorded, ids: &[u32]) -> Result<()> {
@@ -371,15 +309,23 @@ impl Backend for Gpu {
 
     fn linear(&self, x: &Tensor, w: &Weight, bias: Option<&Tensor>, out: &mut Tensor) -> Result<()> {
         check::linear(x, w, bias, out)?;
-        self.product(&mut self.lock(), x, w, bias, binding(out)?, &mut Halved::default())
+        let mut state = self.lock();
+        state.work += few_rows(x, w);
+        self.product(&mut state, x, w, bias, binding(out)?, &mut Halved::default())
     }
 
     fn linears(&self, x: &Tensor, products: &mut [Product<'_>]) -> Result<()> {
-        self.products(&mut self.lock(), x, &jobs(x, products)?, &mut Halved::default())
+        let mut state = self.lock();
+        products.iter().for_each(|p| state.work += few_rows(x, p.weight));
+        self.products(&mut state, x, &jobs(x, products)?, &mut Halved::default())
     }
 
     fn linears_conv(&self, x: &Tensor, products: &mut [Product<'_>], conv: Convolution<'_>) -> Result<()> {
         check::linears_conv(x, products, &conv)?;
+        {
+            let mut state = self.lock();
+            products.iter().for_each(|p| state.work += few_rows(x, p.weight));
+        }
         self.products_and_conv(x, products, conv)
     }
 

@@ -9,6 +9,7 @@ use super::blocks::Halved;
 use super::encoder::Binding;
 use super::memory::GpuMemory;
 use super::product::{alignment, tokens_for};
+use super::work::Work;
 use super::{Call, GROUPS_MAX, Gpu, State, binding, folded, fours, items, memory_of, source, weight_parts};
 use crate::buffer::{Tensor, Weight};
 use crate::ops::{
@@ -68,6 +69,7 @@ struct Table {
 }
 
 /// A table where shaders find it.
+#[derive(Clone, Copy)]
 pub(super) struct TableAt<'a> {
     pub(super) buffer: Binding<'a>,
     /// Words at which tiles and entries start.
@@ -75,6 +77,13 @@ pub(super) struct TableAt<'a> {
     pub(super) entries_at: u32,
     pub(super) tiles: u32,
     pub(super) entries: usize,
+}
+
+impl TableAt<'_> {
+    /// Most rows of its tiles, of `tokens` each.
+    pub(super) fn rows(&self, tokens: usize) -> usize {
+        self.entries.min(self.tiles as usize * tokens)
+    }
 }
 
 /// What the passes over one group of experts have in common.
@@ -210,11 +219,20 @@ impl Gpu {
         table: &TableAt<'_>,
         halved: &mut Halved,
     ) -> Result<()> {
-        if group.blocks {
-            self.expert_blocks(state, group, table, halved)
-        } else {
-            self.expert_rows(state, group, table)
+        // Gate and up of a tile; down is half of that.
+        let shape = [2 * group.intermediate, group.hidden];
+        let tile = Work::product(group.tokens, shape, group.parts.formats[0], group.tokens);
+        let most = u32::try_from(self.device.slow.items(tile)).unwrap_or(u32::MAX);
+        for first in (0..table.tiles).step_by(most as usize) {
+            let tiles_at = table.tiles_at + first * TILE_WORDS as u32;
+            let part = TableAt { tiles_at, tiles: most.min(table.tiles - first), ..*table };
+            if group.blocks {
+                self.expert_blocks(state, group, &part, halved)?;
+            } else {
+                self.expert_rows(state, group, &part)?;
+            }
         }
+        Ok(())
     }
 
     /// Few rows: gate, up and activation in one dispatch, down in a second.
@@ -236,6 +254,7 @@ impl Gpu {
                             bindings: &[Binding<'_>],
                             routed: Option<Routed<'_>>| {
             let mut formats = group.parts.formats[own.clone()].to_vec();
+            let format = formats[0];
             let shape = [cols, outputs * EXPERTS_ASSUMED];
             let mut stride = self.stride(&formats, shape, group.tokens as u32, group.alignment);
             let teams = stride.groups(outputs) * tiles as usize;
@@ -250,7 +269,7 @@ impl Gpu {
             let mut constants = stride.constants().to_vec();
             constants.push(u32::from(shared.is_some()));
             if let Some(shared) = shared {
-                formats.extend(&shared.formats[own]);
+                formats.extend(&shared.formats[own.clone()]);
             }
             if let Some(routed) = routed {
                 params.push(routed.lookup_at);
@@ -258,6 +277,9 @@ impl Gpu {
                 constants.extend([routed.experts, spec.top_k as u32, u32::from(spec.normalise)]);
             }
             let groups = [stride.groups(outputs) as u32, tiles, 1];
+            let matrices = own.len();
+            state.work =
+                Work::product(table.rows(group.tokens), [outputs * matrices, cols], format, group.tokens);
             let (formats, constants, bindings, params) = (&formats, &constants, &bindings, &params);
             self.run(state, &Call { kernel, formats, constants, bindings, params, groups })
         };

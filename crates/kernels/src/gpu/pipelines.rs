@@ -1,4 +1,4 @@
-//! Compiled shaders and binding layouts, made on first use and kept.
+//! Compiled shaders and binding layouts, made ahead ([`super::prepare`]) or on first use, and kept.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -7,6 +7,7 @@ use files::{Format, Result};
 
 use super::device::Device;
 use super::source::{CONSTANTS_MAX, Kernel, Variant, WEIGHTS_MAX, wgsl};
+use super::stored::Stored;
 
 /// Most bytes of parameters of a dispatch; every Vulkan and Metal device has them.
 pub(super) const IMMEDIATE_BYTES_MAX: u32 = 128;
@@ -21,10 +22,20 @@ pub(super) struct Pipeline {
 }
 
 /// All pipelines of a device.
-#[derive(Default)]
 pub(super) struct Pipelines {
     compiled: HashMap<Variant, Arc<Pipeline>>,
     layouts: Vec<(String, wgpu::BindGroupLayout)>,
+    /// What the driver remembers of earlier runs.
+    pub(super) stored: Stored,
+}
+
+/// What it takes to compile a variant.
+pub(super) struct Plan {
+    kernel: &'static Kernel,
+    variant: Variant,
+    layout: wgpu::BindGroupLayout,
+    layout_id: usize,
+    cache: Option<wgpu::PipelineCache>,
 }
 
 /// The variant of `kernel` for formats and constants.
@@ -37,24 +48,14 @@ pub(super) fn variant(kernel: &Kernel, formats: &[Format], constants: &[u32]) ->
     all
 }
 
-impl Pipelines {
-    /// The pipeline of a variant, compiled if it is new.
-    pub(super) fn get(
-        &mut self,
-        device: &Device,
-        kernel: &Kernel,
-        variant: Variant,
-    ) -> Result<Arc<Pipeline>> {
-        if let Some(pipeline) = self.compiled.get(&variant) {
-            return Ok(pipeline.clone());
-        }
-        let mut access = kernel.access.to_string();
-        for format in variant.formats.iter().flatten() {
-            access.extend(std::iter::repeat_n('r', format.parts()));
-        }
-        let layout_id = self.layout(device, &access);
-        let layout = self.layouts[layout_id].1.clone();
-        let source = wgsl(kernel, &variant, device.subgroups);
+impl Plan {
+    /// Compiles it.
+    ///
+    /// # Errors
+    /// `Device` with the driver's message.
+    pub(super) fn compile(&self, device: &Device) -> Result<Pipeline> {
+        let Self { kernel, variant, layout, layout_id, cache } = self;
+        let source = wgsl(kernel, variant, device.subgroups);
         let descriptor = wgpu::ShaderModuleDescriptor {
             label: Some(kernel.name),
             source: wgpu::ShaderSource::Wgsl(source.into()),
@@ -66,7 +67,7 @@ impl Pipelines {
         };
         let pipeline_layout = device.device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
             label: Some(kernel.name),
-            bind_group_layouts: &[Some(&layout)],
+            bind_group_layouts: &[Some(layout)],
             immediate_size: IMMEDIATE_BYTES_MAX,
         });
         let pipeline = device.device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
@@ -78,12 +79,62 @@ impl Pipelines {
                 constants: &[],
                 zero_initialize_workgroup_memory: false,
             },
-            cache: None,
+            cache: cache.as_ref(),
         });
         device.check().map_err(|e| e.context(format!("shader {}", kernel.name)))?;
-        let pipeline = Arc::new(Pipeline { name: kernel.name, pipeline, layout, layout_id });
-        self.compiled.insert(variant, pipeline.clone());
-        Ok(pipeline)
+        Ok(Pipeline { name: kernel.name, pipeline, layout: layout.clone(), layout_id: *layout_id })
+    }
+
+    /// What it compiles.
+    pub(super) fn variant(&self) -> Variant {
+        self.variant
+    }
+}
+
+impl Pipelines {
+    /// None yet.
+    pub(super) fn new(stored: Stored) -> Self {
+        Self { compiled: HashMap::new(), layouts: Vec::new(), stored }
+    }
+
+    /// The pipeline of a variant, compiled if it is new.
+    pub(super) fn get(
+        &mut self,
+        device: &Device,
+        kernel: &'static Kernel,
+        variant: Variant,
+    ) -> Result<Arc<Pipeline>> {
+        if let Some(pipeline) = self.compiled.get(&variant) {
+            return Ok(pipeline.clone());
+        }
+        let pipeline = self.plan(device, kernel, variant).compile(device)?;
+        Ok(self.keep(variant, pipeline))
+    }
+
+    /// Whether a variant is compiled.
+    pub(super) fn has(&self, variant: &Variant) -> bool {
+        self.compiled.contains_key(variant)
+    }
+
+    /// How many there are.
+    pub(super) fn count(&self) -> usize {
+        self.compiled.len()
+    }
+
+    /// Keeps what was compiled.
+    pub(super) fn keep(&mut self, variant: Variant, pipeline: Pipeline) -> Arc<Pipeline> {
+        self.compiled.entry(variant).or_insert_with(|| Arc::new(pipeline)).clone()
+    }
+
+    /// What compiling a variant takes.
+    pub(super) fn plan(&mut self, device: &Device, kernel: &'static Kernel, variant: Variant) -> Plan {
+        let mut access = kernel.access.to_string();
+        for format in variant.formats.iter().flatten() {
+            access.extend(std::iter::repeat_n('r', format.parts()));
+        }
+        let layout_id = self.layout(device, &access);
+        let layout = self.layouts[layout_id].1.clone();
+        Plan { kernel, variant, layout, layout_id, cache: self.stored.cache() }
     }
 
     /// The layout for buffers used as `access` says; its index.

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use files::Result;
 
 use super::device::{Device, device_error};
-use super::encoder::wait;
+use super::submit::wait;
 use crate::ops::KernelTime;
 
 /// What an adapter must have.

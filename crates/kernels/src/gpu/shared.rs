@@ -16,15 +16,15 @@ mod vulkan;
 use files::{Error, Result};
 
 #[cfg(target_vendor = "apple")]
-pub(super) use metal::Sharing;
+pub(super) use metal::{Sharing, mapped_bytes_max};
 #[cfg(not(target_vendor = "apple"))]
-pub(super) use vulkan::Sharing;
+pub(super) use vulkan::{Sharing, mapped_bytes_max};
 
 use crate::buffer::Buffer;
 use crate::host;
 
 /// Memory to share is allocated in multiples of this: no less than the pages of any system.
-const PAGES_BYTES: u64 = 64 << 10;
+pub(super) const PAGES_BYTES: u64 = 64 << 10;
 
 /// What the buffers are used for, as any other of [`super::memory`].
 pub(super) const USAGE: wgpu::BufferUsages =
@@ -33,13 +33,20 @@ pub(super) const USAGE: wgpu::BufferUsages =
 /// Zeroed pages of the host's for at least `bytes` bytes, and a buffer of that many over them.
 ///
 /// # Errors
-/// `Memory` when the system or the driver refuses.
+/// `Memory` when the system or the driver refuses, or for more than the driver's limit on a buffer.
 pub(super) fn allocate(
     sharing: &Sharing,
     device: &wgpu::Device,
     bytes: u64,
 ) -> Result<(Buffer, wgpu::Buffer)> {
-    let pages = host::alloc_shared(bytes.next_multiple_of(PAGES_BYTES) as usize)?;
+    let whole = bytes.next_multiple_of(PAGES_BYTES);
+    let most = device.limits().max_buffer_size;
+    if whole > most {
+        return Err(Error::memory(format!(
+            "a buffer of {bytes} bytes takes {whole} of shared memory, more than the driver's {most}"
+        )));
+    }
+    let pages = host::alloc_shared(whole as usize)?;
     let buffer = sharing.over(device, &pages, bytes);
     let refused =
         || Error::memory(format!("the driver does not take {bytes} more bytes of the machine's memory"));

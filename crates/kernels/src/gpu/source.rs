@@ -125,6 +125,7 @@ kernels! {
         parts ["norm_row"];
     STREAM = "stream" "rw" weights [] constants ["EACH", "COPY"] team 256;
     COMBINE = "combine" "rrrrw" weights [] constants ["SHARED"] team 64;
+    TALLY = "tally" "w" weights [] constants [] team 1;
 }
 
 /// Where the packed values of a weight start, as far as loads care.

@@ -10,7 +10,8 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use files::Result;
 
 use super::device::{Device, device_error};
-use super::encoder::wait;
+use super::submit::wait;
+use super::tally::Tally;
 use crate::cpu::Pool;
 
 /// Bytes of a buffer: many times what a submission costs, few enough that the device begins early.
@@ -86,13 +87,14 @@ impl Staging {
         if self.filling.is_none() {
             let buffer = self.mapped(device)?;
             let view = buffer.get_mapped_range_mut(..).map_err(|e| unmapped().with_source(e))?;
-            self.filling = Some(Filling { view, buffer, used: 0 });
+            // The first word is for the tally.
+            self.filling = Some(Filling { view, buffer, used: size_of::<u32>() });
         }
         let (Some(filling), pieces) = (&mut self.filling, bytes.len().div_ceil(PIECE_BYTES)) else {
             return Ok(None);
         };
         let from = filling.used.next_multiple_of(ALIGN_BYTES);
-        let taken = bytes.len().min(BUFFER_BYTES.saturating_sub(from));
+        let taken = bytes.len().min((filling.buffer.size() as usize).saturating_sub(from));
         if taken == 0 {
             return Ok(None);
         }
@@ -114,14 +116,17 @@ impl Staging {
     }
 
     /// Records the copies that wait, for a submission that [`Self::submitted`] is told of.
-    pub(super) fn encode(&mut self, device: &Device) -> Option<wgpu::CommandBuffer> {
-        let Filling { view, buffer, .. } = self.filling.take_if(|_| !self.copies.is_empty())?;
+    pub(super) fn encode(&mut self, device: &Device, tally: &mut Tally) -> Option<wgpu::CommandBuffer> {
+        let Filling { mut view, buffer, .. } = self.filling.take_if(|_| !self.copies.is_empty())?;
+        let (number, counted_at) = tally.next_copies();
+        view.slice(..size_of::<u32>()).copy_from_slice(&number.to_ne_bytes());
         drop(view);
         buffer.unmap();
         let mut encoder = device.device.create_command_encoder(&Default::default());
         for copy in self.copies.drain(..) {
             encoder.copy_buffer_to_buffer(&buffer, copy.from, &copy.to, copy.at, copy.bytes);
         }
+        encoder.copy_buffer_to_buffer(&buffer, 0, &tally.words, counted_at, size_of::<u32>() as u64);
         self.leaving = Some(buffer);
         Some(encoder.finish())
     }
@@ -143,7 +148,7 @@ impl Staging {
         if self.buffers < BUFFERS && self.away.front().is_none_or(|oldest| state(oldest) == ASKED) {
             let buffer = device.device.create_buffer(&wgpu::BufferDescriptor {
                 label: Some("staging"),
-                size: BUFFER_BYTES as u64,
+                size: (BUFFER_BYTES as u64).min(device.buffer_bytes_max as u64 / 16 * 16),
                 usage: wgpu::BufferUsages::MAP_WRITE | wgpu::BufferUsages::COPY_SRC,
                 mapped_at_creation: true,
             });

@@ -12,6 +12,9 @@ pub struct DeviceInfo {
     /// Whether the host may write device memory that kernels read without a copy. When false,
     /// [`super::Backend::publish`] copies.
     pub unified_memory: bool,
+    /// The most of the machine's memory that the device may have mapped at a time, in bytes; `None` where nothing but the
+    /// machine limits it, or nobody says.
+    pub mapped_bytes_max: Option<u64>,
     /// Whether a driver keeps the pages of such memory, so that they cannot be given back to the system before all of it.
     pub pins_memory: bool,
     /// Threads that compute; 0 for a GPU.
@@ -33,6 +36,8 @@ pub struct DeviceCounts {
     pub copies: u64,
     /// Bytes that the host sent: those copies, ids, and tables.
     pub copied_bytes: u64,
+    /// Pipelines that were compiled.
+    pub pipelines: u64,
 }
 
 impl DeviceCounts {
@@ -43,6 +48,7 @@ impl DeviceCounts {
             readbacks: self.readbacks - earlier.readbacks,
             copies: self.copies - earlier.copies,
             copied_bytes: self.copied_bytes - earlier.copied_bytes,
+            pipelines: self.pipelines - earlier.pipelines,
         }
     }
 }

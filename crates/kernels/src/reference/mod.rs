@@ -58,6 +58,7 @@ impl Default for Reference {
             name: "scalar reference".into(),
             precision: Precision::Exact,
             buffer_bytes_max: usize::MAX,
+            mapped_bytes_max: None,
             unified_memory: true,
             pins_memory: false,
             threads: 1,

@@ -10,6 +10,7 @@ struct Params {
     outputs: u32,
     rows: u32,
     biased: u32,
+    // Of the table; without one the first row.
     tiles: u32,
     entries: u32,
     // Word of a tile at which the bases of this weight start.
@@ -28,7 +29,7 @@ var<workgroup> w_tile: array<vec4<f32>, 512>;
 @compute @workgroup_size(TEAM)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) t: u32) {
     var base = vec3<u32>(p.base_0, p.base_1, p.base_2);
-    var first = group.y * 64u;
+    var first = p.tiles + group.y * 64u;
     var count = min(p.rows - first, 64u);
     if GATHER != 0u {
         let tile = p.tiles + group.y * 11u;

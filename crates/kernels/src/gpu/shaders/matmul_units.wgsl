@@ -14,6 +14,7 @@ struct Params {
     // Of all activations.
     rows: u32,
     biased: u32,
+    // Of the table; without one the first row.
     tiles: u32,
     entries: u32,
     // Word of a tile at which the bases of this weight start.
@@ -56,7 +57,7 @@ fn main(
     @builtin(subgroup_invocation_id) lane: u32,
 ) {
     var base = vec3<u32>(p.base_0, p.base_1, p.base_2);
-    var first = group.y * ROWS;
+    var first = p.tiles + group.y * ROWS;
     var count = min(p.rows - first, ROWS);
     if SCATTER == 1u {
         let tile = p.tiles + group.y * 11u;

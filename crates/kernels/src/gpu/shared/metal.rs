@@ -11,6 +11,14 @@ use wgpu::hal::api::Metal;
 use super::{PAGES_BYTES, descriptor};
 use crate::buffer::Buffer;
 
+/// What the driver recommends that all buffers take together at most: beyond it, a command buffer may fail for lack of
+/// memory.
+pub(crate) fn mapped_bytes_max(device: &wgpu::Device) -> Option<u64> {
+    // SAFETY: no handle of the device's is destroyed.
+    let hal = unsafe { device.as_hal::<Metal>() }?;
+    Some(hal.raw_device().recommendedMaxWorkingSetSize()).filter(|&bytes| bytes > 0)
+}
+
 /// Nothing has to be asked for.
 pub(crate) struct Sharing;
 

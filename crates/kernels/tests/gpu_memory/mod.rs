@@ -1,5 +1,7 @@
 //! The GPU's memory: slots that the host fills, the order of writes and ops, and what is refused.
 
+mod limits;
+
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
