@@ -9,6 +9,9 @@ use super::Finding;
 /// Columns of a line of prose. Tables, code and the targets of links may be longer, since they cannot be broken.
 const COLUMNS: usize = 110;
 
+/// Figures in a sentence of the front page: more belong into a table, one a cell.
+const FIGURES: usize = 2;
+
 /// A comment in a document that excuses the lines from its own to the next empty one; a reason must follow.
 const ALLOW: &str = "<!-- tidy: allow ";
 
@@ -62,6 +65,7 @@ pub fn check_document(path: &str, text: &str) -> Vec<Finding> {
         return Vec::new();
     }
     let (mut findings, mut in_code, mut allowed) = (Vec::new(), false, false);
+    let mut figures = Figures::default();
     for (index, line) in text.lines().enumerate() {
         if line.trim_start().starts_with("```") {
             in_code = !in_code;
@@ -84,11 +88,45 @@ pub fn check_document(path: &str, text: &str) -> Vec<Finding> {
                 ),
             });
         }
+        let prose = without_code(&prose);
         if !allowed {
-            findings.extend(dialect(path, index + 1, &without_code(&prose)));
+            findings.extend(dialect(path, index + 1, &prose));
+        }
+        if path == "README.md" && figures.exceed(&prose) {
+            findings.push(Finding {
+                path: path.into(),
+                line: index + 1,
+                message: format!(
+                    "a sentence with more than {FIGURES} figures: make it a table with one figure a cell, because \
+                     nobody keeps three figures in mind until the end of a sentence"
+                ),
+            });
         }
     }
     findings
+}
+
+/// Counts the figures of a sentence over its lines.
+#[derive(Default)]
+struct Figures(usize);
+
+impl Figures {
+    /// Whether a sentence that this line goes on with, begins or ends has too many, said once for each sentence.
+    fn exceed(&mut self, line: &str) -> bool {
+        if line.trim().is_empty() || line.starts_with(['|', '#', '*']) {
+            self.0 = 0;
+        }
+        let mut found = false;
+        for word in line.split_whitespace().filter(|_| !line.starts_with('|')) {
+            let word = word.trim_start_matches(['(', '*', '_']);
+            self.0 += usize::from(word.starts_with(|c: char| c.is_ascii_digit()));
+            found |= self.0 == FIGURES + 1 && word.starts_with(|c: char| c.is_ascii_digit());
+            if word.ends_with(['.', ':', ';', '!', '?']) {
+                self.0 = 0;
+            }
+        }
+        found
+    }
 }
 
 /// Checks the help of the program, as its snapshot has it.
@@ -171,6 +209,13 @@ mod tests {
         assert!(found[0].message.contains("discrete GPU"), "{}", found[0]);
         assert_eq!(check_document("docs/log/2026-11-23.md", "A card.\n"), []);
         assert_eq!(lines(&check_help("help.snap", "fine\nA Memory\nthe memory group\n")), [3]);
+    }
+
+    #[test]
+    fn a_sentence_of_the_front_page_has_two_figures_at_most() {
+        let text = "It has 1 and 2.\nThree: 1.5 and 2\nand 3 of them.\n\n| 1 2 3 |\n* `1` 2 3\n";
+        assert_eq!(lines(&check_document("README.md", text)), [3]);
+        assert_eq!(check_document("a.md", text), []);
     }
 
     #[test]
