@@ -204,7 +204,8 @@ mod tests {
 
     #[test]
     fn words_of_the_dialect_are_found_whole_and_with_what_to_say() {
-        let found = check_document("a.md", "A card.\nDiscarded cards, in `team`.\nIt is in `mod` turns; in turns.\n");
+        let found =
+            check_document("a.md", "A card.\nDiscarded cards, in `team`.\nIt is in `mod` turns; in turns.\n");
         assert_eq!(lines(&found), [1, 2, 3]);
         assert!(found[0].message.contains("discrete GPU"), "{}", found[0]);
         assert_eq!(check_document("docs/log/2026-11-23.md", "A card.\n"), []);
