@@ -98,8 +98,8 @@ pub(crate) struct MachineArgs {
 pub(crate) struct ComputeArgs {
     #[command(flatten)]
     pub(crate) machine: MachineArgs,
-    /// The ceiling for what is kept in a card's own memory, such as 4GiB; nothing where the CPU computes. A GPU that shares
-    /// the machine's memory needs none; with one, experts are copied for it
+    /// The ceiling for what is kept in a discrete GPU's own memory, such as 4GiB; nothing where the CPU computes. A
+    /// GPU that shares the machine's memory needs none; with one, experts are copied for it
     #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
     pub(crate) vram: Option<u64>,
     /// Who keeps experts in memory: slots of our own, or the operating system's page cache
@@ -111,7 +111,7 @@ pub(crate) struct ComputeArgs {
     /// A directory on another drive with copies of the model's files, to read from both
     #[arg(long, value_name = "DIR")]
     pub(crate) mirror: Option<PathBuf>,
-    /// Which expert gives up its slot
+    /// Which expert is evicted
     #[arg(long, value_enum, default_value_t = PolicyArg::Lfu, hide = true)]
     pub(crate) policy: PolicyArg,
     /// At most this many expert slots

@@ -100,7 +100,7 @@ pub(super) fn table(loaded: &Loaded, m: &Measured) -> String {
         );
         let [drive, guesses, slots] = r.stalls_s().map(|s| 100.0 * ratio(s, r.time_s));
         text += &format!(
-            "waiting    {:>10.1} % of the time: drive {drive:.1}, late guesses {guesses:.1}, slots {slots:.1}\n\
+            "waiting    {:>10.1} % of the time: drive {drive:.1}, late speculative reads {guesses:.1}, slots {slots:.1}\n\
              overlap    {:>10.1} % of the reading is hidden behind arithmetic\n",
             drive + guesses + slots,
             100.0 * r.overlap(),
