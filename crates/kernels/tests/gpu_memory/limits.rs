@@ -5,7 +5,7 @@ use tidemill_kernels::buffer::{Block, View, Weight};
 use tidemill_kernels::gpu::{Gpu, GpuOptions, Lost};
 use tidemill_kernels::ops::{Backend, Precision};
 
-use crate::{COLS, gpu, gpu_of, on_device, sharing, tensor, values, wave, zeros};
+use super::{COLS, gpu, gpu_of, on_device, sharing, tensor, values, wave, zeros};
 
 /// A driver that drops work and reports it as done, as Metal's does through wgpu, must not lead to wrong numbers.
 #[test]
