@@ -149,7 +149,9 @@ fn open_gguf(file: &[u8]) -> Result<(TensorIndex, Meta)> {
     gguf::open_bytes(file, "m.gguf".as_ref())
 }
 
-fn config(cases: u32) -> ProptestConfig {
+/// So many times the cases that proptest runs by default, or that `PROPTEST_CASES` asks for.
+fn config(times: u32) -> ProptestConfig {
+    let cases = times * ProptestConfig::default().cases;
     ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() }
 }
 
@@ -165,7 +167,7 @@ fn changed_gguf_files() {
         open_gguf(file).unwrap();
     }
     let changes = prop::collection::vec(change(), 1..5);
-    proptest!(config(3000), |(which in 0..files.len(), changes in changes)| {
+    proptest!(config(4), |(which in 0..files.len(), changes in changes)| {
         let (file, header) = &files[which];
         let mut file = file.clone();
         apply(&mut file, *header, &changes);
@@ -180,7 +182,7 @@ fn changed_safetensors_files() {
     let json = std::fs::read_to_string(dir.join("config.json")).unwrap();
     safetensors::open_bytes(&file, &json).unwrap();
     let changes = prop::collection::vec(change(), 1..4);
-    proptest!(config(1500), |(header in prop_oneof![Just(16usize), Just(600), Just(9600)], changes in changes)| {
+    proptest!(config(2), |(header in prop_oneof![Just(16usize), Just(600), Just(9600)], changes in changes)| {
         let mut file = file.clone();
         apply(&mut file, header, &changes);
         open_and_use(&file, |file| safetensors::open_bytes(file, &json))?;
@@ -200,7 +202,7 @@ fn exchanged_words_of_safetensors_headers() {
         ["0,", "-1,", "18446744073709551615,", "1e9,", "U32\"", "F32\"", "BF16\"", "null,", "[", "]"];
     let replacement = prop_oneof![any::<Index>().prop_map(Ok), (0..strange.len()).prop_map(Err)];
     let exchanges = prop::collection::vec((any::<Index>(), replacement), 1..4);
-    proptest!(config(1500), |(exchanges in exchanges)| {
+    proptest!(config(2), |(exchanges in exchanges)| {
         let mut words = words.clone();
         for (at, with) in exchanges {
             let with = match with {
@@ -239,7 +241,7 @@ fn changed_configs() {
         Just("3.5"),
     ];
     let exchanges = prop::collection::vec((any::<Index>(), replacement), 1..4);
-    proptest!(config(1500), |(which in 0..configs.len(), exchanges in exchanges)| {
+    proptest!(config(2), |(which in 0..configs.len(), exchanges in exchanges)| {
         let mut text = configs[which].clone();
         for (at, with) in exchanges {
             // Values stand between a colon and the next comma.

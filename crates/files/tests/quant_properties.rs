@@ -78,7 +78,7 @@ fn slices(parts: &[Vec<u8>]) -> Vec<&[u8]> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 1500, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 2 * ProptestConfig::default().cases, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn decoding_what_was_encoded_is_near(format in any_format(), values in any_values()) {

@@ -75,7 +75,7 @@ fn sim_options(seed: u64) -> SimOptions {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(150))]
+    #![proptest_config(ProptestConfig::with_cases(ProptestConfig::default().cases / 4))]
 
     #[test]
     fn every_expert_comes_once_with_its_bytes(seed: u64, slots in 1usize..40) {

@@ -82,7 +82,7 @@ fn session(model: &Model, store: &mut ExpertStore, random: &mut Random) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(150))]
+    #![proptest_config(ProptestConfig::with_cases(ProptestConfig::default().cases / 4))]
 
     #[test]
     fn leases_have_their_bytes_at_any_sequence_of_sizes(seed: u64, slots in 1usize..40, kind in 0usize..3) {
