@@ -74,8 +74,8 @@ pub(crate) struct MachineArgs {
     /// keeps them in float32
     #[arg(long, value_enum, value_name = "FORMAT", conflicts_with = "exact")]
     pub(crate) kv: Option<KvArg>,
-    /// The ceiling for everything Tidemill keeps in memory, such as 12GiB; default: what the machine can spare. Where a GPU
-    /// has no memory of its own (integrated, software), its copies of experts come on top
+    /// The ceiling for everything Tidemill keeps in memory, such as 12GiB; default: what the machine can spare. A GPU
+    /// without memory of its own (integrated, software) reads the same bytes, and adds nothing
     #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
     pub(crate) memory: Option<u64>,
     /// Pretend that the drive reads no more than this, in decimal gigabytes per second
@@ -98,8 +98,8 @@ pub(crate) struct MachineArgs {
 pub(crate) struct ComputeArgs {
     #[command(flatten)]
     pub(crate) machine: MachineArgs,
-    /// The ceiling for what is kept in a discrete GPU's own memory, such as 4GiB; nothing where the CPU computes. A
-    /// GPU that shares the machine's memory needs none; with one, experts are copied for it
+    /// The ceiling for what is kept in a discrete GPU's memory (VRAM), such as 4GiB; not used where the CPU computes. A GPU
+    /// that shares the machine's memory needs none; with one, experts are copied for it, on top of --memory
     #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
     pub(crate) vram: Option<u64>,
     /// Who keeps experts in memory: slots of our own, or the operating system's page cache
@@ -108,10 +108,10 @@ pub(crate) struct ComputeArgs {
     /// Who reads: what a probe of the drive finds best, io_uring, reading threads, or threads and the page cache
     #[arg(long, value_enum, default_value_t = DiskArg::Auto)]
     pub(crate) disk: DiskArg,
-    /// A directory on another drive with copies of the model's files, to read from both
+    /// A directory on another drive with copies of the model's files, to read from both; they are compared in part
     #[arg(long, value_name = "DIR")]
     pub(crate) mirror: Option<PathBuf>,
-    /// Which expert is evicted
+    /// Which expert is evicted first
     #[arg(long, value_enum, default_value_t = PolicyArg::Lfu, hide = true)]
     pub(crate) policy: PolicyArg,
     /// At most this many expert slots
@@ -153,6 +153,12 @@ impl MachineArgs {
 }
 
 impl ComputeArgs {
+    /// Whether nothing but a probe decides how the drive is read, and nothing slows it down.
+    pub(crate) fn reads_as_probed(&self) -> bool {
+        let own = self.disk == DiskArg::Auto && self.cache == CacheArg::Slots;
+        own && self.mirror.is_none() && self.machine.throttle.is_none()
+    }
+
     /// The same for the engine.
     pub(crate) fn open_options(&self) -> OpenOptions {
         let own = self.machine.open_options();

@@ -13,7 +13,8 @@ use engine::{DeviceCounts, Error, ErrorKind, Guess, KernelTime, ReadStats, Sessi
 use crate::args::{ComputeArgs, positive};
 use crate::failure::{Failure, Result};
 use crate::interrupt::Work;
-use crate::load::{Loaded, count_bar};
+use crate::load::{Loaded, count_bar, inputs};
+use crate::output::Outputs;
 use crate::{out, read};
 
 const EXAMPLES: &str = "\
@@ -74,9 +75,9 @@ pub(crate) struct Args {
     #[arg(long, value_name = "FILE", conflicts_with_all = NOT_REPLAYED)]
     trace: Option<PathBuf>,
     /// Pool sizes for --trace; default: from 2 to 100 percent of the experts
-    #[arg(long, value_name = "N,N", value_delimiter = ',', requires = "trace", value_parser = positive)]
+    #[arg(long, value_name = "N,N", value_delimiter = ',', value_parser = positive)]
     slots: Vec<usize>,
-    /// How many of the next layer's experts an idle drive reads before their router has run
+    /// How many of the next layer's experts are prefetched while the drive is idle, before their router has run
     #[arg(long, value_enum, default_value_t = Lookahead::Auto)]
     lookahead: Lookahead,
     /// Time each kind of dispatch on a GPU; the host then waits for each submission
@@ -131,6 +132,9 @@ struct Measured {
     drive_bytes_per_s: Vec<f64>,
 }
 
+/// A rate that was measured with a full queue speaks for this time, in seconds.
+const JUDGED_S: f64 = 10.0;
+
 /// The drive is measured this long, before and after.
 const DRIVE_TIME: Duration = Duration::from_millis(700);
 
@@ -139,6 +143,12 @@ pub(crate) fn main(args: &Args) -> Result<()> {
     if let Some(trace) = &args.trace {
         return replay::main(trace, &args.slots, args.json);
     }
+    if !args.slots.is_empty() {
+        // Not left to the parser, which lets it pass where --trace could not be given either.
+        return Err(Error::invalid("--slots means something only with --trace").into());
+    }
+    let mut outputs = Outputs::beside(inputs(args.model.as_deref(), &args.compute).iter().chain(&args.text));
+    let trace = args.record_trace.as_deref().map(|path| outputs.create(path)).transpose()?;
     let (prompt_tokens, gen_tokens) = (args.prompt_tokens as usize, args.gen_tokens as usize);
     let tokens = prompt_tokens + args.warm_up_tokens as usize + gen_tokens;
     let mut compute = args.compute.clone();
@@ -148,6 +158,9 @@ pub(crate) fn main(args: &Args) -> Result<()> {
     if context > loaded.model.context() {
         let message = format!("{context} tokens do not fit --ctx {}", loaded.model.context());
         return Err(Error::invalid(message).into());
+    }
+    if trace.is_some() && loaded.model.top_k() == 0 {
+        return Err(Error::invalid("--record-trace: this model has no routers").into());
     }
     if let Some(guess) = args.lookahead.fixed() {
         loaded.model.fix_guess(guess);
@@ -166,8 +179,15 @@ pub(crate) fn main(args: &Args) -> Result<()> {
         session.record_routes();
     }
     let measured = measure(&mut session, [&warm_up, given, answer], args)?;
-    if let Some(file) = &args.record_trace {
-        trace_of(&loaded.model, &session.take_routes()).write(file)?;
+    if let Some(mut trace) = trace {
+        trace.put(&trace_of(&loaded.model, &session.take_routes()).encode()?)?;
+        trace.finish()?;
+    }
+    if let Some(bytes_per_s) = measured.drive() {
+        loaded.judge_drive((JUDGED_S * bytes_per_s) as u64, JUDGED_S);
+    }
+    if measured.read_nothing() {
+        out::note("nothing was read for the generated tokens: all of their experts were in memory");
     }
     if args.json {
         return out::json(&report::json(&loaded, &measured));

@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::fs;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 
@@ -50,41 +51,86 @@ pub(crate) fn cache_dir(environment: impl Fn(&str) -> Option<OsString>) -> io::R
         })
 }
 
-/// The directory of the bundled model under `cache`, unpacked if it is not there or not what it should be.
+/// Where the bundled model is under `cache`, or will be.
 ///
-/// The name holds the weights' checksum, so versions do not disturb each other. Every start checks all files by
-/// a streamed SHA-256: the embedded bytes stay untouched and out of memory.
+/// The name holds the weights' checksum, so versions do not disturb each other.
+pub(crate) fn place(cache: &Path) -> PathBuf {
+    cache.join(format!("demo-{}", &weights().sha256[..16]))
+}
+
+/// Folders of a model that is being unpacked, or was until the program was killed; followed by a process's id.
+const UNDER_WAY: [&str; 2] = ["demo.unpacking-", "demo.damaged-"];
+
+/// A folder that nobody has touched for so long is nobody's, where no lock can tell.
+const ABANDONED: Duration = Duration::from_secs(3600);
+
+/// The directory of the bundled model under `cache`, unpacked if it is not there or not what it should be. What killed
+/// or failed runs have left is removed.
+///
+/// Every start checks all files by a streamed SHA-256: the embedded bytes stay untouched and out of memory.
 ///
 /// # Errors
 /// The operating system's, with the path that could not be written.
 pub(crate) fn unpack(cache: &Path) -> io::Result<PathBuf> {
-    let target = cache.join(format!("demo-{}", &weights().sha256[..16]));
+    let target = place(cache);
+    let is_clean = left_overs(cache).is_empty();
+    if is_clean && is_whole(&target) {
+        return Ok(target);
+    }
+    let named = |path: &Path, e: io::Error| io::Error::new(e.kind(), format!("{}: {e}", path.display()));
+    fs::create_dir_all(cache).map_err(|e| named(cache, e))?;
+    // One process at a time. Directories cannot be locked everywhere; then a rename decides.
+    let lock = fs::File::open(cache).ok().filter(|folder| folder.lock().is_ok());
+    for folder in left_overs(cache) {
+        if lock.is_some() || is_abandoned(&folder) {
+            let _ = fs::remove_dir_all(&folder); // the next start tries again
+        }
+    }
     if is_whole(&target) {
         return Ok(target);
     }
     // Unpacked beside the place and renamed into it: another process sees all of it or nothing.
-    let unpacking = cache.join(format!("demo.unpacking-{}", std::process::id()));
-    let named = |path: &Path, e: io::Error| io::Error::new(e.kind(), format!("{}: {e}", path.display()));
-    fs::create_dir_all(&unpacking).map_err(|e| named(&unpacking, e))?;
-    for file in &FILES {
-        let path = unpacking.join(file.name);
-        fs::write(&path, file.content).map_err(|e| named(&path, e))?;
-    }
-    if target.exists() {
-        let damaged = cache.join(format!("demo.damaged-{}", std::process::id()));
-        fs::rename(&target, &damaged).map_err(|e| named(&target, e))?;
-        fs::remove_dir_all(&damaged).map_err(|e| named(&damaged, e))?;
-    }
-    let renamed = fs::rename(&unpacking, &target);
-    if renamed.is_err() && unpacking.exists() {
-        fs::remove_dir_all(&unpacking).map_err(|e| named(&unpacking, e))?;
+    let [unpacking, damaged] = UNDER_WAY.map(|name| cache.join(format!("{name}{}", std::process::id())));
+    let unpacked = write_all(&unpacking).and_then(|()| {
+        if target.exists() {
+            fs::rename(&target, &damaged).map_err(|e| named(&target, e))?;
+        }
+        fs::rename(&unpacking, &target).map_err(|e| named(&target, e))
+    });
+    for folder in [&unpacking, &damaged].into_iter().filter(|folder| folder.exists()) {
+        let _ = fs::remove_dir_all(folder); // as above
     }
     // A second process may have put its own copy there first; a whole one is as good as ours.
-    match renamed {
-        Err(e) if !is_whole(&target) => Err(named(&target, e)),
+    match unpacked {
+        Err(e) if !is_whole(&target) => Err(e),
         _ if is_whole(&target) => Ok(target),
         _ => Err(io::Error::other(format!("{}: what was written does not read back", target.display()))),
     }
+}
+
+/// Writes all files into a new directory.
+fn write_all(folder: &Path) -> io::Result<()> {
+    let named = |path: &Path, e: io::Error| io::Error::new(e.kind(), format!("{}: {e}", path.display()));
+    fs::create_dir(folder).map_err(|e| named(folder, e))?;
+    for file in &FILES {
+        let path = folder.join(file.name);
+        fs::write(&path, file.content).map_err(|e| named(&path, e))?;
+    }
+    Ok(())
+}
+
+fn left_overs(cache: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(cache).into_iter().flatten().flatten();
+    let is_ours = |name: &str| UNDER_WAY.iter().any(|start| name.starts_with(start));
+    entries
+        .filter(|entry| entry.file_name().to_str().is_some_and(is_ours))
+        .map(|entry| entry.path())
+        .collect()
+}
+
+fn is_abandoned(folder: &Path) -> bool {
+    let modified = fs::metadata(folder).and_then(|meta| meta.modified());
+    modified.is_ok_and(|time| time.elapsed().is_ok_and(|age| age > ABANDONED))
 }
 
 /// The file that dominates: its checksum names the directory.
@@ -143,6 +189,36 @@ mod tests {
         unpack(cache.path()).unwrap();
         assert!(folder.join("config.json").is_file());
         assert_eq!(fs::read_dir(cache.path()).unwrap().count(), 1, "something was left behind");
+    }
+
+    #[test]
+    fn what_a_killed_run_left_is_gone_after_the_next_start() {
+        let cache = tempfile::tempdir().unwrap();
+        let left = || {
+            for name in ["demo.unpacking-999999", "demo.damaged-7"] {
+                fs::create_dir_all(cache.path().join(name)).unwrap();
+                fs::write(cache.path().join(name).join("model.safetensors"), "half").unwrap();
+            }
+        };
+        for what in ["the first start", "a start with the model in place"] {
+            left();
+            unpack(cache.path()).unwrap();
+            assert_eq!(fs::read_dir(cache.path()).unwrap().count(), 1, "{what}");
+        }
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_start_that_fails_leaves_nothing() {
+        let cache = tempfile::tempdir().unwrap();
+        // What cannot be renamed away: a place that is taken by a file in a directory of that name.
+        fs::create_dir_all(place(cache.path())).unwrap();
+        let damaged = cache.path().join(format!("demo.damaged-{}", std::process::id()));
+        fs::write(&damaged, "a file is in the way").unwrap();
+        let error = unpack(cache.path()).unwrap_err();
+        assert!(error.to_string().contains("demo-"), "{error}");
+        let left: Vec<_> = fs::read_dir(cache.path()).unwrap().flatten().map(|e| e.file_name()).collect();
+        assert!(!left.iter().any(|name| name.to_string_lossy().contains("unpacking")), "{left:?}");
     }
 
     #[test]

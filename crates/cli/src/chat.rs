@@ -4,16 +4,15 @@ mod commands;
 mod input;
 
 use std::path::PathBuf;
-use std::sync::Arc;
 
 use engine::generate::GenerateOptions;
 use engine::text::{Message, Role, Tokenizer, ToolCall, ToolSpec};
-use engine::{Error, ErrorKind, Model, Session};
+use engine::{Error, ErrorKind, Session};
 
 use crate::answer::{Conversation, Display, answer, read_tools};
 use crate::args::ComputeArgs;
 use crate::failure::{Failure, Result, one_line};
-use crate::load::{Loaded, Templates};
+use crate::load::{Loaded, Templates, inputs};
 use crate::run::parse_switch;
 use crate::sampling::SamplingArgs;
 use crate::{out, remembered};
@@ -61,7 +60,8 @@ pub(crate) fn main(args: &Args) -> Result<()> {
         templates: loaded.templates()?,
         options: args.sampling.options(loaded.meta())?,
         session: Session::new(&loaded.model)?,
-        model: loaded.model.clone(),
+        loaded: &loaded,
+        reads: inputs(args.model.as_deref(), &args.compute).into_iter().chain(args.tools.clone()).collect(),
         system: args.system.clone(),
         messages: Vec::new(),
         tools,
@@ -81,8 +81,10 @@ pub(crate) fn main(args: &Args) -> Result<()> {
 }
 
 /// A conversation and what it needs.
-struct Chat {
-    model: Arc<Model>,
+struct Chat<'a> {
+    loaded: &'a Loaded,
+    /// Files that must not be written over.
+    reads: Vec<PathBuf>,
     session: Session,
     tokenizer: Tokenizer,
     templates: Templates,
@@ -96,7 +98,7 @@ struct Chat {
     statistics: Option<String>,
 }
 
-impl Chat {
+impl Chat<'_> {
     /// Takes lines until the user leaves.
     fn talk(&mut self, input: &mut Input) -> Result<()> {
         loop {
@@ -149,6 +151,7 @@ impl Chat {
             });
         display.end_line()?; // also before an error, which has a line of its own
         let reply = reply?;
+        self.loaded.judge_drive(reply.reads.bytes, reply.reads.busy_s);
         self.statistics = Some(reply.statistics());
         if reply.is_interrupted() {
             out::note("stopped");
@@ -200,7 +203,7 @@ impl Chat {
 
     /// The sequence fed so far, and its limit.
     fn fill(&self) -> String {
-        format!("context: {} of {} tokens", self.session.tokens().len(), self.model.context())
+        format!("context: {} of {} tokens", self.session.tokens().len(), self.loaded.model.context())
     }
 }
 

@@ -4,19 +4,20 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use engine::doctor::{
-    Conditions, Demand, DeviceRates, DriveProbe, MachineMemory, Prediction, advice, choose,
-    default_budget_bytes, device_rates, machine_memory, memory_bytes_per_s, predict, probe, probe_directory,
-    with_device,
+    Conditions, Demand, DeviceRates, DriveProbe, MachineMemory, Prediction, advice, choose, chosen_rate,
+    default_budget_bytes, device_rates, gpus, machine_memory, memory_bytes_per_s, predict, probe,
+    probe_directory, with_device,
 };
-use engine::drive::{DiskChoice, Engine};
 use engine::inspect::Inspection;
 use engine::synth::{Layout, Shape};
 use engine::{Error, ErrorKind, OpenOptions};
 use serde_json::{Map, Value, json};
 
-use crate::args::MachineArgs;
+use crate::args::{DeviceArg, MachineArgs};
+use crate::drivers::DriverTalk;
 use crate::failure::{Failure, Result};
 use crate::load::resolve;
+use crate::report::{Report, way};
 use crate::{bundled, out};
 
 const EXAMPLES: &str = "\
@@ -26,7 +27,7 @@ Examples:
   tidemill doctor qwen3.5-397b-a17b --dir /data     one that is not, on the drive it would be on
 
 MODEL may be a published shape (`tidemill synth --list` names them). Nothing is downloaded; for about a second 256 MiB \
-are written to the drive, where no model is there to read.";
+are written to the drive, where no model is there to read. The block at the end is for an issue.";
 
 /// Arguments of `doctor`.
 #[derive(clap::Args)]
@@ -34,12 +35,12 @@ are written to the drive, where no model is there to read.";
 pub(crate) struct Args {
     /// A model, or the name of a published shape
     model: Option<String>,
-    /// The directory whose drive is probed where no model is; default: the cache directory
+    /// The directory whose drive is probed; default: the model's, else the cache directory
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
-    /// Tokens of the prompt to predict for
-    #[arg(long, value_name = "N", default_value_t = 2048, value_parser = clap::value_parser!(u32).range(1..))]
-    prompt_tokens: u32,
+    /// Tokens of the prompt to predict for; default: 2048
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    prompt_tokens: Option<u32>,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -54,19 +55,42 @@ const DEVICE_TIME: Duration = Duration::from_millis(1200);
 /// Files below this cannot be probed with, in bytes.
 const PROBE_BYTES_MIN: u64 = 64 << 20;
 
+/// Tokens of a prompt unless `--prompt-tokens` says otherwise.
+const PROMPT_TOKENS: u32 = 2048;
+
 /// What was found.
 struct Findings {
-    memory: MachineMemory,
+    memory: Option<MachineMemory>,
     memory_bytes_per_s: f64,
     device: DeviceRates,
     drive: DriveProbe,
     demand: Option<Demand>,
     conditions: Conditions,
+    gpus: Vec<String>,
+}
+
+/// What was asked for and means nothing without a model to predict.
+fn needs_model(args: &Args) -> Option<&'static str> {
+    let machine = &args.machine;
+    let given = [
+        ("--prompt-tokens", args.prompt_tokens.is_some()),
+        ("--ctx", machine.ctx.is_some()),
+        ("--kv", machine.kv.is_some()),
+        ("--experts-per-token", machine.experts_per_token.is_some()),
+    ];
+    given.into_iter().filter(|_| args.model.is_none()).find(|(_, given)| *given).map(|(name, _)| name)
 }
 
 /// Examines and predicts.
 pub(crate) fn main(args: &Args) -> Result<()> {
+    if let Some(option) = needs_model(args) {
+        return Err(Error::invalid(format!("{option} means something only with a MODEL")).into());
+    }
+    let is_cpu = args.machine.device == DeviceArg::Cpu;
+    let mut talk = (!is_cpu).then(DriverTalk::keep);
     let options = with_device(&args.machine.open_options())?;
+    let gpus = if is_cpu { vec!["not asked for".to_owned()] } else { gpus() };
+    talk.iter_mut().for_each(DriverTalk::drop_it);
     let (demand, file) = match &args.model {
         None => (None, None),
         Some(name) => target(name, &options)?,
@@ -75,27 +99,72 @@ pub(crate) fn main(args: &Args) -> Result<()> {
         let (k, own) = (demand.top_k, demand.own_top_k);
         out::note(format_args!("lossy: {k} experts per token, the model was made for {own}"));
     }
-    let drive = match file {
+    let drive = match file.filter(|_| args.dir.is_none()) {
         Some(file) => probe(&file, DRIVE_TIME)?,
         None => probe_directory(&directory(args)?, DRIVE_TIME)?,
     };
     let device = device_rates(&options, DEVICE_TIME)?;
-    let prompt_tokens = args.prompt_tokens as usize;
+    let prompt_tokens = args.prompt_tokens.unwrap_or(PROMPT_TOKENS) as usize;
     let times = demand.as_ref().map(|d| d.times(&options, prompt_tokens)).transpose()?;
-    let memory = machine_memory()?;
+    let memory = match args.machine.memory {
+        // Without a ceiling that is given, the machine must tell.
+        None => Some(machine_memory()?),
+        Some(_) => machine_memory().ok(),
+    };
+    let available_bytes = memory.map_or(0, |memory| memory.available_bytes);
     let throttle = args.machine.throttle.map_or(f64::INFINITY, |rate| rate * 1e9);
     let conditions = Conditions {
         times: times.unwrap_or_default(),
         drive_bytes_per_s: drive.best_bytes_per_s().min(throttle),
-        budget_bytes: args.machine.memory.unwrap_or_else(|| default_budget_bytes(memory.available_bytes)),
+        budget_bytes: args.machine.memory.unwrap_or_else(|| default_budget_bytes(available_bytes)),
         prompt_tokens,
     };
     let memory_bytes_per_s = memory_bytes_per_s(device.threads.max(1))?;
-    let findings = Findings { memory, memory_bytes_per_s, device, drive, demand, conditions };
+    let findings = Findings { memory, memory_bytes_per_s, device, drive, demand, conditions, gpus };
+    let report = report(&findings);
     if args.json {
-        return out::json(&to_json(&findings));
+        let mut object = to_json(&findings);
+        object["report"] = report.json();
+        return out::json(&object);
     }
-    out::print(&to_text(&findings), false)
+    out::print(&(to_text(&findings) + &report.text()), false)
+}
+
+/// The block for an issue.
+fn report(f: &Findings) -> Report {
+    let mut results = vec![("device", f.device.name.clone()), ("", rates(f))];
+    if let Some(demand) = &f.demand {
+        let seen = predict(demand, &f.conditions);
+        let budget = out::bytes(f.conditions.budget_bytes);
+        // A file's name may be anybody's; sizes tell enough.
+        let sizes = format!(
+            "{} resident, {} of experts, in {budget}",
+            out::bytes(demand.resident_bytes),
+            out::bytes(demand.experts_bytes)
+        );
+        results.push(("model", sizes));
+        results.push((
+            "predicted",
+            match seen.fits {
+                false => format!("does not fit: it needs about {}", out::bytes(seen.floor_bytes)),
+                true => format!(
+                    "decode {:.2} tokens/s, prefill {:.1} tokens/s",
+                    seen.decode_tokens_per_s, seen.prefill_tokens_per_s
+                ),
+            },
+        ));
+    }
+    Report::new(&f.gpus, Some(&chosen_rate(&f.drive)), results)
+}
+
+/// What the device and the memory reach.
+fn rates(f: &Findings) -> String {
+    format!(
+        "{:.2} GB/s of 4-bit weights with one row, {:.0} G multiply-adds/s with many; memory {:.1} GB/s",
+        f.device.decode_bytes_per_s / 1e9,
+        f.device.prefill_macs_per_s / 1e9,
+        f.memory_bytes_per_s / 1e9
+    )
 }
 
 /// What the name asks of a machine, and a file of it that the drive can be probed with.
@@ -137,20 +206,14 @@ fn directory(args: &Args) -> Result<PathBuf> {
     Ok(cache)
 }
 
-fn describe(choice: &DiskChoice) -> String {
-    let engine = match choice.engine {
-        Engine::Pread => "pread",
-        Engine::Uring => "io_uring",
-    };
-    let mode = if choice.direct { "direct" } else { "buffered" };
-    format!("{engine}, {mode}, {} x {}", choice.depth, out::bytes(choice.piece_bytes as u64))
-}
-
 fn to_text(f: &Findings) -> String {
+    let size = |bytes: fn(&MachineMemory) -> u64| {
+        f.memory.as_ref().map_or("unknown".to_owned(), |memory| out::bytes(bytes(memory)))
+    };
     let mut text = format!(
         "memory     {:>12} available of {}, {:.1} GB/s\n",
-        out::bytes(f.memory.available_bytes),
-        out::bytes(f.memory.total_bytes),
+        size(|memory| memory.available_bytes),
+        size(|memory| memory.total_bytes),
         f.memory_bytes_per_s / 1e9
     );
     let features: Vec<_> = f.device.features.iter().map(|(name, value)| format!("{name} {value}")).collect();
@@ -165,7 +228,7 @@ fn to_text(f: &Findings) -> String {
     for rate in &f.drive.rates {
         let mark = if rate.choice == chosen { "  chosen" } else { "" };
         let line =
-            format!("drive      {:>7.2} GB/s   {:<34}{mark}", rate.bytes_per_s / 1e9, describe(&rate.choice));
+            format!("drive      {:>7.2} GB/s   {:<34}{mark}", rate.bytes_per_s / 1e9, way(&rate.choice));
         text += line.trim_end();
         text.push('\n');
     }
@@ -212,7 +275,7 @@ fn prediction(demand: &Demand, on: &Conditions) -> String {
 fn to_json(f: &Findings) -> Value {
     let rates = f.drive.rates.iter().map(|rate| {
         json!({
-            "way": describe(&rate.choice),
+            "way": way(&rate.choice),
             "piece_bytes": rate.choice.piece_bytes,
             "depth": rate.choice.depth,
             "direct": rate.choice.direct,
@@ -220,15 +283,15 @@ fn to_json(f: &Findings) -> Value {
         })
     });
     let mut object = json!({
-        "memory_available_bytes": f.memory.available_bytes,
-        "memory_total_bytes": f.memory.total_bytes,
+        "memory_available_bytes": f.memory.map(|memory| memory.available_bytes),
+        "memory_total_bytes": f.memory.map(|memory| memory.total_bytes),
         "memory_bytes_per_s": f.memory_bytes_per_s,
         "device": f.device.name,
         "device_features": f.device.features.iter().map(|(k, v)| ((*k).into(), json!(v))).collect::<Map<_, _>>(),
         "device_decode_bytes_per_s": f.device.decode_bytes_per_s,
         "device_prefill_macs_per_s": f.device.prefill_macs_per_s,
         "drive_bytes_per_s": f.conditions.drive_bytes_per_s,
-        "drive_chosen": describe(&choose(&f.drive)),
+        "drive_chosen": way(&choose(&f.drive)),
         "drive_rates": rates.collect::<Vec<_>>(),
         "budget_bytes": f.conditions.budget_bytes,
     });

@@ -68,7 +68,7 @@ fn planned_context(meta: &Meta) -> u64 {
 fn to_text(path: &str, model: &Inspection, bad: Option<&[String]>) -> String {
     let meta = &model.meta;
     let mut lines = Vec::new();
-    let mut line = |key: &str, value: String| lines.push(format!("{key:<14}{value}"));
+    let mut line = |key: &str, value: String| lines.push(format!("{key:<14}{}", out::visible_line(&value)));
     line("model", path.to_owned());
     if let Some(name) = &meta.name {
         line("name", name.clone());

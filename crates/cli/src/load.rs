@@ -2,14 +2,14 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
 use engine::text::{Template, Tokenizer};
-use engine::{Error, Meta, Model};
+use engine::{Error, ErrorKind, Meta, Model};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Map, Value, json};
 
-use crate::args::ComputeArgs;
+use crate::args::{ComputeArgs, DeviceArg};
+use crate::drivers::DriverTalk;
 use crate::failure::Result;
 use crate::interrupt::Work;
 use crate::{bundled, out, pull, remembered};
@@ -45,6 +45,17 @@ pub(crate) fn resolve(model: Option<&str>) -> Result<PathBuf> {
     Ok(bundled::unpack(&cache()?).map_err(|e| Error::io("unpacking the built-in model", e))?)
 }
 
+/// The files that a command with these options reads, as far as they are on the disk already.
+pub(crate) fn inputs(model: Option<&str>, compute: &ComputeArgs) -> Vec<PathBuf> {
+    let cache = || bundled::cache_dir(|name| std::env::var_os(name)).ok();
+    let model = match model {
+        Some(given) if Path::new(given).exists() => Some(PathBuf::from(given)),
+        Some(given) if given != BUNDLED => cache().and_then(|cache| pull::find(&cache, given)),
+        _ => cache().map(|cache| bundled::place(&cache)),
+    };
+    model.into_iter().chain(compute.mirror.clone()).collect()
+}
+
 /// A model with what it takes to talk to it.
 pub(crate) struct Loaded {
     /// The model.
@@ -53,6 +64,8 @@ pub(crate) struct Loaded {
     pub(crate) name: String,
     /// Experts per token, if they are not the model's own number.
     lossy: Option<usize>,
+    /// Whether reading is as a probe chose it, so that its rate speaks of the drive.
+    as_probed: bool,
 }
 
 impl Loaded {
@@ -67,13 +80,20 @@ impl Loaded {
         let mut options = compute.open_options();
         options.drive.known = remembered::drive(&path);
         options.pipeline_cache = remembered::pipelines();
+        let mut talk = (compute.machine.device != DeviceArg::Cpu).then(DriverTalk::keep);
         let opened = Model::open(&path, &options, &mut |done, total| {
+            // The device is open when weights are loaded.
+            talk.iter_mut().for_each(DriverTalk::drop_it);
             bar.set_length(total);
             bar.set_position(done);
             work.flow()
         });
         bar.finish_and_clear();
         let model_name = model.unwrap_or(BUNDLED).to_owned();
+        if opened.as_ref().err().is_none_or(|e| e.kind() != ErrorKind::Device) {
+            talk.iter_mut().for_each(DriverTalk::drop_it);
+        }
+        drop(talk);
         let model = opened?;
         if let Some(choice) = model.probed_drive() {
             remembered::keep_drive(&path, &choice);
@@ -85,12 +105,23 @@ impl Loaded {
         if let Some(note) = model.memory_note() {
             out::note(note);
         }
+        for unused in without_effect(compute, &model) {
+            out::note(unused);
+        }
         let own = model.meta().moe.as_ref().map(|moe| moe.top_k);
         let lossy = compute.machine.experts_per_token.filter(|k| own.is_some_and(|own| own != *k));
         if let (Some(k), Some(own)) = (lossy, own) {
             out::note(format_args!("lossy: {k} experts per token, the model was made for {own}"));
         }
-        Ok(Self { model, name: model_name, lossy })
+        let as_probed = compute.reads_as_probed();
+        Ok(Self { model, name: model_name, lossy, as_probed })
+    }
+
+    /// Remembers what was read of the drive in `busy_s` seconds of reading, if it contradicts what a probe saw.
+    pub(crate) fn judge_drive(&self, read_bytes: u64, busy_s: f64) {
+        if self.as_probed {
+            remembered::judge_drive(self.model.path(), read_bytes, busy_s);
+        }
     }
 
     /// What the files say.
@@ -141,6 +172,19 @@ impl Loaded {
     }
 }
 
+/// What was asked for and means nothing on the device that was chosen.
+fn without_effect(compute: &ComputeArgs, model: &Model) -> Vec<&'static str> {
+    let on_gpu = model.device_counts().is_some();
+    let mut notes = Vec::new();
+    if compute.vram.is_some() && !on_gpu {
+        notes.push("--vram has no effect: the CPU computes");
+    }
+    if compute.machine.threads.is_some() && on_gpu {
+        notes.push("--threads has no effect: the GPU computes");
+    }
+    notes
+}
+
 /// A model's chat templates.
 pub(crate) struct Templates {
     plain: Template,
@@ -166,9 +210,9 @@ pub(crate) fn count_bar(what: &str, total: u64) -> ProgressBar {
     bar
 }
 
+/// Drawn when there is news: a ticker would be a thread, and its library panics where none can be started.
 fn bar(what: &str, template: &str) -> ProgressBar {
-    let bar = ProgressBar::new(0).with_prefix(what.to_owned());
-    bar.enable_steady_tick(Duration::from_millis(200));
+    let bar = ProgressBar::new(0).with_prefix(out::visible(what).into_owned());
     match ProgressStyle::with_template(template) {
         Ok(style) => bar.with_style(style),
         Err(_) => bar,

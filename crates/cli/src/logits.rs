@@ -8,8 +8,9 @@ use serde_json::{Value, json};
 use crate::args::ComputeArgs;
 use crate::failure::Result;
 use crate::interrupt::Work;
-use crate::load::{Loaded, count_bar};
+use crate::load::{Loaded, count_bar, inputs};
 use crate::npy::NpyWriter;
+use crate::output::{Outputs, finish_all};
 use crate::{out, read};
 
 const EXAMPLES: &str = "\
@@ -45,13 +46,17 @@ pub(crate) struct Args {
 /// Computes and writes.
 pub(crate) fn main(args: &Args) -> Result<()> {
     let tokens = read_tokens(&args.tokens)?;
+    let ids = args.tokens.strip_prefix('@').map(PathBuf::from);
+    let mut outputs = Outputs::beside(inputs(args.model.as_deref(), &args.compute).iter().chain(&ids));
+    let npy = outputs.create(&args.npy)?;
+    let routes = args.routes.as_deref().map(|path| outputs.create(path)).transpose()?;
     let loaded = Loaded::open(args.model.as_deref(), &args.compute)?;
     let vocab = loaded.meta().vocab_size;
     let mut session = Session::new(&loaded.model)?;
     if args.routes.is_some() {
         session.record_routes();
     }
-    let mut npy = NpyWriter::create(&args.npy, tokens.len(), vocab)?;
+    let mut npy = NpyWriter::new(npy, tokens.len(), vocab)?;
     let bar = count_bar("computing", tokens.len() as u64);
     let work = Work::begin();
     session.score(
@@ -63,10 +68,12 @@ pub(crate) fn main(args: &Args) -> Result<()> {
         &mut |_, logits| npy.row(logits),
     )?;
     bar.finish_and_clear();
-    npy.finish()?;
-    if let Some(path) = &args.routes {
-        write_routes(path, &session.take_routes())?;
+    let mut written = vec![npy.into_output()];
+    if let Some(mut routes) = routes {
+        routes.put(routes_text(&session.take_routes()).as_bytes())?;
+        written.push(routes);
     }
+    finish_all(written)?;
     if args.json {
         let mut map = serde_json::Map::new();
         map.insert("npy".into(), json!(args.npy));
@@ -93,7 +100,7 @@ fn read_tokens(given: &str) -> Result<Vec<u32>> {
     Ok(tokens)
 }
 
-fn write_routes(path: &Path, records: &[RouteRecord]) -> Result<()> {
+fn routes_text(records: &[RouteRecord]) -> String {
     let mut layers: Vec<u16> = records.iter().map(|r| r.layer.0).collect();
     layers.sort_unstable();
     layers.dedup();
@@ -105,8 +112,7 @@ fn write_routes(path: &Path, records: &[RouteRecord]) -> Result<()> {
         json!({"layer": layer, "ids": ids, "weights": weights})
     };
     let layers: Vec<Value> = layers.into_iter().map(of_layer).collect();
-    let text = json!({ "layers": layers }).to_string();
-    Ok(std::fs::write(path, text + "\n").map_err(|e| Error::io(path.display(), e))?)
+    format!("{}\n", json!({ "layers": layers }))
 }
 
 #[cfg(test)]

@@ -1,19 +1,12 @@
 //! NPY version 1.0, as NumPy documents it (`numpy.lib.format`): a header padded to 64 bytes, then the values.
 
-use std::fs::{self, File};
-use std::io::{self, BufWriter, Write};
-use std::path::{Path, PathBuf};
+use engine::Result;
 
-use engine::{Error, Result};
+use crate::output::Output;
 
-/// Writes a float32 matrix row by row. A file is written beside its place, and is there once it is whole; a pipe or a
-/// device gets the values as they come.
+/// Writes a float32 matrix row by row.
 pub(crate) struct NpyWriter {
-    /// What the user called it.
-    path: PathBuf,
-    /// Where the values go until all are there, and where then.
-    moves: Option<(PathBuf, PathBuf)>,
-    out: BufWriter<File>,
+    out: Output,
 }
 
 impl NpyWriter {
@@ -21,65 +14,23 @@ impl NpyWriter {
     ///
     /// # Errors
     /// `Io` naming the file.
-    pub(crate) fn create(path: &Path, rows: usize, cols: usize) -> Result<Self> {
-        let named = |e| Error::io(path.display(), e);
-        let moves = place(path).map_err(named)?.map(|target| {
-            let mut aside = target.as_os_str().to_owned();
-            aside.push(".partial");
-            (PathBuf::from(aside), target)
-        });
-        let file = File::create(moves.as_ref().map_or(path, |(aside, _)| aside)).map_err(named)?;
-        let mut own = Self { path: path.to_path_buf(), moves, out: BufWriter::new(file) };
-        own.put(&header(rows, cols))?;
-        Ok(own)
+    pub(crate) fn new(mut out: Output, rows: usize, cols: usize) -> Result<Self> {
+        out.put(&header(rows, cols))?;
+        Ok(Self { out })
     }
 
     /// Adds a row.
     ///
     /// # Errors
-    /// As [`Self::create`].
+    /// As [`Self::new`].
     pub(crate) fn row(&mut self, values: &[f32]) -> Result<()> {
-        for value in values {
-            self.put(&value.to_le_bytes())?;
-        }
-        Ok(())
+        values.iter().try_for_each(|value| self.out.put(&value.to_le_bytes()))
     }
 
-    /// Puts the file in its place.
-    ///
-    /// # Errors
-    /// As [`Self::create`].
-    pub(crate) fn finish(mut self) -> Result<()> {
-        let named = |e| Error::io(self.path.display(), e);
-        self.out.flush().map_err(named)?;
-        self.moves.as_ref().map_or(Ok(()), |(aside, target)| fs::rename(aside, target)).map_err(named)
+    /// The file, with all rows.
+    pub(crate) fn into_output(self) -> Output {
+        self.out
     }
-
-    fn put(&mut self, bytes: &[u8]) -> Result<()> {
-        self.out.write_all(bytes).map_err(|e| Error::io(self.path.display(), e))
-    }
-}
-
-impl Drop for NpyWriter {
-    fn drop(&mut self) {
-        if let Some((aside, _)) = &self.moves {
-            let _ = fs::remove_file(aside); // gone already if the file was finished
-        }
-    }
-}
-
-/// The file that `path` leads to through links, there or not; `None` for what must not be replaced, a pipe or a device.
-fn place(path: &Path) -> io::Result<Option<PathBuf>> {
-    match fs::metadata(path) {
-        Ok(meta) if !meta.is_file() => return Ok(None),
-        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
-        _ => {}
-    }
-    let mut target = path.to_path_buf();
-    while let Ok(link) = fs::read_link(&target) {
-        target = target.parent().unwrap_or(Path::new("")).join(link);
-    }
-    Ok(Some(target))
 }
 
 fn header(rows: usize, cols: usize) -> Vec<u8> {
@@ -96,6 +47,7 @@ fn header(rows: usize, cols: usize) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::output::Outputs;
 
     #[test]
     fn the_header_is_the_documented_one() {
@@ -110,17 +62,13 @@ mod tests {
     }
 
     #[test]
-    fn an_unfinished_file_leaves_nothing() {
+    fn the_values_follow_the_header() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.npy");
-        let mut npy = NpyWriter::create(&path, 2, 1).unwrap();
-        npy.row(&[1.0]).unwrap();
-        drop(npy);
-        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
-        let mut npy = NpyWriter::create(&path, 1, 2).unwrap();
+        let mut npy = NpyWriter::new(Outputs::default().create(&path).unwrap(), 1, 2).unwrap();
         npy.row(&[1.0, -2.5]).unwrap();
-        npy.finish().unwrap();
-        let bytes = fs::read(&path).unwrap();
+        npy.into_output().finish().unwrap();
+        let bytes = std::fs::read(&path).unwrap();
         assert_eq!(bytes[bytes.len() - 8..], [0, 0, 128, 63, 0, 0, 32, 192]);
     }
 }

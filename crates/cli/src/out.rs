@@ -1,6 +1,11 @@
 //! Standard output and standard error. Neither ever panics: a reader that goes away ends the program quietly.
+//!
+//! This is the one place where text reaches a terminal. Files, models, paths and hubs may say anything, so control
+//! characters are shown and not obeyed, whatever the text is and wherever it comes from. Only an answer (and its thoughts)
+//! that goes to a file or a program is the model's text as it is.
 
-use std::fmt::Display;
+use std::borrow::Cow;
+use std::fmt::{Display, Write as _};
 use std::io::{self, IsTerminal, Write};
 use std::sync::OnceLock;
 
@@ -8,41 +13,50 @@ use serde_json::Value;
 
 use crate::failure::{Failure, Result};
 
-/// Writes to stdout now. `styled` text keeps its escape sequences on a terminal and loses them elsewhere.
+/// Writes text of the program to stdout now. `styled` text is help: it keeps its escape sequences on a terminal and loses
+/// them elsewhere.
 pub(crate) fn print(text: &str, styled: bool) -> Result<()> {
-    let mut out = io::stdout().lock();
-    let plain;
-    let text = if styled && !is_styled(&out) {
-        plain = without_escapes(text);
-        &plain
-    } else {
-        text
-    };
-    out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(Failure::stdout)
+    match styled {
+        false => put(&visible(text)),
+        true if is_styled(&io::stdout()) => put(text),
+        true => put(&without_escapes(text)),
+    }
 }
 
-/// Writes a model's text to stdout now. On a terminal, control characters are made visible: what a model says must
-/// not move the cursor or change the window's title.
+/// Writes a model's text to stdout now.
 pub(crate) fn print_model(text: &str) -> Result<()> {
-    if io::stdout().is_terminal() { print(&visible(text), false) } else { print(text, false) }
+    if io::stdout().is_terminal() { print(text, false) } else { put(text) }
 }
 
 /// Writes one JSON object to stdout.
 pub(crate) fn json(value: &Value) -> Result<()> {
-    print(&format!("{value}\n"), false)
+    put(&format!("{}\n", json_text(value)))
 }
 
 /// Writes a line to stderr, if anybody listens.
 pub(crate) fn note(line: impl Display) {
-    let _ = writeln!(io::stderr().lock(), "{line}"); // without stderr there is nowhere to complain
+    let line = line.to_string();
+    let _ = writeln!(io::stderr().lock(), "{}", visible(&line)); // without stderr there is nowhere to complain
 }
 
 /// Writes a model's thoughts to stderr, dimmed on a terminal.
 pub(crate) fn thought(text: &str) {
     let mut err = io::stderr().lock();
-    let written =
-        if is_styled(&err) { write!(err, "\x1b[2m{}\x1b[0m", visible(text)) } else { write!(err, "{text}") };
-    let _ = written.and_then(|()| err.flush()); // as in `note`
+    let text = thought_text(text, err.is_terminal(), is_styled(&err));
+    let _ = write!(err, "{text}").and_then(|()| err.flush()); // as in `note`
+}
+
+fn thought_text(text: &str, terminal: bool, styled: bool) -> Cow<'_, str> {
+    match (terminal, styled) {
+        (_, true) => format!("\x1b[2m{}\x1b[0m", visible(text)).into(),
+        (true, false) => visible(text),
+        (false, false) => text.into(),
+    }
+}
+
+fn put(text: &str) -> Result<()> {
+    let mut out = io::stdout().lock();
+    out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(Failure::stdout)
 }
 
 fn is_styled(stream: &impl IsTerminal) -> bool {
@@ -51,10 +65,50 @@ fn is_styled(stream: &impl IsTerminal) -> bool {
     stream.is_terminal() && !no_color
 }
 
-fn visible(text: &str) -> String {
-    let shown =
-        |c: char| if c.is_control() && c != '\n' && c != '\t' { char::REPLACEMENT_CHARACTER } else { c };
-    text.chars().map(shown).collect()
+/// Whether a terminal obeys a character instead of showing it: the controls C0 and C1, and what turns the direction of
+/// the text around it (Unicode's embeddings, overrides and isolates).
+fn is_obeyed(c: char) -> bool {
+    c.is_control() || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
+/// The text with every character that a terminal would obey written as `\u{1b}`. Line ends and tabs stay.
+pub(crate) fn visible(text: &str) -> Cow<'_, str> {
+    let is_plain = |c: char| !is_obeyed(c) || c == '\n' || c == '\t';
+    if text.chars().all(is_plain) {
+        return text.into();
+    }
+    let mut shown = String::with_capacity(text.len() + 16);
+    let mut rest = text.chars().peekable();
+    while let Some(c) = rest.next() {
+        match c {
+            '\r' if rest.peek() == Some(&'\n') => {}
+            c if is_plain(c) => shown.push(c),
+            c => shown.extend(c.escape_unicode()),
+        }
+    }
+    shown.into()
+}
+
+/// The same in one line, for a name or value that has a line of its own.
+pub(crate) fn visible_line(text: &str) -> Cow<'_, str> {
+    match visible(text) {
+        shown if !shown.contains(['\n', '\t']) => shown,
+        shown => shown.replace('\n', "\\n").replace('\t', "\\t").into(),
+    }
+}
+
+/// JSON escapes C0 alone; what else a terminal would obey can only be in a string, where it may be escaped as well.
+fn json_text(value: &Value) -> String {
+    let text = value.to_string();
+    let mut shown = String::with_capacity(text.len());
+    for c in text.chars() {
+        if is_obeyed(c) {
+            let _ = write!(shown, "\\u{:04x}", u32::from(c)); // a string takes everything
+        } else {
+            shown.push(c);
+        }
+    }
+    shown
 }
 
 /// Drops `ESC [ … letter` sequences.
@@ -85,8 +139,32 @@ mod tests {
     use super::*;
 
     #[test]
-    fn control_characters_of_a_model_are_shown_not_obeyed() {
-        assert_eq!(visible("a\x1b]0;title\x07\tb\n"), "a\u{fffd}]0;title\u{fffd}\tb\n");
+    fn control_characters_are_shown_not_obeyed() {
+        assert_eq!(visible("a\x1b]0;title\x07\tb\n"), "a\\u{1b}]0;title\\u{7}\tb\n");
+        assert_eq!(visible("\u{9b}31m\u{7f}\u{85}"), "\\u{9b}31m\\u{7f}\\u{85}", "C1, delete, next line");
+        assert_eq!(visible("gpj.\u{202e}exe \u{2066}a\u{2069}"), "gpj.\\u{202e}exe \\u{2066}a\\u{2069}");
+        assert_eq!(visible("one\r\ntwo\rthree\r"), "one\ntwo\\u{d}three\\u{d}");
+        // Joiners belong to emoji and to some scripts.
+        for plain in ["", "word\n", "\u{1f469}\u{200d}\u{1f52c}", "\u{645}\u{6cc}\u{200c}\u{62e}"] {
+            assert!(matches!(visible(plain), Cow::Borrowed(same) if same == plain), "{plain}");
+        }
+        assert_eq!(visible_line("name\nruns  yes\t\x1b"), "name\\nruns  yes\\t\\u{1b}");
+    }
+
+    #[test]
+    fn thoughts_are_safe_on_a_terminal_with_and_without_colour_and_raw_elsewhere() {
+        let text = "a\x1b]0;title\x07";
+        assert_eq!(thought_text(text, true, true), "\x1b[2ma\\u{1b}]0;title\\u{7}\x1b[0m");
+        assert_eq!(thought_text(text, true, false), "a\\u{1b}]0;title\\u{7}");
+        assert_eq!(thought_text(text, false, false), text);
+    }
+
+    #[test]
+    fn json_is_the_same_value_and_nothing_in_it_is_obeyed() {
+        let value = serde_json::json!({"text\u{9b}": "\x1b[31m \u{9b}31m \u{7f} \u{202e} \u{e9}\n"});
+        let text = json_text(&value);
+        assert!(!text.chars().any(is_obeyed) && text.contains('\u{e9}'), "{text}");
+        assert_eq!(serde_json::from_str::<Value>(&text).unwrap(), value);
     }
 
     #[test]

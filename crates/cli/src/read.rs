@@ -6,12 +6,12 @@ use std::path::Path;
 
 use engine::{Error, Result};
 
-/// A file's text.
+/// A file's text, without the mark that some editors put before it.
 ///
 /// # Errors
 /// Names the file: `NotFound` or `Io` when it cannot be read, `InvalidRequest` when it is no text.
 pub(crate) fn file(path: &Path) -> Result<String> {
-    std::fs::read_to_string(path).map_err(|e| named(path.display(), e))
+    text(path.display(), std::fs::read(path))
 }
 
 /// All of standard input.
@@ -19,14 +19,35 @@ pub(crate) fn file(path: &Path) -> Result<String> {
 /// # Errors
 /// As [`file()`].
 pub(crate) fn stdin() -> Result<String> {
-    let mut text = String::new();
-    io::stdin().read_to_string(&mut text).map_err(|e| named("standard input", e))?;
-    Ok(text)
+    let mut bytes = Vec::new();
+    let read = io::stdin().read_to_end(&mut bytes).map(|_| bytes);
+    text("standard input", read)
 }
 
-fn named(what: impl Display, error: io::Error) -> Error {
-    if error.kind() == io::ErrorKind::InvalidData {
-        return Error::invalid(format!("{what} is not UTF-8"));
+fn text(what: impl Display, read: io::Result<Vec<u8>>) -> Result<String> {
+    let mut bytes = read.map_err(|e| Error::io(&what, e))?;
+    if bytes.starts_with(&[0xff, 0xfe]) || bytes.starts_with(&[0xfe, 0xff]) {
+        return Err(Error::invalid(format!("{what} is UTF-16; save it as UTF-8")));
     }
-    Error::io(what, error)
+    if bytes.starts_with(b"\xef\xbb\xbf") {
+        bytes.drain(..3);
+    }
+    String::from_utf8(bytes).map_err(|e| {
+        let at = e.utf8_error().valid_up_to();
+        let line = 1 + e.as_bytes()[..at].iter().filter(|&&byte| byte == b'\n').count();
+        Error::invalid(format!("{what} is not UTF-8: the byte at offset {at}, in line {line}"))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_no_text_is_said_with_its_place() {
+        let read = |bytes: &[u8]| text("in", Ok(bytes.to_vec())).map_err(|e| e.message().to_owned());
+        assert_eq!(read("\u{feff}{\"a\": 1}".as_bytes()), Ok("{\"a\": 1}".to_owned()));
+        assert_eq!(read(b"one\ncaf\xe9"), Err("in is not UTF-8: the byte at offset 7, in line 2".to_owned()));
+        assert_eq!(read(b"\xff\xfea\0"), Err("in is UTF-16; save it as UTF-8".to_owned()));
+    }
 }

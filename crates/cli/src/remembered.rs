@@ -5,57 +5,101 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use engine::drive::{DiskChoice, Engine, drive_key};
+use engine::drive::{DiskChoice, DriveRate, Engine, drive_key};
 use engine::{Model, Trace};
 use serde_json::{Map, Value, json};
 
-use crate::bundled;
+use crate::{bundled, output};
 
 fn cache(name: &str) -> Option<PathBuf> {
     Some(bundled::cache_dir(|name| std::env::var_os(name)).ok()?.join(name))
 }
 
-/// How a probe chose to read the drive that holds `path`.
+/// How a probe chose to read the drive that holds `path`; `None` also where what was measured since contradicts it.
 pub(crate) fn drive(path: &Path) -> Option<DiskChoice> {
-    choice(drives(&cache("drives.json")?).get(&drive_key(path).ok()?)?)
+    let all = drives(&cache("drives.json")?);
+    let entry = all.get(&drive_key(path).ok()?)?;
+    if is_doubted(entry) { None } else { Some(rate(entry)?.choice) }
+}
+
+/// The same with its rate, for the drive of the cache directory.
+pub(crate) fn cache_drive() -> Option<DriveRate> {
+    let file = cache("drives.json")?;
+    rate(drives(&file).get(&drive_key(file.parent()?).ok()?)?)
 }
 
 /// Remembers it.
-pub(crate) fn keep_drive(path: &Path, choice: &DiskChoice) {
+pub(crate) fn keep_drive(path: &Path, found: &DriveRate) {
     let (Some(file), Ok(key)) = (cache("drives.json"), drive_key(path)) else { return };
     let mut all = drives(&file);
-    let engine = match choice.engine {
+    let engine = match found.choice.engine {
         Engine::Pread => "pread",
         Engine::Uring => "uring",
     };
     let value = json!({
         "engine": engine,
-        "direct": choice.direct,
-        "piece_bytes": choice.piece_bytes,
-        "depth": choice.depth,
+        "direct": found.choice.direct,
+        "piece_bytes": found.choice.piece_bytes,
+        "depth": found.choice.depth,
+        "bytes_per_s": found.bytes_per_s,
+        // Probed again, for a doubt: a second one would not change it.
+        "confirmed": all.get(&key).is_some_and(is_doubted),
     });
     all.insert(key, value);
     write(&file, Value::Object(all).to_string().as_bytes());
+}
+
+/// Less than this says nothing about a drive, in bytes.
+const JUDGED_BYTES: u64 = 256 << 20;
+
+/// A drive that is so much slower than when it was probed was not what was probed. Few reads at a time and busy drives
+/// explain less.
+const CONTRADICTED: f64 = 1.0 / 3.0;
+
+/// Compares what a run has read of a drive in `busy_s` seconds, while it was reading, with what a probe saw: where they
+/// contradict each other, the next run probes again.
+pub(crate) fn judge_drive(path: &Path, read_bytes: u64, busy_s: f64) {
+    let (Some(file), Ok(key)) = (cache("drives.json"), drive_key(path)) else { return };
+    let mut all = drives(&file);
+    let Some(entry) = all.get_mut(&key).filter(|entry| contradicts(entry, read_bytes, busy_s)) else {
+        return;
+    };
+    entry["doubted"] = json!(true);
+    write(&file, Value::Object(all).to_string().as_bytes());
+}
+
+fn contradicts(entry: &Value, read_bytes: u64, busy_s: f64) -> bool {
+    let settled = is_doubted(entry) || entry.get("confirmed").is_some_and(|confirmed| confirmed == true);
+    let seen_bytes_per_s = read_bytes as f64 / busy_s.max(1e-9);
+    let slow = rate(entry).is_some_and(|probed| seen_bytes_per_s < CONTRADICTED * probed.bytes_per_s);
+    !settled && read_bytes >= JUDGED_BYTES && slow
+}
+
+fn is_doubted(entry: &Value) -> bool {
+    entry.get("doubted").is_some_and(|doubted| doubted == true)
 }
 
 fn drives(file: &Path) -> Map<String, Value> {
     fs::read(file).ok().and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default()
 }
 
-/// A way to read, if what was written is one.
-fn choice(value: &Value) -> Option<DiskChoice> {
+/// A way to read and its rate, if what was written is one. Without a rate, nothing could ever contradict it: such an entry,
+/// of an older version, counts as none.
+fn rate(value: &Value) -> Option<DriveRate> {
     let engine = match value.get("engine")?.as_str()? {
         "pread" => Engine::Pread,
         "uring" => Engine::Uring,
         _ => return None,
     };
     let number = |name: &str, most: u64| value.get(name)?.as_u64().filter(|n| (1..=most).contains(n));
-    Some(DiskChoice {
+    let choice = DiskChoice {
         engine,
         direct: value.get("direct")?.as_bool()?,
         piece_bytes: number("piece_bytes", 64 << 20)? as usize,
         depth: number("depth", 256)? as usize,
-    })
+    };
+    let bytes_per_s = value.get("bytes_per_s")?.as_f64().filter(|rate| rate.is_finite() && *rate > 0.0)?;
+    Some(DriveRate { choice, bytes_per_s })
 }
 
 /// Where drivers of GPUs keep what they compiled.
@@ -82,13 +126,11 @@ fn warm_file(model: &Model) -> Option<PathBuf> {
     cache(&format!("warm/{:016x}.trace", model.fingerprint()))
 }
 
-/// Writes beside the place and renames into it: another process sees the old or the new.
+/// Replaces a file as a whole; if another process is at it, that one's will do.
 fn write(file: &Path, bytes: &[u8]) {
     let Some(folder) = file.parent() else { return };
-    let writing = file.with_extension(format!("writing-{}", std::process::id()));
-    let written = fs::create_dir_all(folder).and_then(|()| fs::write(&writing, bytes));
-    if written.and_then(|()| fs::rename(&writing, file)).is_err() {
-        let _ = fs::remove_file(&writing); // as good as it gets
+    if fs::create_dir_all(folder).is_ok() {
+        let _ = output::replace(file, bytes); // as good as it gets
     }
 }
 
@@ -98,21 +140,42 @@ mod tests {
 
     #[test]
     fn a_way_to_read_survives_and_nonsense_is_ignored() {
-        let good = json!({"engine": "uring", "direct": true, "piece_bytes": 1 << 20, "depth": 32});
-        let want = DiskChoice { engine: Engine::Uring, direct: true, piece_bytes: 1 << 20, depth: 32 };
-        assert_eq!(choice(&good), Some(want));
+        let good = json!({"engine": "uring", "direct": true, "piece_bytes": 1 << 20, "depth": 32, "bytes_per_s": 2e9});
+        let choice = DiskChoice { engine: Engine::Uring, direct: true, piece_bytes: 1 << 20, depth: 32 };
+        assert_eq!(rate(&good), Some(DriveRate { choice, bytes_per_s: 2e9 }));
         for (name, value) in [
             ("engine", json!("magic")),
             ("depth", json!(0)),
             ("depth", json!(1e9)),
             ("piece_bytes", json!(-1)),
             ("direct", json!("yes")),
+            ("bytes_per_s", json!(0)),
+            ("bytes_per_s", Value::Null),
         ] {
             let mut bad = good.clone();
             bad[name] = value;
-            assert_eq!(choice(&bad), None, "{name}");
+            assert_eq!(rate(&bad), None, "{name}");
         }
-        assert_eq!(choice(&Value::Null), None);
+        assert_eq!(rate(&Value::Null), None);
+    }
+
+    #[test]
+    fn a_rate_that_is_contradicted_is_probed_again_and_then_believed() {
+        let entry = |more: Value| {
+            let mut entry = json!({
+                "engine": "pread", "direct": false, "piece_bytes": 1 << 20, "depth": 8, "bytes_per_s": 6e9,
+            });
+            entry.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            entry
+        };
+        let read = 1 << 30;
+        let at = |bytes_per_s: f64| read as f64 / bytes_per_s;
+        assert!(contradicts(&entry(json!({})), read, at(1.3e9)), "it was the page cache that was probed");
+        assert!(!contradicts(&entry(json!({})), read, at(2.5e9)));
+        assert!(!contradicts(&entry(json!({})), 1 << 20, at(1.3e9)), "too little to tell");
+        assert!(!contradicts(&entry(json!({"confirmed": true})), read, at(1.3e9)));
+        let doubted = entry(json!({"doubted": true}));
+        assert!(is_doubted(&doubted) && !contradicts(&doubted, read, at(1.3e9)), "said already");
     }
 
     #[test]

@@ -89,6 +89,7 @@ pub(crate) fn main(args: &Args) -> Result<()> {
     });
     display.end_line()?; // also before an error, which has a line of its own
     let reply = reply?;
+    loaded.judge_drive(reply.reads.bytes, reply.reads.busy_s);
     if args.json {
         out::json(&reply.to_json(&loaded))?;
     }

@@ -8,11 +8,12 @@ use crate::args::DeviceArg;
 use crate::failure::Result;
 use crate::interrupt::Work;
 use crate::load::count_bar;
-use crate::out;
+use crate::report::Report as Block;
+use crate::{out, remembered};
 
 const EXAMPLES: &str = "\
 Examples:
-  tidemill selftest                        all devices; paste the output into an issue
+  tidemill selftest                        all devices; the block at the end is for an issue
   tidemill selftest --device gpu           the graphics adapters alone
   tidemill selftest --json > report.json   the same for programs
 
@@ -49,17 +50,44 @@ pub(crate) fn main(args: &Args) -> Result<()> {
     });
     bar.finish_and_clear();
     let reports = reports?;
+    let block = block(&reports, args.device);
     if args.json {
-        out::json(&object(&reports))?;
+        let mut object = object(&reports);
+        object["report"] = block.json();
+        out::json(&object)?;
     } else {
-        out::print(&text(&reports), false)?;
+        out::print(&(text(&reports) + &block.text()), false)?;
     }
     let failed: usize = reports.iter().map(|r| r.failed.len()).sum();
     if failed > 0 {
-        let message = format!("{failed} tests failed; please report this with the output above");
+        let message =
+            format!("{failed} tests failed; please report this with the block at the end of the output");
         return Err(Error::new(ErrorKind::Device, message).into());
     }
     Ok(())
+}
+
+/// The block for an issue.
+fn block(reports: &[Report], devices: DeviceArg) -> Block {
+    let gpus = match devices {
+        DeviceArg::Cpu => vec!["not asked for".to_owned()],
+        _ => reports.iter().filter(|r| !r.device.starts_with("CPU")).map(|r| r.device.clone()).collect(),
+    };
+    let drive = remembered::cache_drive();
+    Block::new(&gpus, drive.as_ref(), reports.iter().flat_map(results))
+}
+
+/// What the block says of a device: how many cases agree, which do not, and its best rate of one row.
+fn results(report: &Report) -> Vec<(&'static str, String)> {
+    let precision = report.features.iter().find(|(name, _)| *name == "precision");
+    let precision = precision.map_or(String::new(), |(_, value)| format!(", {}", value.to_lowercase()));
+    let good = report.cases.saturating_sub(report.failed.len());
+    let best = report.speeds.iter().map(|speed| speed.bytes_per_s).fold(0.0, f64::max);
+    let best =
+        if best > 0.0 { format!("; {:.1} GB/s of weights at best", best / 1e9) } else { String::new() };
+    let summary = format!("{}{precision}: {good} of {} cases agree{best}", report.device, report.cases);
+    let failed = report.failed.iter().map(|failed| ("FAILED", format!("{}: {}", failed.case, failed.what)));
+    [("device", summary)].into_iter().chain(failed).collect()
 }
 
 fn version() -> String {

@@ -50,7 +50,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "SEED", default_value_t = 0)]
     seed: u64,
     /// List the shapes and stop
-    #[arg(long)]
+    #[arg(long, conflicts_with_all = ["shape", "out", "layers", "expert_layers", "skew", "seed"])]
     list: bool,
     /// Print one JSON object
     #[arg(long)]
@@ -64,9 +64,6 @@ fn layout(name: &str) -> Result<Layout, String> {
 /// Writes the model, or lists the shapes.
 pub(crate) fn main(args: &Args) -> Result<()> {
     let (Some(shape), Some(out)) = (&args.shape, &args.out) else { return list(args) };
-    if args.list {
-        return list(args);
-    }
     let mut shape = Shape::find(shape)?;
     if let Some(layers) = args.layers {
         shape = shape.with_layers(layers)?;

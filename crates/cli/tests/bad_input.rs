@@ -112,6 +112,17 @@ fn bad_options_are_one_line() {
         fails(["bench", "--trace", "x.trace"].iter().chain(&ignored), 2, &["--trace", ignored[0]]);
     }
     fails(["bench", "--trace", "x.trace", "--slots", "5,0"], 2, &["--slots", "at least 1"]);
+    for model in [&["bench"][..], &["bench", "demo"], &["bench", "--prompt-tokens", "4"]] {
+        fails(model.iter().chain(&["--slots", "5"]), 2, &["--slots", "--trace"]);
+    }
+    let text = text(&common::root().join("testdata/text/stories.txt")).to_owned();
+    for stride in ["32", "33", "4000000000"] {
+        let eval = ["eval", "ppl", "demo", &text, "--ctx", "32", "--stride", stride];
+        fails(eval, 2, &["--stride", stride, "below --ctx"]);
+    }
+    for ignored in [["--prompt-tokens", "5"], ["--ctx", "64"], ["--kv", "q8"], ["--experts-per-token", "2"]] {
+        fails(["doctor"].iter().chain(&ignored), 2, &[ignored[0], "only with a MODEL"]);
+    }
     fails(["run", "-p", "x", "--raw", "--system", "y"], 2, &["--raw", "--system"]);
     fails(["run", "-p", "", "--raw"], 2, &["prompt is empty"]);
     fails(["run"], 2, &["--prompt"]);
@@ -237,6 +248,58 @@ fn what_is_not_utf8_is_named() {
     fails(["bench", "--text", text(&txt)], 2, &said);
     fails(["run", "-p", "x", "--tools", text(&jsonl)], 2, &said);
     fails(["logits", "--tokens", &format!("@{}", text(&txt)), "--npy", "/nowhere/out.npy"], 2, &said);
+    let utf16 = folder.path().join("utf16.json");
+    std::fs::write(&utf16, b"\xff\xfe[\0]\0").expect("writable");
+    fails(["run", "-p", "x", "--tools", text(&utf16)], 2, &["utf16.json", "UTF-16"]);
+    let marked = folder.path().join("marked.json");
+    std::fs::write(&marked, "\u{feff}[]").expect("writable");
+    succeed(&mut tidemill(["run", "-p", "x", "--max-tokens", "1", "--tools", text(&marked)]));
     let input = std::fs::File::open(&txt).expect("readable");
     fails_with(tidemill(["run", "-p", "-"]).stdin(input), 2, &["standard input", "not UTF-8"]);
+}
+
+/// The window title that a hostile file would set.
+const ESCAPE: &str = "\x1b]0;OWNED";
+
+#[cfg(target_os = "linux")]
+#[test]
+fn what_a_file_says_is_shown_and_not_obeyed() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let original = std::fs::read(golden("qwen3_moe-e16/gguf-Q4_0/model-Q4_0.gguf")).expect("readable");
+    let model = |name: &str, was: &str| {
+        let path = folder.path().join(name);
+        let at = original.windows(was.len()).position(|part| part == was.as_bytes()).expect("in the file");
+        let mut bytes = original.clone();
+        let evil = format!("{ESCAPE}\x07{}", "x".repeat(was.len()));
+        bytes[at..at + was.len()].copy_from_slice(&evil.as_bytes()[..was.len()]);
+        std::fs::write(&path, bytes).expect("writable");
+        path
+    };
+    // A tensor's name, whole or in part; texts of other lengths would move the rest of the file.
+    let tensor = model("tensor.gguf", "blk.0.attn_output.weight");
+    let path = folder.path().join(format!("{ESCAPE}\x07.gguf"));
+    std::fs::write(&path, b"GGUF").expect("writable");
+    for model in [&tensor, &path] {
+        for command in [["inspect", text(model)].as_slice(), &["run", text(model), "-p", "x", "-q"]] {
+            let (_, shown) = common::in_terminal(tidemill(command), &[]);
+            assert!(!shown.contains(ESCAPE) && shown.contains("\\u{1b}]0;OWNED"), "{command:?}: {shown:?}");
+        }
+    }
+}
+
+/// A model that thinks an escape sequence and says nothing else of interest.
+#[cfg(target_os = "linux")]
+#[test]
+fn what_a_model_thinks_is_shown_and_not_obeyed() {
+    let model = common::root().join("testdata/faults/m15-escapes-from-files/thought.gguf");
+    let run = ["run", text(&model), "-p", "hi", "--device", "cpu", "-q"];
+    for no_color in [None, Some("1")] {
+        let mut command = tidemill(run);
+        command.envs(no_color.map(|value| ("NO_COLOR", value)));
+        let (code, shown) = common::in_terminal(command, &[]);
+        assert_eq!(code, Some(0), "{shown:?}");
+        assert!(!shown.contains(ESCAPE) && shown.contains("\\u{1b}]0;OWNED"), "{no_color:?}: {shown:?}");
+    }
+    let (_, thoughts) = succeed(&mut tidemill(run));
+    assert!(thoughts.contains(ESCAPE), "to a program they go as they are: {thoughts:?}");
 }

@@ -1,6 +1,6 @@
 //! A chat through a pipe.
 
-use crate::common::{edit, piped, tidemill};
+use crate::common::{edit, fails_with, golden, piped, tidemill};
 
 const GREEDY: [&str; 4] = ["chat", "--temperature", "0", "--exact"];
 
@@ -99,4 +99,54 @@ fn the_first_error_ends_a_script() {
     );
     assert_eq!(out, "");
     assert!(err.starts_with("error: ") && err.lines().count() == 1, "{err}");
+}
+
+#[test]
+fn bytes_that_are_no_text_do_not_end_a_chat() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let input = folder.path().join("input");
+    std::fs::write(&input, b"/system caf\xe9 \xff\nHello! Who are you?\n").expect("written");
+    let output = tidemill(GREEDY).stdin(std::fs::File::open(&input).expect("there")).output().expect("runs");
+    let err = String::from_utf8(output.stderr).expect("UTF-8");
+    assert!(output.status.success() && !output.stdout.is_empty(), "{err}");
+    assert!(err.contains("not UTF-8") && err.contains("a new conversation begins"), "{err}");
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_terminal_of_another_encoding_does_not_end_a_chat() {
+    let typed: [(&str, &[u8]); 4] = [
+        (">>> ", b"Hello!\r"),
+        (">>> ", b"caf\xe9\r"),
+        ("not UTF-8", b"/help\r"),
+        ("/exit", b"/stats\r/exit\r"),
+    ];
+    let (code, shown) =
+        common::in_terminal(tidemill(["chat", "--device", "cpu", "--max-tokens", "4"]), &typed);
+    assert_eq!(code, Some(0), "{shown}");
+    // The answer before it is still there.
+    assert!(shown.contains("answer 4 tokens") && !shown.contains("error:"), "{shown}");
+}
+
+#[test]
+fn a_conversation_is_not_saved_over_a_model() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = |name: &str| folder.path().join(name);
+    let original = std::fs::read(golden("qwen3_moe-e16/gguf-Q4_0/model-Q4_0.gguf")).expect("readable");
+    for name in ["model.gguf", "talk.json.state"] {
+        std::fs::write(at(name), &original).expect("writable");
+    }
+    std::fs::write(at("tools.json"), "[]").expect("writable");
+    let tools = format!("--tools={}", at("tools.json").display());
+    for name in ["model.gguf", "talk.json", "tools.json"] {
+        let script = format!("/save {}\n", at(name).display());
+        std::fs::write(at("script"), script).expect("writable");
+        let input = std::fs::File::open(at("script")).expect("there");
+        let said = if name == "tools.json" { "same file" } else { "part of a model" };
+        fails_with(tidemill(["chat", &tools, "--device", "cpu"]).stdin(input), 2, &[said]);
+    }
+    for name in ["model.gguf", "talk.json.state"] {
+        assert!(std::fs::read(at(name)).expect("there") == original, "{name}");
+    }
+    assert!(!at("talk.json").exists() && std::fs::read(at("tools.json")).expect("there") == b"[]");
 }

@@ -14,6 +14,15 @@ fn a_shape_is_judged_before_it_is_downloaded() {
     assert!(object["drive_rates"].as_array().is_some_and(|rates| rates.len() >= 6), "{object}");
     let (text, _) = succeed(tidemill(base).arg(dir.path()).args(["--memory", "2GiB"]));
     assert!(text.contains("does not fit") && text.contains("chosen"), "{text}");
+    let report = object["report"].as_object().expect("a report");
+    for key in ["version", "system", "processor", "instructions", "memory", "gpu", "drive", "device", "model"]
+    {
+        let value = report[key].as_str().or(report[key][0].as_str()).unwrap_or_default();
+        assert!(!value.is_empty() && text.contains(&format!("\n{key}")), "{key}: {object}\n{text}");
+    }
+    let block: Vec<_> = text.lines().skip_while(|line| *line != "```text").collect();
+    assert!(block.len() > 9 && block.last() == Some(&"```"), "at the end, to be pasted: {text}");
+    assert!(!block.join("").contains(dir.path().to_str().expect("UTF-8")), "no paths: {text}");
     assert_eq!(std::fs::read_dir(dir.path()).expect("readable").count(), 0, "nothing is left behind");
 }
 

@@ -65,3 +65,14 @@ fn bench_counts_what_the_gpu_was_asked_to_do() {
 fn a_ceiling_for_a_gpu_is_no_use_on_the_cpu() {
     fails(["run", "-p", "x", "--device", "cpu", "--vram", "4GiB"], 2, &["GPU's memory"]);
 }
+
+#[test]
+fn drivers_say_nothing_where_all_went_well() {
+    if !has_gpu() {
+        return;
+    }
+    let mut run = tidemill(["run", "-p", "x", "--max-tokens", "1", "--device", "gpu", "-q"]);
+    // What drivers of some desktops complain about.
+    let (_, err) = succeed(run.env_remove("XDG_RUNTIME_DIR"));
+    assert_eq!(err, "");
+}

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::common::{Tensors, fails, golden, succeed, tidemill};
+use crate::common::{Tensors, fails, fails_with, golden, succeed, tidemill};
 use serde_json::Value;
 
 #[test]
@@ -108,4 +108,66 @@ fn pipes_and_links_stay_what_they_are() {
     let locked = folder.path().join("none/out.npy");
     let err = tidemill(["logits", "--tokens", "1", "--npy"]).arg(&locked).output().expect("runs").stderr;
     assert!(!String::from_utf8_lossy(&err).contains(".partial"));
+}
+
+#[test]
+fn outputs_never_lie_over_what_is_read_or_over_each_other() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = |name: &str| folder.path().join(name);
+    let original = std::fs::read(golden("qwen3_moe-e16/gguf-Q4_0/model-Q4_0.gguf")).expect("readable");
+    std::fs::write(at("model.gguf"), &original).expect("writable");
+    std::fs::write(at("other"), &original).expect("writable");
+    std::fs::write(at("ids"), "1,2").expect("writable");
+    std::fs::hard_link(at("model.gguf"), at("linked")).expect("linked");
+    let refused = |command: &str, outputs: &[(&str, &str)], said: &str| {
+        let mut run = tidemill([command]);
+        run.arg(at("model.gguf")).args(["--device", "cpu"]);
+        for (option, name) in outputs {
+            let at = if *option == "--tokens" { format!("@{}", at(name).display()).into() } else { at(name) };
+            run.arg(option).arg(at);
+        }
+        fails_with(&mut run, 2, &[said]);
+        assert!(std::fs::read(at("model.gguf")).expect("there") == original, "{outputs:?}");
+        assert!(std::fs::read(at("other")).expect("there") == original, "{outputs:?}");
+        assert_eq!(
+            std::fs::read_dir(folder.path()).expect("readable").count(),
+            4,
+            "{outputs:?}: nothing is left"
+        );
+    };
+    let ids = ("--tokens", "ids");
+    for name in ["model.gguf", "./linked"] {
+        refused("logits", &[ids, ("--npy", name)], "same file");
+        refused("logits", &[ids, ("--npy", "new"), ("--routes", name)], "same file");
+        refused("bench", &[("--record-trace", name)], "same file");
+    }
+    refused("logits", &[ids, ("--npy", "other")], "part of a model");
+    refused("logits", &[ids, ("--npy", "ids")], "same file");
+    refused("logits", &[ids, ("--npy", "new"), ("--routes", "./new")], "same file");
+    refused("bench", &[("--text", "ids"), ("--record-trace", "ids")], "same file");
+}
+
+#[test]
+fn a_command_that_fails_leaves_older_outputs_and_no_new_ones() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (npy, routes) = (folder.path().join("out.npy"), folder.path().join("nowhere/routes.json"));
+    let logits = |tokens: &str| {
+        let mut command = tidemill(["logits", "demo", "--device", "cpu", "--tokens", tokens, "--npy"]);
+        command.arg(&npy);
+        command
+    };
+    fails_with(logits("1").arg("--routes").arg(&routes), 3, &["nowhere/routes.json"]);
+    assert_eq!(std::fs::read_dir(folder.path()).expect("readable").count(), 0, "no logits without routes");
+    std::fs::write(&npy, "older").expect("writable");
+    fails_with(&mut logits("99999"), 2, &["99999"]);
+    assert_eq!(std::fs::read(&npy).expect("there"), b"older");
+    succeed(&mut logits("1"));
+    assert!(std::fs::read(&npy).expect("there").starts_with(b"\x93NUMPY"));
+    assert_eq!(std::fs::read_dir(folder.path()).expect("readable").count(), 1);
+    // A trace cannot be written for lack of routers: said before anything runs.
+    let dense = golden("llama-dense/bf16");
+    let trace = folder.path().join("run.trace");
+    let bench = ["bench", dense.to_str().expect("UTF-8"), "--device", "cpu", "--record-trace"];
+    fails_with(tidemill(bench).arg(&trace), 2, &["--record-trace", "no routers"]);
+    assert!(!trace.exists());
 }

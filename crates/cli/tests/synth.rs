@@ -56,5 +56,35 @@ fn mistakes_are_one_line_and_an_exit_code() {
         let message = String::from_utf8_lossy(&output.stderr);
         assert!(message.starts_with("error: "), "{args:?}: {message}");
     }
+    for ignored in [["--layers", "1"], ["--seed", "1"], ["--skew", "1"]] {
+        let output = tidemill(&[&["synth", "--list"], &ignored[..]].concat());
+        assert_eq!(output.status.code(), Some(2), "{ignored:?}");
+    }
+    assert_eq!(tidemill(&["synth", "qwen3-moe-tiny", "--list"]).status.code(), Some(2));
     assert_eq!(std::fs::read_dir(dir.path()).expect("readable").count(), 0, "nothing was written");
+}
+
+#[test]
+fn a_folder_that_holds_another_model_is_left_alone() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let refused = |held: &[(&str, &str)], out: &str, format: &str| {
+        let folder = dir.path().join("model");
+        std::fs::create_dir_all(&folder).expect("made");
+        held.iter().for_each(|(name, content)| std::fs::write(folder.join(name), content).expect("writable"));
+        let to = dir.path().join(out);
+        let output = tidemill(&["synth", "qwen3-moe-tiny", text(&to), "--format", format]);
+        let message = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{held:?}: {message}");
+        assert!(message.contains("something else"), "{message}");
+        for (name, content) in held {
+            assert_eq!(&std::fs::read_to_string(folder.join(name)).expect("there"), content, "{name}");
+        }
+        assert_eq!(std::fs::read_dir(&folder).expect("readable").count(), held.len(), "{held:?}");
+        std::fs::remove_dir_all(folder).expect("removed");
+    };
+    refused(&[("config.json", "{\"model_type\": \"x\"}"), ("tokenizer.json", "{}")], "model", "mlx-4bit");
+    refused(&[("tokenizer.json", "{}")], "model", "mlx-4bit");
+    refused(&[("weights.gguf", "GGUF\u{3}\0\0\0")], "model", "mlx-4bit");
+    refused(&[("model-00001-of-00002.safetensors", "\u{2}\0\0\0\0\0\0\0{}")], "model", "mlx-4bit");
+    refused(&[("my.gguf", "GGUF\u{3}\0\0\0")], "model/my.gguf", "gguf-q4_0");
 }

@@ -15,7 +15,8 @@ use std::time::{Duration, Instant};
 
 use files::quant::ScaleType;
 use files::{Error, Format, Result, TensorIndex};
-use kernels::cpu::read_all;
+use kernels::cpu::{Isa, read_all};
+use kernels::gpu;
 use kernels::reference::Reference;
 use kernels::{Backend, Tensor, Weight};
 use work::Work;
@@ -31,7 +32,7 @@ pub use memory::Memory;
 pub use scrap::probe_directory;
 pub use work::Times;
 
-pub use store::disk::{DriveProbe, DriveRate, choose, probe};
+pub use store::disk::{DriveProbe, DriveRate, choose, chosen_rate, probe};
 pub use store::plan::{MachineMemory, default_budget_bytes, machine_memory};
 
 /// What a model asks of a machine.
@@ -130,6 +131,17 @@ impl Demand {
 /// `Device` when there is none.
 pub fn with_device(options: &OpenOptions) -> Result<OpenOptions> {
     Ok(OpenOptions { backend: Some(open_device(options)?.backend), ..options.clone() })
+}
+
+/// The instructions that the CPU's kernels use on this machine.
+pub fn instruction_set() -> &'static str {
+    Isa::detect().name()
+}
+
+/// The GPUs of this machine with their drivers, for people. Drivers are asked only where there is a sign of a GPU.
+pub fn gpus() -> Vec<String> {
+    let found = if gpu::likely() { gpu::adapters() } else { Vec::new() };
+    found.into_iter().map(|adapter| format!("{} ({})", adapter.name, adapter.driver)).collect()
 }
 
 /// What a device reaches with 4-bit weights that are in memory.

@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use files::{Error, ErrorKind, Result};
 use store::disk::{
-    Disk, MirrorDisk, PROBE_FILE_BYTES_MIN, ThrottleOptions, ThrottledDisk, choose, measure, open_exactly,
-    probe,
+    Disk, MirrorDisk, PROBE_FILE_BYTES_MIN, ThrottleOptions, ThrottledDisk, chosen_rate, measure,
+    open_exactly, probe, same_content,
 };
 
-pub use store::disk::{DiskChoice, Engine, drive_key};
+pub use store::disk::{DiskChoice, DriveRate, Engine, drive_key};
 
 use crate::model::{CacheKind, OpenOptions};
 
@@ -45,8 +45,8 @@ pub struct DriveOptions {
 pub(crate) struct OpenedDrive {
     /// Reads them.
     pub(crate) disk: Arc<dyn Disk>,
-    /// What a probe has just chosen.
-    pub(crate) probed: Option<DiskChoice>,
+    /// What a probe has just chosen, with its rate.
+    pub(crate) probed: Option<DriveRate>,
 }
 
 /// A probe takes about this long, once in the life of a drive: fourteen ways need time to differ by more than noise.
@@ -61,7 +61,7 @@ pub(crate) fn open(paths: &[PathBuf], options: &OpenOptions, streamed: Option<u6
     if let Some(disk) = &options.disk {
         return Ok(OpenedDrive { disk: disk.clone(), probed: None });
     }
-    let find = |file: &Path| Ok(choose(&probe(file, PROBE_TIME)?));
+    let find = |file: &Path| Ok(chosen_rate(&probe(file, PROBE_TIME)?));
     let (found, probed) = way(paths, &options.drive, options.cache, streamed.is_some(), &find)?;
     let choice = for_parts(found, streamed);
     let mut disk = match (options.drive.kind, open_exactly(paths, &choice)) {
@@ -75,7 +75,7 @@ pub(crate) fn open(paths: &[PathBuf], options: &OpenOptions, streamed: Option<u6
         let throttle = ThrottleOptions { bytes_per_s, latency: Duration::ZERO };
         disk = Arc::new(ThrottledDisk::new(disk, &throttle)?);
     }
-    Ok(OpenedDrive { disk, probed: probed.then_some(found) })
+    Ok(OpenedDrive { disk, probed })
 }
 
 /// Most reads in flight.
@@ -89,33 +89,33 @@ fn for_parts(choice: DiskChoice, part_bytes: Option<u64>) -> DiskChoice {
     DiskChoice { depth: depth.clamp(choice.depth, DEPTH_MAX.max(choice.depth)), ..choice }
 }
 
-/// The way to read, and whether `find` has just found it.
+/// The way to read, and what `find` has just found, if that is it.
 fn way(
     paths: &[PathBuf],
     options: &DriveOptions,
     cache: CacheKind,
     streams: bool,
-    find: &dyn Fn(&Path) -> Result<DiskChoice>,
-) -> Result<(DiskChoice, bool)> {
+    find: &dyn Fn(&Path) -> Result<DriveRate>,
+) -> Result<(DiskChoice, Option<DriveRate>)> {
     let direct = cache == CacheKind::Slots;
     let of_engine = |engine, depth| {
         let known = options.known.filter(|known| known.engine == engine);
         DiskChoice { direct, ..known.unwrap_or(DiskChoice { engine, depth, ..DiskChoice::default() }) }
     };
     Ok(match options.kind {
-        DiskKind::Uring => (of_engine(Engine::Uring, 16), false),
-        DiskKind::Pread => (of_engine(Engine::Pread, 8), false),
-        DiskKind::Buffered => (DiskChoice { direct: false, ..of_engine(Engine::Pread, 8) }, false),
-        DiskKind::Auto if !direct => (DiskChoice { direct: false, ..DiskChoice::default() }, false),
+        DiskKind::Uring => (of_engine(Engine::Uring, 16), None),
+        DiskKind::Pread => (of_engine(Engine::Pread, 8), None),
+        DiskKind::Buffered => (DiskChoice { direct: false, ..of_engine(Engine::Pread, 8) }, None),
+        DiskKind::Auto if !direct => (DiskChoice { direct: false, ..DiskChoice::default() }, None),
         DiskKind::Auto => match (options.known, largest(paths)) {
-            (Some(known), _) => (known, false),
+            (Some(known), _) => (known, None),
             (None, Some(file)) if streams => match find(file) {
-                Ok(found) => (found, true),
+                Ok(found) => (found.choice, Some(found).filter(|found| found.bytes_per_s > 0.0)),
                 // A drive that the probe could not read may still have what is needed; else a read of that says so.
-                Err(e) if e.kind() == ErrorKind::Io => (DiskChoice::default(), false),
+                Err(e) if e.kind() == ErrorKind::Io => (DiskChoice::default(), None),
                 Err(e) => return Err(e),
             },
-            _ => (DiskChoice::default(), false),
+            _ => (DiskChoice::default(), None),
         },
     })
 }
@@ -140,6 +140,9 @@ fn mirrored(
         Ok(copies.join(name))
     };
     let copies = paths.iter().map(copy).collect::<Result<Vec<_>>>()?;
+    for (path, copy) in paths.iter().zip(&copies) {
+        same_content(path, copy)?;
+    }
     let second = store::disk::open(&copies, choice)?;
     let rate = |paths: &[PathBuf]| {
         // Where no file is large enough to tell, the drives count as equals, and so where the engine is refused.
@@ -182,16 +185,15 @@ mod tests {
         std::fs::File::create(&file).and_then(|f| f.set_len(PROBE_FILE_BYTES_MIN)).expect("a file of holes");
         let paths = [file.clone()];
         let find = |kind: Option<ErrorKind>| {
-            let uring = DiskChoice { engine: Engine::Uring, direct: true, piece_bytes: 1 << 20, depth: 7 };
+            let choice = DiskChoice { engine: Engine::Uring, direct: true, piece_bytes: 1 << 20, depth: 7 };
+            let uring = DriveRate { choice, bytes_per_s: 2e9 };
             let found = move |_: &Path| kind.map_or(Ok(uring), |kind| Err(Error::new(kind, "on purpose")));
             way(&paths, &DriveOptions::default(), CacheKind::Slots, true, &found)
         };
-        assert_eq!(find(None).expect("found").0.depth, 7);
-        assert_eq!(
-            find(Some(ErrorKind::Io)).expect("opens"),
-            (DiskChoice::default(), false),
-            "and not remembered"
-        );
+        let (choice, probed) = find(None).expect("found");
+        assert_eq!((choice.depth, probed.map(|rate| rate.bytes_per_s)), (7, Some(2e9)));
+        let (choice, probed) = find(Some(ErrorKind::Io)).expect("opens");
+        assert_eq!((choice, probed), (DiskChoice::default(), None), "and not remembered");
         assert_eq!(find(Some(ErrorKind::Memory)).unwrap_err().kind(), ErrorKind::Memory);
         std::fs::remove_file(file).expect("removable");
     }

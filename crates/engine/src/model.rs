@@ -9,7 +9,7 @@ use std::time::Duration;
 use files::{Error, Meta, Result, TensorIndex};
 use kernels::Backend;
 use kernels::ops::{DeviceCounts, DeviceInfo, KernelTime, KvFormat};
-use store::disk::{Disk, DiskChoice};
+use store::disk::{Disk, DriveRate};
 use store::governor::{Governor, GovernorOptions};
 use store::plan::{Plan, PlanInput, default_budget_bytes, machine_memory, plan};
 use store::policy::{PolicyKind, Trace};
@@ -170,6 +170,7 @@ impl Model {
         let device_slots = plans.vram.as_ref().unwrap_or(&plans.memory).slots;
         rehearse(backend, &decoder, &states, &experts, device_slots >= total_experts)?;
         let sample = meanwhile(|| backend.prepare(), || arena.load(&drive.disk, progress))?;
+        drive.disk.check_unchanged()?;
         let fingerprint = fingerprint(&meta, index, backend, decoder.top_k(), &sample);
         let experts = open_pool(backend, &drive.disk, experts, &plans, decoder.top_k(), options)?;
         let scratch = Scratch::new(backend.clone(), plans.memory.scratch_bytes as usize);
@@ -307,8 +308,9 @@ impl Model {
         }
     }
 
-    /// What a probe of the drive chose while this model was opened, worth remembering for [`DriveOptions::known`].
-    pub fn probed_drive(&self) -> Option<DiskChoice> {
+    /// What a probe of the drive chose while this model was opened, worth remembering for [`DriveOptions::known`], with the
+    /// rate that it saw.
+    pub fn probed_drive(&self) -> Option<DriveRate> {
         self.drive.probed
     }
 

@@ -180,10 +180,12 @@ impl ExpertPool {
             (LayerId(layer as u16), wanted)
         };
         let mut here = random_experts();
+        self.store.forget_cached(here.0, &here.1);
         while start.elapsed() < time {
             self.store.want(here.0, &here.1)?;
             // The drive's queue stays full while the last of these arrive.
             let next = random_experts();
+            self.store.forget_cached(next.0, &next.1);
             self.store.hint(next.0, next.1.iter());
             while self.store.next()?.is_some() {}
             here = next;

@@ -299,6 +299,10 @@ impl Session {
         let last = wanted.end.min(range.end).saturating_sub(range.start);
         emit_logits(model, &step, &x, first..last.max(first), range.start, &mut self.read, sink)?;
         drop(step);
+        if let Some(pool) = &mut pool {
+            // Weights that are written while they are read are no weights.
+            pool.store.check_unchanged()?;
+        }
         if let Some(pool) = pool.as_deref_mut().filter(|_| decodes) {
             pool.lookahead.end(started.elapsed());
         }

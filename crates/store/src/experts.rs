@@ -18,7 +18,7 @@ use crate::stats::{LayerStats, ReadStats};
 pub struct StoreOptions {
     /// Bytes of one slot, from [`crate::slot_bytes`] over all layouts.
     pub slot_bytes: usize,
-    /// Who gives up its slot; `None` is [`Lfu`] for the number of slots.
+    /// Which expert is evicted first; `None` is [`Lfu`] for the number of slots.
     pub policy: Option<Box<dyn Policy>>,
     /// Takes the memory of slots that [`ExpertStore::resize`] retires; `None` keeps it.
     pub give_back: Option<GiveBack>,
@@ -50,6 +50,8 @@ pub struct ExpertStore {
     warming: HashSet<ExpertKey>,
     stats: ReadStats,
     busy_until: Option<Instant>,
+    /// Whether something was read since [`Self::check_unchanged`].
+    unchecked: bool,
 }
 
 /// The current want.
@@ -107,6 +109,7 @@ impl ExpertStore {
             warming: HashSet::new(),
             stats,
             busy_until: None,
+            unchecked: false,
         })
     }
 
@@ -126,7 +129,7 @@ impl ExpertStore {
     }
 
     /// Uses `slots` slots from now on, at least one and at most those that the store was made with. When that is
-    /// fewer than before, the policy gives up experts, what remains moves together, and the memory of the other
+    /// fewer than before, the policy evicts experts, what remains moves together, and the memory of the other
     /// slots goes back to the system; slots that are leased or being read follow with a later want. Never changes
     /// which bytes a lease has.
     pub fn resize(&mut self, slots: usize) {
@@ -372,6 +375,24 @@ impl ExpertStore {
         Some(held.into_iter().map(|(key, filled)| self.lease(key, filled)).collect())
     }
 
+    /// Whether what was read is of files that are still as they were when they were opened.
+    ///
+    /// # Errors
+    /// `Corrupt` naming the file that was written to, from then on.
+    pub fn check_unchanged(&mut self) -> Result<()> {
+        if self.unchecked {
+            self.disk.check_unchanged()?;
+            self.unchecked = false;
+        }
+        Ok(())
+    }
+
+    /// Drops these experts' bytes from the page cache where they are read through it, so that a rate is the drive's.
+    pub fn forget_cached(&self, layer: LayerId, experts: &ExpertMask) {
+        let layouts = experts.iter().filter_map(|expert| self.layout(ExpertKey { layer, expert }));
+        self.disk.forget_cached(&layouts.flat_map(|layout| layout.parts.iter().copied()).collect::<Vec<_>>());
+    }
+
     /// Counts `hits` wanted experts of a layer that a device had in memory of its own, so that nobody asked for them here.
     pub fn count_device_hits(&mut self, layer: LayerId, hits: u64) {
         if let Some(stats) = self.stats.layers.get_mut(layer.0 as usize) {
@@ -418,6 +439,7 @@ impl ExpertStore {
             self.warming.remove(&key);
         }
         if let Ok(bytes) = result {
+            self.unchecked = true;
             self.stats.layers[key.layer.0 as usize].read_bytes += bytes;
         }
         if given_up {

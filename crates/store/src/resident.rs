@@ -73,9 +73,14 @@ pub fn load(
         let (to_copiers, read) = channel();
         let (to_here, done) = channel();
         let read = Arc::new(Mutex::new(read));
-        for _ in 0..threads {
+        for i in 0..threads {
             let (read, to_here, targets) = (read.clone(), to_here.clone(), &targets);
-            scope.spawn(move || copy_all(&read, &to_here, targets));
+            let copier = std::thread::Builder::new().name(format!("copy-{i}"));
+            match copier.spawn_scoped(scope, move || copy_all(&read, &to_here, targets)) {
+                Err(e) if i == 0 => return Err(Error::io("copying thread", e)),
+                Err(_) => break, // fewer will do
+                Ok(_) => {}
+            }
         }
         let reads = Reads { disk: disk.as_ref(), done, under_way: HashSet::new() };
         reads.run(&targets, &mut parts, bounces, &to_copiers, &mut |bytes| progress(bytes, total))

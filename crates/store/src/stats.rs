@@ -35,7 +35,7 @@ pub struct ReadStats {
     pub layers: Vec<LayerStats>,
     /// Time during which at least one read was under way: `total().read_bytes / busy` is the rate of the drive.
     pub busy: Duration,
-    /// Experts that gave their slot to another one.
+    /// Experts that were evicted for another one.
     pub evictions: u64,
 }
 

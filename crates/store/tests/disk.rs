@@ -437,3 +437,28 @@ fn a_mirror_outlives_a_damaged_copy_and_refuses_a_different_one() {
     assert_eq!(refused(good.clone(), sim(10), [1.0, 1.0]), ErrorKind::InvalidRequest);
     assert_eq!(refused(good, bad, [1.0, f64::NAN]), ErrorKind::InvalidRequest);
 }
+
+#[test]
+fn a_file_that_is_written_to_is_noticed() {
+    let model = Model { files: vec![vec![1; 9000], vec![2; 5000]], layouts: Vec::new() };
+    let (_dir, paths) = model.write();
+    let pread: Arc<dyn Disk> = Arc::new(PreadDisk::open(&paths, &PreadOptions::default()).unwrap());
+    let slow = ThrottleOptions { bytes_per_s: 1e9, latency: Duration::ZERO };
+    let mut disks = vec![pread.clone(), Arc::new(ThrottledDisk::new(pread.clone(), &slow).unwrap())];
+    disks.push(Arc::new(MirrorDisk::new([pread.clone(), pread], [1e9, 1e9]).unwrap()));
+    #[cfg(target_os = "linux")]
+    disks.extend(common::uring(&paths, &UringOptions::default()));
+    let check = || disks.iter().map(|disk| disk.check_unchanged()).collect::<Vec<_>>();
+    // Reading and another name are no change.
+    std::fs::read(&paths[1]).unwrap();
+    std::fs::hard_link(&paths[1], paths[1].with_extension("link")).unwrap();
+    assert!(check().iter().all(Result::is_ok));
+    let file = std::fs::File::options().write(true).open(&paths[1]).unwrap();
+    let later = std::time::SystemTime::now() + Duration::from_secs(1);
+    file.set_modified(later).unwrap();
+    for (disk, changed) in disks.iter().zip(check()) {
+        let error = changed.expect_err("written to");
+        let name = disk.file_name(1);
+        assert!(error.kind() == ErrorKind::Corrupt && error.message().starts_with(&name), "{error}");
+    }
+}

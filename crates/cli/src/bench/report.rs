@@ -40,15 +40,17 @@ impl Reading {
         (1.0 - ratio(self.wait_s(), self.busy_s)).clamp(0.0, 1.0)
     }
 
-    /// What was read and wanted against what the drive could have delivered in the whole time.
-    fn drive_fraction(&self, drive_bytes_per_s: f64) -> f64 {
-        ratio(self.total.wanted_bytes as f64, self.time_s * drive_bytes_per_s)
+    /// What was read and wanted against what the drive could have delivered in the whole time; `None` where nothing was
+    /// read, which says nothing about the drive.
+    fn drive_fraction(&self, drive_bytes_per_s: f64) -> Option<f64> {
+        let wanted_bytes = self.total.wanted_bytes as f64;
+        (self.total.read_bytes > 0).then(|| ratio(wanted_bytes, self.time_s * drive_bytes_per_s))
     }
 
-    /// Seconds waited for the drive alone, for guesses that came late, for slots.
+    /// Seconds waited for the drive alone, for speculative reads that came late, for slots.
     fn stalls_s(&self) -> [f64; 3] {
-        let [guesses, slots] = [self.total.wait_guesses, self.total.wait_slots].map(|t| t.as_secs_f64());
-        [(self.wait_s() - guesses - slots).max(0.0), guesses, slots]
+        let [late, slots] = [self.total.wait_guesses, self.total.wait_slots].map(|t| t.as_secs_f64());
+        [(self.wait_s() - late - slots).max(0.0), late, slots]
     }
 }
 
@@ -61,8 +63,13 @@ impl Measured {
         self.prompt_reads.as_ref().map(|stats| Reading::new(stats, self.prefill))
     }
 
+    /// Whether experts are streamed, and those of the generated tokens were in memory all the same.
+    pub(super) fn read_nothing(&self) -> bool {
+        self.drive().is_some() && self.reading().is_some_and(|r| r.total.read_bytes == 0)
+    }
+
     /// The better of the drive's rates before and after: at first it also waits for memory that nobody has used yet.
-    fn drive(&self) -> Option<f64> {
+    pub(super) fn drive(&self) -> Option<f64> {
         self.drive_bytes_per_s.iter().copied().max_by(f64::total_cmp)
     }
 }
@@ -98,21 +105,24 @@ pub(super) fn table(loaded: &Loaded, m: &Measured) -> String {
                 100.0 * r.stats.device_hit_rate()
             )),
         );
-        let [drive, guesses, slots] = r.stalls_s().map(|s| 100.0 * ratio(s, r.time_s));
+        let [drive, late, slots] = r.stalls_s().map(|s| 100.0 * ratio(s, r.time_s));
         text += &format!(
-            "waiting    {:>10.1} % of the time: drive {drive:.1}, late speculative reads {guesses:.1}, slots {slots:.1}\n\
+            "waiting    {:>10.1} % of the time: drive {drive:.1}, late speculative reads {late:.1}, slots {slots:.1}\n\
              overlap    {:>10.1} % of the reading is hidden behind arithmetic\n",
-            drive + guesses + slots,
+            drive + late + slots,
             100.0 * r.overlap(),
         );
     }
     if let (Some(drive), Some(r), Some(p)) = (m.drive(), m.reading(), m.prompt_reading()) {
         let seen: Vec<_> = m.drive_bytes_per_s.iter().map(|r| format!("{:.2}", r / 1e9)).collect();
+        let used = |reading: &Reading| match reading.drive_fraction(drive) {
+            Some(fraction) => format!("{:.1} % used", 100.0 * fraction),
+            None => "nothing read".to_owned(),
+        };
+        let (decode, prefill) = (used(&r), used(&p));
         text += &format!(
-            "drive      {:>10.1} % used in decode, {:.1} % in prefill, of {} GB/s\n",
-            100.0 * r.drive_fraction(drive),
-            100.0 * p.drive_fraction(drive),
-            seen.join(" and "),
+            "drive      {decode:>12} in decode, {prefill} in prefill, of {} GB/s\n",
+            seen.join(" and ")
         );
     }
     if let Some(gpu) = &m.gpu {
@@ -181,15 +191,15 @@ pub(super) fn json(loaded: &Loaded, m: &Measured) -> Value {
     put("time_to_first_token_s", json!(m.time_to_first_token.as_secs_f64()));
     put("probed_drive_bytes_per_s", json!(m.drive_bytes_per_s));
     if let Some(r) = m.reading() {
-        let [drive, guesses, slots] = r.stalls_s();
+        let [drive, late, slots] = r.stalls_s();
         put("read_bytes_per_token", json!(ratio(r.total.read_bytes as f64, m.gen_tokens as f64)));
         put("wanted_bytes_per_token", json!(ratio(r.total.wanted_bytes as f64, m.gen_tokens as f64)));
         put("drive_bytes_per_s", json!(r.drive_bytes_per_s()));
-        put("drive_fraction", json!(m.drive().map(|d| r.drive_fraction(d))));
+        put("drive_fraction", json!(m.drive().and_then(|d| r.drive_fraction(d))));
         put("expert_hit_rate", json!(r.stats.hit_rate()));
         put("overlap_fraction", json!(r.overlap()));
         put("stall_drive_s", json!(drive));
-        put("stall_late_guess_s", json!(guesses));
+        put("stall_late_guess_s", json!(late));
         put("stall_slots_s", json!(slots));
         put("decode_s", json!(r.time_s));
         put("evictions", json!(r.stats.evictions));
@@ -200,7 +210,7 @@ pub(super) fn json(loaded: &Loaded, m: &Measured) -> Value {
     if let Some(p) = m.prompt_reading() {
         put("prompt_read_bytes", json!(p.total.read_bytes));
         put("prompt_drive_bytes_per_s", json!(p.drive_bytes_per_s()));
-        put("prompt_drive_fraction", json!(m.drive().map(|d| p.drive_fraction(d))));
+        put("prompt_drive_fraction", json!(m.drive().and_then(|d| p.drive_fraction(d))));
         put("prompt_expert_hit_rate", json!(p.stats.hit_rate()));
         put("prompt_experts_read", json!(p.total.misses));
         put("prompt_stall_s", json!(p.wait_s()));

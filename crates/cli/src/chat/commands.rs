@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::{Chat, usage};
 use crate::answer::read_tools;
 use crate::failure::{Result, one_line};
+use crate::output::Outputs;
 use crate::{out, read};
 
 const HELP: &str = "\
@@ -99,7 +100,7 @@ struct Saved {
     messages: Vec<Message>,
 }
 
-impl Chat {
+impl Chat<'_> {
     /// Does what a command says; the ones that make the model speak are done elsewhere.
     pub(super) fn command(&mut self, command: Command) -> Result<()> {
         match command {
@@ -135,14 +136,15 @@ impl Chat {
     fn show_statistics(&self) -> Result<()> {
         let last = self.statistics.as_deref().unwrap_or("no answer yet");
         let peak = engine::rss_peak_bytes().map_or("unknown".into(), out::bytes);
-        let text = format!("{last}\n{}\nmemory: {peak} at most so far\n{}\n", self.fill(), self.model.plan());
+        let text =
+            format!("{last}\n{}\nmemory: {peak} at most so far\n{}\n", self.fill(), self.loaded.model.plan());
         out::print(&text, false)
     }
 
     fn save(&mut self, path: &Path) -> Result<()> {
         let saved = Saved {
             tidemill_chat: SAVE_VERSION,
-            model: self.model.path().display().to_string(),
+            model: self.loaded.model.path().display().to_string(),
             system: self.system.clone(),
             think: self.thinking,
             tools: self.tools.clone(),
@@ -150,9 +152,15 @@ impl Chat {
         };
         let text = serde_json::to_string_pretty(&saved)
             .map_err(|e| Error::invalid("the conversation cannot be saved").with_source(e))?;
-        std::fs::write(path, text + "\n").map_err(|e| Error::io(path.display(), e))?;
         let state = state_path(path);
+        let mut outputs = Outputs::beside(&self.reads);
+        outputs.check(&state)?;
+        let mut conversation = outputs.create(path)?;
+        conversation.put(text.as_bytes())?;
+        conversation.put(b"\n")?;
+        // First what can be computed again: a conversation never goes with the state of another one.
         self.session.save(&state)?;
+        conversation.finish()?;
         out::note(format_args!("saved {} and {}", path.display(), state.display()));
         Ok(())
     }

@@ -1,5 +1,6 @@
 //! What the user types: a line editor on a terminal, plain lines elsewhere.
 
+use std::borrow::Cow;
 use std::io::{self, BufRead, IsTerminal};
 use std::path::PathBuf;
 
@@ -9,8 +10,9 @@ use rustyline::config::Config;
 use rustyline::error::ReadlineError;
 use rustyline::history::FileHistory;
 
-use crate::failure::Result;
+use crate::failure::{Result, one_line};
 use crate::out;
+use crate::output::Outputs;
 
 /// Lines that the history keeps.
 const HISTORY_LINES: usize = 2000;
@@ -40,7 +42,11 @@ impl Input {
         let config =
             Config::builder().max_history_size(HISTORY_LINES).map(|c| c.auto_add_history(false).build());
         let Ok(Ok(mut editor)) = config.map(Editor::with_config) else { return Self::Lines };
-        let history = history_file(|name| std::env::var_os(name));
+        let mut history = history_file(|name| std::env::var_os(name));
+        if let Some(Err(e)) = history.as_deref().map(|path| Outputs::default().check(path)) {
+            out::note(format_args!("no history is kept: {}", one_line(&e)));
+            history = None;
+        }
         if let Some(path) = &history {
             let _ = editor.load_history(path); // the first time there is none
         }
@@ -76,6 +82,10 @@ impl Input {
                         }
                     }
                 }
+                Read::NotText => {
+                    out::note(NOT_TEXT);
+                    whole.clear();
+                }
                 Read::Interrupt if whole.is_empty() && interrupted => return Ok(Typed::End),
                 Read::Interrupt => {
                     whole.clear();
@@ -94,6 +104,7 @@ impl Input {
                 Ok(line) => Ok(Read::Line(line)),
                 Err(ReadlineError::Interrupted) => Ok(Read::Interrupt),
                 Err(ReadlineError::Eof) => Ok(Read::End),
+                Err(ReadlineError::Io(e)) if e.kind() == io::ErrorKind::InvalidData => Ok(Read::NotText),
                 Err(ReadlineError::Io(e)) => Err(Error::io("the terminal", e).into()),
                 Err(e) => Err(Error::io("the terminal", io::Error::other(e.to_string())).into()),
             },
@@ -103,8 +114,10 @@ impl Input {
                 if read.map_err(|e| Error::io("standard input", e))? == 0 {
                     return Ok(Read::End);
                 }
-                let line =
-                    String::from_utf8(bytes).map_err(|_| Error::invalid("standard input is not UTF-8"))?;
+                let line = String::from_utf8_lossy(&bytes);
+                if let Cow::Owned(_) = line {
+                    out::note("standard input: bytes that are not UTF-8 were read as \u{fffd}");
+                }
                 Ok(Read::Line(line.trim_end_matches(['\n', '\r']).to_owned()))
             }
         }
@@ -125,8 +138,12 @@ impl Input {
     }
 }
 
+/// What the terminal sent, and with it the line that it was typed into, is lost; the conversation is not.
+const NOT_TEXT: &str = "what was typed is not UTF-8 (is the terminal set to another encoding?): the line was dropped, type it again";
+
 enum Read {
     Line(String),
+    NotText,
     Interrupt,
     End,
 }

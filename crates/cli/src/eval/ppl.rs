@@ -48,7 +48,7 @@ pub(super) struct Args {
     /// How a text is cut
     #[arg(long, value_enum, default_value_t = Protocol::Tidemill)]
     protocol: Protocol,
-    /// How far one window is from the next, in tokens; default: half of --ctx
+    /// How far one window is from the next, in tokens, below --ctx; default: half of --ctx
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     stride: Option<u32>,
     /// Score only the first N chunks, windows or lines
@@ -129,6 +129,11 @@ pub(super) fn main(args: &Args) -> Result<()> {
     let ctx = *compute.machine.ctx.get_or_insert(DEFAULT_CTX);
     if ctx < 4 {
         return Err(Error::invalid("--ctx: a window needs at least 4 tokens").into());
+    }
+    if let Some(stride) = args.stride.filter(|&stride| stride as usize >= ctx) {
+        let message =
+            format!("--stride {stride}: must be below --ctx, which is {ctx}, or tokens are left out");
+        return Err(Error::invalid(message).into());
     }
     let loaded = Loaded::open(Some(&args.model), &compute)?;
     let tokenizer = loaded.tokenizer()?;

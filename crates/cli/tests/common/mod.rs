@@ -88,6 +88,46 @@ pub fn fails_with(command: &mut Command, code: i32, said: &[&str]) {
     }
 }
 
+/// Runs in a terminal of its own. `typed` says what to wait for on the screen, and what to type then. Returns the exit code
+/// and all that was sent to the terminal.
+#[cfg(target_os = "linux")]
+pub fn in_terminal(mut command: Command, typed: &[(&str, &[u8])]) -> (Option<i32>, String) {
+    use std::ffi::CStr;
+    use std::fs::File;
+    use std::io::Read;
+    use std::os::fd::{AsRawFd, FromRawFd};
+
+    // SAFETY: the call makes a new descriptor, which nobody else has.
+    let mut master = unsafe { File::from_raw_fd(libc::posix_openpt(libc::O_RDWR | libc::O_NOCTTY)) };
+    let mut name = [0; 64];
+    // SAFETY: the descriptor is that of a terminal, and the name has the room that the call is told.
+    let made = unsafe {
+        libc::grantpt(master.as_raw_fd()) == 0
+            && libc::unlockpt(master.as_raw_fd()) == 0
+            && libc::ptsname_r(master.as_raw_fd(), name.as_mut_ptr(), name.len()) == 0
+    };
+    assert!(made, "no terminal: {}", std::io::Error::last_os_error());
+    // SAFETY: the call above has filled the name and ended it.
+    let name = unsafe { CStr::from_ptr(name.as_ptr()) }.to_str().expect("UTF-8");
+    let open = || File::options().read(true).write(true).open(name).expect("the other end");
+    command.env("TERM", "xterm").stdin(open()).stdout(open()).stderr(open());
+    let mut child = command.spawn().expect("the program starts");
+    drop(command); // it holds the other end too
+    let (mut shown, mut seen, mut typed, mut buffer) = (Vec::new(), 0, typed.iter(), [0; 4096]);
+    let mut next = typed.next();
+    // The end of the terminal is an error where the program ends.
+    while let Ok(count) = master.read(&mut buffer) {
+        shown.extend_from_slice(&buffer[..count]);
+        while let Some((wait, keys)) = next
+            && String::from_utf8_lossy(&shown[seen..]).contains(wait)
+        {
+            master.write_all(keys).expect("typed");
+            (seen, next) = (shown.len(), typed.next());
+        }
+    }
+    (child.wait().expect("ends").code(), String::from_utf8_lossy(&shown).into_owned())
+}
+
 /// Copies a model's directory.
 pub fn copy_model(from: &Path, to: &Path) {
     std::fs::create_dir_all(to).expect("writable");

@@ -49,7 +49,8 @@ pub(crate) fn save(state: &SequenceState, tokens: &[u32], fingerprint: u64, path
 
 fn write_file(state: &SequenceState, tokens: &[u32], fingerprint: u64, path: &Path) -> Result<()> {
     let io = |e| Error::io(format!("writing {}", path.display()), e);
-    let mut out = BufWriter::new(File::create(path).map_err(io)?);
+    let _ = fs::remove_file(path); // of a run that was killed; a link is not followed
+    let mut out = BufWriter::new(File::create_new(path).map_err(io)?);
     let mut hash = Hash::new();
     let mut put = |bytes: &[u8]| {
         hash.update(bytes);

@@ -179,18 +179,44 @@ pub(super) fn mlx(options: &SynthOptions, out: &Path, progress: SynthProgress<'_
     }
     let pieces = shards.into_iter().map(|shard| shard.into_iter().map(|(_, piece)| piece).collect());
     let plans = plans.into_iter().zip(pieces).map(|((path, header), pieces)| Plan { path, header, pieces });
-    let written = write_all(out, plans.collect(), progress)?;
-    // These last: without them a directory that is not finished does not pass for a model.
+    let plans: Vec<Plan<'_>> = plans.collect();
     let index = json!({
         "metadata": {"total_size": total_bytes, "total_parameters": parameters},
         "weight_map": weight_map,
     });
-    put_text(out, "model.safetensors.index.json", &pretty(&index))?;
-    put_text(out, "tokenizer.json", &vocab.tokenizer_json(options.shape.delta.is_some()).to_string())?;
-    put_text(out, "tokenizer_config.json", &pretty(&config::tokenizer_config_json(options)))?;
-    put_text(out, "chat_template.jinja", CHAT_TEMPLATE)?;
-    put_text(out, "config.json", &pretty(&config::config_json(options, &weights)?))?;
+    let texts = [
+        ("model.safetensors.index.json", pretty(&index)),
+        ("tokenizer.json", vocab.tokenizer_json(options.shape.delta.is_some()).to_string()),
+        ("tokenizer_config.json", pretty(&config::tokenizer_config_json(options))),
+        ("chat_template.jinja", CHAT_TEMPLATE.to_owned()),
+        ("config.json", pretty(&config::config_json(options, &weights)?)),
+    ];
+    check_directory(out, &plans, &texts)?;
+    let written = write_all(out, plans, progress)?;
+    // These last: without them a directory that is not finished does not pass for a model.
+    for (name, text) in &texts {
+        put_text(out, name, text)?;
+    }
     Ok(Synthesised { path: out.to_path_buf(), ..written })
+}
+
+/// Whether `out` holds nothing of another model, also of one that calls its files otherwise.
+fn check_directory(out: &Path, plans: &[Plan<'_>], texts: &[(&str, String)]) -> Result<()> {
+    let weights: Vec<_> = plans.iter().flat_map(|plan| [plan.path.clone(), plan.partial()]).collect();
+    for entry in fs::read_dir(out).into_iter().flatten() {
+        let path = entry.map_err(|e| Error::io(out.display(), e))?.path();
+        let io = |e| Error::io(path.display(), e);
+        let text = texts.iter().find(|(name, _)| path.file_name().is_some_and(|found| found == *name));
+        let is_ours = match text {
+            Some((_, text)) => fs::read(&path).map_err(io)? == text.as_bytes(),
+            // Their headers are looked at where they are gone on with.
+            None => weights.contains(&path) || !crate::is_part_of_model(&path).map_err(io)?,
+        };
+        if !is_ours {
+            return Err(another(&path));
+        }
+    }
+    Ok(())
 }
 
 /// Neighbours together, until a shard is full.
@@ -229,16 +255,45 @@ fn pretty(json: &Value) -> String {
     format!("{json:#}\n")
 }
 
-/// Replaces a small file as a whole.
+/// Writes a small file as a whole.
 fn put_text(directory: &Path, name: &str, text: &str) -> Result<()> {
     let (path, partial) = (directory.join(name), directory.join(format!("{name}.partial")));
-    let io = |e| Error::io(path.display(), e);
-    fs::write(&partial, text).map_err(io)?;
-    fs::rename(&partial, &path).map_err(io)
+    let _ = fs::remove_file(&partial); // of a run that was killed; a link is not followed
+    let written = File::create_new(&partial)
+        .and_then(|mut file| file.write_all(text.as_bytes()))
+        .and_then(|()| fs::rename(&partial, &path));
+    if written.is_err() {
+        let _ = fs::remove_file(&partial); // the first error is the one to tell
+    }
+    written.map_err(|e| write_error(&path, e))
+}
+
+/// Directories that were made for a model, removed again unless something came into them.
+struct NewDirectories(Vec<PathBuf>);
+
+impl NewDirectories {
+    fn new(directory: &Path) -> Result<Self> {
+        let missing = directory.ancestors().take_while(|path| !path.as_os_str().is_empty() && !path.exists());
+        let own = Self(missing.map(Path::to_path_buf).collect());
+        fs::create_dir_all(directory).map_err(|e| Error::io(directory.display(), e))?;
+        Ok(own)
+    }
+}
+
+impl Drop for NewDirectories {
+    fn drop(&mut self) {
+        // The innermost first; one that holds something stays.
+        self.0.iter().all(|directory| fs::remove_dir(directory).is_ok());
+    }
+}
+
+/// The drive is asked about the nearest directory that is there.
+fn nearest(directory: &Path) -> &Path {
+    let there = directory.ancestors().find(|path| path.exists());
+    there.unwrap_or(Path::new("."))
 }
 
 fn write_all(directory: &Path, plans: Vec<Plan<'_>>, progress: SynthProgress<'_>) -> Result<Synthesised> {
-    fs::create_dir_all(directory).map_err(|e| Error::io(directory.display(), e))?;
     let total: u64 = plans.iter().map(Plan::bytes).sum();
     let mut present = Vec::with_capacity(plans.len());
     for plan in &plans {
@@ -247,7 +302,8 @@ fn write_all(directory: &Path, plans: Vec<Plan<'_>>, progress: SynthProgress<'_>
     // What is there of a file may be its holes, so that is a guess.
     let missing = total - present.iter().sum::<u64>();
     let holes: u64 = plans.iter().filter(|plan| !plan.path.exists()).map(Plan::hole_bytes).sum();
-    check_space(directory, missing.saturating_sub(holes), free_bytes(directory))?;
+    check_space(directory, missing.saturating_sub(holes), free_bytes(nearest(directory)))?;
+    let _new = NewDirectories::new(directory)?;
     let mut done = 0;
     let mut written = 0;
     for (plan, present) in plans.iter().zip(present) {
@@ -318,7 +374,11 @@ fn write_file(
     let mut file = OpenOptions::new().write(true).create(true).truncate(false).open(&partial).map_err(io)?;
     let (piece, row, offset) = plan.resume_at(present);
     if present < plan.header.len() as u64 {
-        file.write_all(&plan.header).map_err(io)?;
+        let begun = file.write_all(&plan.header);
+        if begun.is_err() {
+            let _ = fs::remove_file(&partial); // there is nothing in it to go on with
+        }
+        begun.map_err(io)?;
     }
     file.set_len(offset).map_err(io)?;
     file.seek(SeekFrom::Start(offset)).map_err(io)?;
@@ -348,7 +408,8 @@ fn write_pieces(
     let (full, made) = mpsc::sync_channel::<Made>(CHUNKS_AHEAD);
     let (empty, spare) = mpsc::channel::<Vec<u8>>();
     std::thread::scope(|scope| {
-        scope.spawn(move || {
+        let maker = std::thread::Builder::new().name("synth".into());
+        let made_by = maker.spawn_scoped(scope, move || {
             let mut row = row;
             for piece in &pieces[piece.min(pieces.len())..] {
                 while row < piece.rows {
@@ -372,6 +433,7 @@ fn write_pieces(
                 row = 0;
             }
         });
+        made_by.map_err(|e| Error::io("writing thread", e))?;
         let (mut written, mut at) = (0, 0);
         for chunk in made {
             match chunk {

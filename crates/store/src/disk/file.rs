@@ -4,15 +4,19 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::SystemTime;
 
 use files::{Error, Result};
 
+use super::cached::PageCache;
 use super::exact::Source;
+use crate::key::Range;
 
 /// A file with a buffered handle, and a direct one where the file system gives it.
 pub(super) struct OpenFile {
     path: PathBuf,
     bytes: u64,
+    modified: Option<SystemTime>,
     buffered: File,
     direct: Option<File>,
     direct_refused: AtomicBool,
@@ -32,7 +36,24 @@ impl OpenFile {
         }
         let direct = if direct { open_direct(path) } else { None };
         let direct_refused = AtomicBool::new(false);
-        Ok(Self { path: path.clone(), bytes: meta.len(), buffered, direct, direct_refused })
+        let (bytes, modified) = (meta.len(), meta.modified().ok());
+        Ok(Self { path: path.clone(), bytes, modified, buffered, direct, direct_refused })
+    }
+
+    /// Whether it has the length, and the time of the last write, that it had when it was opened. What is written to its
+    /// memory in another program (mmap) may not show in either.
+    ///
+    /// # Errors
+    /// `Corrupt` naming the file.
+    pub(super) fn check_unchanged(&self) -> Result<()> {
+        let meta = self.buffered.metadata().map_err(|e| Error::io(self.path.display(), e))?;
+        if meta.len() == self.bytes && meta.modified().ok() == self.modified {
+            return Ok(());
+        }
+        let name = self.path.display();
+        Err(Error::corrupt(format!(
+            "{name}: was written to while it was in use; start again once it is whole"
+        )))
     }
 
     /// Length when it was opened.
@@ -43,6 +64,15 @@ impl OpenFile {
     /// The handle for direct or buffered reads.
     pub(super) fn handle(&self, direct: bool) -> &File {
         self.direct.as_ref().filter(|_| direct).unwrap_or(&self.buffered)
+    }
+}
+
+/// Drops ranges of files that are read through the page cache from it, as far as their pages are clean.
+pub(super) fn forget_cached(files: &[OpenFile], ranges: &[Range]) {
+    for range in ranges {
+        if let Some(file) = files.get(range.file as usize).filter(|file| !file.direct()) {
+            PageCache::of(&file.buffered).forget(range.offset, range.bytes);
+        }
     }
 }
 

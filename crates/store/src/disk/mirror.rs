@@ -13,6 +13,7 @@ use files::{Error, ErrorKind, Result};
 
 use super::job::check;
 use super::{Completion, Disk, Fill, Priority, ReadRequest, Reply, Ticket};
+use crate::key::Range;
 use crate::slab::{PAGE_BYTES, Window};
 
 /// Largest piece that goes to one drive.
@@ -145,6 +146,18 @@ impl Disk for MirrorDisk {
 
     fn file_bytes(&self, file: u32) -> Option<u64> {
         self.drives[0].disk.file_bytes(file)
+    }
+
+    fn is_direct(&self, file: u32) -> bool {
+        self.drives.iter().all(|drive| drive.disk.is_direct(file))
+    }
+
+    fn forget_cached(&self, ranges: &[Range]) {
+        self.drives.iter().for_each(|drive| drive.disk.forget_cached(ranges));
+    }
+
+    fn check_unchanged(&self) -> Result<()> {
+        self.drives.iter().try_for_each(|drive| drive.disk.check_unchanged())
     }
 
     fn ticket(&self) -> Ticket {

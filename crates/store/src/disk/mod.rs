@@ -4,6 +4,7 @@
 //! when it failed or was cancelled. Nothing is ever written into a window after its completion was sent.
 //! Sources: `open(2)` on `O_DIRECT` (offset, length and memory aligned to the logical block size).
 
+mod cached;
 mod exact;
 mod file;
 mod inbox;
@@ -11,6 +12,7 @@ mod job;
 mod mirror;
 mod pread;
 mod probe;
+mod same;
 mod sim;
 mod throttle;
 #[cfg(target_os = "linux")]
@@ -24,9 +26,10 @@ pub use inbox::Inbox;
 pub use mirror::MirrorDisk;
 pub use pread::{PreadDisk, PreadOptions};
 pub use probe::{
-    DiskChoice, DriveProbe, DriveRate, Engine, PROBE_FILE_BYTES_MIN, choose, drive_key, measure, open,
-    open_exactly, probe,
+    DiskChoice, DriveProbe, DriveRate, Engine, PROBE_FILE_BYTES_MIN, choose, chosen_rate, drive_key, measure,
+    open, open_exactly, probe,
 };
+pub use same::same_content;
 pub use sim::{Fault, FaultKind, SimDisk, SimOptions};
 pub use throttle::{ThrottleOptions, ThrottledDisk};
 #[cfg(target_os = "linux")]
@@ -44,7 +47,7 @@ pub struct Ticket(pub u64);
 pub enum Priority {
     /// Somebody waits for it.
     Demand,
-    /// A guess.
+    /// A hint: nobody waits for it yet.
     Speculative,
 }
 
@@ -160,6 +163,25 @@ pub trait Disk: Send + Sync {
 
     /// Turns speculative reads into demand reads. Unknown tickets are ignored.
     fn promote(&self, tickets: &[Ticket]);
+
+    /// Whether a file is read past the page cache.
+    fn is_direct(&self, file: u32) -> bool {
+        let _ = file;
+        true
+    }
+
+    /// Drops ranges from the page cache, as far as they are read through it and the system lets go of them.
+    fn forget_cached(&self, ranges: &[Range]) {
+        let _ = ranges;
+    }
+
+    /// Whether all files are as they were when they were opened, by length and time of the last write.
+    ///
+    /// # Errors
+    /// `Corrupt` naming the file that was written to.
+    fn check_unchanged(&self) -> Result<()> {
+        Ok(())
+    }
 
     /// Lets an engine without threads of its own work on the caller's thread: when `blocking`, at least one
     /// read ahead. Returns whether it did something, so that looking for completions again is worthwhile;

@@ -8,9 +8,10 @@ use std::thread::JoinHandle;
 use files::{Error, Result};
 
 use super::exact::Source;
-use super::file::{OpenFile, describe_mode};
+use super::file::{self, OpenFile, describe_mode};
 use super::job::{PieceQueue, cut};
 use super::{Disk, ReadRequest, Ticket};
+use crate::key::Range;
 use crate::slab::PAGE_BYTES;
 
 /// How a [`PreadDisk`] reads.
@@ -73,11 +74,6 @@ impl PreadDisk {
         }
         Ok(disk)
     }
-
-    /// Whether file number `file` is read past the page cache.
-    pub fn is_direct(&self, file: u32) -> bool {
-        self.shared.files.get(file as usize).is_some_and(Source::direct)
-    }
 }
 
 impl Disk for PreadDisk {
@@ -95,6 +91,18 @@ impl Disk for PreadDisk {
 
     fn file_bytes(&self, file: u32) -> Option<u64> {
         self.shared.files.get(file as usize).map(OpenFile::bytes)
+    }
+
+    fn is_direct(&self, file: u32) -> bool {
+        self.shared.files.get(file as usize).is_some_and(Source::direct)
+    }
+
+    fn forget_cached(&self, ranges: &[Range]) {
+        file::forget_cached(&self.shared.files, ranges);
+    }
+
+    fn check_unchanged(&self) -> Result<()> {
+        self.shared.files.iter().try_for_each(OpenFile::check_unchanged)
     }
 
     fn ticket(&self) -> Ticket {

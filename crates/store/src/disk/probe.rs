@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use files::{Error, ErrorKind, Result};
 
+use super::cached::{Left, PageCache};
 use super::{Disk, Fill, Inbox, PreadDisk, PreadOptions, Priority, ReadRequest};
 use crate::key::Range;
 use crate::slab::{PAGE_BYTES, SlabMemory, Window};
@@ -44,7 +45,7 @@ impl Default for DiskChoice {
 pub struct DriveRate {
     /// The way.
     pub choice: DiskChoice,
-    /// Reads of random ranges that had just been dropped from the page cache.
+    /// Reads of random ranges that were not in the page cache.
     pub bytes_per_s: f64,
 }
 
@@ -65,7 +66,10 @@ impl DriveProbe {
 /// A file must have this size to be worth probing, in bytes: below it, a drive's own cache answers.
 pub const PROBE_FILE_BYTES_MIN: u64 = 64 << 20;
 
-/// Each way is measured this often, taking turns: the rate of a shared drive changes by the second.
+/// So many places are tried to find one that is not in the page cache.
+const PLACES_TRIED: usize = 64;
+
+/// Each way is measured this often, alternating: the rate of a shared drive changes by the second.
 const ROUNDS: u32 = 3;
 
 /// A way that reaches this share of the best rate is as good as the best.
@@ -185,26 +189,53 @@ pub fn choose(probe: &DriveProbe) -> DiskChoice {
     good.map(|r| r.choice).min_by_key(cost).unwrap_or_default()
 }
 
-/// Reads random pieces of the file in the given way for about `time`, and returns bytes/s. The pieces are dropped
-/// from the page cache first, where the system can. Places that cannot be read are passed over: whoever needs what is
-/// there will hear of it.
+/// [`choose`] with the rate that it had; 0 where nothing was measured.
+pub fn chosen_rate(probe: &DriveProbe) -> DriveRate {
+    let choice = choose(probe);
+    let seen = probe.rates.iter().find(|rate| rate.choice == choice);
+    DriveRate { choice, bytes_per_s: seen.map_or(0.0, |rate| rate.bytes_per_s) }
+}
+
+/// Reads random pieces of the file in the given way for about `time`, and returns bytes/s. A file that was just written or
+/// copied lies in the page cache, and its rate would be that of memory: pieces are dropped from it first, and those that
+/// stay are left out. Places that cannot be read are passed over: whoever needs what is there will hear of it.
 ///
 /// # Errors
-/// `Unsupported` where this system does not offer the way; else the error of opening or memory, or of reading where
-/// nothing could be read.
+/// `Unsupported` where this system does not offer the way, or reads through the page cache and all that was tried is in it;
+/// else the error of opening or memory, or of reading where nothing could be read.
 pub fn measure(path: &Path, choice: &DiskChoice, time: Duration, seed: u64) -> Result<f64> {
     let disk = open_exactly(&[path.to_path_buf()], choice)?;
     let file = std::fs::File::open(path).map_err(|e| Error::io(path.display(), e))?;
-    measure_disk(disk.as_ref(), choice, time, seed, &|offset, bytes| forget(&file, offset, bytes))
+    let cache = PageCache::of(&file);
+    let left = |offset, bytes| {
+        cache.forget(offset, bytes);
+        cache.left(offset, bytes)
+    };
+    let direct = disk.is_direct(0);
+    // Direct reads wait until dirty pages are written; where the system does not tell, they are the drive's all the same.
+    let fresh = |offset, bytes| match left(offset, bytes) {
+        Left::Nothing => true,
+        Left::Something => false,
+        Left::Unknown => direct,
+    };
+    match measure_disk(disk.as_ref(), choice, time, seed, &fresh) {
+        Err(e) if e.kind() == ErrorKind::Unsupported => {
+            cache.write_back();
+            // What other programs have mapped stays; that does not concern direct reads.
+            let fresh = |offset, bytes| fresh(offset, bytes) || direct;
+            measure_disk(disk.as_ref(), choice, time, seed, &fresh)
+        }
+        measured => measured,
+    }
 }
 
-/// [`measure`] on file 0 of a disk, after a call of `forget` with offset and bytes of each piece.
+/// [`measure`] on file 0 of a disk, with pieces that are `fresh` by their offset and bytes.
 fn measure_disk(
     disk: &dyn Disk,
     choice: &DiskChoice,
     time: Duration,
     seed: u64,
-    forget: &dyn Fn(u64, u64),
+    fresh: &dyn Fn(u64, u64) -> bool,
 ) -> Result<f64> {
     let piece_bytes = choice.piece_bytes.next_multiple_of(PAGE_BYTES);
     let pieces = disk.file_bytes(0).unwrap_or(0) / piece_bytes as u64;
@@ -218,15 +249,18 @@ fn measure_disk(
         let mut z = random;
         z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
         z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        let offset = (z ^ (z >> 31)) % pieces * piece_bytes as u64;
-        forget(offset, piece_bytes as u64);
-        Range { file: 0, offset, bytes: piece_bytes as u64 }
+        Range { file: 0, offset: (z ^ (z >> 31)) % pieces * piece_bytes as u64, bytes: piece_bytes as u64 }
+    };
+    let mut fresh_piece = || {
+        let mut tried = (0..PLACES_TRIED).map(|_| next_piece());
+        tried.find(|range| fresh(range.offset, range.bytes))
     };
     let mut slab = SlabMemory::anonymous(piece_bytes * choice.depth)?;
     slab.as_mut_slice().fill(0); // pages that do not exist yet would be measured too
     let mut inbox = Inbox::default();
     let mut submit = |window: Window, inbox: &mut Inbox| {
-        let fills = vec![Fill { range: next_piece(), at: 0 }];
+        let Some(range) = fresh_piece() else { return };
+        let fills = vec![Fill { range, at: 0 }];
         let (ticket, reply) = (disk.ticket(), inbox.expect());
         disk.submit(vec![ReadRequest { ticket, priority: Priority::Demand, window, fills, reply }]);
     };
@@ -245,20 +279,11 @@ fn measure_disk(
     }
     match failed {
         Some(error) if bytes == 0 => Err(error),
+        None if bytes == 0 => {
+            Err(Error::unsupported(format!("{}: all of it is in the page cache", disk.file_name(0))))
+        }
         _ => Ok(bytes as f64 / end.duration_since(start).as_secs_f64().max(1e-9)),
     }
-}
-
-/// Drops a range of the file from the page cache, as far as its pages are clean.
-fn forget(file: &std::fs::File, offset: u64, bytes: u64) {
-    #[cfg(target_os = "linux")]
-    {
-        // Refusal leaves a range in the cache: the buffered rate is then too good, the direct one is not changed.
-        let length = std::num::NonZeroU64::new(bytes);
-        let _ = rustix::fs::fadvise(file, offset, length, rustix::fs::Advice::DontNeed);
-    }
-    #[cfg(not(target_os = "linux"))]
-    let _ = (file, offset, bytes);
 }
 
 #[cfg(test)]
@@ -292,7 +317,7 @@ mod tests {
         let sim = SimOptions { short_reads: false, ..SimOptions::default() };
         let disk = SimDisk::new(vec![vec![7; 16 << 20]], sim);
         let choice = DiskChoice { piece_bytes: 1 << 20, depth: 16, ..DiskChoice::default() };
-        let bytes_per_s = || measure_disk(&disk, &choice, Duration::from_millis(20), 1, &|_, _| ());
+        let bytes_per_s = || measure_disk(&disk, &choice, Duration::from_millis(20), 1, &|_, _| true);
         let fault = |offset, bytes| {
             let range = Range { file: 0, offset, bytes };
             disk.inject(Fault { range, kind: FaultKind::Io, times: u32::MAX });
@@ -303,6 +328,45 @@ mod tests {
         fault(0, 16 << 20);
         let error = bytes_per_s().unwrap_err();
         assert!(error.kind() == ErrorKind::Io && error.message().contains("sim-0"), "{error}");
+    }
+
+    #[test]
+    fn what_is_in_the_page_cache_is_left_out() {
+        let disk = SimDisk::new(vec![vec![7; 16 << 20]], SimOptions::default());
+        let choice = DiskChoice { piece_bytes: 1 << 20, depth: 4, ..DiskChoice::default() };
+        let rate = |fresh: &dyn Fn(u64, u64) -> bool| {
+            measure_disk(&disk, &choice, Duration::from_millis(5), 1, fresh).map_err(|e| e.kind())
+        };
+        assert_eq!(rate(&|_, _| false), Err(ErrorKind::Unsupported));
+        // Only one place is left: whatever is read is read there.
+        let read = std::cell::Cell::new(0);
+        let only = |offset, _| offset == 5 << 20 && read.replace(read.get() + 1) < 1000;
+        assert!(rate(&only).is_ok_and(|rate| rate > 0.0) && read.get() > 0);
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_file_that_lies_in_the_page_cache_is_not_measured_through_it() {
+        let dir = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
+        let path = dir.path().join("model.bin");
+        std::fs::write(&path, vec![7; PROBE_FILE_BYTES_MIN as usize]).unwrap();
+        let file = std::fs::File::open(&path).unwrap();
+        let cache = PageCache::of(&file);
+        if cache.left(0, PROBE_FILE_BYTES_MIN) == Left::Unknown {
+            println!("SKIP this file system does not tell what is cached");
+            return;
+        }
+        let buffered = DiskChoice { direct: false, depth: 2, piece_bytes: 1 << 20, ..DiskChoice::default() };
+        // Dirty, it stays where it is until it is written back; then what is read is dropped before.
+        assert!(measure(&path, &buffered, Duration::from_millis(20), 1).is_ok_and(|rate| rate > 0.0));
+        // Nothing drops what another program has locked or mapped; here a reader puts it back at once.
+        let disk = open_exactly(&[path.clone()], &buffered).unwrap();
+        let fresh = |offset: u64, bytes: u64| {
+            std::fs::read(&path).unwrap();
+            cache.left(offset, bytes) == Left::Nothing
+        };
+        let error = measure_disk(disk.as_ref(), &buffered, Duration::from_millis(20), 1, &fresh).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unsupported, "{error}");
     }
 
     #[test]

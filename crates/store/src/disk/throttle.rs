@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use files::{Error, ErrorKind, Result};
 
 use super::{Completion, Disk, Priority, ReadRequest, Reply, Ticket};
+use crate::key::Range;
 
 /// What a [`ThrottledDisk`] pretends to be.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -95,6 +96,18 @@ impl Disk for ThrottledDisk {
 
     fn file_bytes(&self, file: u32) -> Option<u64> {
         self.inner.file_bytes(file)
+    }
+
+    fn is_direct(&self, file: u32) -> bool {
+        self.inner.is_direct(file)
+    }
+
+    fn forget_cached(&self, ranges: &[Range]) {
+        self.inner.forget_cached(ranges);
+    }
+
+    fn check_unchanged(&self) -> Result<()> {
+        self.inner.check_unchanged()
     }
 
     fn ticket(&self) -> Ticket {

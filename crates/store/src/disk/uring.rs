@@ -17,9 +17,10 @@ use files::{Error, ErrorKind, Result};
 use io_uring::{IoUring, opcode, squeue, types};
 
 use super::exact::{ExactRead, Source};
-use super::file::{OpenFile, describe_mode};
+use super::file::{self, OpenFile, describe_mode};
 use super::job::{Piece, PieceQueue, cut};
 use super::{Disk, ReadRequest, Ticket};
+use crate::key::Range;
 use crate::slab::PAGE_BYTES;
 
 /// How a [`UringDisk`] reads.
@@ -108,11 +109,6 @@ impl UringDisk {
         let thread = thread.spawn(move || of_thread.run()).map_err(|e| Error::io("reading thread", e))?;
         Ok(Self { shared, thread: Some(thread), tickets: AtomicU64::new(0), piece_bytes, depth })
     }
-
-    /// Whether file number `file` is read past the page cache.
-    pub fn is_direct(&self, file: u32) -> bool {
-        self.shared.files.get(file as usize).is_some_and(Source::direct)
-    }
 }
 
 fn refused(error: io::Error) -> Error {
@@ -145,6 +141,18 @@ impl Disk for UringDisk {
 
     fn file_bytes(&self, file: u32) -> Option<u64> {
         self.shared.files.get(file as usize).map(OpenFile::bytes)
+    }
+
+    fn is_direct(&self, file: u32) -> bool {
+        self.shared.files.get(file as usize).is_some_and(Source::direct)
+    }
+
+    fn forget_cached(&self, ranges: &[Range]) {
+        file::forget_cached(&self.shared.files, ranges);
+    }
+
+    fn check_unchanged(&self) -> Result<()> {
+        self.shared.files.iter().try_for_each(OpenFile::check_unchanged)
     }
 
     fn ticket(&self) -> Ticket {

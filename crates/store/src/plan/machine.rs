@@ -36,7 +36,8 @@ pub fn machine_memory() -> Result<MachineMemory> {
 /// As [`machine_memory`].
 pub fn machine_memory_at(root: &Path) -> Result<MachineMemory> {
     let path = root.join("proc/meminfo");
-    let meminfo = fs::read_to_string(&path).map_err(|e| Error::io(path.display(), e))?;
+    let untold = |e| Error::io(format!("{}: say how much memory to use with --memory", path.display()), e);
+    let meminfo = fs::read_to_string(&path).map_err(untold)?;
     let field = |name| {
         kib_field(&meminfo, name).ok_or_else(|| Error::corrupt(format!("{}: no {name}", path.display())))
     };
@@ -151,10 +152,20 @@ fn number(path: PathBuf) -> Option<u64> {
     fs::read_to_string(path).ok()?.trim().parse().ok()
 }
 
-fn stat(dir: &Path, name: &str) -> u64 {
+/// What the kernel takes back from a group before anything in it has to swap: the clean pages of the page cache, those
+/// that were used lately too. Files in memory (tmpfs) are not on these lists.
+fn reclaimable_bytes(dir: &Path, prefix: &str) -> u64 {
     let text = fs::read_to_string(dir.join("memory.stat")).unwrap_or_default();
-    let line = text.lines().find_map(|l| l.strip_prefix(name)?.strip_prefix(' '));
-    line.and_then(|n| n.trim().parse().ok()).unwrap_or(0)
+    let stat = |name: &str| {
+        let line = text.lines().find_map(|l| l.strip_prefix(prefix)?.strip_prefix(name)?.strip_prefix(' '));
+        line.and_then(|n| n.trim().parse::<u64>().ok()).unwrap_or(0)
+    };
+    let [dirty, writeback] = match prefix {
+        "" => [stat("file_dirty"), stat("file_writeback")],
+        _ => [stat("dirty"), stat("writeback")],
+    };
+    let cached = stat("inactive_file").saturating_add(stat("active_file"));
+    cached.saturating_sub(dirty.saturating_add(writeback))
 }
 
 fn group_v2(dir: &Path) -> Option<Group> {
@@ -166,13 +177,13 @@ fn group_v2(dir: &Path) -> Option<Group> {
         (a, b) => a.or(b),
     };
     let used_bytes = number(dir.join("memory.current"))?;
-    Some(Group { limit_bytes, used_bytes, reclaimable_bytes: stat(dir, "inactive_file") })
+    Some(Group { limit_bytes, used_bytes, reclaimable_bytes: reclaimable_bytes(dir, "") })
 }
 
 fn group_v1(dir: &Path) -> Option<Group> {
     let limit_bytes = number(dir.join("memory.limit_in_bytes"));
     let used_bytes = number(dir.join("memory.usage_in_bytes"))?;
-    Some(Group { limit_bytes, used_bytes, reclaimable_bytes: stat(dir, "total_inactive_file") })
+    Some(Group { limit_bytes, used_bytes, reclaimable_bytes: reclaimable_bytes(dir, "total_") })
 }
 
 #[cfg(target_os = "macos")]
@@ -286,6 +297,36 @@ mod tests {
     }
 
     #[test]
+    fn clean_page_cache_of_a_group_is_not_taken_and_dirty_is() {
+        let stat = "anon 20000000\nfile 1900000000\nfile_dirty 40000000\nfile_writeback 10000000\n\
+            inactive_file 100000000\nactive_file 1800000000\n";
+        let memory = machine(&[
+            ("proc/self/cgroup", "0::/\n"),
+            ("sys/fs/cgroup/memory.max", "2000000000\n"),
+            ("sys/fs/cgroup/memory.current", "1950000000\n"),
+            ("sys/fs/cgroup/memory.stat", stat),
+        ]);
+        assert_eq!(memory.available_bytes, 2_000_000_000 - (1_950_000_000 - 1_850_000_000));
+        let stat = "cache 1900000000\ndirty 1\ninactive_file 5\ntotal_inactive_file 100000000\n\
+            total_active_file 1800000000\ntotal_dirty 40000000\ntotal_writeback 10000000\n";
+        let memory = machine(&[
+            ("proc/self/cgroup", "7:memory:/\n"),
+            ("sys/fs/cgroup/memory/memory.limit_in_bytes", "2000000000\n"),
+            ("sys/fs/cgroup/memory/memory.usage_in_bytes", "1950000000\n"),
+            ("sys/fs/cgroup/memory/memory.stat", stat),
+        ]);
+        assert_eq!(memory.available_bytes, 2_000_000_000 - (1_950_000_000 - 1_850_000_000));
+        // More dirty than there is cached of files: numbers are read one after the other.
+        let memory = machine(&[
+            ("proc/self/cgroup", "0::/\n"),
+            ("sys/fs/cgroup/memory.max", "2000000000\n"),
+            ("sys/fs/cgroup/memory.current", "1950000000\n"),
+            ("sys/fs/cgroup/memory.stat", "inactive_file 5\nfile_dirty 9\n"),
+        ]);
+        assert_eq!(memory.available_bytes, 50_000_000);
+    }
+
+    #[test]
     fn a_v1_limit_is_found_also_where_the_path_is_not_mounted() {
         let memory = machine(&[
             ("proc/self/cgroup", "11:cpu:/x\n7:memory:/docker/abc\n"),
@@ -320,6 +361,8 @@ mod tests {
     #[test]
     fn a_missing_meminfo_is_named() {
         let error = machine_memory_at(Path::new("/nonexistent")).unwrap_err();
-        assert!(error.message().contains("meminfo"), "{error}");
+        for said in ["/nonexistent/proc/meminfo", "--memory", "No such file"] {
+            assert!(error.message().contains(said), "{said:?} is not in: {error}");
+        }
     }
 }

@@ -10,7 +10,7 @@ use std::collections::BTreeSet;
 use super::Policy;
 use crate::key::{ExpertKey, KeyMap};
 
-/// Gives up the expert with the lowest decayed frequency. Scores outlive eviction (a ghost history of all experts:
+/// Evicts the expert with the lowest decayed frequency. Scores outlive eviction (a ghost history of all experts:
 /// 24 bytes each), so an expert that comes back is known.
 #[derive(Debug)]
 pub struct Lfu {

@@ -5,7 +5,7 @@ use std::collections::{BTreeSet, HashMap};
 use super::Policy;
 use crate::key::ExpertKey;
 
-/// Gives up the expert that was wanted longest ago.
+/// Evicts the expert that was wanted longest ago.
 #[derive(Debug, Default)]
 pub struct Lru {
     now: u64,

@@ -29,7 +29,7 @@ pub trait Policy: Send {
     /// `key` has entered the pool.
     fn insert(&mut self, key: ExpertKey);
 
-    /// Picks the expert to give up among those in the pool that `may` be given up, and forgets that it is there.
+    /// Picks the expert to evict among those in the pool that `may` be evicted, and forgets that it is there.
     fn evict(&mut self, may: &dyn Fn(ExpertKey) -> bool) -> Option<ExpertKey>;
 
     /// `key` has left the pool without being picked.

@@ -7,7 +7,7 @@ use std::collections::{BTreeSet, HashMap, VecDeque};
 use super::{Policy, TraceWant, keys_of};
 use crate::key::ExpertKey;
 
-/// Gives up the expert whose next want is farthest away. Only for replays of the trace it was made from.
+/// Evicts the expert whose next want is farthest away. Only for replays of the trace it was made from.
 #[derive(Debug)]
 pub struct Optimum {
     /// When each expert is wanted, from now on.

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, HashMap};
 use super::Policy;
 use crate::key::ExpertKey;
 
-/// Gives up what was wanted once, first; what is wanted often goes round the main queue.
+/// Evicts what was wanted once, first; what is wanted often goes round the main queue.
 #[derive(Debug)]
 pub struct S3Fifo {
     slots: usize,

@@ -67,14 +67,6 @@ impl Trace {
         Self::decode(&std::fs::read(path).map_err(named)?).map_err(|e| e.context(path.display()))
     }
 
-    /// Writes a trace file; replaces one that is there.
-    ///
-    /// # Errors
-    /// `InvalidRequest` for experts that the trace's own layers do not have, `Io` naming the file.
-    pub fn write(&self, path: &Path) -> Result<()> {
-        std::fs::write(path, self.encode()?).map_err(|e| Error::io(path.display(), e))
-    }
-
     /// The bytes of a trace file. Experts of a want are kept as a set, in ascending order.
     ///
     /// # Errors
@@ -365,7 +357,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("run.trace");
         let trace = trace(3);
-        trace.write(&path).unwrap();
+        std::fs::write(&path, trace.encode().unwrap()).unwrap();
         assert_eq!(Trace::read(&path).unwrap(), trace);
         std::fs::write(&path, b"hello, this is no trace").unwrap();
         assert!(Trace::read(&path).unwrap_err().message().contains("run.trace"));
