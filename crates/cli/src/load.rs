@@ -32,8 +32,14 @@ pub(crate) fn resolve(model: Option<&str>) -> Result<PathBuf> {
         }
         if given != BUNDLED {
             let by_hand = |cache: PathBuf| Some(cache.join("models").join(given)).filter(|p| p.exists());
-            let pulled = cache().ok().and_then(|cache| pull::find(&cache, given).or_else(|| by_hand(cache)));
-            return pulled.ok_or_else(|| {
+            let pulled = cache().map(|cache| (pull::find(&cache, given), by_hand(cache)));
+            let found = match pulled {
+                Ok((Ok(pulled), by_hand)) => pulled.or(by_hand),
+                Ok((Err(_), Some(by_hand))) => Some(by_hand),
+                Ok((Err(not_whole), None)) => return Err(not_whole.into()),
+                Err(_) => None,
+            };
+            return found.ok_or_else(|| {
                 Error::not_found(format!(
                     "no model {given:?}: no such file or directory, and no model of that name in the cache; MODEL is a \
                      .gguf file, a directory with config.json and safetensors files, or `{BUNDLED}`"
