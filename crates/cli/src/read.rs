@@ -6,12 +6,16 @@ use std::path::Path;
 
 use engine::{Error, Result};
 
-/// A file's text.
+/// A file's text, without the byte-order mark that some editors put before it.
 ///
 /// # Errors
 /// Names the file: `NotFound` or `Io` when it cannot be read, `InvalidRequest` when it is no text.
 pub(crate) fn file(path: &Path) -> Result<String> {
-    std::fs::read_to_string(path).map_err(|e| named(path.display(), e))
+    let mut text = std::fs::read_to_string(path).map_err(|e| named(path.display(), e))?;
+    if text.starts_with('\u{feff}') {
+        text.drain(..'\u{feff}'.len_utf8());
+    }
+    Ok(text)
 }
 
 /// All of standard input.

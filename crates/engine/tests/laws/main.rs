@@ -9,5 +9,6 @@ mod faults;
 mod gpu;
 mod identity;
 mod limits;
+mod loading;
 mod state;
 mod tools;
