@@ -103,6 +103,10 @@ fn to_text(path: &str, model: &Inspection, bad: Option<&[String]>) -> String {
     for (name, dtype) in &model.foreign {
         line("not usable", format!("{name}: {dtype}"));
     }
+    for (role, tensors) in &model.left_out {
+        line("left out", format!("{role}, {tensors} tensors"));
+    }
+    model.notes.iter().for_each(|note| line("note", note.clone()));
     let runs = model.footprint.as_ref().map_or_else(|(_, why)| format!("no: {why}"), |_| "yes".into());
     line("runs", runs);
     match bad {
@@ -194,6 +198,10 @@ fn to_json(path: &str, model: &Inspection, bad: Option<&[String]>) -> Value {
     put("experts_per_token", json!(meta.moe.as_ref().map(|moe| moe.top_k)));
     put("formats", Value::Object(formats));
     put("not_usable", json!(model.foreign.iter().map(|(name, _)| name).collect::<Vec<_>>()));
+    let left_out: Map<String, Value> =
+        model.left_out.iter().map(|(role, tensors)| ((*role).into(), json!(tensors))).collect();
+    put("left_out", Value::Object(left_out));
+    put("notes", json!(model.notes));
     let f = model.footprint.as_ref().ok();
     put("runs", json!(f.is_some()));
     put("problem", json!(model.footprint.as_ref().err().map(|(_, why)| why)));

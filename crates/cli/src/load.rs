@@ -104,6 +104,7 @@ impl Loaded {
         if let Some(choice) = model.probed_drive() {
             remembered::keep_drive(&path, &choice);
         }
+        model.notes().iter().for_each(|note| out::note(format_args!("note: {note}")));
         // That there is none is no news.
         if let Some(note) = model.device_note().filter(|note| note.contains("failed")) {
             out::note(note);
@@ -140,7 +141,10 @@ impl Loaded {
     /// # Errors
     /// Names the model, and what is wrong with its tokenizer.
     pub(crate) fn tokenizer(&self) -> Result<Tokenizer> {
-        Ok(Tokenizer::of_model(self.meta()).map_err(|e| e.context(self.model.path().display()))?)
+        let tokenizer =
+            Tokenizer::of_model(self.meta()).map_err(|e| e.context(self.model.path().display()))?;
+        tokenizer.notes().iter().for_each(|note| out::note(format_args!("note: {note}")));
+        Ok(tokenizer)
     }
 
     /// The chat templates.

@@ -13,7 +13,7 @@ use kernels::ops::KvFormat;
 use kernels::reference::Reference;
 use store::ExpertLayout;
 
-use crate::models::{self, Bound};
+use crate::models::{self, Bound, LeftOut};
 use crate::state::LayerShape;
 use crate::text::Tokenizer;
 
@@ -63,6 +63,10 @@ pub struct Inspection {
     pub foreign: Vec<(String, String)>,
     /// Where the bytes go; what is wrong where the model cannot run.
     pub footprint: std::result::Result<Footprint, (ErrorKind, String)>,
+    /// What else the files hold that text does not need: its role, and how many tensors.
+    pub left_out: Vec<(&'static str, usize)>,
+    /// What a user should know about how the files were read.
+    pub notes: Vec<String>,
     /// The tokenizer, for people; what is wrong with it where it cannot be used.
     pub tokenizer: std::result::Result<String, (ErrorKind, String)>,
 }
@@ -83,12 +87,20 @@ impl Inspection {
             share.bytes += tensor.bytes();
         }
         let described = |e: Error| (e.kind(), e.message().to_owned());
+        let tokenizer = Tokenizer::of_model(&meta);
+        let of_tokenizer = tokenizer.as_ref().map(|t| t.notes().to_vec()).unwrap_or_default();
+        let (footprint, left_out) = match footprint(&index, &meta) {
+            Ok((footprint, left_out)) => (Ok(footprint), left_out.into_iter().collect()),
+            Err(e) => (Err(described(e)), Vec::new()),
+        };
         Ok(Self {
             files: index.files().to_vec(),
             formats,
             foreign: index.foreign().map(|f| (f.name.clone(), f.dtype.clone())).collect(),
-            footprint: footprint(&index, &meta).map_err(described),
-            tokenizer: tokenizer(&meta).map_err(described),
+            footprint,
+            left_out,
+            notes: meta.notes.iter().cloned().chain(of_tokenizer).collect(),
+            tokenizer: tokenizer.map(|t| describe_tokenizer(&meta, t.vocab_size())).map_err(described),
             meta,
         })
     }
@@ -113,16 +125,18 @@ impl Inspection {
     }
 }
 
-fn footprint(index: &TensorIndex, meta: &Meta) -> Result<Footprint> {
+fn footprint(index: &TensorIndex, meta: &Meta) -> Result<(Footprint, LeftOut)> {
+    models::check_arch(meta)?;
     meta.check()?;
     let backend: Arc<dyn Backend> = Arc::new(Reference::default());
-    Footprint::of(&models::bind(index, meta, &backend, None)?)
+    let bound = models::bind(index, meta, &backend, None)?;
+    Ok((Footprint::of(&bound)?, bound.left_out))
 }
 
 impl Footprint {
     /// Of a model that is bound to its tensors.
     pub(crate) fn of(bound: &Bound) -> Result<Self> {
-        let Bound { decoder, experts, arena } = bound;
+        let Bound { decoder, experts, arena, .. } = bound;
         let layout_bytes = |layout: &ExpertLayout| layout.parts.iter().map(|part| part.bytes).sum::<u64>();
         let mut found = Footprint { resident_bytes: arena.bytes(), ..Footprint::default() };
         for layer in experts.iter().filter(|layer| !layer.is_empty()) {
@@ -141,16 +155,15 @@ impl Footprint {
     }
 }
 
-fn tokenizer(meta: &Meta) -> Result<String> {
-    let tokens = Tokenizer::of_model(meta)?.vocab_size();
-    Ok(match &meta.tokenizer {
+fn describe_tokenizer(meta: &Meta, tokens: usize) -> String {
+    match &meta.tokenizer {
         TokenizerSource::Json(_) => format!("tokenizer.json, {tokens} tokens"),
         TokenizerSource::Gguf(vocab) if vocab.pre.is_empty() => {
             format!("GGUF {}, {tokens} tokens", vocab.model)
         }
         TokenizerSource::Gguf(vocab) => format!("GGUF {} ({}), {tokens} tokens", vocab.model, vocab.pre),
         TokenizerSource::Missing => "none".into(),
-    })
+    }
 }
 
 /// Reads every weight of the model at `path` and looks for scales and floats that are not finite. Returns one

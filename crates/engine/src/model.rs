@@ -114,6 +114,7 @@ impl Model {
     /// memory plan (`Memory`), the drive (`Io`), or that `progress` broke off (`Cancelled`).
     pub fn open(path: &Path, options: &OpenOptions, progress: LoadProgress<'_>) -> Result<Arc<Self>> {
         let (index, meta) = TensorIndex::open(path)?;
+        models::check_arch(&meta)?;
         meta.check()?;
         let (experts, own) = meta.moe.as_ref().map_or((0, 0), |moe| (moe.experts, moe.top_k));
         limits::top_k(&meta.arch, experts, own, options.experts_per_token)?;
@@ -141,7 +142,7 @@ impl Model {
         progress: LoadProgress<'_>,
     ) -> Result<Self> {
         let meta = meta.clone();
-        let Bound { decoder, experts, arena } =
+        let Bound { decoder, experts, arena, .. } =
             models::bind(index, &meta, backend, options.experts_per_token)?;
         let kv_format = limits::kv_format(backend.info().precision, options.kv_format)?;
         let states = decoder.state_shapes(kv_format)?;
@@ -202,6 +203,11 @@ impl Model {
     /// What the file says about the model.
     pub fn meta(&self) -> &Meta {
         &self.meta
+    }
+
+    /// What a user should know about how the files were read: lines for people.
+    pub fn notes(&self) -> &[String] {
+        &self.meta.notes
     }
 
     /// Where the model was opened.

@@ -118,7 +118,7 @@ fn broken_tokenizer_files_are_errors() {
         ((|v: &mut GgufVocab| v.model = "bert".into()) as fn(&mut GgufVocab), "bert"),
         (|v| v.pre = "unheard-of".into(), "unheard-of"),
         (|v| v.token_types.truncate(3), "token_type"),
-        (|v| v.bos = Some(1 << 20), "bos"),
+        (|v| v.eos = Some(1 << 20), "eos"),
         (|v| v.merges.push(b"zzz qqq".to_vec()), "merges"),
         (|v| v.tokens.clear(), "no tokens"),
         (|v| v.model = "llama".into(), "scores"),
@@ -128,6 +128,98 @@ fn broken_tokenizer_files_are_errors() {
         let e = Tokenizer::from_gguf(&vocab).err().unwrap();
         assert!(e.message().contains(part), "{e}");
     }
+}
+
+/// A mark of turns is a control token, whatever a file says: a template can write it, a user cannot, and it ends.
+#[track_caller]
+fn check_mark(tokenizer: &Tokenizer, mark: &str) {
+    let id = tokenizer.token_id(mark).unwrap();
+    assert!(tokenizer.is_special(id), "{mark}");
+    let text = format!("a{mark}b");
+    let with = tokenizer.encode(&text, Specials::Parse).unwrap();
+    assert_eq!(with.iter().filter(|t| **t == id).count(), 1, "{mark}");
+    let without = tokenizer.encode(&text, Specials::Ignore).unwrap();
+    assert!(!without.contains(&id), "{mark}: a user can write it");
+    assert_eq!(tokenizer.decode(&without, false), text);
+    assert_eq!(tokenizer.decode(&with, false), "ab");
+}
+
+#[test]
+fn marks_of_turns_are_control_tokens_whatever_their_type() {
+    let good = vocab(&testdata("goldens/qwen3-dense/gguf-F16/model-F16.gguf"));
+    let right = Tokenizer::from_gguf(&good).unwrap();
+    assert!(right.notes().is_empty());
+    let marks = ["<|im_start|>", "<|im_end|>", "<|endoftext|>"];
+    for kind in [1, 4, 5, 6] {
+        let mut vocab = good.clone();
+        for mark in marks {
+            vocab.token_types[right.token_id(mark).unwrap() as usize] = kind;
+        }
+        let tokenizer = Tokenizer::from_gguf(&vocab).unwrap();
+        marks.iter().for_each(|mark| check_mark(&tokenizer, mark));
+        assert!(tokenizer.end_tokens().contains(&right.token_id("<|im_end|>").unwrap()));
+        assert!(tokenizer.notes().iter().any(|note| note.contains("<|im_end|> has type")), "{kind}");
+    }
+    let mut untyped = good;
+    untyped.token_types.clear();
+    let tokenizer = Tokenizer::from_gguf(&untyped).unwrap();
+    marks.iter().for_each(|mark| check_mark(&tokenizer, mark));
+    assert!(tokenizer.notes()[0].contains("token_type is missing"));
+}
+
+#[test]
+fn a_sentencepiece_vocabulary_without_types_keeps_its_bytes() {
+    let good = vocab(&testdata("text/vocab/ggml-vocab-llama-spm.gguf"));
+    let mut untyped = good.clone();
+    untyped.token_types.clear();
+    let (good, untyped) = (Tokenizer::from_gguf(&good).unwrap(), Tokenizer::from_gguf(&untyped).unwrap());
+    for text in ["\u{1F9FF} <s>", "</s>", "plain"] {
+        assert_eq!(good.encode(text, Specials::Ignore).unwrap(), untyped.encode(text, Specials::Ignore).unwrap());
+    }
+    assert!(untyped.is_special(2) && untyped.end_tokens().contains(&2));
+}
+
+#[test]
+fn marks_of_turns_in_a_tokenizer_json() {
+    let path = testdata("goldens/qwen3-dense/bf16/tokenizer.json");
+    let json: serde_json::Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+    let mark = |token: &serde_json::Value| token["content"].as_str().unwrap().starts_with("<|im_");
+    let mut text = json.clone();
+    for token in text["added_tokens"].as_array_mut().unwrap().iter_mut().filter(|token| mark(token)) {
+        token["special"] = false.into();
+    }
+    // As the converters of some checkpoints leave it: tokens of the vocabulary, and nothing else.
+    let mut plain = json.clone();
+    for token in json["added_tokens"].as_array().unwrap().iter().filter(|token| mark(token)) {
+        plain["model"]["vocab"][token["content"].as_str().unwrap()] = token["id"].clone();
+    }
+    plain["added_tokens"].as_array_mut().unwrap().retain(|token| !mark(token));
+    let right = Tokenizer::from_json_bytes(json.to_string().as_bytes()).unwrap();
+    assert!(right.notes().is_empty());
+    for changed in [text, plain] {
+        let tokenizer = Tokenizer::from_json_bytes(changed.to_string().as_bytes()).unwrap();
+        for mark in ["<|im_start|>", "<|im_end|>"] {
+            assert_eq!(tokenizer.token_id(mark), right.token_id(mark));
+            check_mark(&tokenizer, mark);
+        }
+        assert!(tokenizer.end_tokens().contains(&right.token_id("<|im_end|>").unwrap()));
+        assert!(tokenizer.notes().iter().any(|note| note.contains("<|im_end|> is text")));
+    }
+}
+
+#[test]
+fn the_end_of_a_part_is_no_end() {
+    let mut vocab = vocab(&testdata("goldens/qwen3-dense/gguf-F16/model-F16.gguf"));
+    let mut put = |name: &str| {
+        vocab.tokens.push(name.into());
+        vocab.token_types.push(3);
+        vocab.tokens.len() as u32 - 1
+    };
+    let end = put("<|end|>");
+    assert!(Tokenizer::from_gguf(&vocab).unwrap().end_tokens().contains(&end));
+    vocab.tokens.push(b"<|channel|>".to_vec());
+    vocab.token_types.push(3);
+    assert!(!Tokenizer::from_gguf(&vocab).unwrap().end_tokens().contains(&end));
 }
 
 fn demo_prompt(request: &ChatRequest) -> (Tokenizer, ChatPrompt) {

@@ -2,7 +2,7 @@
 //!
 //! Bits and group of each matrix come from `quantization` in `config.json` (a global pair, and entries by module
 //! path) and are then checked against the shapes: one file may mix 4- and 8-bit matrices, and 4 bits in groups of
-//! 64 have the same shapes as 8 bits in groups of 32 of a narrower matrix.
+//! 64 have the same shapes as 8 bits in groups of 32 of a narrower matrix. With the group, the shapes say the bits.
 //! Source: `mx.quantize` and the `quantization` section that mlx-lm writes.
 
 use std::collections::{HashMap, HashSet};
@@ -28,6 +28,18 @@ pub(crate) struct Quantization {
     global: Option<Setting>,
     /// `None`: this module is stated not to be quantised.
     modules: HashMap<String, Option<Setting>>,
+    /// The same, by the module's name within the language model.
+    stems: HashMap<String, Option<Setting>>,
+}
+
+/// Where a language model stands within a checkpoint. Converters name modules under one of these and tensors under
+/// another.
+const PREFIXES: [&str; 5] =
+    ["model.language_model.", "language_model.model.", "language_model.", "model.", ""];
+
+/// A module's name without the language model's place.
+fn stem(module: &str) -> &str {
+    PREFIXES.iter().find_map(|prefix| module.strip_prefix(prefix)).unwrap_or(module)
 }
 
 impl Quantization {
@@ -58,6 +70,7 @@ impl Quantization {
                 Value::Bool(false) => None,
                 _ => continue,
             };
+            own.stems.insert(stem(module).to_string(), entry.clone());
             own.modules.insert(module.clone(), entry);
         }
         own.global = Some(global);
@@ -69,14 +82,16 @@ impl Quantization {
         self.global.is_some()
     }
 
-    fn of(&self, module: &str) -> Result<&Setting> {
+    /// What the section says of a module, and whether it is the module's own entry.
+    fn of(&self, module: &str) -> Result<(&Setting, bool)> {
         let wrong = |what: &str| {
             Err(Error::corrupt(format!("{}: {} has scales, but {what}", self.file, short_text(module))))
         };
-        match (self.modules.get(module), &self.global) {
-            (Some(Some(own)), _) => Ok(own),
+        let own = self.modules.get(module).or_else(|| self.stems.get(stem(module)));
+        match (own, &self.global) {
+            (Some(Some(own)), _) => Ok((own, true)),
             (Some(None), _) => wrong("quantization says it is not quantised"),
-            (None, Some(global)) => Ok(global),
+            (None, Some(global)) => Ok((global, false)),
             (None, None) => wrong("there is no quantization section to say its bits and group_size"),
         }
     }
@@ -164,7 +179,7 @@ impl Parts<'_> {
     }
 
     fn merge(&self, biases: Option<(FileId, &Entry)>, quantization: &Quantization) -> Result<Merged> {
-        let setting = quantization.of(self.module)?;
+        let (setting, is_own) = quantization.of(self.module)?;
         let (file, weight) = self.weight;
         let span = |(file, entry): (FileId, &Entry)| Span { file, offset: entry.offset, bytes: entry.bytes };
         let mode = setting.mode.as_deref().unwrap_or("affine");
@@ -175,16 +190,21 @@ impl Parts<'_> {
         if mode != "affine" {
             return foreign(format!("MLX quantization mode {} is not supported", short_text(mode)));
         }
-        let (bits, group) = match (setting.bits, setting.group) {
-            (Some(bits @ (2 | 3 | 4 | 5 | 6 | 8)), Some(group @ (32 | 64 | 128))) => {
-                (bits as u8, group as u8)
-            }
-            (bits, group) => {
-                return foreign(format!(
-                    "affine quantization of {bits:?} bits in groups of {group:?} is not supported"
-                ));
-            }
+        let shown = |number: Option<u64>| number.map_or("unstated".to_string(), |n| n.to_string());
+        let unknown = |bits, group| {
+            let (bits, group) = (shown(bits), shown(group));
+            foreign(format!("affine quantization of {bits} bits in groups of {group} is not supported"))
         };
+        let Some(group @ (32 | 64 | 128)) = setting.group else {
+            return unknown(setting.bits, setting.group);
+        };
+        // The group and the shapes leave one number of bits. It goes before the one for all modules, which need not
+        // know of a module that has its own; an entry of the module itself must agree.
+        let bits = if is_own { setting.bits } else { self.bits_of_shapes(group).or(setting.bits) };
+        let Some(bits @ (2 | 3 | 4 | 5 | 6 | 8)) = bits else {
+            return unknown(bits, setting.group);
+        };
+        let (bits, group) = (bits as u8, group as u8);
         let biases = biases.ok_or_else(|| self.wrong("has scales but no biases"))?;
         let scale = match self.scales.1.dtype.as_str() {
             "F32" => ScaleType::F32,
@@ -196,6 +216,15 @@ impl Parts<'_> {
         let spans = vec![span(self.weight), span(self.scales), span(biases)];
         let format = Format::Affine { bits, group, scale };
         Ok(Merged::Tensor(Tensor { name: weight.name.clone(), shape, format, spans }))
+    }
+
+    /// The bits of a value, as the packed words and the groups of a row have it; `None` for none that there are.
+    fn bits_of_shapes(&self, group: u64) -> Option<u64> {
+        let last = |entry: &Entry| entry.shape.last().and_then(|&n| u64::try_from(n).ok());
+        let (words, groups) = (last(self.weight.1)?, last(self.scales.1)?);
+        let (bits, values) = (words.checked_mul(32)?, groups.checked_mul(group)?);
+        let bits = bits.checked_div(values).filter(|_| bits.is_multiple_of(values))?;
+        matches!(bits, 2 | 3 | 4 | 5 | 6 | 8).then_some(bits)
     }
 
     /// The shape in values, after checking that the three parts agree on it.

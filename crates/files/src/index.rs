@@ -119,6 +119,8 @@ pub struct TensorIndex {
     tensors: Vec<Tensor>,
     by_name: HashMap<String, usize>,
     foreign: BTreeMap<String, Foreign>,
+    /// What an index of shards promises and no shard has: name and reason.
+    lost: BTreeMap<String, String>,
 }
 
 impl TensorIndex {
@@ -154,6 +156,9 @@ impl TensorIndex {
         if let Some(foreign) = self.foreign.get(name) {
             return Err(Error::unsupported(format!("tensor {name}: {}", foreign.reason)));
         }
+        if let Some(reason) = self.lost.get(name) {
+            return Err(Error::corrupt(reason.clone()));
+        }
         let near = self.near_names(name);
         let hint = if near.is_empty() { String::new() } else { format!("; near: {}", near.join(", ")) };
         let files = match self.files.as_slice() {
@@ -184,11 +189,22 @@ impl TensorIndex {
         self.tensors.is_empty()
     }
 
-    /// Names that are neither in `used` nor start with one of the prefixes in `ignored`, in the files' order:
-    /// weights that a model would silently drop.
-    pub fn leftovers(&self, used: &HashSet<String>, ignored: &[&str]) -> Vec<&str> {
-        let names = self.tensors.iter().map(|tensor| tensor.name.as_str());
-        names.filter(|&n| !used.contains(n) && !ignored.iter().any(|prefix| n.starts_with(prefix))).collect()
+    /// Whether the files hold a tensor of this name, in whatever number type, or promise one.
+    pub fn contains(&self, name: &str) -> bool {
+        self.by_name.contains_key(name) || self.foreign.contains_key(name) || self.lost.contains_key(name)
+    }
+
+    /// Names that are not in `used`: usable tensors in the files' order, then numbers that nothing can multiply, then
+    /// what the files promise and do not have. A model that has no place for one of them would answer wrongly. Integers
+    /// are no weights, and not among them.
+    pub fn leftovers(&self, used: &HashSet<String>) -> Vec<&str> {
+        let is_integer = |dtype: &str| {
+            let digits = dtype.strip_prefix(['I', 'U']).unwrap_or("?");
+            dtype == "BOOL" || digits.bytes().all(|b| b.is_ascii_digit())
+        };
+        let foreign = self.foreign.values().filter(|f| !is_integer(&f.dtype)).map(|f| f.name.as_str());
+        let names = self.tensors.iter().map(|tensor| tensor.name.as_str()).chain(foreign);
+        names.chain(self.lost.keys().map(String::as_str)).filter(|&name| !used.contains(name)).collect()
     }
 
     pub(crate) fn add_file(&mut self, path: PathBuf) -> Result<FileId> {
@@ -203,10 +219,6 @@ impl TensorIndex {
         self.files.get(file.0 as usize).map_or_else(String::new, |path| path.display().to_string())
     }
 
-    pub(crate) fn contains(&self, name: &str) -> bool {
-        self.by_name.contains_key(name) || self.foreign.contains_key(name)
-    }
-
     pub(crate) fn push(&mut self, tensor: Tensor) -> Result<()> {
         let file = tensor.spans.first().map_or(FileId(0), |span| span.file);
         self.refuse_duplicate(&tensor.name, file)?;
@@ -219,6 +231,13 @@ impl TensorIndex {
         self.refuse_duplicate(&foreign.name, foreign.span.file)?;
         self.foreign.insert(foreign.name.clone(), foreign);
         Ok(())
+    }
+
+    /// Notes that the files promise a tensor that is not there.
+    pub(crate) fn push_lost(&mut self, name: String, reason: String) {
+        if !self.contains(&name) {
+            self.lost.insert(name, reason);
+        }
     }
 
     fn refuse_duplicate(&self, name: &str, file: FileId) -> Result<()> {

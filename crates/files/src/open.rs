@@ -60,7 +60,7 @@ fn gguf_of(dir: &Path) -> Result<Option<PathBuf>> {
     }
 }
 
-/// The text of a file of at most `max_bytes`.
+/// The text of a file of at most `max_bytes`, without the byte-order mark that some editors put before it.
 pub(crate) fn read_text(path: &Path, max_bytes: u64) -> Result<String> {
     let io = |e| Error::io(format!("cannot read {}", path.display()), e);
     let file = File::open(path).map_err(io)?;
@@ -71,6 +71,9 @@ pub(crate) fn read_text(path: &Path, max_bytes: u64) -> Result<String> {
     file.take(max_bytes + 1).read_to_end(&mut bytes).map_err(io)?;
     if bytes.len() as u64 > max_bytes {
         return Err(Error::corrupt(format!("{}: larger than {max_bytes} bytes", path.display())));
+    }
+    if bytes.starts_with(b"\xef\xbb\xbf") {
+        bytes.drain(..3);
     }
     String::from_utf8(bytes)
         .map_err(|e| Error::corrupt(format!("{}: not UTF-8", path.display())).with_source(e))

@@ -308,6 +308,8 @@ struct Model {
     index: TensorIndex,
     entries: Vec<(FileId, Entry)>,
     names: HashMap<String, usize>,
+    /// Names that the index promises, each with its file.
+    promised: Vec<(String, String)>,
     mlx: bool,
 }
 
@@ -327,18 +329,32 @@ impl Model {
             self.names.insert(entry.name.clone(), self.entries.len());
             self.entries.push((file, entry));
         }
-        let here = |name: &String| self.names.get(name).is_some_and(|&i| self.entries[i].0 == file);
-        match promised.iter().filter(|name| !here(name)).min() {
-            Some(lost) => {
-                Err(Error::corrupt(format!("{label}: tensor {lost} is not in it, though {INDEX} says so")))
+        self.promised.extend(promised.iter().map(|name| (name.clone(), label.clone())));
+        Ok(())
+    }
+
+    /// What the index promises and no file has. It is an error only for a model that needs it: indexes are not always
+    /// written anew when an output head that is the embedding is left out. Without its scales a matrix is nothing.
+    fn lost(&self) -> Result<Vec<(String, String)>> {
+        let mut lost = Vec::new();
+        for (name, label) in self.promised.iter().filter(|(name, _)| !self.names.contains_key(name)) {
+            let shown = short_text(name);
+            let reason = format!("{label}: tensor {shown} is not in it, though {INDEX} says so");
+            let module = [".scales", ".biases"].iter().find_map(|part| name.strip_suffix(part));
+            match module {
+                Some(m) if self.names.contains_key(&format!("{m}.weight")) => return Err(Error::corrupt(reason)),
+                Some(_) => {}
+                None => lost.push((name.clone(), reason)),
             }
-            None => Ok(()),
         }
+        Ok(lost)
     }
 
     fn finish(mut self, config: &Config) -> Result<(TensorIndex, Meta)> {
         let quantization = Quantization::from_config(config)?;
+        let lost = self.lost()?;
         affine::merge(&mut self.index, self.entries, &self.names, &quantization)?;
+        lost.into_iter().for_each(|(name, reason)| self.index.push_lost(name, reason));
         let mlx = self.mlx || quantization.is_mlx();
         let meta = crate::meta::hf::meta(config, &self.index, mlx);
         Ok((self.index, meta))

@@ -161,7 +161,8 @@ fn tensors_have_their_logical_shapes_and_own_bits() {
         .map(|t| t.name.clone())
         .filter(|n| !n.contains("visual") && n != "lm_head.weight")
         .collect();
-    assert_eq!(hf.leftovers(&used, &["model.visual."]), ["lm_head.weight"]);
+    let left = hf.leftovers(&used);
+    assert!(left.len() > 1 && left.iter().all(|n| n.starts_with("model.visual.") || *n == "lm_head.weight"));
 }
 
 #[test]

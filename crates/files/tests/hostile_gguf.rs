@@ -54,7 +54,7 @@ fn the_small_file_itself_is_fine() {
     let (index, meta) = open_gguf(&small_gguf()).unwrap();
     meta.check().unwrap();
     assert_eq!((index.len(), meta.head_dim, meta.rope.interleaved), (3, 16, true));
-    assert_eq!((meta.vocab_size, meta.eos.as_slice(), meta.tie_embeddings), (3, &[1, 2][..], true));
+    assert_eq!((meta.vocab_size, meta.eos.as_slice(), meta.tie_embeddings), (3, &[1][..], true));
     assert_eq!(index.require("blk.0.attn_q.weight").unwrap().format, Format::Q4_0);
 }
 
@@ -200,12 +200,15 @@ fn absurd_metadata_is_an_issue_that_names_the_key() {
         Unsupported,
         &["head_count_kv", "differs"],
     );
-    expect(with("llama.rope.freq_base", Value::F32(f32::NAN)), Corrupt, &["rotary base"]);
+    expect(with("llama.rope.freq_base", Value::F32(f32::NAN)), Corrupt, &["llama.rope.freq_base"]);
+    expect(with("llama.rope.freq_base", Value::F32(-1.0)), Corrupt, &["rotary base"]);
     expect(with("llama.rope.dimension_count", Value::U32(32)), Corrupt, &["32 rotated"]);
     expect(with("llama.rope.scaling.type", Value::string("longrope")), Unsupported, &["longrope"]);
-    expect(with("llama.attention.layer_norm_rms_epsilon", Value::F32(f32::NAN)), Corrupt, &["rms_norm_eps"]);
+    let eps = "llama.attention.layer_norm_rms_epsilon";
+    expect(with(eps, Value::F32(f32::NAN)), Corrupt, &[eps]);
+    expect(with(eps, Value::F32(2.0)), Corrupt, &["rms_norm_eps"]);
     expect(with("llama.attention.sliding_window", Value::U32(16)), Unsupported, &["sliding-window"]);
-    expect(with("tokenizer.ggml.eos_token_id", Value::U32(7)), Corrupt, &["special token 7"]);
+    expect(with("tokenizer.ggml.eos_token_id", Value::U32(7)), Corrupt, &["end-of-text token 7"]);
     expect(with("tokenizer.ggml.token_type", Value::i32s(&[1])), Corrupt, &["token_type"]);
     expect(with("general.architecture", Value::string(*b"\xff\xff")), Corrupt, &["general.architecture"]);
     with("llama.attention.head_count_kv", Value::i32s(&[2, 2])).unwrap();
@@ -213,6 +216,9 @@ fn absurd_metadata_is_an_issue_that_names_the_key() {
     let mut yarn = llama_keys();
     yarn.push(("llama.rope.scaling.type".into(), Value::string("yarn")));
     yarn.push(("llama.rope.scaling.factor".into(), Value::F32(4.0)));
+    let (_, meta) = open_gguf(&gguf_file(&yarn, &[])).unwrap();
+    meta.check().unwrap(); // the context is the original one where none is given
+    yarn.push(("llama.rope.scaling.original_context_length".into(), Value::U32(0)));
     let (_, meta) = open_gguf(&gguf_file(&yarn, &[])).unwrap();
     expect(meta.check(), Corrupt, &["original context"]);
 

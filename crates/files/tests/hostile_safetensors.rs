@@ -84,7 +84,7 @@ fn deep_json_is_refused() {
 fn integers_are_listed_and_refused_only_when_needed() {
     let tensors = [SafetensorsTensor::new("ids", &[4], "I64"), SafetensorsTensor::new("w", &[4], "F16")];
     let (index, _) = open_bytes(&safetensors_file(&[], &tensors), &qwen3_config("")).unwrap();
-    assert_eq!(index.leftovers(&Default::default(), &[]), ["w"]);
+    assert_eq!(index.leftovers(&Default::default()), ["w"]);
     expect(index.require("ids"), Unsupported, &["tensor ids", "I64"]);
     expect(index.require("idz"), NotFound, &["idz", "model.safetensors"]);
 }
@@ -132,18 +132,26 @@ fn bits_come_from_the_config_and_are_checked() {
     // The same bytes also are 8 bits in groups of 32 of a narrower matrix: only the config tells them apart.
     let (narrow, _) = open(r#"{"bits": 8, "group_size": 32}"#).unwrap();
     assert_eq!(narrow.require("m.weight").unwrap().shape, [2, 64]);
+    // The group and the shapes leave one number of bits, which goes before the one for all modules.
+    assert_eq!(got(r#"{"bits": 8, "group_size": 64}"#).unwrap(), format(4, 64));
     expect(
-        open(r#"{"bits": 8, "group_size": 64}"#),
+        open(r#"{"bits": 4, "group_size": 64, "m": {"bits": 8}}"#),
         Corrupt,
         &["m.weight", "contradict 8 bits in groups of 64"],
     );
+    // An entry is found under another place of the language model.
+    let other = r#"{"bits": 8, "group_size": 32, "model.language_model.m": {"bits": 4, "group_size": 64}}"#;
+    assert_eq!(got(other).unwrap(), format(4, 64));
     expect(open(""), Corrupt, &["m has scales", "no quantization"]);
     expect(open(r#"{"bits": 4, "group_size": 64, "m": false}"#), Corrupt, &["m has scales", "not quantised"]);
     expect(open(r#"{"bits": "4", "group_size": 64}"#), Corrupt, &["config.json", "quantization"]);
     for odd in [r#"{"bits": 7, "group_size": 64}"#, r#"{"bits": 4, "group_size": 32, "mode": "mxfp4"}"#] {
         let (index, _) = open(odd).unwrap();
         expect(index.require("m.weight"), Unsupported, &["tensor m.weight"]);
+        assert!(index.contains("m.weight") && index.get("m.weight").is_none());
     }
+    let (index, _) = open(r#"{"bits": 7, "group_size": 16}"#).unwrap();
+    expect(index.require("m.weight"), Unsupported, &["of 7 bits in groups of 16"]);
 }
 
 #[test]
@@ -165,6 +173,11 @@ fn configs_that_lie() {
     expect(check(r#", "quantization_config": {"quant_method": "gptq"}"#), Unsupported, &["gptq"]);
     expect(check(r#", "num_experts": 4, "num_experts_per_tok": 5"#), Corrupt, &["5 of 4 experts"]);
     expect(check(r#", "eos_token_id": 99"#), Corrupt, &["99"]);
+    check(r#", "pad_token_id": 99, "bos_token_id": 99"#).unwrap();
+    expect(check(r#", "hidden_act": "relu""#), Unsupported, &["config.json", "hidden_act \"relu\""]);
+    expect(check(r#", "rope_theta": "big""#), Corrupt, &["config.json", "rope_theta is \"big\""]);
+    expect(check(r#", "decoder_sparse_step": 0, "num_experts": 4, "num_experts_per_tok": 2"#), Corrupt, &["step is zero"]);
+    expect(check(r#", "mlp_only_layers": ["a"], "num_experts": 4, "num_experts_per_tok": 2"#), Corrupt, &["mlp_only"]);
     expect(check(r#", "model_type": null"#), Corrupt, &["model_type"]);
     let window = r#", "sliding_window": 64, "use_sliding_window": true"#;
     expect(check(window), Unsupported, &["sliding-window"]);
@@ -220,7 +233,11 @@ fn directories_and_shards() {
     index(&format!(r#"{{"a": "{first}", "b": "{second}"}}"#));
     assert_eq!(TensorIndex::open(dir).unwrap().0.len(), 2);
     index(&format!(r#"{{"a": "{first}", "c": "{second}"}}"#));
-    expect(TensorIndex::open(dir), Corrupt, &[second, "tensor c", "index.json"]);
+    let (lost, _) = TensorIndex::open(dir).unwrap();
+    assert_eq!(lost.leftovers(&Default::default()), ["a", "b", "c"]);
+    expect(lost.require("c"), Corrupt, &[second, "tensor c", "index.json"]);
+    index(&format!(r#"{{"a": "{second}", "b": "{first}"}}"#)); // the wrong way round: both are there
+    assert_eq!(TensorIndex::open(dir).unwrap().0.leftovers(&Default::default()), ["a", "b"]);
     index(r#"{"a": "lost.safetensors"}"#);
     expect(TensorIndex::open(dir), NotFound, &["lost.safetensors", "missing shard"]);
     index(r#"{"a": "../../etc/a.safetensors"}"#);

@@ -1,6 +1,6 @@
 //! Finds tensors by name, checks their shapes, and keeps count of what nobody asked for.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::sync::Arc;
@@ -15,17 +15,10 @@ use crate::bridge::{Arena, ExpertShape, MatrixShape};
 use crate::layers::{Mlp, Rope};
 use crate::step::{Linear, Norm};
 
-/// Tensors that a text model may leave alone: vision towers, multi-token prediction, rotary tables.
-const IGNORED_PREFIXES: [&str; 8] = [
-    "model.visual.",
-    "visual.",
-    "vision_tower.",
-    "language_model.mtp.",
-    "mtp.",
-    "model.mtp.",
-    "rope_freqs.weight",
-    "model.rotary_emb.",
-];
+use super::roles::Roles;
+
+/// What was found besides the model: roles that text does not need, and their tensors.
+pub(crate) type LeftOut = BTreeMap<&'static str, usize>;
 
 /// A name in the Hugging Face and MLX dialects, and the same in GGUF's.
 pub(crate) type Name<'a> = (&'a str, &'a str);
@@ -35,6 +28,7 @@ pub(crate) struct Binder<'a> {
     index: &'a TensorIndex,
     dialect: Dialect,
     prefix: &'static str,
+    roles: Roles,
     backend: Arc<dyn Backend>,
     arena: Arena,
     used: HashSet<String>,
@@ -47,10 +41,18 @@ impl<'a> Binder<'a> {
     /// A binder that has bound nothing yet.
     pub(crate) fn new(index: &'a TensorIndex, meta: &Meta, backend: Arc<dyn Backend>) -> Result<Self> {
         let prefix = if meta.dialect == Dialect::Gguf { "" } else { prefix(index)? };
+        let roles = Roles {
+            dialect: meta.dialect,
+            prefix,
+            layers: meta.layers,
+            predicted_layers: meta.predicted_layers,
+            tied: meta.tie_embeddings,
+        };
         Ok(Self {
             index,
             dialect: meta.dialect,
             prefix,
+            roles,
             arena: Arena::new(backend.clone()),
             backend,
             used: HashSet::new(),
@@ -75,7 +77,12 @@ impl<'a> Binder<'a> {
 
     /// Whether a layer has this tensor.
     pub(crate) fn has(&self, layer: usize, name: Name<'_>) -> bool {
-        self.index.get(&self.layer_name(layer, name)).is_some()
+        self.index.contains(&self.layer_name(layer, name))
+    }
+
+    /// The shape of a layer's tensor, if it is there.
+    pub(crate) fn shape(&self, layer: usize, name: Name<'_>) -> Option<&[usize]> {
+        self.index.get(&self.layer_name(layer, name)).map(|tensor| tensor.shape.as_slice())
     }
 
     /// A resident matrix of a layer; `name` without `.weight`.
@@ -115,18 +122,20 @@ impl<'a> Binder<'a> {
         Ok(Linear { weight: self.weight(layer, name, rows, cols)?, bias: None })
     }
 
-    /// A matrix with the bias beside it, if there is one.
+    /// A matrix with the bias beside it, if there is one; there must be one if `must`.
     pub(crate) fn biased(
         &mut self,
         layer: usize,
         name: Name<'_>,
         rows: usize,
         cols: usize,
+        must: bool,
     ) -> Result<Linear> {
         let weight = self.weight(layer, name, rows, cols)?;
         let (hf, gguf) = (format!("{}.bias", name.0), format!("{}.bias", name.1));
         let bias = (&*hf, &*gguf);
-        let bias = self.has(layer, bias).then(|| self.vector(layer, bias, 1, rows, |v| v)).transpose()?;
+        let has_bias = must || self.has(layer, bias);
+        let bias = has_bias.then(|| self.vector(layer, bias, 1, rows, |v| v)).transpose()?;
         Ok(Linear { weight, bias })
     }
 
@@ -174,10 +183,12 @@ impl<'a> Binder<'a> {
         let name = own.into_iter().find(|name| self.index.get(name).is_some());
         let weight = match name {
             Some(name) => self.named_weight(name, meta.vocab_size, meta.hidden_size)?,
-            None if meta.tie_embeddings || self.dialect == Dialect::Gguf => {
-                self.embedding(meta.vocab_size, meta.hidden_size)?
+            None if meta.tie_embeddings => self.embedding(meta.vocab_size, meta.hidden_size)?,
+            // Names what is missing, or cannot be used.
+            None => {
+                let name = own.into_iter().find(|name| self.index.contains(name)).unwrap_or(own[0]);
+                self.named_weight(name, meta.vocab_size, meta.hidden_size)?
             }
-            None => self.named_weight(own[0], meta.vocab_size, meta.hidden_size)?, // names what is missing
         };
         Ok(Linear { weight, bias: None })
     }
@@ -188,13 +199,13 @@ impl<'a> Binder<'a> {
             RopeScaling::Factors { tensor } => Some(self.values(tensor, meta.rope.rotary_dim / 2)?),
             _ => None,
         };
-        let frequencies = crate::layers::frequencies(&meta.rope, factors.as_deref())?;
+        let (frequencies, amplitude) = crate::layers::frequencies(&meta.rope, factors.as_deref())?;
         let cols = frequencies.len();
         Ok(Arc::new(Rope {
             frequencies: self.upload(frequencies, 1, cols)?,
             rotary_dim: meta.rope.rotary_dim,
             interleaved: meta.rope.interleaved,
-            amplitude: 1.0,
+            amplitude,
         }))
     }
 
@@ -244,7 +255,7 @@ impl<'a> Binder<'a> {
         i: usize,
         hidden: usize,
     ) -> Result<Vec<[files::Tensor; 3]>> {
-        if self.has(layer, ("mlp.experts.gate_up_proj", "")) && self.dialect != Dialect::Gguf {
+        if self.has(layer, FUSED) {
             return self.fused_experts(layer, count, i, hidden);
         }
         if self.has(layer, ("mlp.experts.0.gate_proj.weight", "ffn_gate.0.weight")) {
@@ -261,7 +272,7 @@ impl<'a> Binder<'a> {
             .collect()
     }
 
-    /// `gate_up_proj [experts, 2 i, hidden]` and `down_proj [experts, hidden, i]`.
+    /// `gate_up [experts, 2 i, hidden]`, an expert's gate before its up, and `down [experts, hidden, i]`.
     fn fused_experts(
         &mut self,
         layer: usize,
@@ -269,8 +280,9 @@ impl<'a> Binder<'a> {
         i: usize,
         hidden: usize,
     ) -> Result<Vec<[files::Tensor; 3]>> {
-        let both = self.stack(&self.layer_name(layer, ("mlp.experts.gate_up_proj", "")), count)?;
-        let down = self.stack(&self.layer_name(layer, ("mlp.experts.down_proj", "")), count)?;
+        let both = self.stack(&self.layer_name(layer, FUSED), count)?;
+        let down = ("mlp.experts.down_proj", "ffn_down_exps.weight");
+        let down = self.stack(&self.layer_name(layer, down), count)?;
         let expert = |e: usize| {
             let both = both.slice_outer(e)?;
             expect_matrix(&both, 2 * i, hidden)?;
@@ -346,22 +358,31 @@ impl<'a> Binder<'a> {
         Tensor::new(block, rows, cols)
     }
 
-    /// Ends binding: what is left over is an error, since a model that drops weights answers wrongly.
-    pub(crate) fn finish(self) -> Result<(Vec<Vec<ExpertLayout>>, Arena)> {
-        let left = self.index.leftovers(&self.used, &IGNORED_PREFIXES);
-        if let Some(first) = left.first() {
-            let (count, first) = (left.len(), *first);
-            return Err(Error::unsupported(format!(
-                "{count} tensors have no place in this model, as {first}"
-            )));
+    /// Ends binding: what is left over and has no role that text can do without is an error, since a model that drops
+    /// weights answers wrongly.
+    pub(crate) fn finish(self) -> Result<(Vec<Vec<ExpertLayout>>, Arena, LeftOut)> {
+        let mut left_out = LeftOut::new();
+        let mut unknown = Vec::new();
+        for name in self.index.leftovers(&self.used) {
+            match self.roles.spare(name) {
+                Some(role) => *left_out.entry(role).or_default() += 1,
+                None => unknown.push(name),
+            }
         }
-        Ok((self.experts, self.arena))
+        let Some(first) = unknown.first() else { return Ok((self.experts, self.arena, left_out)) };
+        // What cannot be used, or is promised and not there, says so itself.
+        self.index.require(first)?;
+        let count = unknown.len();
+        Err(Error::unsupported(format!("{count} tensors have no place in this model, as {first}")))
     }
 }
 
+/// Gate and up of all experts in one tensor.
+const FUSED: Name<'static> = ("mlp.experts.gate_up_proj", "ffn_gate_up_exps.weight");
+
 fn prefix(index: &TensorIndex) -> Result<&'static str> {
     let prefixes = ["model.language_model.", "language_model.model.", "model.", ""];
-    let has = |p: &&str| index.get(&format!("{p}embed_tokens.weight")).is_some();
+    let has = |p: &&str| index.contains(&format!("{p}embed_tokens.weight"));
     prefixes
         .into_iter()
         .find(has)

@@ -7,6 +7,7 @@ use files::meta::{DeltaMeta, Dialect};
 use files::{Error, Meta, Result};
 use kernels::ops::{DeltaSpec, RouteSpec};
 
+use super::bind::Name;
 use super::decoder::{Block, Decoder};
 use super::{Binder, qwen3_moe};
 use crate::layers::{Delta, FeedForward, Mixer, Moe, SharedExpert};
@@ -17,8 +18,7 @@ pub(super) fn bind(b: &mut Binder<'_>, meta: &Meta, experts_per_token: Option<us
     let delta =
         meta.delta.as_ref().ok_or_else(|| Error::corrupt("the configuration has no linear attention"))?;
     let hidden = meta.hidden_size;
-    // Hugging Face stores these norms as `w - 1`; MLX and GGUF converters add the one.
-    let plus_one = b.dialect() == Dialect::Hf;
+    let plus_one = norms_lack_one(b, delta);
     let rope = b.rope(meta)?;
     let mut layers = Vec::with_capacity(meta.layers);
     for l in 0..meta.layers {
@@ -41,6 +41,24 @@ pub(super) fn bind(b: &mut Binder<'_>, meta: &Meta, experts_per_token: Option<us
     })
 }
 
+/// Whether norms are stored as `w - 1`. Hugging Face's are; MLX and GGUF converters add the one. MLX's also turn the
+/// convolution from `[channels, 1, taps]` to `[channels, taps, 1]`, which shows who wrote the file when a program in
+/// between has lost the mark.
+fn norms_lack_one(b: &Binder<'_>, delta: &DeltaMeta) -> bool {
+    if b.dialect() == Dialect::Gguf {
+        return false;
+    }
+    let linear = delta.full_attention.iter().position(|full| !full);
+    let shape = linear.and_then(|l| b.shape(l, CONV));
+    match shape {
+        Some(&[_, 1, taps]) if taps > 1 => true,
+        Some(&[_, taps, 1]) if taps > 1 => false,
+        _ => b.dialect() == Dialect::Hf,
+    }
+}
+
+const CONV: Name<'static> = ("linear_attn.conv1d.weight", "ssm_conv1d.weight");
+
 fn delta_net(b: &mut Binder<'_>, delta: &DeltaMeta, l: usize, hidden: usize) -> Result<Delta> {
     let spec = DeltaSpec {
         key_heads: delta.key_heads,
@@ -54,13 +72,12 @@ fn delta_net(b: &mut Binder<'_>, delta: &DeltaMeta, l: usize, hidden: usize) -> 
     // GGUF stores -exp(A_log) already.
     let is_gguf = b.dialect() == Dialect::Gguf;
     let decay = move |a: f32| if is_gguf { a } else { -a.exp() };
-    let conv = ("linear_attn.conv1d.weight", "ssm_conv1d.weight");
     Ok(Delta {
         qkv: b.linear(l, ("linear_attn.in_proj_qkv", "attn_qkv"), channels, hidden)?,
         z: b.linear(l, ("linear_attn.in_proj_z", "attn_gate"), values, hidden)?,
         a: b.linear(l, ("linear_attn.in_proj_a", "ssm_alpha"), heads, hidden)?,
         b: b.linear(l, ("linear_attn.in_proj_b", "ssm_beta"), heads, hidden)?,
-        conv: b.vector(l, conv, channels, delta.conv_kernel, |w| w)?,
+        conv: b.vector(l, CONV, channels, delta.conv_kernel, |w| w)?,
         decay: b.vector(l, ("linear_attn.A_log", "ssm_a"), 1, heads, decay)?,
         dt_bias: b.vector(l, ("linear_attn.dt_bias", "ssm_dt.bias"), 1, heads, |w| w)?,
         norm: b.norm(l, ("linear_attn.norm", "ssm_norm"), spec.value_head_dim, false)?,

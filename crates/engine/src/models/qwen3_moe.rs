@@ -42,15 +42,15 @@ pub(super) fn attention(
     plus_one: bool,
 ) -> Result<Attention> {
     let (hidden, dim, gated) = (meta.hidden_size, meta.head_dim, meta.attn_output_gate);
-    let (heads, kv) = (meta.heads, meta.kv_heads);
+    let (heads, kv, bias) = (meta.heads, meta.kv_heads, meta.attention_bias);
     let mut norm = |name| meta.qk_norm.then(|| b.norm(l, name, dim, plus_one)).transpose();
     let q_norm = norm(("self_attn.q_norm", "attn_q_norm"))?;
     let k_norm = norm(("self_attn.k_norm", "attn_k_norm"))?;
     Ok(Attention {
-        q: b.biased(l, ("self_attn.q_proj", "attn_q"), heads * dim * (1 + usize::from(gated)), hidden)?,
-        k: b.biased(l, ("self_attn.k_proj", "attn_k"), kv * dim, hidden)?,
-        v: b.biased(l, ("self_attn.v_proj", "attn_v"), kv * dim, hidden)?,
-        out: b.biased(l, ("self_attn.o_proj", "attn_output"), hidden, heads * dim)?,
+        q: b.biased(l, ("self_attn.q_proj", "attn_q"), heads * dim * (1 + usize::from(gated)), hidden, bias)?,
+        k: b.biased(l, ("self_attn.k_proj", "attn_k"), kv * dim, hidden, bias)?,
+        v: b.biased(l, ("self_attn.v_proj", "attn_v"), kv * dim, hidden, bias)?,
+        out: b.biased(l, ("self_attn.o_proj", "attn_output"), hidden, heads * dim, false)?,
         q_norm,
         k_norm,
         kv_heads: kv,

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use files::{Error, GgufVocab, Meta, Result, TokenizerSource};
 use serde_json::Value;
+use tokenizers::AddedToken;
 use tokenizers::pre_tokenizers::PreTokenizerWrapper;
 
 use super::special::{Added, Fragment, Splitter};
@@ -43,6 +44,7 @@ pub struct Tokenizer {
     eos_text: Option<String>,
     document_prefix: Vec<u32>,
     strip_leading_space: bool,
+    notes: Vec<String>,
 }
 
 impl Tokenizer {
@@ -55,6 +57,7 @@ impl Tokenizer {
 
     /// [`Tokenizer::from_json`] on the content of the file.
     pub fn from_json_bytes(bytes: &[u8]) -> Result<Self> {
+        let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes); // a byte-order mark
         let mut first = tokenizers::Tokenizer::from_bytes(bytes).map_err(|e| {
             let message = format!("not a tokenizer.json that this build can use: {e}");
             Error::new(files::ErrorKind::Corrupt, message).with_source(e)
@@ -63,6 +66,7 @@ impl Tokenizer {
         first.with_padding(None);
         let cut = first.with_truncation(None).map(|_| ());
         cut.map_err(|e| Error::corrupt("tokenizer.json: truncation").with_source(e))?;
+        let notes = mark_turns(&mut first)?;
         let document_prefix = document_prefix(&first)?;
         // Control tokens are found here, not in the library, so that user text can be kept apart.
         first.set_encode_special_tokens(true);
@@ -73,7 +77,8 @@ impl Tokenizer {
         let byte_level = decoder.as_ref().is_some_and(|d| mentions(d, "ByteLevel"));
         let strip_leading_space = decoder.as_ref().is_some_and(strips_leading_space);
         let added = first.get_added_tokens_decoder();
-        let splitter = Splitter::new(added.iter().filter(|(_, t)| t.special).map(|(id, t)| Added {
+        let is_control = |t: &AddedToken| t.special || vocab::is_turn_mark(t.content.as_bytes());
+        let splitter = Splitter::new(added.iter().filter(|(_, t)| is_control(t)).map(|(id, t)| Added {
             text: t.content.clone(),
             id: *id,
             control: true,
@@ -83,7 +88,7 @@ impl Tokenizer {
         }));
         let ids = first.get_vocab(true);
         let table = library_table(&ids, byte_level, |id| {
-            added.get(&id).map(|t| if t.special { TokenKind::Control } else { TokenKind::UserDefined })
+            added.get(&id).map(|t| if is_control(t) { TokenKind::Control } else { TokenKind::UserDefined })
         })?;
         let names = ids.iter().map(|(name, id)| (*id, name.clone())).collect();
         let core = Core::Library { first: Box::new(first), rest: rest.map(Box::new) };
@@ -99,6 +104,7 @@ impl Tokenizer {
             eos_text: None,
             document_prefix,
             strip_leading_space,
+            notes,
         })
     }
 
@@ -139,13 +145,14 @@ impl Tokenizer {
             ids.entry(name.clone()).or_insert(id);
             names.insert(id, name);
         }
-        let document_prefix = vocab.bos.filter(|_| vocab.add_bos.unwrap_or(add_bos)).into_iter().collect();
+        let bos = vocab.bos.filter(|id| (*id as usize) < vocab.tokens.len());
+        let document_prefix = bos.filter(|_| vocab.add_bos.unwrap_or(add_bos)).into_iter().collect();
         let text = |id: Option<u32>| id.and_then(|id| names.get(&id).cloned());
         Ok(Self {
             core,
             splitter: Splitter::new(added),
             table,
-            bos: vocab.bos,
+            bos,
             eos: vocab.eos.into_iter().chain(vocab.eot).collect(),
             bos_text: text(vocab.bos),
             eos_text: text(vocab.eos),
@@ -153,6 +160,7 @@ impl Tokenizer {
             names,
             document_prefix,
             strip_leading_space,
+            notes: notes(vocab),
         })
     }
 
@@ -243,6 +251,11 @@ impl Tokenizer {
         }
     }
 
+    /// What a user should know about how the vocabulary was read.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
+    }
+
     /// The texts of the control tokens.
     pub(crate) fn control_texts(&self) -> impl Iterator<Item = &str> {
         self.splitter.control_texts()
@@ -309,16 +322,11 @@ impl Tokenizer {
     /// All tokens at which an answer ends: `eos`, and the well-known end-of-turn control tokens that many
     /// files forget to list.
     pub fn end_tokens(&self) -> Vec<u32> {
-        const ENDS: [&str; 7] = [
-            "<|im_end|>",
-            "<|endoftext|>",
-            "<|eot_id|>",
-            "<|end_of_text|>",
-            "<end_of_turn>",
-            "</s>",
-            "<｜end▁of▁sentence｜>",
-        ];
-        let known = ENDS.iter().filter_map(|name| self.token_id(name)).filter(|id| self.is_special(*id));
+        // Where answers have channels, this one ends a part of them.
+        let ends_a_part = |name: &str| name == "<|end|>" && self.token_id("<|channel|>").is_some();
+        // As a piece of text this one is markup of web pages, so here the type decides.
+        let names = vocab::TURN_ENDS.into_iter().filter(|name| !ends_a_part(name)).chain(["</s>"]);
+        let known = names.filter_map(|name| self.token_id(name)).filter(|id| self.is_special(*id));
         let mut ends = self.eos.clone();
         for id in known {
             if !ends.contains(&id) {
@@ -344,6 +352,39 @@ impl Tokenizer {
         }
         Ok(())
     }
+}
+
+/// Makes marks of turns special tokens where the file has them as text, so that the library does not find them in a
+/// user's text; notes those at which answers end.
+fn mark_turns(tokenizer: &mut tokenizers::Tokenizer) -> Result<Vec<String>> {
+    let added = tokenizer.get_added_tokens_decoder();
+    let is_special = |mark: &str| added.values().any(|t| t.special && t.content == mark);
+    let marks = vocab::turn_marks().filter(|mark| tokenizer.token_to_id(mark).is_some());
+    let marks: Vec<&str> = marks.filter(|mark| !is_special(mark)).collect();
+    let special = marks.iter().map(|mark| AddedToken::from(*mark, true).normalized(false));
+    tokenizer
+        .add_special_tokens(special.collect::<Vec<_>>())
+        .map_err(|e| Error::corrupt("tokenizer.json: added_tokens").with_source(e))?;
+    let ends = marks.into_iter().filter(|mark| vocab::TURN_ENDS.contains(mark));
+    Ok(ends.map(|end| format!("tokenizer.json: {end} is text there; it is taken as a control token")).collect())
+}
+
+/// What a user should know about the types of a GGUF vocabulary.
+fn notes(vocab: &GgufVocab) -> Vec<String> {
+    if vocab.token_types.is_empty() {
+        return vec![
+            "tokenizer.ggml.token_type is missing: control tokens are known by their names alone".into(),
+        ];
+    }
+    let types = vocab.tokens.iter().zip(&vocab.token_types);
+    let ends = types.filter(|(token, kind)| {
+        !matches!(kind, 2 | 3) && vocab::TURN_ENDS.iter().any(|end| end.as_bytes() == token.as_slice())
+    });
+    let note = |(token, kind): (&Vec<u8>, &i32)| {
+        let token = String::from_utf8_lossy(token);
+        format!("tokenizer.ggml.token_type: {token} has type {kind}; it is taken as a control token")
+    };
+    ends.map(note).collect()
 }
 
 /// What the file's post-processor puts before a document.

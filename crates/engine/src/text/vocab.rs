@@ -19,9 +19,60 @@ pub enum TokenKind {
     Unused,
 }
 
-/// The kind of a token, by its `token_types` entry; normal where the file has none.
+/// Tokens that end a turn. Files often declare one of a family's two or three, and give the others a type of text.
+pub(crate) const TURN_ENDS: [&str; 8] = [
+    "<|im_end|>",
+    "<|eot_id|>",
+    "<|eom_id|>",
+    "<|end|>",
+    "<end_of_turn>",
+    "<|endoftext|>",
+    "<|end_of_text|>",
+    "<｜end▁of▁sentence｜>",
+];
+
+/// Tokens that begin a turn or name who speaks.
+const TURN_STARTS: [&str; 11] = [
+    "<|im_start|>",
+    "<|start_header_id|>",
+    "<|end_header_id|>",
+    "<|begin_of_text|>",
+    "<start_of_turn>",
+    "<|system|>",
+    "<|user|>",
+    "<|assistant|>",
+    "<｜begin▁of▁sentence｜>",
+    "<｜User｜>",
+    "<｜Assistant｜>",
+];
+
+/// Texts that make a token a control token, whatever type a file gives it: left as text, a user could write it, a
+/// template could not, and an answer would go on past its end.
+pub(crate) fn turn_marks() -> impl Iterator<Item = &'static str> {
+    TURN_ENDS.into_iter().chain(TURN_STARTS)
+}
+
+/// Whether a token's text is one of [`turn_marks`].
+pub(crate) fn is_turn_mark(token: &[u8]) -> bool {
+    token.starts_with(b"<") && turn_marks().any(|mark| mark.as_bytes() == token)
+}
+
+/// The kind of a token: a mark of turns by its text, all others by their `token_types` entry. Where the file has no
+/// types, by what the file declares and by name.
 pub(crate) fn kind(vocab: &GgufVocab, id: usize) -> TokenKind {
-    match vocab.token_types.get(id).copied().unwrap_or(1) {
+    let token = vocab.tokens.get(id).map(Vec::as_slice).unwrap_or_default();
+    if is_turn_mark(token) {
+        return TokenKind::Control;
+    }
+    let Some(kind) = vocab.token_types.get(id) else {
+        let declared = [vocab.bos, vocab.eos, vocab.eot].into_iter().flatten();
+        return match () {
+            () if declared.into_iter().any(|declared| declared as usize == id) => TokenKind::Control,
+            () if vocab.model == "llama" && byte_token(token).is_some() => TokenKind::Byte,
+            () => TokenKind::Normal,
+        };
+    };
+    match kind {
         2 | 3 => TokenKind::Control,
         4 => TokenKind::UserDefined,
         5 => TokenKind::Unused,
@@ -30,7 +81,7 @@ pub(crate) fn kind(vocab: &GgufVocab, id: usize) -> TokenKind {
     }
 }
 
-/// Refuses lists of different lengths and ids out of range.
+/// Refuses lists of different lengths, and ends of text out of range.
 pub(crate) fn check(vocab: &GgufVocab) -> Result<()> {
     let n = vocab.tokens.len();
     if n == 0 {
@@ -45,13 +96,7 @@ pub(crate) fn check(vocab: &GgufVocab) -> Result<()> {
             return Err(Error::corrupt(message));
         }
     }
-    for (key, id) in [
-        ("bos", vocab.bos),
-        ("eos", vocab.eos),
-        ("eot", vocab.eot),
-        ("unknown", vocab.unk),
-        ("padding", vocab.pad),
-    ] {
+    for (key, id) in [("eos", vocab.eos), ("eot", vocab.eot)] {
         if let Some(id) = id.filter(|id| *id as usize >= n) {
             let message =
                 format!("tokenizer.ggml.{key}_token_id: {id} is outside the vocabulary of {n} tokens");

@@ -1,6 +1,8 @@
 //! What the engine's tests share: test data, small readers, sessions without ceremony.
 #![allow(dead_code, unreachable_pub)]
 
+pub mod edit;
+
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 

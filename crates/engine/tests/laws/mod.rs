@@ -6,5 +6,6 @@ mod faults;
 mod gpu;
 mod identity;
 mod limits;
+mod loading;
 mod state;
 mod tools;

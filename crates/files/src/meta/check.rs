@@ -57,6 +57,12 @@ impl Meta {
             return Err(Error::corrupt(format!("{dim} rotated values in a head of {head_dim}")));
         }
         match rope.scaling {
+            RopeScaling::Llama3 { low_freq_factor: low, high_freq_factor: high, .. } if low >= high => {
+                Err(Error::corrupt(format!("rope scaling: low_freq_factor {low}, high_freq_factor {high}")))
+            }
+            RopeScaling::Yarn { beta_fast: fast, beta_slow: slow, .. } if !(slow > 0.0 && fast >= slow) => {
+                Err(Error::corrupt(format!("YaRN rope scaling: beta_fast {fast}, beta_slow {slow}")))
+            }
             RopeScaling::Yarn { original_context: context, .. }
             | RopeScaling::Llama3 { original_context: context, .. } => {
                 at_least_one("rope scaling's original context", context)
@@ -65,11 +71,11 @@ impl Meta {
         }
     }
 
+    /// The other special tokens are none where they lie outside: a model runs without them, but it must end.
     fn check_tokens(&self) -> Result<()> {
-        let ids = self.eos.iter().chain(&self.bos).chain(&self.pad);
-        match ids.copied().find(|&id| id as usize >= self.vocab_size) {
+        match self.eos.iter().find(|id| **id as usize >= self.vocab_size) {
             Some(id) => Err(Error::corrupt(format!(
-                "special token {id} in a vocabulary of {}: bos, eos or pad is wrong",
+                "end-of-text token {id} in a vocabulary of {}",
                 self.vocab_size
             ))),
             None => Ok(()),

@@ -7,6 +7,7 @@
 mod check;
 mod gguf;
 pub(crate) mod hf;
+mod neutral;
 mod tokenizer;
 
 pub(crate) use gguf::from_gguf;
@@ -46,6 +47,8 @@ pub struct Meta {
     pub hidden_size: usize,
     /// Decoder layers, without multi-token-prediction layers.
     pub layers: usize,
+    /// Layers of multi-token prediction that the files number on after the model's own. They are left out.
+    pub predicted_layers: usize,
     /// Query heads of full attention.
     pub heads: usize,
     /// Key and value heads of full attention.
@@ -66,7 +69,7 @@ pub struct Meta {
     pub moe: Option<MoeMeta>,
     /// Gated delta rule layers, if the model has them.
     pub delta: Option<DeltaMeta>,
-    /// Whether the attention projections have biases.
+    /// Whether the projections of queries, keys and values have biases.
     pub attention_bias: bool,
     /// Whether `q_proj` also yields a sigmoid gate for the attention output.
     pub attn_output_gate: bool,
@@ -78,11 +81,11 @@ pub struct Meta {
     pub sliding_window: Option<usize>,
     /// Activation of the MLPs: `silu` for every family Tidemill runs.
     pub hidden_act: String,
-    /// Token that begins a text.
+    /// Token that begins a text, if it is one of the vocabulary.
     pub bos: Option<u32>,
     /// Tokens that end an answer, in the order found, each once.
     pub eos: Vec<u32>,
-    /// Padding token.
+    /// Padding token, if it is one of the vocabulary.
     pub pad: Option<u32>,
     /// Sampling that the model's makers recommend.
     pub generation: GenerationDefaults,
@@ -96,6 +99,8 @@ pub struct Meta {
     pub tool_template: Option<String>,
     /// Every key of the file and a short form of its value, in the file's order.
     pub raw: Vec<(String, String)>,
+    /// What a user should know about how the files were read: nothing that keeps the model from running.
+    pub notes: Vec<String>,
     /// What was missing, absurd or not supported.
     pub issues: Vec<Issue>,
 }
