@@ -6,8 +6,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use engine::generate::{FinishReason, GenerateEvent, GenerateOptions, Generated, generate};
 use engine::text::{
-    ChatPrompt, ChatRequest, CivilTime, Content, Message, ReplyEvent, ReplyOptions, ReplyParser, Role,
-    Tokenizer, ToolCall, ToolSpec,
+    ChatPrompt, ChatRequest, CivilTime, Content, Json, JsonMap, Message, ReplyEvent, ReplyOptions,
+    ReplyParser, Role, StopStrings, Tokenizer, ToolCall, ToolSpec,
 };
 use engine::{Error, Session};
 use indicatif::ProgressBar;
@@ -198,7 +198,8 @@ pub(crate) fn shown_call(call: &ToolCall) -> String {
     format!("{}({})", call.name, call.arguments)
 }
 
-/// Generates after `prompt` and hands the pieces of the reply to `each` as they come. Ctrl-C ends the answer.
+/// Generates after `prompt` and hands the pieces of the reply to `each` as they come. Ctrl-C ends the answer. Stop
+/// strings are looked for in the answer's text, not in thoughts and calls.
 ///
 /// # Errors
 /// What generation reports, and what `each` does.
@@ -212,13 +213,18 @@ pub(crate) fn answer(
 ) -> Result<Reply> {
     let work = Work::begin();
     session.model().reset_read_stats();
-    let parser =
-        ReplyParser::new(ReplyOptions { opens_thinking: prompt.opens_thinking, tools: tools.to_vec() });
+    let mut options = options.clone();
+    let parser = ReplyParser::new(ReplyOptions {
+        opens_thinking: prompt.opens_thinking,
+        json_calls: prompt.json_calls,
+        tools: tools.to_vec(),
+        stop: StopStrings::new(std::mem::take(&mut options.stop))?,
+    });
     let mut reply =
         Streamed { parser, text: String::new(), thinking: String::new(), calls: Vec::new(), each };
     let mut failed = None;
     let mut bar = PromptBar(None);
-    let generated = generate(session, tokenizer, &prompt.tokens, options, &mut |event| {
+    let generated = generate(session, tokenizer, &prompt.tokens, &options, &mut |event| {
         match event {
             GenerateEvent::Prompt { done_tokens, total_tokens } => bar.show(done_tokens, total_tokens),
             GenerateEvent::Text(text) => {
@@ -226,6 +232,9 @@ pub(crate) fn answer(
                 let events = reply.parser.push(text);
                 if let Err(e) = reply.take(&events) {
                     failed = Some(e);
+                    return ControlFlow::Break(());
+                }
+                if reply.parser.is_stopped() {
                     return ControlFlow::Break(());
                 }
             }
@@ -236,7 +245,10 @@ pub(crate) fn answer(
     if let Some(failure) = failed {
         return Err(failure);
     }
-    let generated = generated?;
+    let mut generated = generated?;
+    if reply.parser.is_stopped() {
+        generated.finish = FinishReason::Stop;
+    }
     let events = reply.parser.finish();
     reply.take(&events)?;
     let Streamed { text, thinking, calls, .. } = reply;
@@ -259,6 +271,7 @@ impl Streamed<'_> {
             match event {
                 ReplyEvent::Text(text) => self.text.push_str(text),
                 ReplyEvent::Thinking(text) => self.thinking.push_str(text),
+                ReplyEvent::TextWasThinking => self.thinking = std::mem::take(&mut self.text),
                 ReplyEvent::ToolCall { call, .. } => self.calls.push(call.clone()),
                 ReplyEvent::ToolCallStart { .. } | ReplyEvent::MalformedToolCall { .. } => {}
             }
@@ -291,6 +304,7 @@ impl PromptBar {
 pub(crate) struct Display {
     line_open: bool,
     thought_open: bool,
+    after_call: bool,
 }
 
 impl Display {
@@ -303,8 +317,12 @@ impl Display {
             out::thought("\n\n");
             self.thought_open = false;
         }
+        let after_call = std::mem::take(&mut self.after_call);
         match event {
             ReplyEvent::Text(text) => {
+                if after_call && !text.starts_with('\n') {
+                    self.end_line()?;
+                }
                 self.line_open = !text.ends_with('\n');
                 out::print_model(text)
             }
@@ -313,10 +331,18 @@ impl Display {
                 out::thought(text);
                 Ok(())
             }
-            ReplyEvent::ToolCallStart { .. } => Ok(()),
+            ReplyEvent::TextWasThinking => {
+                self.end_line()?;
+                out::note("what is above was a thought: it ended with </think>");
+                Ok(())
+            }
+            ReplyEvent::ToolCallStart { .. } => {
+                self.after_call = after_call;
+                Ok(())
+            }
             ReplyEvent::ToolCall { call, .. } => {
                 self.end_line()?;
-                self.line_open = true;
+                (self.line_open, self.after_call) = (true, true);
                 out::print_model(&shown_call(call))
             }
             ReplyEvent::MalformedToolCall { reason, .. } => {
@@ -345,18 +371,22 @@ impl Display {
 pub(crate) fn read_tools(path: &std::path::Path) -> Result<Vec<ToolSpec>> {
     let text = read::file(path)?;
     let bad = |e: &dyn std::fmt::Display| Failure::from(Error::invalid(format!("{}: {e}", path.display())));
-    let value: Value = serde_json::from_str(&text).map_err(|e| bad(&e))?;
+    let value = Json::parse(text.trim_start_matches('\u{feff}')).map_err(|e| bad(&e))?;
     let list = match value {
-        Value::Object(mut map) => map.remove("tools").unwrap_or(Value::Object(map)),
+        Json::Object(mut map) => map.shift_remove("tools").unwrap_or(Json::Object(map)),
         other => other,
     };
-    let Value::Array(list) = list else {
+    let Json::Array(list) = list else {
         return Err(bad(&"expected a JSON list of tools"));
     };
     list.into_iter()
         // The bare function, without the wrapper of the API, is common in examples.
         .map(|tool| {
-            if tool.get("function").is_some() { tool } else { json!({"type": "function", "function": tool}) }
+            if tool.get("function").is_some() {
+                return tool;
+            }
+            let wrapped = [("type".to_owned(), "function".into()), ("function".to_owned(), tool)];
+            Json::Object(JsonMap::from_iter(wrapped))
         })
         .map(|tool| ToolSpec::new(tool).map_err(|e| bad(&e)))
         .collect()

@@ -155,15 +155,16 @@ impl Loaded {
         let shown = self.model.path().display().to_string();
         let meta = self.meta();
         let plain = match &meta.chat_template {
-            Some(source) => Template::new(source).map_err(|e| e.context(&shown))?,
-            None => {
+            Some(source) if !source.trim().is_empty() => Template::new(source).map_err(|e| e.context(&shown))?,
+            _ => {
                 let message =
                     format!("{shown} has no chat template; `tidemill run --raw` continues plain text");
                 return Err(Error::unsupported(message).into());
             }
         };
         let tool =
-            meta.tool_template.as_deref().map(Template::new).transpose().map_err(|e| e.context(&shown))?;
+            meta.tool_template.as_deref().filter(|source| !source.trim().is_empty()).map(Template::new);
+        let tool = tool.transpose().map_err(|e| e.context(&shown))?;
         Ok(Templates { plain, tool })
     }
 

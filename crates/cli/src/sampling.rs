@@ -37,7 +37,7 @@ pub(crate) struct SamplingArgs {
     /// Makes the choices repeatable; default: another one each time, named in the statistics
     #[arg(long, value_name = "N")]
     pub(crate) seed: Option<u64>,
-    /// Text that ends an answer, not part of it; can be given more than once
+    /// Text that ends an answer, not part of it; thoughts and tool calls are not searched; can be given more than once
     #[arg(long, value_name = "TEXT")]
     pub(crate) stop: Vec<String>,
     /// Longest answer, in tokens; default: until the model ends it or the context is full

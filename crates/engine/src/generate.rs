@@ -16,7 +16,8 @@ pub struct GenerateOptions {
     pub sampling: SampleParams,
     /// Most tokens to generate; `None` until the context is full.
     pub max_tokens: Option<usize>,
-    /// Texts that end the answer; they are not part of it.
+    /// Texts that end the answer; they are not part of it. They are looked for in all that is generated: a caller that
+    /// takes replies apart gives them to [`ReplyOptions`](crate::text::ReplyOptions) instead.
     pub stop: Vec<String>,
     /// Go on after the model's own end tokens, to measure speed.
     pub ignore_end: bool,
@@ -25,7 +26,7 @@ pub struct GenerateOptions {
 /// Why an answer ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FinishReason {
-    /// The model ended it, or a stop string.
+    /// The model ended it, by an end token or by the beginning of another's turn, or a stop string did.
     Stop,
     /// `max_tokens`.
     Length,
@@ -84,6 +85,31 @@ fn rate(tokens: usize, time: Duration) -> f64 {
     if tokens == 0 || time.is_zero() { 0.0 } else { tokens as f64 / time.as_secs_f64() }
 }
 
+/// Control tokens with which a turn begins. A model that writes one has ended its own turn: what would follow is made
+/// up, another's words. (`<|start|>` of gpt-oss is none of them: its own messages begin so.)
+const TURN_STARTS: [&str; 14] = [
+    "<|im_start|>",
+    "<|start_header_id|>",
+    "<|header_start|>",
+    "<start_of_turn>",
+    "<|turn>",
+    "<|start_of_role|>",
+    "<|START_OF_TURN_TOKEN|>",
+    "<|user|>",
+    "<|system|>",
+    "<|observation|>",
+    "<|im_user|>",
+    "<|im_system|>",
+    "<｜User｜>",
+    "]~b]",
+];
+
+/// Those of them that the tokenizer has.
+fn turn_starts(tokenizer: &Tokenizer) -> Vec<u32> {
+    let known = TURN_STARTS.iter().filter_map(|name| tokenizer.token_id(name));
+    known.filter(|id| tokenizer.is_special(*id)).collect()
+}
+
 /// Makes `prompt` the session's sequence and generates after it. `on` may break off at any event; the tokens so far
 /// stay in the session.
 ///
@@ -128,6 +154,7 @@ pub fn generate(
     }
     answer.prefill = start.elapsed();
     let ends = if options.ignore_end { Vec::new() } else { tokenizer.end_tokens() };
+    let starts = if options.ignore_end { Vec::new() } else { turn_starts(tokenizer) };
     let most = options.max_tokens.unwrap_or(usize::MAX);
     let mut decode_start = Instant::now();
     while answer.tokens.len() < most {
@@ -136,7 +163,9 @@ pub fn generate(
             answer.time_to_first_token = start.elapsed();
             decode_start = Instant::now();
         }
-        if ends.contains(&token) {
+        // A template that does not begin the model's turn leaves that to the model, as its first token.
+        let leaves = !answer.tokens.is_empty() && starts.contains(&token);
+        if leaves || ends.contains(&token) {
             answer.finish = FinishReason::Stop;
             break;
         }

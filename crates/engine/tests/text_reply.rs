@@ -2,7 +2,7 @@
 
 use proptest::prelude::*;
 use serde_json::{Value, json};
-use tidemill_engine::text::{ReplyEvent, ReplyOptions, ReplyParser, ToolSpec};
+use tidemill_engine::text::{Json, ReplyEvent, ReplyOptions, ReplyParser, StopStrings, ToolSpec};
 
 fn tools() -> Vec<ToolSpec> {
     let properties = json!({"city": {"type": "string"}, "days": {"type": "integer"}});
@@ -11,7 +11,7 @@ fn tools() -> Vec<ToolSpec> {
 }
 
 fn options(opens_thinking: bool) -> ReplyOptions {
-    ReplyOptions { opens_thinking, tools: tools() }
+    ReplyOptions { opens_thinking, tools: tools(), ..ReplyOptions::default() }
 }
 
 /// The events of a reply cut into `chunks`, adjacent text joined; checks that no marker leaks on the way.
@@ -39,8 +39,8 @@ fn thinking(t: &str) -> ReplyEvent {
 }
 
 fn call(index: usize, arguments: Value) -> [ReplyEvent; 2] {
-    let call =
-        tidemill_engine::text::ToolCall { id: format!("call_{index}"), name: "weather".into(), arguments };
+    let (id, arguments) = (format!("call_{index}"), Json::from(arguments));
+    let call = tidemill_engine::text::ToolCall { id, name: "weather".into(), arguments };
     [ReplyEvent::ToolCallStart { index, name: "weather".into() }, ReplyEvent::ToolCall { index, call }]
 }
 
@@ -81,7 +81,8 @@ fn calls_in_both_forms() {
     let mut want = call(0, rome.clone()).to_vec();
     want.push(text("and"));
     want.extend(call(1, rome));
-    want.push(text("Done."));
+    // A border, since text came before.
+    want.push(text("\nDone."));
     assert_eq!(parse(options(false), [reply.as_str()]), want);
 }
 
@@ -121,7 +122,109 @@ fn malformed_calls_are_kept_as_text() {
     assert_eq!(events[2], text("<tool_call>\n<function=weather>\n<parameter=city>\nRo"));
 }
 
-/// Replies made of the pieces that matter, in any order, cut anywhere.
+#[test]
+fn calls_without_their_markup() {
+    let rome = json!({"city": "Rome"});
+    let bare = "<function=weather>\n<parameter=city>\nRome\n</parameter>\n</function>";
+    let mut want = vec![text("I'll do it.")];
+    want.extend(call(0, rome.clone()));
+    // The end marker that has no beginning belongs to the call.
+    for reply in [format!("I'll do it.\n\n{bare}\n</tool_call>"), format!("I'll do it.\n{bare}")] {
+        assert_eq!(parse(options(false), [reply.as_str()]), want);
+    }
+    let reply = format!("{bare}\r\n</tool_call>\r\n{bare}\n</tool_call>\nDone.");
+    let mut want = call(0, rome.clone()).to_vec();
+    want.extend(call(1, rome));
+    want.push(text("Done."));
+    assert_eq!(parse(options(false), [reply.as_str()]), want);
+    // Text about a function, another function, a call cut off, an end marker alone.
+    for reply in [
+        "Write <function=weather> first.",
+        "<function=other>\n<parameter=city>\nRome\n</parameter>\n</function>",
+        "<function=weather>\n<parameter=city>\nRo",
+        "So </tool_call> it is.",
+    ] {
+        assert_eq!(parse(options(false), [reply]), [text(reply)]);
+    }
+    assert_eq!(parse(ReplyOptions::default(), [bare]), [text(bare)]);
+}
+
+#[test]
+fn end_tags_left_out() {
+    let open = "<tool_call>\n<function=weather>\n<parameter=city>\nRome\n</function>\n</tool_call>";
+    let rome = json!({"city": "Rome"});
+    assert_eq!(parse(options(false), [open]), call(0, rome.clone()));
+    assert_eq!(parse(options(false), [&*format!("{open}\n")]), call(0, rome.clone()));
+    // Another call, and text, are no part of the value.
+    let mut want = call(0, rome.clone()).to_vec();
+    want.extend(call(1, json!({"city": "Rome", "days": 3})));
+    assert_eq!(parse(options(false), [&*format!("{open}\n{XML}")]), want);
+    want.insert(2, text("And:"));
+    assert_eq!(parse(options(false), [&*format!("{open}\nAnd:\n{XML}")]), want);
+    let mut want = call(0, rome).to_vec();
+    want.push(text("Done."));
+    assert_eq!(parse(options(false), [&*format!("{open}\nDone.")]), want);
+    // A value that holds the markers and is closed.
+    let value = "x\n</function>\n</tool_call>\n</parameter>";
+    let closed = format!(
+        "<tool_call>\n<function=weather>\n<parameter=city>\n{value} y\n</parameter>\n</function>\n</tool_call>"
+    );
+    assert_eq!(parse(options(false), [&*closed]), call(0, json!({"city": format!("{value} y")})));
+}
+
+#[test]
+fn an_end_of_a_thought_without_a_beginning() {
+    let want = [text("Hm. Yes."), ReplyEvent::TextWasThinking, text("Answer.")];
+    assert_eq!(parse(options(false), ["Hm. Yes.\n</think>\n\nAnswer."]), want);
+    assert_eq!(parse(options(false), ["Hm. Yes.</think>Answer."]), want);
+    assert_eq!(parse(options(false), ["</think>\n\nAnswer."]), [text("Answer.")]);
+    // One thought only, and none in text about markup.
+    for reply in ["a\n<think>\nb\n</think>\nc", "The tag `</think>` ends a thought."] {
+        assert_eq!(parse(options(false), [reply]), [text(reply)]);
+    }
+    let twice = parse(options(true), ["Hm.</think>A</think>B"]);
+    assert_eq!(twice, [thinking("Hm."), text("A</think>B")]);
+}
+
+#[test]
+fn replies_that_are_a_call_in_json() {
+    let options = |json_calls| ReplyOptions { json_calls, ..options(false) };
+    let reply = r#"{"name": "weather", "parameters": {"city": "Rome"}}"#;
+    assert_eq!(parse(options(true), [reply]), call(0, json!({"city": "Rome"})));
+    let mut want = call(0, json!({"city": "Rome"})).to_vec();
+    want.extend(call(1, json!({"city": "Rome"})));
+    assert_eq!(parse(options(true), [&*format!("\n{reply}; {reply}\n")]), want);
+    assert_eq!(parse(options(false), [reply]), [text(reply)]);
+    for other in
+        [&format!("Look: {reply}"), &format!("{reply} there"), "{\"name\": \"f\"}", "{\"a\": 1}", "{"]
+    {
+        assert_eq!(parse(options(true), [other]), [text(other)]);
+    }
+}
+
+#[test]
+fn stop_strings_end_the_answer_alone() {
+    let stopped = |reply: &str| {
+        let stop = StopStrings::new(vec!["END".into(), "Rome".into()]).unwrap();
+        let mut parser = ReplyParser::new(ReplyOptions { stop, ..options(false) });
+        let mut events: Vec<ReplyEvent> = reply.chars().flat_map(|c| parser.push(&c.to_string())).collect();
+        let is_stopped = parser.is_stopped();
+        events.extend(parser.finish());
+        let shown = |e: &ReplyEvent| match e {
+            ReplyEvent::Text(t) => t.clone(),
+            ReplyEvent::Thinking(t) => format!("({t})"),
+            ReplyEvent::ToolCall { call, .. } => format!("[{}]", call.arguments),
+            _ => String::new(),
+        };
+        (events.iter().map(shown).collect::<String>().replace(")(", ""), is_stopped)
+    };
+    assert_eq!(stopped("<think>\nThe END.\n</think>\n\nSo END it is"), ("(The END.)So ".into(), true));
+    assert_eq!(stopped("<think>Rome</think>No EN"), ("(Rome)No EN".into(), false));
+    let reply = format!("A EN{XML}D ENDE");
+    assert_eq!(stopped(&reply), ("A EN[{\"city\":\"Rome\",\"days\":3}]\nD ".into(), true));
+}
+
+/// Replies made of the pieces that matter, in any order. Every `#` becomes a word of its own.
 fn reply() -> impl Strategy<Value = String> {
     let pieces = prop::sample::select(vec![
         "<think>",
@@ -129,23 +232,49 @@ fn reply() -> impl Strategy<Value = String> {
         "<tool_call>",
         "</tool_call>",
         "<function=weather>",
+        "<function=#>",
         "</function>",
         "<parameter=city>",
+        "<parameter=days>",
+        "<parameter=#>",
         "</parameter>",
         "{\"name\": \"weather\", \"arguments\": {}}",
+        "{\"name\": \"weather\", \"#\": {\"#\": \"#\"}}",
         "{",
         "\"",
         "\n",
+        "\r\n",
         "\n\n",
         " ",
-        "a",
+        "#",
+        "#\n",
+        "`",
         "é",
         "<",
         "<tool",
+        "<function=weather>\n<parameter=city>\n#\n",
+        "<function=weather>\n<parameter=city>\n#\n</parameter>\n</function>",
+        "\n</parameter>\n</function>\n</tool_call>",
+        "<tool_call>\n<function=weather>\n<parameter=city>\n#\n<parameter=days>\n#\n",
+        "<tool_call>{\"name\": \"weather\", \"arguments\": {\"city\": \"#\"}}\n</tool_call>",
         XML,
         JSON,
     ]);
-    prop::collection::vec(pieces, 0..14).prop_map(|p| p.concat())
+    prop::collection::vec(pieces, 0..14).prop_map(|pieces| {
+        let mut words = 0..;
+        let parts: Vec<String> = pieces.concat().split('#').map(str::to_owned).collect();
+        parts.into_iter().reduce(|a, b| format!("{a}w{}.{b}", words.next().unwrap_or(0))).unwrap_or_default()
+    })
+}
+
+/// All that the events hold of a reply, in one text.
+fn told(events: &[ReplyEvent]) -> String {
+    let one = |e: &ReplyEvent| match e {
+        ReplyEvent::Text(t) | ReplyEvent::Thinking(t) => t.clone(),
+        ReplyEvent::ToolCall { call, .. } => format!("{}{}", call.name, call.arguments),
+        _ => String::new(),
+    };
+    events.iter().map(one).collect()
 }
 
 fn cut<'a>(text: &'a str, at: &[usize]) -> Vec<&'a str> {
@@ -161,29 +290,38 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(2000))]
 
     #[test]
-    fn chunking_never_shows(reply in reply(), at in prop::collection::vec(any::<usize>(), 0..12), open: bool) {
-        let whole = parse(options(open), [reply.as_str()]);
-        prop_assert_eq!(parse(options(open), cut(&reply, &at)), whole.clone());
+    fn chunking_never_shows(
+        reply in reply(),
+        at in prop::collection::vec(any::<usize>(), 0..12),
+        opens_thinking: bool,
+        json_calls: bool,
+        stop: bool,
+    ) {
+        let stop = StopStrings::new(if stop { vec!["w1.".into()] } else { Vec::new() }).unwrap();
+        let options = || ReplyOptions { json_calls, stop: stop.clone(), ..options(opens_thinking) };
+        let whole = parse(options(), [reply.as_str()]);
+        prop_assert_eq!(&parse(options(), cut(&reply, &at)), &whole);
         let characters: Vec<&str> = reply.split("").filter(|c| !c.is_empty()).collect();
-        prop_assert_eq!(parse(options(open), characters), whole);
+        prop_assert_eq!(&parse(options(), characters), &whole);
+        for (at, _) in reply.char_indices() {
+            prop_assert_eq!(&parse(options(), [&reply[..at], &reply[at..]]), &whole, "cut at {}", at);
+        }
     }
 
-    /// Without calls and thoughts, every character that is not white space comes out again.
+    /// Whatever a reply is like, every word of it comes out, once and in its order: as text, thought or call.
     #[test]
-    fn nothing_is_lost(reply in reply()) {
-        let solid = |s: &str| s.chars().filter(|c| !c.is_whitespace()).collect::<String>();
-        let events = parse(options(false), [reply.as_str()]);
-        let calls = events.iter().any(|e| matches!(e, ReplyEvent::ToolCall { .. }));
-        let thought = reply.trim_start().starts_with("<think>");
-        let shown: String = events
-            .iter()
-            .map(|e| match e {
-                ReplyEvent::Text(t) | ReplyEvent::Thinking(t) => t.as_str(),
-                _ => "",
-            })
-            .collect();
-        if !calls && !thought {
-            prop_assert_eq!(solid(&shown), solid(&reply));
+    fn nothing_is_lost(reply in reply(), opens_thinking: bool, json_calls: bool) {
+        let events = parse(ReplyOptions { json_calls, ..options(opens_thinking) }, [reply.as_str()]);
+        let words = |text: &str| -> Vec<String> {
+            text.split('w').skip(1).filter_map(|w| Some(w.split_once('.')?.0.to_owned())).collect()
+        };
+        let told = told(&events);
+        prop_assert_eq!(words(&told), words(&reply), "{}", told);
+        // Without markup that was understood, every character that is not white space comes out.
+        let understood = |e: &ReplyEvent| matches!(e, ReplyEvent::ToolCall { .. } | ReplyEvent::Thinking(_));
+        if !events.iter().any(understood) && !reply.contains("</think>") && !reply.trim().starts_with("<think>") {
+            let solid = |s: &str| s.chars().filter(|c| !c.is_whitespace()).collect::<String>();
+            prop_assert_eq!(solid(&told), solid(&reply));
         }
     }
 }

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
-use tidemill_engine::text::{CivilTime, Message, Template, ToolSpec};
+use tidemill_engine::text::{CivilTime, Json, JsonMap, Message, Template, ToolSpec};
 
 #[derive(Deserialize)]
 struct Cases {
@@ -25,22 +25,24 @@ struct Case {
     kwargs: Map<String, Value>,
 }
 
+const NOW: CivilTime = CivilTime { year: 2026, month: 3, day: 2, hour: 12, minute: 34, second: 56 };
+
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
 }
 
 fn render(template: &Template, cases: &Cases, case: &Case) -> Value {
-    let mut context = case.kwargs.clone();
-    let messages: Vec<Value> = cases.messages[&case.messages].iter().map(Message::template_value).collect();
-    let tools: Vec<Value> = cases.tools.iter().map(|t| t.value().clone()).collect();
-    context.insert("messages".into(), messages.into());
-    context.insert("tools".into(), if case.tools { tools.into() } else { Value::Null });
-    context.insert("documents".into(), Value::Null);
+    let mut context: JsonMap =
+        case.kwargs.iter().map(|(key, value)| (key.clone(), value.clone().into())).collect();
+    let messages: Vec<Json> = cases.messages[&case.messages].iter().map(Message::template_value).collect();
+    let tools: Vec<Json> = cases.tools.iter().map(|t| t.value().clone()).collect();
+    context.insert("messages".into(), Json::Array(messages));
+    context.insert("tools".into(), if case.tools { Json::Array(tools) } else { Json::Null });
+    context.insert("documents".into(), Json::Null);
     context.insert("add_generation_prompt".into(), true.into());
     context.insert("bos_token".into(), "<s>".into());
     context.insert("eos_token".into(), "</s>".into());
-    let now = CivilTime { year: 2026, month: 3, day: 2, hour: 12, minute: 34, second: 56 };
-    match template.render(&Value::Object(context), Some(now)) {
+    match template.render(&Json::Object(context), Some(NOW)) {
         Ok(text) => json!({"text": text}),
         Err(e) => json!({"error": e.message()}),
     }
@@ -65,5 +67,40 @@ fn templates_render_as_with_jinja2() {
                 insta::assert_snapshot!(format!("text_templates__{name}__{}", case.name), text);
             });
         }
+    }
+}
+
+fn data(name: &str) -> Json {
+    let text = std::fs::read_to_string(root().join("testdata/text").join(name)).unwrap();
+    Json::parse(&text).unwrap()
+}
+
+/// What differs from Jinja2 on purpose or because templates do not need it; everything else is equal, errors included.
+const DIFFERENT: [&str; 0] = [];
+
+#[test]
+fn expressions_print_what_jinja2_prints() {
+    let data = data("expressions.json");
+    let mut different = Vec::new();
+    for case in data.get("cases").and_then(Json::as_array).unwrap() {
+        let [source, want] = case.as_array().unwrap() else { panic!("{case}") };
+        let source = source.as_str().unwrap();
+        let ours = Template::new(source).and_then(|t| t.render(data.get("context").unwrap(), Some(NOW)));
+        let same = ours.as_deref().ok() == want.as_str();
+        if same == DIFFERENT.contains(&source) {
+            different.push(format!("{source}\n  Jinja2 {want}\n  ours   {ours:?}"));
+        }
+    }
+    assert!(different.is_empty(), "{}", different.join("\n"));
+}
+
+/// Templates that would take all memory, all time, or all of the stack. `tests/memory` measures what they take.
+#[test]
+fn costly_templates_are_refused_or_small() {
+    for case in data("costly_templates.json").as_array().unwrap() {
+        let [name, source] = case.as_array().unwrap() else { panic!("{case}") };
+        let context = json!({"messages": []}).into();
+        let rendered = Template::new(source.as_str().unwrap()).and_then(|t| t.render(&context, Some(NOW)));
+        assert!(rendered.is_ok_and(|text| text.len() < 1000) || rendered.is_err(), "{name}");
     }
 }

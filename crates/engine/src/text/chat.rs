@@ -2,7 +2,9 @@
 
 use files::{Error, Result};
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
+
+use super::json::{Json, JsonMap};
 
 /// Who speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -18,6 +20,19 @@ pub enum Role {
     Assistant,
     /// The result of a tool call.
     Tool,
+}
+
+impl Role {
+    /// As the APIs write it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::System => "system",
+            Self::Developer => "developer",
+            Self::User => "user",
+            Self::Assistant => "assistant",
+            Self::Tool => "tool",
+        }
+    }
 }
 
 /// The content of a message: one text, or a list of parts such as `{"type": "text", "text": "…"}`.
@@ -36,6 +51,15 @@ impl Content {
         match self {
             Self::Text(text) => text.clone(),
             Self::Parts(parts) => parts.iter().filter_map(|p| p.get("text")?.as_str()).collect(),
+        }
+    }
+
+    fn template_value(&self) -> Json {
+        match self {
+            Self::Text(text) => text.as_str().into(),
+            Self::Parts(parts) => {
+                Json::Array(parts.iter().map(|p| Value::Object(p.clone()).into()).collect())
+            }
         }
     }
 }
@@ -85,28 +109,28 @@ impl Message {
 
     /// The shape that templates read: as in the API, but a call's arguments are an object, and a message
     /// without content has an empty one.
-    pub fn template_value(&self) -> Value {
-        let mut map = Map::new();
-        map.insert("role".into(), json!(self.role));
+    pub fn template_value(&self) -> Json {
+        let mut map = JsonMap::new();
+        map.insert("role".into(), self.role.name().into());
         // Many templates add the content to a text without looking whether there is any.
-        map.insert("content".into(), self.content.as_ref().map_or(json!(""), |content| json!(content)));
+        map.insert("content".into(), self.content.as_ref().map_or("".into(), Content::template_value));
         if let Some(reasoning) = &self.reasoning_content {
-            map.insert("reasoning_content".into(), json!(reasoning));
+            map.insert("reasoning_content".into(), reasoning.as_str().into());
         }
         if !self.tool_calls.is_empty() {
-            let calls: Vec<Value> = self.tool_calls.iter().map(ToolCall::template_value).collect();
-            map.insert("tool_calls".into(), calls.into());
+            let calls = self.tool_calls.iter().map(ToolCall::template_value).collect();
+            map.insert("tool_calls".into(), Json::Array(calls));
         }
         if let Some(id) = &self.tool_call_id {
-            map.insert("tool_call_id".into(), json!(id));
+            map.insert("tool_call_id".into(), id.as_str().into());
         }
         if let Some(name) = &self.name {
-            map.insert("name".into(), json!(name));
+            map.insert("name".into(), name.as_str().into());
         }
         for (key, value) in &self.extra {
-            map.entry(key.clone()).or_insert_with(|| value.clone());
+            map.entry(key.clone()).or_insert_with(|| value.clone().into());
         }
-        Value::Object(map)
+        Json::Object(map)
     }
 }
 
@@ -118,20 +142,22 @@ pub struct ToolCall {
     pub id: String,
     /// The tool.
     pub name: String,
-    /// The arguments, an object; anything else only where the model or the request wrote it so.
-    pub arguments: Value,
+    /// The arguments, an object; anything else only where the request wrote it so. Numbers keep their digits.
+    pub arguments: Json,
 }
 
 impl ToolCall {
     /// The shape that templates read.
-    pub fn template_value(&self) -> Value {
-        let mut map = Map::new();
+    pub fn template_value(&self) -> Json {
+        let function = [("name", self.name.as_str().into()), ("arguments", self.arguments.clone())];
+        let mut map = JsonMap::new();
         if !self.id.is_empty() {
-            map.insert("id".into(), json!(self.id));
+            map.insert("id".into(), self.id.as_str().into());
         }
-        map.insert("type".into(), json!("function"));
-        map.insert("function".into(), json!({"name": self.name, "arguments": self.arguments}));
-        Value::Object(map)
+        map.insert("type".into(), "function".into());
+        let function = function.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
+        map.insert("function".into(), Json::Object(function));
+        Json::Object(map)
     }
 }
 
@@ -149,7 +175,7 @@ struct WireCall {
 struct WireFunction {
     name: String,
     #[serde(default)]
-    arguments: Value,
+    arguments: Json,
 }
 
 fn function() -> String {
@@ -160,11 +186,11 @@ impl From<WireCall> for ToolCall {
     fn from(wire: WireCall) -> Self {
         // The API writes arguments as JSON text, templates and many clients as an object.
         let arguments = match wire.function.arguments {
-            Value::Null => Value::Object(Map::new()),
-            Value::String(text) if text.trim().is_empty() => Value::Object(Map::new()),
-            Value::String(text) => match serde_json::from_str(&text) {
-                Ok(Value::Object(map)) => Value::Object(map),
-                _ => Value::String(text),
+            Json::Null => Json::Object(JsonMap::new()),
+            Json::String(text) if text.trim().is_empty() => Json::Object(JsonMap::new()),
+            Json::String(text) => match Json::parse(&text) {
+                Ok(Json::Object(map)) => Json::Object(map),
+                _ => Json::String(text),
             },
             other => other,
         };
@@ -175,7 +201,7 @@ impl From<WireCall> for ToolCall {
 impl From<ToolCall> for WireCall {
     fn from(call: ToolCall) -> Self {
         let arguments = match call.arguments {
-            Value::String(text) => text,
+            Json::String(text) => text,
             other => other.to_string(),
         };
         let function = WireFunction { name: call.name, arguments: arguments.into() };
@@ -185,18 +211,19 @@ impl From<ToolCall> for WireCall {
 
 /// The definition of a tool, kept as the request wrote it: templates print it, key order included.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(try_from = "Value", into = "Value")]
+#[serde(try_from = "Json", into = "Json")]
 pub struct ToolSpec {
-    value: Value,
+    value: Json,
 }
 
 impl ToolSpec {
     /// Takes `{"type": "function", "function": {"name", "description", "parameters"}}`.
-    pub fn new(value: Value) -> Result<Self> {
-        let function = value.get("function").filter(|f| f.is_object());
+    pub fn new(value: impl Into<Json>) -> Result<Self> {
+        let value = value.into();
+        let function = value.get("function").filter(|f| f.as_object().is_some());
         let function =
             function.ok_or_else(|| Error::invalid("tools: an entry has no object \"function\""))?;
-        if function.get("name").and_then(Value::as_str).is_none_or(str::is_empty) {
+        if function.get("name").and_then(Json::as_str).is_none_or(str::is_empty) {
             return Err(Error::invalid("tools: an entry has no \"function\".\"name\""));
         }
         Ok(Self { value })
@@ -204,29 +231,33 @@ impl ToolSpec {
 
     /// The tool's name.
     pub fn name(&self) -> &str {
-        self.value["function"]["name"].as_str().unwrap_or_default()
+        self.function("name").and_then(Json::as_str).unwrap_or_default()
     }
 
     /// The JSON schema of the argument `key`, if the tool declares one.
-    pub fn parameter(&self, key: &str) -> Option<&Value> {
-        self.value["function"]["parameters"]["properties"].get(key)
+    pub fn parameter(&self, key: &str) -> Option<&Json> {
+        self.function("parameters")?.get("properties")?.get(key)
+    }
+
+    fn function(&self, key: &str) -> Option<&Json> {
+        self.value.get("function")?.get(key)
     }
 
     /// The definition as the request wrote it.
-    pub fn value(&self) -> &Value {
+    pub fn value(&self) -> &Json {
         &self.value
     }
 }
 
-impl TryFrom<Value> for ToolSpec {
+impl TryFrom<Json> for ToolSpec {
     type Error = Error;
 
-    fn try_from(value: Value) -> Result<Self> {
+    fn try_from(value: Json) -> Result<Self> {
         Self::new(value)
     }
 }
 
-impl From<ToolSpec> for Value {
+impl From<ToolSpec> for Json {
     fn from(spec: ToolSpec) -> Self {
         spec.value
     }
@@ -235,6 +266,7 @@ impl From<ToolSpec> for Value {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::json;
 
     #[test]
     fn reads_and_writes_the_api_shapes() {
@@ -247,8 +279,29 @@ mod tests {
         let back = serde_json::to_value(&message).unwrap();
         assert_eq!(back["tool_calls"][0]["function"]["arguments"], json!(r#"{"b":1,"a":"x"}"#));
         let template = message.template_value();
-        assert_eq!(template["tool_calls"][0]["function"]["arguments"]["b"], json!(1));
-        assert_eq!(template["content"], json!(""));
+        let call = &template.get("tool_calls").and_then(Json::as_array).unwrap()[0];
+        assert_eq!(call.get("function").unwrap().get("arguments").unwrap(), &json!({"b": 1, "a": "x"}));
+        assert_eq!(template.get("content"), Some(&Json::from("")));
+    }
+
+    /// Whether a client writes the arguments as text or as an object.
+    #[test]
+    fn digits_of_arguments_pass_through() {
+        for arguments in [
+            r#""{\"n\":98765432109876543210,\"x\":[1.0,1e400]}""#,
+            r#"{"n":98765432109876543210,"x":[1.0,1e400]}"#,
+        ] {
+            let text = format!(
+                r#"{{"role":"assistant","tool_calls":[{{"function":{{"name":"f","arguments":{arguments}}}}}]}}"#
+            );
+            let message: Message = serde_json::from_str(&text).unwrap();
+            let back = serde_json::to_string(&message).unwrap();
+            assert!(back.contains(r#""{\"n\":98765432109876543210,\"x\":[1.0,1e400]}""#), "{back}");
+        }
+        let tool =
+            r#"{"type":"function","function":{"name":"f","parameters":{"maximum":98765432109876543210}}}"#;
+        let spec: ToolSpec = serde_json::from_str(tool).unwrap();
+        assert_eq!(spec.value().to_string(), tool);
     }
 
     #[test]

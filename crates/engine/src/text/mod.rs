@@ -6,9 +6,10 @@
 mod bpe;
 pub mod chat;
 pub mod detokenize;
+mod jinja;
+pub mod json;
 mod pre;
 pub mod prompt;
-mod pyjson;
 pub mod reply;
 mod special;
 mod spm;
@@ -21,6 +22,7 @@ mod vocab;
 
 pub use chat::{Content, Message, Role, ToolCall, ToolSpec};
 pub use detokenize::Detokenizer;
+pub use json::{Json, JsonMap};
 pub use prompt::{ChatPrompt, ChatRequest};
 pub use reply::{ReplyEvent, ReplyOptions, ReplyParser};
 pub use stop::StopStrings;

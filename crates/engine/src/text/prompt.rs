@@ -8,9 +8,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use files::{Error, Result};
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
 use super::chat::{Content, Message, Role, ToolSpec};
+use super::json::{Json, JsonMap};
 use super::strftime::CivilTime;
 use super::template::Template;
 use super::tokenizer::Tokenizer;
@@ -41,29 +42,35 @@ pub struct ChatPrompt {
     pub tokens: Vec<u32>,
     /// Whether the prompt leaves the model inside a `<think>` block.
     pub opens_thinking: bool,
+    /// Whether the template asks for tool calls as plain JSON, without markup around it: see
+    /// [`Template::json_calls`].
+    pub json_calls: bool,
 }
 
 impl ChatRequest {
     /// The variables that a template sees, without the tokenizer's.
-    fn context(&self, template: &Template) -> Result<Map<String, Value>> {
-        let mut context = self.extra.clone();
+    fn context(&self, template: &Template) -> Result<JsonMap> {
+        let extra = self.extra.iter().map(|(key, value)| (key.clone(), value.clone().into()));
+        let mut context: JsonMap = extra.collect();
         let mut messages = Vec::with_capacity(self.messages.len());
         for (i, message) in self.messages.iter().enumerate() {
             let mut value = message.template_value();
-            if let Some(Content::Parts(parts)) = message.content.as_ref().filter(|_| !template.takes_parts())
+            if let (Some(Content::Parts(parts)), Json::Object(map), false) =
+                (&message.content, &mut value, template.takes_parts())
             {
-                value["content"] = joined(parts).map_err(|e| e.context(format!("messages[{i}]")))?.into();
+                let text = joined(parts).map_err(|e| e.context(format!("messages[{i}]")))?;
+                map.insert("content".into(), text.into());
             }
             messages.push(value);
         }
-        let tools: Vec<Value> = self.tools.iter().map(|t| t.value().clone()).collect();
-        context.insert("messages".into(), messages.into());
+        let tools: Vec<Json> = self.tools.iter().map(|t| t.value().clone()).collect();
+        context.insert("messages".into(), Json::Array(messages));
         // Hugging Face passes `None` where there are none, and templates tell the two apart.
-        context.insert("tools".into(), if tools.is_empty() { Value::Null } else { tools.into() });
-        context.insert("documents".into(), Value::Null);
-        context.insert("add_generation_prompt".into(), json!(self.add_generation_prompt));
+        context.insert("tools".into(), if tools.is_empty() { Json::Null } else { Json::Array(tools) });
+        context.insert("documents".into(), Json::Null);
+        context.insert("add_generation_prompt".into(), self.add_generation_prompt.into());
         if let Some(thinking) = self.enable_thinking {
-            context.insert("enable_thinking".into(), json!(thinking));
+            context.insert("enable_thinking".into(), thinking.into());
         }
         Ok(context)
     }
@@ -95,11 +102,14 @@ impl ChatPrompt {
                 context.insert(key.into(), text.into());
             }
         }
-        let rendered = template.render(&Value::Object(context), request.now)?;
+        let rendered = template.render(&Json::Object(context), request.now)?;
+        if rendered.is_empty() {
+            return Err(Error::unsupported("the chat template makes an empty prompt of this conversation"));
+        }
         let tokens = tokenizer.encode_pieces(&rendered, |piece| guard.restore(piece))?;
         let text = guard.restore(&rendered);
         let opens_thinking = request.add_generation_prompt && text.trim_end().ends_with("<think>");
-        Ok(Self { text, tokens, opens_thinking })
+        Ok(Self { text, tokens, opens_thinking, json_calls: template.json_calls() })
     }
 }
 
@@ -115,7 +125,7 @@ struct Guard<'a> {
 
 impl<'a> Guard<'a> {
     /// Picks stand-ins that occur nowhere in `context`.
-    fn new(tokenizer: &'a Tokenizer, context: &Map<String, Value>) -> Result<Self> {
+    fn new(tokenizer: &'a Tokenizer, context: &JsonMap) -> Result<Self> {
         let (markup, control): (Vec<&str>, Vec<&str>) =
             tokenizer.control_texts().partition(|t| super::reply::MARKUP.contains(t));
         let mut taken = BTreeSet::new();
@@ -135,11 +145,12 @@ impl<'a> Guard<'a> {
     }
 
     /// Guards the conversation. A model's own turns keep the reply markup, which templates look for in them.
-    fn messages(&mut self, messages: &mut Value) {
-        let assistant = json!(Role::Assistant);
-        for message in messages.as_array_mut().into_iter().flatten() {
-            let own = message["role"] == assistant;
-            for (key, value) in message.as_object_mut().into_iter().flatten() {
+    fn messages(&mut self, messages: &mut Json) {
+        let Json::Array(messages) = messages else { return };
+        for message in messages {
+            let own = message.get("role").and_then(Json::as_str) == Some(Role::Assistant.name());
+            let Json::Object(map) = message else { continue };
+            for (key, value) in map {
                 if own && (key == "content" || key == "reasoning_content") {
                     let markup = std::mem::take(&mut self.markup);
                     self.strings(value);
@@ -151,11 +162,11 @@ impl<'a> Guard<'a> {
         }
     }
 
-    fn strings(&self, value: &mut Value) {
+    fn strings(&self, value: &mut Json) {
         match value {
-            Value::String(text) => *text = self.guard(text),
-            Value::Array(list) => list.iter_mut().for_each(|v| self.strings(v)),
-            Value::Object(map) => {
+            Json::String(text) => *text = self.guard(text),
+            Json::Array(list) => list.iter_mut().for_each(|v| self.strings(v)),
+            Json::Object(map) => {
                 let entries = std::mem::take(map).into_iter();
                 *map = entries
                     .map(|(key, mut v)| {
@@ -188,12 +199,12 @@ impl<'a> Guard<'a> {
     }
 }
 
-fn private_characters(value: &Value, taken: &mut BTreeSet<char>) {
+fn private_characters(value: &Json, taken: &mut BTreeSet<char>) {
     let mut scan = |text: &str| taken.extend(text.chars().filter(|c| *c >= '\u{100000}'));
     match value {
-        Value::String(text) => scan(text),
-        Value::Array(list) => list.iter().for_each(|v| private_characters(v, taken)),
-        Value::Object(map) => {
+        Json::String(text) => scan(text),
+        Json::Array(list) => list.iter().for_each(|v| private_characters(v, taken)),
+        Json::Object(map) => {
             map.keys().for_each(|key| scan(key));
             map.values().for_each(|v| private_characters(v, taken));
         }

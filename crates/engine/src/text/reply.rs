@@ -1,12 +1,21 @@
 //! Takes a model's reply apart while it streams: thoughts, answer, tool calls.
+//!
+//! What a reply means where its markup does not say it:
+//! * `</think>` without a beginning: all before it was a thought, as vLLM and SGLang read it, since templates of models
+//!   that always think may have opened the thought, and models forget to. Not where the text speaks of `<think>`, nor
+//!   where a backtick stands before the marker: that text is about markup.
+//! * A call without its `<tool_call>`, in XML and of a tool that was offered, is a call.
+//! * A stop string ends the answer. Thoughts and calls are not the answer: what they hold ends nothing.
 
 use super::chat::{ToolCall, ToolSpec};
-use super::tool_markup::{Defect, early_name, parse};
+use super::stop::StopStrings;
+use super::tool_markup::{Bare, Call, Defect, bare_call, early_name, json_reply, may_be_json_reply, parse};
 
 const THINK: &str = "<think>";
 const THINK_END: &str = "</think>";
 const CALL: &str = "<tool_call>";
 const CALL_END: &str = "</tool_call>";
+const FUNCTION: &str = "<function=";
 
 /// The markers that replies are made of. Some tokenizers declare them as control tokens.
 pub const MARKUP: [&str; 6] = [THINK, THINK_END, CALL, CALL_END, "<tool_response>", "</tool_response>"];
@@ -18,17 +27,25 @@ pub struct ReplyOptions {
     ///
     /// [`ChatPrompt::opens_thinking`]: super::prompt::ChatPrompt::opens_thinking
     pub opens_thinking: bool,
+    /// A reply that is nothing but JSON is a call: see [`ChatPrompt::json_calls`].
+    ///
+    /// [`ChatPrompt::json_calls`]: super::prompt::ChatPrompt::json_calls
+    pub json_calls: bool,
     /// The tools that were offered; their schemas type the arguments. Without any, `<tool_call>` is text.
     pub tools: Vec<ToolSpec>,
+    /// Texts that end the answer.
+    pub stop: StopStrings,
 }
 
 /// A piece of a reply. Adjacent pieces of text or thinking belong together.
 #[derive(Clone, Debug, PartialEq)]
 pub enum ReplyEvent {
-    /// Part of the answer.
+    /// Part of the answer. After a call, text that follows other text begins with a line end.
     Text(String),
     /// Part of the thoughts before the answer.
     Thinking(String),
+    /// All text so far was a thought: it ended with a `</think>` that had no beginning.
+    TextWasThinking,
     /// A call has begun, and its name is known. `index` counts the calls of the reply from 0.
     ToolCallStart {
         /// Which call.
@@ -54,14 +71,22 @@ pub enum ReplyEvent {
 
 #[derive(Clone, Copy, PartialEq)]
 enum State {
-    /// Nothing but white space so far: a `<think>` may come.
+    /// Nothing but white space so far: a `<think>` may come, or a call in JSON.
     Start,
     /// Inside a thought. `begun` once something of it has been seen.
     Thinking { begun: bool },
     /// The answer. `fresh` right after a block, whose line ends are not the answer's.
     Text { fresh: bool },
-    /// Inside a call, of which `scanned` bytes hold no end marker.
+    /// Inside a call, of which `scanned` bytes hold no end marker that counts.
     Call { scanned: usize, named: bool },
+    /// The buffer begins with `<function=`; `scanned` bytes of it hold no end of a function.
+    Bare { scanned: usize },
+    /// Right after a call that had no `<tool_call>`: its `</tool_call>` may come all the same.
+    AfterBare,
+    /// The reply is JSON so far.
+    Json,
+    /// A stop string has been seen.
+    Stopped,
 }
 
 /// The streaming parser. The events do not depend on how the reply is cut into chunks, apart from how text is
@@ -70,18 +95,42 @@ enum State {
 /// White space next to a marker belongs to the markup and is dropped; nothing else is.
 pub struct ReplyParser {
     tools: Vec<ToolSpec>,
+    stops: StopStrings,
+    json_calls: bool,
     state: State,
     buffer: String,
     /// White space before the current call, given back if it turns out to be none.
     space: String,
     calls: usize,
+    /// Where the current call could end, if nothing later shows that its last value goes on.
+    open_end: Option<usize>,
+    /// Whether `</think>` alone can still end a thought.
+    may_think: bool,
+    /// Text has been shown.
+    spoke: bool,
+    /// The last character of the text so far.
+    last: Option<char>,
+    /// The last thing shown was a call.
+    after_call: bool,
 }
 
 impl ReplyParser {
     /// A parser at the beginning of a reply.
     pub fn new(options: ReplyOptions) -> Self {
-        let state = if options.opens_thinking { State::Thinking { begun: false } } else { State::Start };
-        Self { tools: options.tools, state, buffer: String::new(), space: String::new(), calls: 0 }
+        Self {
+            json_calls: options.json_calls && !options.tools.is_empty(),
+            tools: options.tools,
+            stops: options.stop,
+            state: if options.opens_thinking { State::Thinking { begun: false } } else { State::Start },
+            buffer: String::new(),
+            space: String::new(),
+            calls: 0,
+            open_end: None,
+            may_think: true,
+            spoke: false,
+            last: None,
+            after_call: false,
+        }
     }
 
     /// Takes the next chunk of the reply.
@@ -92,30 +141,44 @@ impl ReplyParser {
         events
     }
 
+    /// Whether a stop string has ended the answer. What follows it is dropped.
+    pub fn is_stopped(&self) -> bool {
+        self.state == State::Stopped
+    }
+
     /// Ends the reply: what was held back becomes text, and an unclosed but whole call a call.
     pub fn finish(&mut self) -> Vec<ReplyEvent> {
         let mut events = Vec::new();
-        while let State::Call { .. } = self.state {
-            match parse(&self.buffer, &self.tools) {
-                Ok((name, arguments)) => {
-                    let end = self.buffer.len();
-                    self.complete(name, arguments, end, end, &mut events);
-                }
-                Err(defect) => self.reject(defect, &mut events),
+        loop {
+            match self.state {
+                State::Call { .. } => self.end_call(&mut events),
+                State::Bare { .. } => self.end_bare(&mut events),
+                State::Json => match json_reply(&self.buffer, &self.tools) {
+                    Some(calls) => self.complete(calls, self.buffer.len(), false, &mut events),
+                    None => self.state = State::Text { fresh: false },
+                },
+                _ => break,
             }
             // What followed a rejected call may hold another one.
             while self.advance(&mut events) {}
         }
         let rest = std::mem::take(&mut self.buffer);
-        match self.state {
-            State::Thinking { begun: false } => emit(&mut events, ReplyEvent::Thinking, rest.trim()),
-            State::Thinking { begun: true } => emit(&mut events, ReplyEvent::Thinking, rest.trim_end()),
-            State::Text { fresh: true } if self.calls > 0 => {
-                emit(&mut events, ReplyEvent::Text, rest.trim_end())
+        let text = match self.state {
+            State::Thinking { begun } => {
+                let rest = if begun { rest.trim_end() } else { rest.trim() };
+                self.flush(&mut events);
+                emit(&mut events, ReplyEvent::Thinking, rest);
+                ""
             }
-            State::Text { fresh: true } => emit(&mut events, ReplyEvent::Text, rest.trim_start_matches('\n')),
-            _ => emit(&mut events, ReplyEvent::Text, &rest),
-        }
+            State::Text { fresh: true } | State::AfterBare if self.calls > 0 => {
+                rest.trim_start_matches(['\n', '\r']).trim_end()
+            }
+            State::Text { fresh: true } => rest.trim_start_matches(['\n', '\r']),
+            State::Stopped => "",
+            _ => &rest,
+        };
+        self.say(text, &mut events);
+        self.flush(&mut events);
         events
     }
 
@@ -126,6 +189,13 @@ impl ReplyParser {
             State::Thinking { begun } => self.thinking(begun, events),
             State::Text { fresh } => self.text(fresh, events),
             State::Call { scanned, named } => self.call(scanned, named, events),
+            State::Bare { scanned } => self.bare(scanned, events),
+            State::AfterBare => self.after_bare(),
+            State::Json => self.json(),
+            State::Stopped => {
+                self.buffer.clear();
+                false
+            }
         }
     }
 
@@ -136,16 +206,26 @@ impl ReplyParser {
             self.state = State::Thinking { begun: false };
         } else if THINK.starts_with(seen) {
             return false;
+        } else if self.json_calls && seen.starts_with('{') {
+            self.state = State::Json;
         } else {
             self.state = State::Text { fresh: false };
         }
         true
     }
 
+    fn json(&mut self) -> bool {
+        let may = may_be_json_reply(&self.buffer);
+        if !may {
+            self.state = State::Text { fresh: false };
+        }
+        !may
+    }
+
     fn thinking(&mut self, begun: bool, events: &mut Vec<ReplyEvent>) -> bool {
         if !begun {
             let seen = self.buffer.trim_start();
-            // A model may open the block that the prompt has opened already.
+            // Some models repeat the marker that the prompt has opened already.
             if let Some(rest) = seen.strip_prefix(THINK) {
                 self.buffer = rest.to_owned();
                 return true;
@@ -160,6 +240,7 @@ impl ReplyParser {
             emit(events, ReplyEvent::Thinking, self.buffer[..at].trim_end());
             self.buffer.drain(..at + THINK_END.len());
             self.state = State::Text { fresh: true };
+            self.may_think = false;
             return true;
         }
         let sure = self.buffer[..settled(&self.buffer, THINK_END)].trim_end().len();
@@ -168,33 +249,67 @@ impl ReplyParser {
         false
     }
 
+    /// The markers that text can hold, as things are.
+    fn markers(&self) -> impl Iterator<Item = &'static str> {
+        let calls = [CALL, FUNCTION].into_iter().filter(|_| !self.tools.is_empty());
+        calls.chain([THINK, THINK_END].into_iter().filter(|_| self.may_think))
+    }
+
     fn text(&mut self, fresh: bool, events: &mut Vec<ReplyEvent>) -> bool {
         if fresh {
-            let lines = self.buffer.len() - self.buffer.trim_start_matches('\n').len();
+            let lines = self.buffer.len() - self.buffer.trim_start_matches(['\n', '\r']).len();
             self.buffer.drain(..lines);
         }
-        let calls = !self.tools.is_empty();
-        if let Some(at) = self.buffer.find(CALL).filter(|_| calls) {
-            let text = self.buffer[..at].trim_end().len();
-            emit(events, ReplyEvent::Text, &self.buffer[..text]);
-            self.space = self.buffer[text..at].to_owned();
-            self.buffer.drain(..at + CALL.len());
-            self.state = State::Call { scanned: 0, named: false };
+        let found = self.markers().filter_map(|marker| Some((self.buffer.find(marker)?, marker))).min();
+        let Some((at, marker)) = found else {
+            let open = self.markers().map(|marker| settled(&self.buffer, marker)).min();
+            let sure = self.buffer[..open.unwrap_or(self.buffer.len())].trim_end().len();
+            if sure > 0 {
+                self.state = State::Text { fresh: false };
+                self.say_front(sure, events);
+            }
+            return false;
+        };
+        let before = self.buffer[..at].chars().next_back().or(self.last);
+        if marker == THINK || (marker == THINK_END && before == Some('`')) {
+            // Text about markup.
+            self.may_think = false;
             return true;
         }
-        let open = if calls { settled(&self.buffer, CALL) } else { self.buffer.len() };
-        let sure = self.buffer[..open].trim_end().len();
-        if sure > 0 {
-            emit(events, ReplyEvent::Text, &self.buffer[..sure]);
-            self.buffer.drain(..sure);
-            self.state = State::Text { fresh: false };
+        let text = self.buffer[..at].trim_end().len();
+        let space = self.buffer[text..at].to_owned();
+        self.state = State::Text { fresh: false };
+        self.say_front(text, events);
+        if self.state == State::Stopped {
+            return true;
         }
-        false
+        if marker == THINK_END {
+            self.flush(events);
+            if self.spoke {
+                events.push(ReplyEvent::TextWasThinking);
+            }
+            (self.spoke, self.may_think) = (false, false);
+            self.buffer.drain(..space.len() + THINK_END.len());
+            self.state = State::Text { fresh: true };
+            return true;
+        }
+        self.buffer.drain(..space.len());
+        self.space = space;
+        self.may_think = false;
+        if marker == CALL {
+            self.buffer.drain(..CALL.len());
+            self.open_end = None;
+            self.state = State::Call { scanned: 0, named: false };
+        } else {
+            self.state = State::Bare { scanned: 0 };
+        }
+        true
     }
 
     fn call(&mut self, scanned: usize, named: bool, events: &mut Vec<ReplyEvent>) -> bool {
         if !named && let Some(name) = early_name(&self.buffer) {
             let (index, name) = (self.calls, name.to_owned());
+            self.flush(events);
             events.push(ReplyEvent::ToolCallStart { index, name });
             self.state = State::Call { scanned, named: true };
             return true;
@@ -204,39 +319,116 @@ impl ReplyParser {
             self.state = State::Call { scanned, named };
             return false;
         };
-        match parse(&self.buffer[..at], &self.tools) {
-            Ok((name, arguments)) => {
-                self.complete(name, arguments, at, at + CALL_END.len(), events);
+        let end = at + CALL_END.len();
+        let later = State::Call { scanned: end, named };
+        let parsed = parse(&self.buffer[..at], &self.tools);
+        if self.open_end.is_some_and(|open| self.buffer[open..at].contains(CALL)) {
+            // Another call began in between.
+            self.reject_or_end(Defect::Unfinished, events);
+            return true;
+        }
+        match parsed {
+            Ok(block) if block.open_ended => {
+                // The last value may hold the marker. Another call, or the end, says that it does not.
+                let after = self.buffer[end..].trim_start();
+                if after.starts_with(CALL) {
+                    self.complete(block.calls, end, false, events);
+                    return true;
+                }
+                let wait = CALL.starts_with(after);
+                self.open_end.get_or_insert(at);
+                self.state = if wait { self.state } else { later };
+                return !wait;
             }
+            Ok(block) => self.complete(block.calls, end, false, events),
             // The marker belongs to a value; the call ends at a later one.
-            Err(Defect::Unfinished) => {
-                self.state = State::Call { scanned: at + CALL_END.len(), named };
-            }
-            Err(defect) => self.reject(defect, events),
+            Err(Defect::Unfinished) => self.state = later,
+            Err(defect) => self.reject_or_end(defect, events),
         }
         true
     }
 
-    /// The first `body` bytes of the buffer are a call; `end` includes the marker.
-    fn complete(
-        &mut self,
-        name: String,
-        arguments: serde_json::Value,
-        body: usize,
-        end: usize,
-        events: &mut Vec<ReplyEvent>,
-    ) {
-        let index = self.calls;
-        let announced = early_name(&self.buffer[..body]).is_some();
-        if !announced {
-            events.push(ReplyEvent::ToolCallStart { index, name: name.clone() });
+    /// The reply ends inside a call.
+    fn end_call(&mut self, events: &mut Vec<ReplyEvent>) {
+        let whole = self.buffer.trim_end();
+        let body = whole.strip_suffix(CALL_END).unwrap_or(whole);
+        match parse(body, &self.tools) {
+            Ok(block) => self.complete(block.calls, self.buffer.len(), false, events),
+            Err(defect) => self.reject_or_end(defect, events),
         }
-        let call = ToolCall { id: format!("call_{index}"), name, arguments };
-        events.push(ReplyEvent::ToolCall { index, call });
-        self.calls += 1;
+    }
+
+    /// A call that cannot go on ends where it could have ended, or is none.
+    fn reject_or_end(&mut self, defect: Defect, events: &mut Vec<ReplyEvent>) {
+        let earlier =
+            self.open_end.take().and_then(|at| Some((at, parse(&self.buffer[..at], &self.tools).ok()?)));
+        match earlier {
+            Some((at, block)) => self.complete(block.calls, at + CALL_END.len(), false, events),
+            None => self.reject(defect, events),
+        }
+    }
+
+    fn bare(&mut self, scanned: usize, events: &mut Vec<ReplyEvent>) -> bool {
+        match bare_call(&self.buffer, &self.tools, false, scanned) {
+            Bare::More { scanned } => {
+                self.state = State::Bare { scanned };
+                false
+            }
+            Bare::Call(call, end) => {
+                self.complete(vec![call], end, true, events);
+                true
+            }
+            Bare::No => {
+                self.not_bare(events);
+                true
+            }
+        }
+    }
+
+    fn end_bare(&mut self, events: &mut Vec<ReplyEvent>) {
+        match bare_call(&self.buffer, &self.tools, true, 0) {
+            Bare::Call(call, end) => self.complete(vec![call], end, true, events),
+            _ => self.not_bare(events),
+        }
+    }
+
+    /// What looked like a call without a block is text.
+    fn not_bare(&mut self, events: &mut Vec<ReplyEvent>) {
+        let text = std::mem::take(&mut self.space) + FUNCTION;
+        self.buffer.drain(..FUNCTION.len());
+        self.state = State::Text { fresh: false };
+        self.say(&text, events);
+    }
+
+    fn after_bare(&mut self) -> bool {
+        let seen = self.buffer.trim_start();
+        if let Some(rest) = seen.strip_prefix(CALL_END) {
+            self.buffer = rest.to_owned();
+        } else if CALL_END.starts_with(seen) {
+            return false;
+        }
+        self.state = State::Text { fresh: true };
+        true
+    }
+
+    /// The first `end` bytes of the buffer are `calls` with their markup.
+    fn complete(&mut self, calls: Vec<Call>, end: usize, bare: bool, events: &mut Vec<ReplyEvent>) {
+        self.flush(events);
+        let mut announced = matches!(self.state, State::Call { named: true, .. });
+        for (name, arguments) in calls {
+            let index = self.calls;
+            if !std::mem::take(&mut announced) {
+                events.push(ReplyEvent::ToolCallStart { index, name: name.clone() });
+            }
+            let call = ToolCall { id: format!("call_{index}"), name, arguments };
+            events.push(ReplyEvent::ToolCall { index, call });
+            self.calls += 1;
+        }
         self.buffer.drain(..end);
         self.space.clear();
-        self.state = State::Text { fresh: true };
+        self.open_end = None;
+        self.after_call = true;
+        self.state = if bare { State::AfterBare } else { State::Text { fresh: true } };
     }
 
     /// The call is none: its opening marker becomes text, and what follows is read as text again.
@@ -245,9 +437,36 @@ impl ReplyParser {
             Defect::Unfinished => "the reply ends inside the call".to_owned(),
             Defect::Malformed(reason) => reason,
         };
+        self.flush(events);
         events.push(ReplyEvent::MalformedToolCall { index: self.calls, reason });
-        emit(events, ReplyEvent::Text, &format!("{}{CALL}", std::mem::take(&mut self.space)));
+        let text = std::mem::take(&mut self.space) + CALL;
         self.state = State::Text { fresh: false };
+        self.say(&text, events);
+    }
+
+    /// Shows the first `bytes` of the buffer as text.
+    fn say_front(&mut self, bytes: usize, events: &mut Vec<ReplyEvent>) {
+        let text: String = self.buffer.drain(..bytes).collect();
+        self.say(&text, events);
+    }
+
+    /// Shows text, as far as no stop string may have begun in it.
+    fn say(&mut self, text: &str, events: &mut Vec<ReplyEvent>) {
+        if text.is_empty() || self.state == State::Stopped {
+            return;
+        }
+        let border = self.after_call && self.spoke && !text.starts_with('\n');
+        let sure = if border { self.stops.push(&format!("\n{text}")) } else { self.stops.push(text) };
+        (self.spoke, self.after_call, self.last) = (true, false, text.chars().next_back());
+        emit(events, ReplyEvent::Text, &sure);
+        if self.stops.hit().is_some() {
+            self.state = State::Stopped;
+        }
+    }
+
+    /// Shows what was held back for a stop string, which does not reach across other things.
+    fn flush(&mut self, events: &mut Vec<ReplyEvent>) {
+        emit(events, ReplyEvent::Text, &self.stops.finish());
     }
 }
 
@@ -258,7 +477,7 @@ fn emit(events: &mut Vec<ReplyEvent>, kind: fn(String) -> ReplyEvent, text: &str
 }
 
 /// How much of `text` cannot be the beginning of `marker`.
-fn settled(text: &str, marker: &str) -> usize {
+pub(super) fn settled(text: &str, marker: &str) -> usize {
     let longest = marker.len().min(text.len() + 1);
     let held = (1..longest).rev().find(|n| text.as_bytes().ends_with(&marker.as_bytes()[..*n]));
     text.len() - held.unwrap_or(0)

@@ -3,6 +3,7 @@
 use files::{Error, Result};
 
 /// Watches streamed text for strings that end it. Text that may be the beginning of one is held back.
+#[derive(Clone, Debug, Default)]
 pub struct StopStrings {
     stops: Vec<String>,
     held: String,

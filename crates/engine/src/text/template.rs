@@ -1,67 +1,100 @@
 //! Chat templates: Jinja as Hugging Face runs it.
 //!
 //! Source: the documentation of `apply_chat_template` (blocks trimmed and left-stripped, no HTML escaping,
-//! `raise_exception`, `strftime_now`, a `tojson` that does not escape) and Python's string and dict methods.
+//! `raise_exception`, `strftime_now`, a `tojson` that does not escape) and Python's string and dict methods. How far
+//! expressions agree with Jinja2's is recorded in `testdata/text/expressions.json`.
 
-use files::{Error, ErrorKind, Result};
+use std::sync::Arc;
+
+use files::{Error, Result};
+use minijinja::machinery::{CompiledTemplate, TemplateConfig, eval, make_string_output};
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{Kwargs, Rest, Serde, Value, ValueKind};
-use minijinja::{AutoEscape, Environment, ErrorKind as JinjaKind, UndefinedBehavior};
-
+use minijinja::{AutoEscape, Environment, ErrorKind as JinjaKind, State, UndefinedBehavior};
 use serde_json::json;
 
-use super::pyjson::{Style, dumps};
+use super::jinja;
+use super::json::Json;
 use super::strftime::CivilTime;
 
-/// Instructions that one rendering may take; far above any real conversation, far below a hang.
-const FUEL: u64 = 50_000_000;
+/// What one rendering may take, in instructions or in pieces of 64 bytes: 48 MiB of text in all, or about a second.
+const FUEL: u64 = 750_000;
+
+/// What it may take more for each byte of the conversation: 256 bytes of text, or four instructions.
+const FUEL_PER_BYTE: u64 = 4;
+
+/// Calls of macros in one another.
+const MACRO_DEPTH: usize = 64;
+
+/// A template's text is at most this long.
+const MAX_SOURCE_BYTES: usize = 1 << 20;
 
 const CHATML: &str = "{%- for message in messages %}\
     {{- '<|im_start|>' + message.role + '\\n' + (message.content or '') + '<|im_end|>\\n' }}\
     {%- endfor %}\
     {%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}";
 
-/// A compiled chat template.
+/// A chat template.
 pub struct Template {
     env: Environment<'static>,
+    config: TemplateConfig,
+    source: String,
     takes_parts: bool,
+    json_calls: bool,
 }
 
 impl Template {
     /// Compiles `source`. A syntax error, or a Jinja feature that this build lacks, is `Unsupported`.
     pub fn new(source: &str) -> Result<Self> {
+        if source.trim().is_empty() {
+            return Err(Error::unsupported("the chat template is empty"));
+        }
+        if source.len() > MAX_SOURCE_BYTES {
+            return Err(Error::unsupported(format!("a chat template of {} bytes", source.len())));
+        }
         let mut env = Environment::new();
         let syntax = SyntaxConfig::builder()
             .trim_blocks(true)
             .lstrip_blocks(true)
             .build()
             .map_err(|e| Error::unsupported("chat template syntax").with_source(e))?;
-        env.set_syntax(syntax);
-        env.set_auto_escape_callback(|_| AutoEscape::None);
         env.set_undefined_behavior(UndefinedBehavior::Lenient);
-        env.set_fuel(Some(FUEL));
-        env.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-        env.add_filter("tojson", tojson);
-        env.add_test("iterable", |value: &Value| match value.kind() {
-            ValueKind::None => false, // as in Python
-            ValueKind::Undefined | ValueKind::String => true,
-            _ => value.try_iter().is_ok(),
+        env.set_recursion_limit(MACRO_DEPTH);
+        env.set_formatter(|out, state, value| {
+            match value.as_str() {
+                Some(text) => out.write_str(text),
+                None => out.write_str(&jinja::text_of(state, value)?),
+            }
+            .map_err(minijinja::Error::from)
         });
-        env.add_function("raise_exception", |message: String| -> Result<Value, minijinja::Error> {
-            Err(minijinja::Error::new(JinjaKind::InvalidOperation, message).with_source(Refusal))
-        });
-        env.add_template_owned("chat", without_generation_tags(source)).map_err(|e| {
-            let line = e.line().map_or(String::new(), |line| format!(" in line {line}"));
-            Error::unsupported(format!("chat template: {}{line}", describe(&e))).with_source(e)
-        })?;
-        let mut own = Self { env, takes_parts: false };
+        jinja::set_up(&mut env);
+        let config =
+            TemplateConfig { syntax_config: syntax, default_auto_escape: Arc::new(|_| AutoEscape::None) };
+        // Llama 3 asks for {"name": …, "parameters": …} and nothing around it.
+        let json_calls = source.contains("\"name\": ")
+            && source.contains("\"parameters\": ")
+            && !["<tool_call>", "[TOOL_CALLS]", "<function="].iter().any(|markup| source.contains(markup));
+        let source = jinja::prepared(source);
+        let mut own = Self { env, config, source, takes_parts: false, json_calls };
+        own.compiled()?;
         own.takes_parts = own.probe_parts();
         Ok(own)
+    }
+
+    fn compiled(&self) -> Result<CompiledTemplate<'_>> {
+        CompiledTemplate::new("chat", &self.source, &self.config).map_err(|e| {
+            let line = e.line().map_or(String::new(), |line| format!(" in line {line}"));
+            Error::unsupported(format!("chat template: {}{line}", describe(&e))).with_source(e)
+        })
     }
 
     /// Whether the template reads content that is a list of parts. Those that do not print the list or fail.
     pub fn takes_parts(&self) -> bool {
         self.takes_parts
+    }
+
+    /// Whether the template asks for tool calls as plain JSON, without markup around it.
+    pub fn json_calls(&self) -> bool {
+        self.json_calls
     }
 
     fn probe_parts(&self) -> bool {
@@ -72,7 +105,7 @@ impl Template {
             "documents": null,
             "add_generation_prompt": true,
         });
-        let rendered = self.render(&context, Some(CivilTime::from_unix(0)));
+        let rendered = self.render(&context.into(), Some(CivilTime::from_unix(0)));
         rendered.is_ok_and(|text| {
             text.contains("PROBE") && !text.contains("'PROBE'") && !text.contains("\"PROBE\"")
         })
@@ -80,7 +113,7 @@ impl Template {
 
     /// The template that a model's files bring. `model` names the model in the error when there is none.
     pub fn of_model(source: Option<&str>, model: &str) -> Result<Self> {
-        match source {
+        match source.filter(|source| !source.trim().is_empty()) {
             Some(source) => Self::new(source).map_err(|e| e.context(model)),
             None => Err(Error::unsupported(format!("{model} has no chat template"))),
         }
@@ -93,115 +126,54 @@ impl Template {
 
     /// Renders with the variables of `context`, an object. `now` is what `strftime_now` shows.
     ///
-    /// A template that refuses the conversation (`raise_exception`) or cannot cope with it is `InvalidRequest`.
-    pub fn render(&self, context: &serde_json::Value, now: Option<CivilTime>) -> Result<String> {
-        let mut env = self.env.clone();
-        env.add_function("strftime_now", move |format: String| strftime(&format, now));
-        let template = env
-            .get_template("chat")
-            .map_err(|e| Error::new(ErrorKind::Unsupported, "chat template").with_source(e))?;
-        template.render(Value::from(Serde(context))).map_err(|e| {
-            let refused = std::error::Error::source(&e).is_some_and(|s| s.is::<Refusal>());
+    /// A template that refuses the conversation (`raise_exception`) or cannot cope with it is `InvalidRequest`. So is one
+    /// that takes more time or memory than a template may: that grows with the conversation.
+    pub fn render(&self, context: &Json, now: Option<CivilTime>) -> Result<String> {
+        let mut compiled = self.compiled()?;
+        compiled.instructions = jinja::rewritten(&compiled.instructions);
+        let mut env: Environment<'_> = self.env.clone();
+        env.set_fuel(Some(FUEL.saturating_add(FUEL_PER_BYTE.saturating_mul(context.bytes() as u64))));
+        env.add_function("strftime_now", move |state: &State<'_, '_>, format: String| {
+            strftime(state, &format, now)
+        });
+        let mut text = String::new();
+        let mut out = make_string_output(&mut text);
+        let root = jinja::from_json(context);
+        let ended = eval(&env, &compiled.instructions, root, &compiled.blocks, &mut out, AutoEscape::None);
+        let ended = ended.map(|_| ());
+        drop(out);
+        ended.map_err(|e| {
+            let refused = std::error::Error::source(&e).is_some_and(|s| s.is::<jinja::Refusal>());
             let verb = if refused { "refuses this conversation" } else { "fails on this conversation" };
             let line = e.line().filter(|_| !refused).map_or(String::new(), |l| format!(" (line {l})"));
             Error::invalid(format!("the chat template {verb}: {}{line}", describe(&e))).with_source(e)
-        })
+        })?;
+        Ok(text)
     }
 }
-
-/// Marks the errors that a template raised on purpose.
-#[derive(Debug)]
-struct Refusal;
-
-impl std::fmt::Display for Refusal {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("raise_exception")
-    }
-}
-
-impl std::error::Error for Refusal {}
 
 fn describe(e: &minijinja::Error) -> String {
+    if e.kind() == JinjaKind::OutOfFuel {
+        return "it takes more time or memory than a template may".into();
+    }
     e.detail().map_or_else(|| e.kind().to_string(), str::to_owned)
 }
 
-fn strftime(format: &str, now: Option<CivilTime>) -> Result<String, minijinja::Error> {
+fn strftime(state: &State<'_, '_>, format: &str, now: Option<CivilTime>) -> Result<String, minijinja::Error> {
     let fail = |message: String| minijinja::Error::new(JinjaKind::InvalidOperation, message);
     let now = now.ok_or_else(|| fail("strftime_now: the caller passed no date".into()))?;
+    // A directive of two letters makes at most nineteen.
+    state.consume_fuel(format.len() as u64 / 6)?;
     now.format(format).ok_or_else(|| fail(format!("strftime_now: cannot format {format:?}")))
-}
-
-/// `tojson(x, ensure_ascii=False, indent=None, separators=None, sort_keys=False)`.
-fn tojson(value: &Value, positional: Rest<Value>, kwargs: Kwargs) -> Result<Value, minijinja::Error> {
-    let fail = |message: String| minijinja::Error::new(JinjaKind::InvalidOperation, message);
-    if value.is_undefined() {
-        return Err(fail("tojson: an undefined value is not JSON".into()));
-    }
-    let argument = |index: usize, name: &str| -> Result<Option<Value>, minijinja::Error> {
-        let named: Option<Value> = kwargs.get(name)?;
-        Ok(named.or_else(|| positional.get(index).cloned()).filter(|v| !v.is_none() && !v.is_undefined()))
-    };
-    let indent = match argument(1, "indent")? {
-        Some(v) if v.as_str().is_some() => v.as_str().map(str::to_owned),
-        Some(v) => {
-            let width = usize::try_from(v).map_err(|_| fail("tojson: indent is not a count".into()))?;
-            Some(" ".repeat(width.min(64)))
-        }
-        None => None,
-    };
-    let separators = match argument(2, "separators")? {
-        Some(v) => {
-            let pair: Vec<String> = v.try_iter()?.map(|s| s.to_string()).collect();
-            let [item, key] = <[String; 2]>::try_from(pair)
-                .map_err(|_| fail("tojson: separators are not a pair".into()))?;
-            Some((item, key))
-        }
-        None => None,
-    };
-    let flag = |v: Option<Value>| v.is_some_and(|v| v.is_true());
-    let style = Style {
-        ensure_ascii: flag(argument(0, "ensure_ascii")?),
-        indent,
-        separators,
-        sort_keys: flag(argument(3, "sort_keys")?),
-    };
-    kwargs.assert_all_used()?;
-    let json = serde_json::to_value(value).map_err(|e| fail(format!("tojson: {e}")))?;
-    Ok(dumps(&json, &style).into())
-}
-
-/// `{% generation %}` marks what a model is trained on and prints nothing: an `if true` in its place keeps
-/// the white-space control that the tags carry.
-fn without_generation_tags(source: &str) -> String {
-    let mut out = String::with_capacity(source.len());
-    let mut rest = source;
-    while let Some(open) = rest.find("{%") {
-        let (before, tag) = rest.split_at(open);
-        out.push_str(before);
-        let Some(close) = tag.find("%}") else {
-            rest = tag;
-            break;
-        };
-        let (tag, after) = tag.split_at(close + 2);
-        let inner = &tag[2..tag.len() - 2];
-        let word = inner.trim_matches(|c: char| c == '-' || c == '+' || c.is_whitespace());
-        match word {
-            "generation" => out.push_str(&tag.replacen(word, "if true", 1)),
-            "endgeneration" => out.push_str(&tag.replacen(word, "endif", 1)),
-            _ => out.push_str(tag),
-        }
-        rest = after;
-    }
-    out.push_str(rest);
-    out
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use files::ErrorKind;
 
     fn render(source: &str, context: serde_json::Value) -> Result<String> {
-        Template::new(source)?.render(&context, Some(CivilTime::from_unix(0)))
+        Template::new(source)?.render(&context.into(), Some(CivilTime::from_unix(0)))
     }
 
     #[test]
@@ -229,7 +201,7 @@ mod tests {
             {% if i == 2 %}{% continue %}{% endif %}{{ i }}{% if i == 3 %}{% break %}{% endif %}{% endfor %}\
             {{ strftime_now('%d %b %Y') }}";
         assert_eq!(render(source, json!({})).unwrap(), "abc1301 Jan 1970");
-        let dateless = Template::new("{{ strftime_now('%Y') }}").unwrap().render(&json!({}), None);
+        let dateless = Template::new("{{ strftime_now('%Y') }}").unwrap().render(&json!({}).into(), None);
         assert!(dateless.unwrap_err().message().contains("no date"));
     }
 
@@ -244,7 +216,7 @@ mod tests {
         let e = render("{{ a.b.c }}", json!({})).unwrap_err();
         assert_eq!(e.kind(), ErrorKind::InvalidRequest);
         let endless = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}";
-        assert!(render(endless, json!({})).unwrap_err().message().contains("fuel"));
+        assert!(render(endless, json!({})).unwrap_err().message().contains("more time or memory"));
         assert!(
             Template::of_model(None, "toy").err().unwrap().message().contains("toy has no chat template")
         );

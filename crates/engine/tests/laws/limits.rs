@@ -3,6 +3,7 @@
 use std::ops::ControlFlow;
 
 use tidemill_engine::generate::{FinishReason, GenerateEvent, GenerateOptions, generate};
+use tidemill_engine::sample::SampleParams;
 use tidemill_engine::text::Tokenizer;
 use tidemill_engine::{CacheKind, Error, ErrorKind, OpenOptions, Session};
 
@@ -87,6 +88,28 @@ fn an_answer_ends_where_the_context_does() {
     assert_eq!(text, tokenizer.decode(&answer.tokens, false));
     let error = generate(&mut session, &tokenizer, &[1; 41], &options, &mut |_| ControlFlow::Continue(()));
     says(&error.expect_err("too long"), ErrorKind::ContextFull, &["41 tokens", "context of 40"]);
+}
+
+/// Both of the model's own and of a raw prompt: the first token may begin the model's turn, a later one is another's.
+#[test]
+fn an_answer_ends_where_another_turn_begins() {
+    let model = open(&root().join("models/demo"), &OpenOptions { context: Some(40), ..OpenOptions::default() });
+    let tokenizer = Tokenizer::of_model(model.meta()).expect("a tokenizer");
+    let mut session = Session::new(&model).expect("a session");
+    let start = tokenizer.token_id("<|im_start|>").expect("the model's template has it");
+    let sampling = SampleParams { logit_bias: vec![(start, 1e6)], ..SampleParams::default() };
+    for ignore_end in [false, true] {
+        let options = GenerateOptions {
+            sampling: sampling.clone(),
+            max_tokens: Some(5),
+            ignore_end,
+            ..GenerateOptions::default()
+        };
+        let mut go = |_: GenerateEvent<'_>| ControlFlow::Continue(());
+        let answer = generate(&mut session, &tokenizer, &[1, 2, 3], &options, &mut go).expect("runs");
+        let want = if ignore_end { (FinishReason::Length, 5) } else { (FinishReason::Stop, 1) };
+        assert_eq!((answer.finish, answer.tokens.len()), want);
+    }
 }
 
 #[test]

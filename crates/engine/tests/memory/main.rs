@@ -13,7 +13,7 @@ use std::process::Command;
 use common::{go, open, root, try_open};
 use models::{Shape, expert_bytes, write_many_tensors, write_tokenizer_json};
 use tidemill_engine::sample::{SampleParams, Sampler};
-use tidemill_engine::text::Tokenizer;
+use tidemill_engine::text::{CivilTime, Json, Template, Tokenizer};
 use tidemill_engine::{CacheKind, ErrorKind, OpenOptions, Session};
 
 /// One measurement: how the model is opened, in a form that goes through a command line.
@@ -41,6 +41,9 @@ fn main() {
     {
         return measure(rest);
     }
+    if args.get(1).is_some_and(|mode| mode == "templates") {
+        return templates();
+    }
     if args.iter().any(|a| a == "--list") {
         return;
     }
@@ -54,6 +57,7 @@ fn main() {
     for case in &cases {
         over.extend(check(case).err());
     }
+    over.extend(check_templates().err());
     assert!(over.is_empty(), "more memory than planned:\n{}", over.join("\n"));
 }
 
@@ -239,6 +243,38 @@ fn measure(args: &[String]) {
         model.chunk_tokens(),
     );
     println!("{} {}", status("VmHWM"), plan.total_bytes);
+}
+
+/// What chat templates may take, all in one process: the ceiling of one, twice over.
+const TEMPLATES_BYTES: u64 = 128 * MIB;
+
+fn check_templates() -> Result<(), String> {
+    let child = Command::new(std::env::current_exe().expect("this program")).arg("templates").output();
+    let child = child.expect("starts");
+    let said = String::from_utf8_lossy(&child.stdout);
+    assert!(child.status.success(), "templates: {said}{}", String::from_utf8_lossy(&child.stderr));
+    let (name, peak) = said.lines().last().and_then(|line| line.split_once(' ')).expect("a line");
+    let peak: u64 = peak.parse().expect("a number");
+    let line = format!("chat templates               peak {:>6.1} MiB, reached by {name}", peak as f64 / MIB as f64);
+    println!("{line}");
+    if peak <= TEMPLATES_BYTES { Ok(()) } else { Err(line) }
+}
+
+/// In the child: templates that would take all memory; then which took most, and the peak in bytes.
+fn templates() {
+    let text = std::fs::read_to_string(root().join("testdata/text/costly_templates.json")).expect("is there");
+    let (mut most, mut peak) = (String::new(), 0);
+    for case in Json::parse(&text).expect("JSON").as_array().expect("a list") {
+        let [name, source] = case.as_array().expect("a pair") else { panic!("{case}") };
+        let template = Template::new(source.as_str().expect("text"));
+        let context = serde_json::json!({"messages": []}).into();
+        let _ = template.and_then(|t| t.render(&context, Some(CivilTime::from_unix(0))));
+        let now = status("VmHWM");
+        if now > peak {
+            (most, peak) = (name.as_str().expect("text").to_owned(), now);
+        }
+    }
+    println!("{most} {peak}");
 }
 
 fn report(stage: &str) {
