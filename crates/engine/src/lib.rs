@@ -1,4 +1,36 @@
-//! Numbers to text: the models, their sessions, tokenizers and chat. The only crate that knows architectures.
+//! Numbers to text: the models, their sessions, tokenizers and chat.
+//!
+//! A [`Model`] is opened from a path within a memory budget. A [`Session`] is one sequence of tokens over it.
+//! [`generate::generate`] reads a prompt and makes text, token by token, and calls back for each piece.
+//!
+//! ```no_run
+//! use std::ops::ControlFlow::Continue;
+//! use std::path::Path;
+//!
+//! use tidemill_engine::generate::{GenerateEvent, GenerateOptions, generate};
+//! use tidemill_engine::text::{Specials, Tokenizer};
+//! use tidemill_engine::{Model, OpenOptions, Session};
+//!
+//! # fn main() -> tidemill_engine::Result<()> {
+//! let options = OpenOptions { memory_bytes: Some(12 << 30), ..OpenOptions::default() };
+//! let model = Model::open(Path::new("model.gguf"), &options, &mut |_done, _total| Continue(()))?;
+//! let tokenizer = Tokenizer::of_model(model.meta())?;
+//! let prompt = tokenizer.encode("Once upon a time", Specials::Parse)?;
+//! let mut session = Session::new(&model)?;
+//! let limits = GenerateOptions { max_tokens: Some(100), ..GenerateOptions::default() };
+//! let answer = generate(&mut session, &tokenizer, &prompt, &limits, &mut |event| {
+//!     if let GenerateEvent::Text(text) = event {
+//!         print!("{text}");
+//!     }
+//!     Continue(())
+//! })?;
+//! println!("\n{:.1} tokens/s", answer.decode_tokens_per_s());
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! Conversations go through [`text::ChatPrompt`] and a [`text::Template`]; replies are taken apart by
+//! [`text::ReplyParser`]. Nothing here prints, reads the environment, or keeps state outside of its values.
 
 mod ahead;
 mod bridge;

@@ -1,4 +1,4 @@
-//! Routed experts: the only place where disk meets math.
+//! Routed experts: where what the drive reads is multiplied.
 
 use files::{Error, Result};
 use kernels::ops::{
