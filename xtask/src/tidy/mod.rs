@@ -7,6 +7,7 @@
 mod edges;
 mod rust;
 mod text;
+mod words;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -16,6 +17,7 @@ use files::{Error, Result};
 pub use edges::{Dependency, check_edges, parse_metadata};
 pub use rust::check_rust;
 pub use text::check_text;
+pub use words::{check_comments, check_document, check_help};
 
 /// A place where a law is broken.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,7 +50,7 @@ const SKIPPED_FOLDERS: [&str; 9] = [
 ];
 
 /// File endings (or whole names) that the laws of text apply to.
-const TEXT_ENDINGS: [&str; 13] = [
+const TEXT_ENDINGS: [&str; 17] = [
     ".rs",
     ".wgsl",
     ".toml",
@@ -61,6 +63,10 @@ const TEXT_ENDINGS: [&str; 13] = [
     ".yaml",
     ".ci/run",
     ".ci/aarch64",
+    ".ci/targets",
+    ".ci/workflows",
+    ".github/rust",
+    ".github/report",
     ".gitignore",
 ];
 
@@ -82,8 +88,14 @@ pub fn check_repo(root: &Path) -> Result<Vec<Finding>> {
         findings.extend(check_text(&name, &text));
         if name.ends_with(".rs") {
             findings.extend(check_rust(&name, &text));
+            findings.extend(check_comments(&name, &text));
+        }
+        if name.ends_with(".md") {
+            findings.extend(check_document(&name, &text));
         }
     }
+    let help = std::fs::read_to_string(root.join(words::HELP)).map_err(|e| Error::io(words::HELP, e))?;
+    findings.extend(check_help(words::HELP, &help));
     findings.extend(check_edges(&cargo_dependencies(root)?));
     findings.extend(check_one_test_command(root)?);
     Ok(findings)

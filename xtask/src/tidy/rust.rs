@@ -2,11 +2,11 @@
 
 use std::ops::RangeInclusive;
 
-use proc_macro2::{Delimiter, Span, TokenStream, TokenTree};
+use proc_macro2::{Delimiter, Literal, Span, TokenStream, TokenTree};
 use syn::spanned::Spanned;
 use syn::visit::{self, Visit};
 
-use super::Finding;
+use super::{Finding, words};
 
 const FUNCTION_LINES: usize = 80;
 
@@ -149,6 +149,7 @@ impl Checker<'_> {
             match tree {
                 TokenTree::Group(group) => self.check_tokens(group.stream()),
                 TokenTree::Ident(ident) => self.check_word(&ident.to_string(), ident.span(), &trees[i + 1..]),
+                TokenTree::Literal(literal) if !is_doc(&trees[..i]) => self.check_literal(literal),
                 _ => {}
             }
         }
@@ -188,6 +189,14 @@ impl Checker<'_> {
         }
     }
 
+    /// A text that users may read, as errors and notes are.
+    fn check_literal(&mut self, literal: &Literal) {
+        let (text, span) = (literal.to_string(), literal.span());
+        if text.contains('"') && words::speaks(self.path) && !self.in_test(span) && !self.is_allowed(span) {
+            self.findings.extend(words::dialect(self.path, span.start().line, &text));
+        }
+    }
+
     fn check_unsafe(&mut self, span: Span, rest: &[TokenTree]) {
         let inside_attribute = self.lines[span.start().line - 1].trim_start().starts_with("#[");
         if !self.room.may_be_unsafe && !inside_attribute {
@@ -221,6 +230,12 @@ fn calls_one_of(rest: &[TokenTree], names: &[&str]) -> bool {
             .any(|tree| matches!(tree, TokenTree::Ident(ident) if names.iter().any(|name| ident == name))),
         _ => false,
     }
+}
+
+/// Whether the tokens before a literal make it documentation.
+fn is_doc(before: &[TokenTree]) -> bool {
+    let [.., TokenTree::Ident(name), TokenTree::Punct(_)] = before else { return false };
+    name == "doc"
 }
 
 fn is_cfg_test(attrs: &[syn::Attribute]) -> bool {

@@ -103,3 +103,14 @@ fn unsafe_only_in_its_rooms() {
 fn what_does_not_parse_is_said() {
     broken(STORE, "fn (", "does not parse");
 }
+
+#[test]
+fn texts_that_users_read_have_the_words_of_the_field() {
+    let text = "fn f() -> Error { Error::memory(format!(\"the card has {n} bytes\")) }";
+    broken(STORE, text, "discrete GPU");
+    broken(CLI, text, "discrete GPU");
+    kept("crates/kernels/src/a.rs", text);
+    kept(STORE, &format!("#[cfg(test)] mod tests {{ {text} }}"));
+    kept(STORE, "/// A card, as the code says.\nfn f() {}");
+    kept(STORE, &format!("// tidy: allow a name of the file's own\n{text}"));
+}

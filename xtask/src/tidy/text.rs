@@ -7,7 +7,7 @@ const FILE_LINES: usize = 600;
 /// Endings of files that people read as code; prose and configuration may be longer.
 const CODE_ENDINGS: [&str; 6] = [".rs", ".wgsl", ".py", ".sh", ".h", ".c"];
 
-/// Words in two halves, so that this table does not find itself; and why each is out.
+/// Words in two pieces, so that this table does not find itself; and why each is out.
 const WORDS: [(&str, &str, &str); 14] = [
     ("TO", "DO", UNFINISHED),
     ("FIX", "ME", UNFINISHED),
@@ -68,7 +68,7 @@ mod tests {
     fn a_file_may_have_600_lines_and_no_more() {
         assert_eq!(check_text("a.rs", &"x\n".repeat(600)), []);
         assert!(check_text("a.wgsl", &"x\n".repeat(601))[0].message.contains("601 lines"));
-        assert_eq!(check_text("LEARNED.md", &"x\n".repeat(601)), []);
+        assert_eq!(check_text("docs/learned.md", &"x\n".repeat(601)), []);
     }
 
     #[test]

@@ -7,7 +7,7 @@ use bytemuck::{Pod, Zeroable};
 use super::block::{Block, extreme};
 use super::legacy::{nibble, pack};
 
-/// The E2M1 values, doubled so that they are integers: sign in bit 3. [`e8m0_half`] halves the scale in turn.
+/// The E2M1 values, doubled so that they are integers: sign in bit 3. [`e8m0_half`] takes the two out of the scale.
 pub const MXFP4_VALUES: [i8; 16] = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12];
 
 /// `w = 2^(e - 127) / 2 * MXFP4_VALUES[q]`.
