@@ -255,3 +255,50 @@ fn perplexity_of_a_foreign_gguf_is_llama_cpps() {
     let perplexity = object["perplexity"].as_f64().expect("a number");
     assert!((perplexity / 10.3017 - 1.0).abs() < 0.003, "{object}");
 }
+
+/// Models whose greedy answer is a given text, and what comes of it.
+#[test]
+fn replies_are_taken_apart() {
+    let dir = root().join("testdata/faults/replies");
+    let path = |name: &str| dir.join(name).display().to_string();
+    let run = |name: &str, more: &[&str]| {
+        let model = path(name);
+        let args = ["run", &model, "-p", "hi", "--temperature", "0", "--device", "cpu"];
+        tidemill(args.iter().chain(more))
+    };
+    let tools = path("tools.json");
+
+    // Text after a call begins on a line of its own.
+    let call = json(&mut run("after-call.gguf", &["--tools", &tools, "--json"]));
+    assert_eq!(call["text"], "A.\nB.");
+    assert_eq!(call["tool_calls"][0]["function"]["arguments"], "{\"a\":\"1\"}");
+    let (shown, _) = succeed(&mut run("after-call.gguf", &["--tools", &tools, "--quiet"]));
+    assert_eq!(shown, "A.\nf({\"a\":\"1\"})\nB.\n");
+
+    // Llama 3 writes nothing around a call; digits stay as they are.
+    let call = json(&mut run("llama3.gguf", &["--tools", &tools, "--json"]));
+    let arguments = &call["tool_calls"][0]["function"]["arguments"];
+    assert_eq!(arguments, "{\"a\":\"x\",\"n\":98765432109876543210}");
+    assert_eq!((&call["text"], &call["finish_reason"]), (&json!(""), &json!("tool_calls")));
+    let (text, _) = succeed(&mut run("llama3.gguf", &["--quiet"]));
+    assert!(text.starts_with("{\"name\": \"f\""), "without tools it is text: {text}");
+
+    // A stop string in a thought ends nothing.
+    let stopped = json(&mut run("stop.gguf", &["--stop", "END", "--json"]));
+    assert_eq!((&stopped["text"], &stopped["thinking"]), (&json!("So it "), &json!("The END is near.")));
+    assert_eq!(stopped["finish_reason"], "stop");
+
+    // A thought that only ends.
+    let thought = json(&mut run("end-of-thought.gguf", &["--json"]));
+    assert_eq!((&thought["text"], &thought["thinking"]), (&json!("Four."), &json!("Hm. Let me see.")));
+    let (shown, said) = succeed(&mut run("end-of-thought.gguf", &["--quiet"]));
+    assert_eq!(shown, "Hm. Let me see.\nFour.\n");
+    assert!(said.contains("</think>"), "{said}");
+
+    // Another's turn is not the model's to write.
+    let (text, _) = succeed(&mut run("another-turn.gguf", &["--quiet"]));
+    assert_eq!(text, "Hello.\n");
+
+    let empty = path("empty-template.gguf");
+    fails(["run", &empty, "-p", "hi"], 5, &["no chat template", "--raw"]);
+}

@@ -287,7 +287,7 @@ fn cut<'a>(text: &'a str, at: &[usize]) -> Vec<&'a str> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(2000))]
+    #![proptest_config(ProptestConfig::with_cases(300))]
 
     #[test]
     fn chunking_never_shows(

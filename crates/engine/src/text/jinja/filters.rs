@@ -46,7 +46,8 @@ pub(super) fn set_up(env: &mut Environment<'_>) {
         false => value.get_attr(&name),
     });
     env.add_filter("format", |state: &State<'_, '_>, pattern: Value, args: Rest<Value>, named: Kwargs| {
-        let named: Vec<_> = named.args().map(|key| Ok((key, named.get::<Value>(key)?))).collect::<Result<_, Error>>()?;
+        let named: Vec<_> =
+            named.args().map(|key| Ok((key, named.get::<Value>(key)?))).collect::<Result<_, Error>>()?;
         let args = if named.is_empty() { args.0 } else { vec![Value::from_pairs(named)] };
         percent(state, &text_of(state, &pattern)?, &args)
     });

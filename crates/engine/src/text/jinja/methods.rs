@@ -30,7 +30,7 @@ pub(super) fn call(
 pub(super) fn bind<const N: usize>(args: &[Value], names: [&str; N]) -> Result<[Option<Value>; N], Error> {
     match args.split_last() {
         Some((last, before)) if last.is_kwargs() => bound(before, &Kwargs::try_from(last.clone())?, names),
-        _ => bound(args, &Kwargs::default(), names),
+        _ => bound(args, &std::iter::empty::<(String, Value)>().collect(), names),
     }
 }
 
