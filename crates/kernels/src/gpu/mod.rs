@@ -4,6 +4,7 @@
 //! for all number formats: `source` puts the decoder of a format in front of it. Activations are f32 and so are all
 //! sums; weights are decoded exactly as the reference does.
 
+mod agree;
 mod blocks;
 mod device;
 mod encoder;
@@ -19,6 +20,7 @@ mod profile;
 mod shared;
 pub mod source;
 mod staging;
+mod stand_in;
 mod units;
 
 use std::any::Any;
@@ -31,6 +33,7 @@ use files::{Error, Format, Result};
 
 pub use device::{AdapterKind, AdapterSummary, GpuOptions, adapters, likely};
 pub use probe::Rates;
+pub use stand_in::{Dispatch, StandIn};
 
 use crate::buffer::{Block, Buffer, Tensor, Weight};
 use crate::check;
@@ -57,6 +60,8 @@ pub struct Gpu {
     next_id: AtomicU64,
     graveyard: Graveyard,
     state: Mutex<State>,
+    /// What runs dispatches in the device's place, in tests.
+    stand_in: Option<Box<dyn StandIn>>,
 }
 
 /// What recording changes.
@@ -84,7 +89,10 @@ impl Gpu {
     /// # Errors
     /// [`files::ErrorKind::Device`] when there is none, or it does not open.
     pub fn open(options: &GpuOptions) -> Result<Self> {
-        let device = Device::open(options)?;
+        Self::of(Device::open(options)?, options, None)?.checked()
+    }
+
+    fn of(device: Device, options: &GpuOptions, stand_in: Option<Box<dyn StandIn>>) -> Result<Self> {
         let info = DeviceInfo {
             name: format!("{} ({})", device.summary.name, device.summary.driver.trim()),
             precision: options.precision,
@@ -99,7 +107,7 @@ impl Gpu {
         let recorder = Recorder::new(&device, 0, &graveyard);
         let state = State { recorder, pipelines: Pipelines::default(), scratch: HashMap::new() };
         device.check()?;
-        Ok(Self { device, info, next_id: AtomicU64::new(1), graveyard, state: Mutex::new(state) })
+        Ok(Self { device, info, next_id: AtomicU64::new(1), graveyard, state: Mutex::new(state), stand_in })
     }
 
     /// The adapter underneath.
@@ -157,6 +165,9 @@ impl Gpu {
 
     fn run(&self, state: &mut State, call: &Call<'_>) -> Result<()> {
         let variant = variant(call.kernel, call.formats, call.constants);
+        if let Some(stand_in) = &self.stand_in {
+            return self.run_in_place(state, call, variant, &**stand_in);
+        }
         let pipeline = state.pipelines.get(&self.device, call.kernel, variant)?;
         state.recorder.dispatch(&self.device, &pipeline, call.bindings, call.params, call.groups);
         Ok(())
