@@ -17,7 +17,7 @@ fn open(subgroups: bool, align: usize) -> Vec<Rig> {
     let options = GpuOptions { precision: Precision::Exact, subgroups, ..GpuOptions::default() };
     let backend = Box::new(Gpu::open(&options).unwrap());
     let name = format!("{}, subgroups {subgroups}, weights at multiples of {align}", backend.adapter().name);
-    vec![Rig { name, backend, batch_invariant: false, align }]
+    vec![Rig { name, backend, batch_invariant: false, align, formats: Format::all() }]
 }
 
 fn rigs() -> Vec<Rig> {
@@ -40,7 +40,7 @@ fn products_on_matrix_units() {
     for align in [1, 16] {
         let backend = Box::new(Gpu::open(&options).unwrap());
         let name = format!("{}, fast, weights at multiples of {align}", backend.adapter().name);
-        let rig = Rig { name, backend, batch_invariant: false, align };
+        let rig = Rig { name, backend, batch_invariant: false, align, formats: Format::all() };
         common::dense::many_rows(&rig);
         common::experts::many_rows(&rig);
         if align == 16 {
@@ -61,7 +61,7 @@ fn products_of_integers() {
         let options = GpuOptions { precision: Precision::Fast, subgroups, ..GpuOptions::default() };
         let backend = Box::new(Gpu::open(&options).unwrap());
         let name = format!("{}, fast, subgroups {subgroups}, align {align}", backend.adapter().name);
-        let rig = Rig { name, backend, batch_invariant: false, align };
+        let rig = Rig { name, backend, batch_invariant: false, align, formats: Format::all() };
         // Those that are loaded in steps, and otherwise than with the alignment before.
         let loads = |format: Format, align: usize| source::wide(format, align as u32);
         let in_steps = |&format: &Format| {

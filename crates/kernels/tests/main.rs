@@ -11,3 +11,5 @@ mod gpu;
 mod gpu_memory;
 #[cfg(feature = "gpu")]
 mod gpu_shaders;
+#[cfg(feature = "gpu")]
+mod metal;

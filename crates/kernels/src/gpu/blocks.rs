@@ -1,4 +1,4 @@
-//! Products of many rows, block by block: on matrix units where they may be used, else with tiles in shared memory. And
+//! Products of many rows, block by block: with matrix instructions where they may be used, else with tiles in shared memory. And
 //! experts that many rows are routed to, sorted by the host or by the device.
 
 use std::sync::Arc;
@@ -16,9 +16,11 @@ use crate::ops::Precision;
 
 /// Rows and outputs of a block of `matmul.wgsl`.
 const BLOCK: usize = 64;
-/// Outputs of a block on matrix units, and the rows that it may have.
+/// Outputs of a block for matrix instructions, and the rows that it may have: with Metal's matrices two of these, since a
+/// subgroup of 128 rows has 128 sums a thread.
 const UNITS_OUTPUTS: usize = 128;
-pub(super) const UNITS_ROWS: [usize; 3] = [128, 64, 32];
+const UNITS_ROWS: [usize; 3] = [128, 64, 32];
+const METAL_ROWS: [usize; 2] = [64, 32];
 /// Fewer blocks than these leave processors of a large device idle.
 const BLOCKS_WANTED: usize = 128;
 /// Entries of a tile for `gate_up.wgsl` where rows are few.
@@ -26,7 +28,7 @@ const FEW: usize = 4;
 /// The constant SPLIT of weights whose columns are met in their order.
 const IN_ORDER: u32 = 16;
 
-/// The activations of one op in half precision, for each order in which weights meet their columns.
+/// The activations of one op as f16, for each order in which weights meet their columns.
 #[derive(Default)]
 pub(super) struct Halved(Vec<(u32, Arc<GpuMemory>)>);
 
@@ -83,9 +85,14 @@ impl Sorted {
 }
 
 impl Gpu {
-    /// Whether products of many rows round their inputs to half precision, for matrix units.
+    /// Whether products of many rows round their inputs to f16, for matrix instructions.
     pub(super) fn on_units(&self) -> bool {
-        self.device.matrix_units && self.info.precision == Precision::Fast
+        self.device.matrix != 0 && self.info.precision == Precision::Fast
+    }
+
+    /// The rows that a block for matrix instructions may have, most first.
+    pub(super) fn units_rows(&self) -> &'static [usize] {
+        if self.device.matrix == source::METAL_MATRIX { &METAL_ROWS } else { &UNITS_ROWS }
     }
 
     /// Whether an expert with `entries` of the `rows` of a step goes by blocks. That must not depend on which experts
@@ -99,10 +106,11 @@ impl Gpu {
         if !self.on_units() {
             return BLOCK;
         }
-        (mean + mean / 2).next_power_of_two().clamp(UNITS_ROWS[2], UNITS_ROWS[0])
+        let rows = self.units_rows();
+        (mean + mean / 2).next_power_of_two().clamp(rows[rows.len() - 1], rows[0])
     }
 
-    /// How weights are loaded for matrix units, and the order in which they meet their columns.
+    /// How weights are loaded for matrix instructions, and the order in which they meet their columns.
     fn steps(formats: &[Format], cols: usize, alignment: u32) -> (Wide, u32) {
         let split = source::split(formats[0]);
         let widths = || formats.iter().map(|&format| source::wide(format, alignment));
@@ -113,7 +121,7 @@ impl Gpu {
         (Wide::Not, IN_ORDER)
     }
 
-    /// Activations `[rows, cols]` for matrix units.
+    /// Activations `[rows, cols]` for matrix instructions.
     fn halves(
         &self,
         state: &mut State,
@@ -192,8 +200,9 @@ impl Gpu {
         let (wide, split) = Self::steps(&formats, cols, alignment([base]));
         let halves = self.halves(state, x, [rows, cols], split, halved)?;
         let across = outputs.div_ceil(UNITS_OUTPUTS);
-        let enough = |r: &usize| rows.div_ceil(*r) * across >= BLOCKS_WANTED;
-        let block = UNITS_ROWS.into_iter().find(enough).unwrap_or(UNITS_ROWS[2]);
+        let enough = |r: &&usize| rows.div_ceil(**r) * across >= BLOCKS_WANTED;
+        let sizes = self.units_rows();
+        let block = *sizes.iter().find(enough).unwrap_or(&sizes[sizes.len() - 1]);
         let mut bindings = vec![halves.binding(), bias, x, out];
         bindings.extend(parts);
         for first in (0..rows).step_by(most) {
@@ -202,7 +211,7 @@ impl Gpu {
             let call = Call {
                 kernel: &source::MATMUL_UNITS,
                 formats: &formats,
-                constants: &[0, block as u32, wide as u32, fours(outputs)],
+                constants: &[0, block as u32, wide as u32, fours(outputs), self.device.matrix],
                 bindings: &bindings,
                 params: &params(first),
                 groups: folded(across, some.div_ceil(block) as u32),
@@ -288,7 +297,7 @@ impl Gpu {
         let call = Call {
             kernel: &source::GATE_UP_UNITS,
             formats: &parts.formats[..2],
-            constants: &[down_split, block, wide as u32],
+            constants: &[down_split, block, wide as u32, self.device.matrix],
             bindings: &bindings,
             params: &[table.tiles_at, table.entries_at, shape[0], shape[1], shape[2], shape[3]],
             groups: [intermediate.div_ceil(UNITS_OUTPUTS / 2) as u32, table.tiles, 1],
@@ -301,7 +310,7 @@ impl Gpu {
         let call = Call {
             kernel: &source::MATMUL_UNITS,
             formats: &parts.formats[2..],
-            constants: &[1, block, down_wide as u32, fours(hidden)],
+            constants: &[1, block, down_wide as u32, fours(hidden), self.device.matrix],
             bindings: &bindings,
             params: &[0, 0, 0, intermediate as u32, hidden as u32, entries, 0, at[0], at[1], 6],
             groups: [hidden.div_ceil(UNITS_OUTPUTS) as u32, table.tiles, 1],

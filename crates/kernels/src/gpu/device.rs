@@ -83,8 +83,10 @@ pub(super) struct Device {
     pub(super) summary: AdapterSummary,
     pub(super) adapter: wgpu::AdapterInfo,
     pub(super) subgroups: bool,
-    /// Whether matrix units multiply 16 x 16 values of half precision into single, for subgroups of 32.
-    pub(super) matrix_units: bool,
+    /// Rows and columns of the matrices of f16 whose products subgroups of 32 sum as f32: 16, or Metal's 8, or 0 for none.
+    pub(super) matrix: u32,
+    /// What a user should know of how the device is used.
+    pub(super) notes: Vec<String>,
     /// Whether activations may become integers: the products of four bytes are one instruction on Vulkan and many on
     /// Metal, and eight neighbours must be of one subgroup.
     pub(super) byte_products: bool,
@@ -108,12 +110,13 @@ const WANTED: wgpu::Features =
     wgpu::Features::SUBGROUP.union(wgpu::Features::PIPELINE_CACHE).union(super::profile::FEATURES);
 /// The features that every supported device has.
 const NEEDED: wgpu::Features = wgpu::Features::IMMEDIATES;
-/// What matrix units need.
-const MATRIX_UNITS: wgpu::Features = wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX
+/// What matrix instructions need.
+const MATRIX_FEATURES: wgpu::Features = wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX
     .union(wgpu::Features::SHADER_F16)
     .union(wgpu::Features::SUBGROUP);
-/// Memory of a workgroup of `matmul_units.wgsl`, for blocks of 128 rows.
-const MATRIX_UNITS_STORAGE_BYTES: u32 = 48 << 10;
+/// Memory of a workgroup of `matmul_units.wgsl`, for blocks of 128 rows, or of 64 with Metal's matrices.
+const MATRIX_STORAGE_BYTES: u32 = 48 << 10;
+const METAL_MATRIX_STORAGE_BYTES: u32 = 20 << 10;
 /// Memory of a workgroup that multiplies integers and ranks experts.
 const INTEGERS_STORAGE_BYTES: u32 = 20 << 10;
 /// Threads that find the largest value of a block of activations together.
@@ -128,19 +131,36 @@ fn instance() -> wgpu::Instance {
     wgpu::Instance::new(descriptor)
 }
 
-/// Whether the adapter has the matrix units that `matmul_units.wgsl` is written for.
-fn has_matrix_units(adapter: &wgpu::Adapter) -> bool {
-    let info = adapter.get_info();
+/// The fewest and the most threads of a subgroup. Of Metal wgpu says 4 to 64, which is every device that it runs on; all of
+/// Apple's own GPUs, which name themselves, have 32 (the `threadExecutionWidth` of every pipeline there).
+fn subgroup_threads(info: &wgpu::AdapterInfo) -> (u32, u32) {
+    if info.backend == wgpu::Backend::Metal && info.name.starts_with("Apple") {
+        return (32, 32);
+    }
+    (info.subgroup_min_size, info.subgroup_max_size)
+}
+
+/// The size of the matrices that the shaders multiply through a backend, if it has such: on Metal 8 x 8 is all there is, and
+/// naga would write a text of 16 x 16 without complaint.
+fn matrix_of(backend: wgpu::Backend, offered: &[wgpu::CooperativeMatrixProperties]) -> u32 {
+    let size = if backend == wgpu::Backend::Metal { super::source::METAL_MATRIX } else { 16 };
     let fits = |p: &wgpu::CooperativeMatrixProperties| {
-        (p.m_size, p.n_size, p.k_size) == (16, 16, 16)
+        (p.m_size, p.n_size, p.k_size) == (size, size, size)
             && p.ab_type == wgpu::CooperativeScalarType::F16
             && p.cr_type == wgpu::CooperativeScalarType::F32
     };
-    let limits = adapter.limits();
-    adapter.features().contains(MATRIX_UNITS)
-        && limits.max_compute_workgroup_storage_size >= MATRIX_UNITS_STORAGE_BYTES
-        && (info.subgroup_min_size, info.subgroup_max_size) == (32, 32)
-        && adapter.cooperative_matrix_properties().iter().any(fits)
+    if offered.iter().any(fits) { size } else { 0 }
+}
+
+/// [`matrix_of`] an adapter that has all else that `matmul_units.wgsl` needs.
+fn matrix_size(adapter: &wgpu::Adapter) -> u32 {
+    let info = adapter.get_info();
+    let size = matrix_of(info.backend, &adapter.cooperative_matrix_properties());
+    let bytes = if size == 16 { MATRIX_STORAGE_BYTES } else { METAL_MATRIX_STORAGE_BYTES };
+    let fits = adapter.features().contains(MATRIX_FEATURES)
+        && adapter.limits().max_compute_workgroup_storage_size >= bytes
+        && subgroup_threads(&info) == (32, 32);
+    if fits { size } else { 0 }
 }
 
 /// Runs a future that a native driver answers at once.
@@ -223,9 +243,9 @@ impl Device {
         };
         let mut features = NEEDED | (adapter.features() & WANTED);
         let mut experimental = wgpu::ExperimentalFeatures::disabled();
-        let matrix_units = has_matrix_units(&adapter);
-        if matrix_units {
-            features |= MATRIX_UNITS;
+        let matrix = matrix_size(&adapter);
+        if matrix != 0 {
+            features |= MATRIX_FEATURES;
             // SAFETY: what may misbehave are cooperative matrices; one shader of ours uses them, in the manner that
             // wgpu documents, and the tests compare its answers.
             experimental = unsafe { wgpu::ExperimentalFeatures::enabled() };
@@ -257,7 +277,7 @@ impl Device {
         let mapped_bytes_max = options.mapped_bytes_max.or_else(|| shared::mapped_bytes_max(&device));
         let subgroups = features.contains(wgpu::Features::SUBGROUP) && options.subgroups;
         let info = adapter.get_info();
-        let subgroup_threads = info.subgroup_min_size;
+        let (subgroup_threads, _) = subgroup_threads(&info);
         let byte_products = info.backend == wgpu::Backend::Vulkan
             && subgroup_threads >= EIGHT
             && limits.max_compute_workgroup_storage_size >= INTEGERS_STORAGE_BYTES;
@@ -268,7 +288,8 @@ impl Device {
             summary,
             adapter: info,
             subgroups,
-            matrix_units,
+            matrix,
+            notes: Vec::new(),
             byte_products,
             subgroup_threads,
             bindings_max: limits.max_storage_buffers_per_shader_stage as usize,
@@ -283,17 +304,22 @@ impl Device {
     /// For [`crate::ops::Backend::features`].
     pub(super) fn features(&self) -> Vec<(&'static str, String)> {
         let memory = if self.sharing.is_some() { "the host's" } else { "its own" };
+        let matrix = match self.matrix {
+            0 => "none".to_string(),
+            size => format!("{size} x {size}"),
+        };
         let mut features = vec![
             ("kind", format!("{:?}", self.summary.kind)),
             ("memory", memory.to_string()),
             ("subgroups", self.subgroups.to_string()),
             ("subgroup_threads_min", self.subgroup_threads.to_string()),
-            ("matrix_units", self.matrix_units.to_string()),
+            ("matrix_instructions", matrix),
             ("byte_products", self.byte_products.to_string()),
             ("buffer_bytes_max", self.buffer_bytes_max.to_string()),
             ("pipeline_cache", self.device.features().contains(wgpu::Features::PIPELINE_CACHE).to_string()),
         ];
         features.extend(self.mapped_bytes_max.map(|bytes| ("mapped_bytes_max", bytes.to_string())));
+        features.extend(self.notes.iter().map(|note| ("note", note.clone())));
         features
     }
 
@@ -326,4 +352,40 @@ fn watch(device: &wgpu::Device, failure: &Arc<Mutex<Option<(ErrorKind, String)>>
             keep(&slot, ErrorKind::Device, format!("the device was lost: {message}"));
         }
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn info(name: &str, backend: wgpu::Backend, min: u32, max: u32) -> wgpu::AdapterInfo {
+        let mut info = wgpu::AdapterInfo::new(wgpu::DeviceType::IntegratedGpu, backend);
+        (info.name, info.subgroup_min_size, info.subgroup_max_size) = (name.into(), min, max);
+        info
+    }
+
+    #[test]
+    fn subgroups_of_apple_have_32_threads() {
+        let metal = wgpu::Backend::Metal;
+        assert_eq!(subgroup_threads(&info("Apple M2 Pro", metal, 4, 64)), (32, 32));
+        assert_eq!(subgroup_threads(&info("AMD Radeon Pro 5500M", metal, 4, 64)), (4, 64));
+        assert_eq!(subgroup_threads(&info("Apple M1 (G13G B1)", wgpu::Backend::Vulkan, 8, 16)), (8, 16));
+    }
+
+    #[test]
+    fn metal_multiplies_matrices_of_eight_alone() {
+        let of = |size, cr_type| wgpu::CooperativeMatrixProperties {
+            m_size: size,
+            n_size: size,
+            k_size: size,
+            ab_type: wgpu::CooperativeScalarType::F16,
+            cr_type,
+            saturating_accumulation: false,
+        };
+        use wgpu::CooperativeScalarType::{F16, F32};
+        assert_eq!(matrix_of(wgpu::Backend::Metal, &[of(8, F16), of(8, F32)]), 8);
+        assert_eq!(matrix_of(wgpu::Backend::Metal, &[of(16, F32), of(8, F16)]), 0);
+        assert_eq!(matrix_of(wgpu::Backend::Vulkan, &[of(8, F32), of(16, F32)]), 16);
+        assert_eq!(matrix_of(wgpu::Backend::Vulkan, &[of(8, F32), of(16, F16)]), 0);
+    }
 }

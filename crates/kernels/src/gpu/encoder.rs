@@ -438,7 +438,7 @@ fn upload_buffer(device: &Device, words: usize) -> wgpu::Buffer {
     device.device.create_buffer(&wgpu::BufferDescriptor {
         label: Some("ids and tables"),
         size: words as u64 * 4,
-        usage: wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST,
+        usage: super::shared::USAGE,
         mapped_at_creation: false,
     })
 }

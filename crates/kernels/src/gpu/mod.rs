@@ -4,6 +4,7 @@
 //! for all number formats: `source` puts the decoder of a format in front of it. Activations are f32 and so are all
 //! sums; weights are decoded exactly as the reference does.
 
+mod agree;
 mod blocks;
 mod device;
 mod dispatch;
@@ -21,6 +22,7 @@ mod profile;
 mod shared;
 pub mod source;
 mod staging;
+mod stand_in;
 mod stored;
 mod submit;
 mod tally;
@@ -37,6 +39,7 @@ use files::{Error, Format, Result};
 
 pub use device::{AdapterKind, AdapterSummary, GpuOptions, adapters, likely};
 pub use probe::Rates;
+pub use stand_in::{Dispatch, StandIn};
 pub use submit::Lost;
 
 use crate::buffer::{Block, Buffer, Tensor, Weight};
@@ -67,6 +70,8 @@ pub struct Gpu {
     /// [`GpuOptions::compiles_ahead`]
     compiles_ahead: Option<bool>,
     state: Mutex<State>,
+    /// What runs dispatches in the device's place, in tests.
+    stand_in: Option<Box<dyn StandIn>>,
 }
 
 impl Gpu {
@@ -75,7 +80,10 @@ impl Gpu {
     /// # Errors
     /// [`files::ErrorKind::Device`] when there is none, or it does not open.
     pub fn open(options: &GpuOptions) -> Result<Self> {
-        let device = Device::open(options)?;
+        Self::of(Device::open(options)?, options, None)?.checked()
+    }
+
+    fn of(device: Device, options: &GpuOptions, stand_in: Option<Box<dyn StandIn>>) -> Result<Self> {
         let info = DeviceInfo {
             name: format!("{} ({})", device.summary.name, device.summary.driver.trim()),
             precision: options.precision,
@@ -96,7 +104,7 @@ impl Gpu {
         let state = Mutex::new(State { recorder, pipelines, scratch, work, noted });
         device.check()?;
         let (next_id, compiles_ahead) = (AtomicU64::new(2), options.compiles_ahead);
-        Ok(Self { device, info, next_id, graveyard, compiles_ahead, state })
+        Ok(Self { device, info, next_id, graveyard, compiles_ahead, state, stand_in })
     }
 
     /// The adapter underneath.

@@ -6,6 +6,7 @@ use std::fmt::Write as _;
 use files::{Format, ScaleType};
 
 use super::units;
+pub use super::units::METAL_MATRIX;
 
 /// One of our compute shaders, before it is specialised.
 #[derive(Debug)]
@@ -35,7 +36,7 @@ const SHARED_PARTS: [(&str, &str); 5] = [
     (UNITS, include_str!("shaders/units.wgsl")),
 ];
 
-/// The part of kernels for matrix units.
+/// The part of kernels with matrix instructions.
 const UNITS: &str = "units";
 
 /// Most constants of a kernel.
@@ -96,9 +97,9 @@ kernels! {
     INTEGERS = "integers" "rw" weights [] constants ["SPLIT", "LANES"] team 256;
     MATMUL = "matmul" "rrrw" weights ["w"] constants ["GATHER", "TAIL"] team 256;
     HALVES = "halves" "rw" weights [] constants ["SPLIT", "TAIL"] team 256;
-    MATMUL_UNITS = "matmul_units" "rrrw" weights ["w"] constants ["SCATTER", "ROWS", "WIDE", "FOURS"] team 128
+    MATMUL_UNITS = "matmul_units" "rrrw" weights ["w"] constants ["SCATTER", "ROWS", "WIDE", "FOURS", "MATRIX"] team 128
         parts ["units"];
-    GATE_UP_UNITS = "gate_up_units" "rrw" weights ["gate", "up"] constants ["DOWN_SPLIT", "ROWS", "WIDE"] team 128
+    GATE_UP_UNITS = "gate_up_units" "rrw" weights ["gate", "up"] constants ["DOWN_SPLIT", "ROWS", "WIDE", "MATRIX"] team 128
         parts ["units"];
     EXPERT_BLOCKS = "expert_blocks" "rrw" weights [] constants ["EXPERTS", "TOP_K", "ROWS"] team 256;
     ADD = "add" "wr" weights [] constants [] team 64;
@@ -180,7 +181,13 @@ pub fn wgsl(kernel: &Kernel, variant: &Variant, subgroups: bool) -> String {
     let shared = SHARED_PARTS.iter().filter(|(name, _)| kernel.parts.contains(name)).map(|(_, text)| *text);
     let mut body: String = std::iter::once(own).chain(shared).collect();
     if kernel.parts.contains(&UNITS) {
-        body = units::written_out(&body, constant(kernel, variant, "ROWS") as usize);
+        let has_ones = kernel.constants.contains(&"FOURS") && constant(kernel, variant, "FOURS") == 0;
+        let shape = units::Shape {
+            rows: constant(kernel, variant, "ROWS") as usize,
+            matrix: constant(kernel, variant, "MATRIX") as usize,
+            values: if has_ones { 1 } else { 4 },
+        };
+        body = units::written_out(&body, shape);
         body.push_str(WIDE);
     }
     let mut out = format!("{directives}const TEAM = {}u;\n", kernel.team);

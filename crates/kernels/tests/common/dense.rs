@@ -30,7 +30,7 @@ pub fn copies(rig: &Rig) {
 
 pub fn embed(rig: &Rig) {
     let mut rng = Rng::new(1);
-    for format in Format::all() {
+    for &format in &rig.formats {
         let (vocab, cols) = (rng.within(2..=40), 256 * rng.within(1..=2));
         let table = Encoded::random(format, vocab, cols, &mut rng);
         let ids: Vec<u32> = (0..rng.within(1..=20)).map(|_| rng.within(0..=vocab - 1) as u32).collect();
@@ -55,7 +55,7 @@ fn product(rig: &Rig, x: &[f32], w: &Encoded, bias: Option<&[f32]>) -> Vec<f32> 
 
 pub fn linear(rig: &Rig) {
     let mut rng = Rng::new(2);
-    for format in Format::all() {
+    for &format in &rig.formats {
         for rows in [1, rng.within(2..=9), rng.within(10..=70)] {
             let (cols, outputs) = (256 * rng.within(1..=3), rng.within(1..=90));
             let w = Encoded::random(format, outputs, cols, &mut rng);
@@ -123,7 +123,7 @@ fn row(rig: &Rig, format: Format, x: &[f32], outputs: usize, most: f32, rng: &mu
 /// Several products of one x, some in the same buffers and of the same format, some not.
 pub fn linears(rig: &Rig) {
     let mut rng = Rng::new(7);
-    let formats = Format::all();
+    let formats = &rig.formats;
     for (i, &format) in formats.iter().enumerate() {
         let rows = [1, 3, 17][i % 3];
         let cols = 256 * rng.within(1..=3);
@@ -253,7 +253,7 @@ pub fn gated_norm(rig: &Rig) {
 /// Products of many rows that may have rounded both sides to half precision, and large activations.
 pub fn many_rows(rig: &Rig) {
     let mut rng = Rng::new(9);
-    for (i, format) in Format::all().into_iter().enumerate() {
+    for (i, &format) in rig.formats.iter().enumerate() {
         let (rows, cols, outputs) = (rng.within(16..=150), 256 * rng.within(1..=3), rng.within(1..=150));
         let w = Encoded::random(format, outputs, cols, &mut rng);
         let mut x = rng.values(rows * cols, [1.0, 1e-3, 100.0][i % 3]);

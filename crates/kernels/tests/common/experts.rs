@@ -33,7 +33,7 @@ impl Mlp {
 
 pub fn mlp(rig: &Rig) {
     let mut rng = Rng::new(31);
-    for format in Format::all() {
+    for &format in &rig.formats {
         for rows in [1, rng.within(2..=20)] {
             let mlp = Mlp::random(format, format, 256, 256, &mut rng);
             let x = rng.values(rows * 256, 1.0);
@@ -58,7 +58,7 @@ pub fn mlp(rig: &Rig) {
 
 pub fn expert_mlp(rig: &Rig) {
     let mut rng = Rng::new(32);
-    let formats = Format::all();
+    let formats = &rig.formats;
     for (i, &format) in formats.iter().enumerate() {
         let rows = if i % 3 == 0 { rng.within(30..=50) } else { rng.within(1..=8) };
         let (k, experts) = (rng.within(1..=3), rng.within(3..=4));
@@ -99,7 +99,7 @@ pub fn expert_mlp(rig: &Rig) {
 
 pub fn route(rig: &Rig) {
     let mut rng = Rng::new(33);
-    for format in Format::all() {
+    for &format in &rig.formats {
         let (rows, experts) = (rng.within(1..=30), rng.within(8..=70));
         let spec = RouteSpec { top_k: rng.within(1..=8), normalise: rng.flag() };
         let router = Encoded::random(format, experts, 256, &mut rng);
@@ -128,7 +128,7 @@ pub fn routed_mlp(rig: &Rig) {
         return;
     }
     let mut rng = Rng::new(35);
-    let formats = Format::all();
+    let formats = &rig.formats;
     for (i, &format) in formats.iter().enumerate() {
         let down = formats[(i + 1) % formats.len()];
         let rows = [1, 2, 40][i % 3];
@@ -176,7 +176,7 @@ pub fn routed_layer(rig: &Rig) {
         return;
     }
     let mut rng = Rng::new(36);
-    let formats = Format::all();
+    let formats = &rig.formats;
     for (i, &format) in formats.iter().enumerate() {
         // On matrix units, which round, routers may choose otherwise.
         let most = if rig.backend.info().precision == Precision::Exact { 40 } else { 2 };

@@ -23,6 +23,8 @@ pub struct Rig {
     pub batch_invariant: bool,
     /// What the offset of a weight's part in its buffer is a multiple of.
     pub align: usize,
+    /// Number formats to test.
+    pub formats: Vec<Format>,
 }
 
 impl Rig {
@@ -33,7 +35,7 @@ impl Rig {
     /// The reference, as a rig.
     pub fn reference() -> Self {
         let backend = Box::new(tidemill_kernels::reference::Reference::default());
-        Self { name: "reference".into(), backend, batch_invariant: true, align: 1 }
+        Self { name: "reference".into(), backend, batch_invariant: true, align: 1, formats: Format::all() }
     }
 }
 

@@ -1,6 +1,5 @@
 //! The short convolution and the gated delta rule.
 
-use files::Format;
 use tidemill_kernels::ops::{Convolution, DeltaInput, DeltaSpec, Gate, Product, Segment};
 
 use super::*;
@@ -39,7 +38,7 @@ pub fn short_conv(rig: &Rig) {
 /// What `linears` and then `short_conv` do, step after step.
 pub fn linears_conv(rig: &Rig) {
     let mut rng = Rng::new(23);
-    let formats = Format::all();
+    let formats = &rig.formats;
     for (i, &format) in formats.iter().enumerate() {
         let (cols, kernel) = (256 * rng.within(1..=3), rng.within(1..=5));
         // Some are large enough for integers, some have weights in buffers of their own.

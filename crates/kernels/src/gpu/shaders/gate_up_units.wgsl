@@ -1,7 +1,7 @@
 enable f16;
 enable wgpu_cooperative_matrix;
 
-// As `gate_up`, on matrix units, of activations that `halves` has prepared: blocks of up to ROWS entries of one expert.
+// As `gate_up`, with matrix instructions, of activations that `halves` has prepared: blocks of up to ROWS entries of one expert.
 // The squares of gate and up take turns in a tile. The results are prepared for the product with down, whose columns
 // are DOWN_SPLIT apart, [chunks, entries, 32].
 
@@ -46,12 +46,12 @@ fn put_act(entry: u32, n: u32, a: vec4<f32>, b: vec4<f32>) {
 
 const SQUARE = 64u;
 const SIDE = 4u;
-var<workgroup> sums: array<vec4<f32>, 4u * SQUARE>;
+alias Sum = vec4<f32>;
 
 // Eight sums of this lane's row of a square.
 fn held(subgroup: u32, lane: u32) -> Eight {
     let at = subgroup * SQUARE + lane * 2u;
-    return Eight(sums[at], sums[at + 1u]);
+    return Eight(sum_at(at), sum_at(at + 1u));
 }
 
 fn activated(gate: vec4<f32>, up: vec4<f32>, n: u32) -> vec4<f32> {
@@ -59,7 +59,7 @@ fn activated(gate: vec4<f32>, up: vec4<f32>, n: u32) -> vec4<f32> {
     return select(vec4<f32>(), value, vec4<u32>(n, n + 1u, n + 2u, n + 3u) < vec4<u32>(p.outputs));
 }
 
-// A square of gate's sums in `gate`, of up's in `sums`.
+// A square of gate's sums in `gate`, of up's in the workgroup's memory.
 fn emit(first: u32, row: u32, count: u32, output: u32, gate: Eight, subgroup: u32, lane: u32) {
     let brought = row + lane / 2u;
     let n = output + lane % 2u * 8u;
@@ -80,7 +80,7 @@ fn main(
     let tile = p.tiles + group.y * 11u;
     let gate_base = vec3<u32>(table[tile], table[tile + 1u], table[tile + 2u]);
     let up_base = vec3<u32>(table[tile + 3u], table[tile + 4u], table[tile + 5u]);
-    // All of a team have the same, which has to be seen.
+    // All of a workgroup have the same, which has to be seen.
     let own = subgroupBroadcastFirst(vec2<u32>(table[tile + 9u], table[tile + 10u]));
     let first = own.x;
     let count = own.y;
@@ -104,7 +104,7 @@ fn main(
     $SUMS
     for (var chunk = 0u; chunk < steps; chunk++) {
         for (var i = 0u; i < EACH; i++) {
-            x_tile[x_to + i * 16u * PITCH] = v[i];
+            put_x(x_to + i * 16u * PITCH, v[i]);
         }
         put_weights(w_to, gate_open(gate, half));
         put_weights(w_to + 16u * PITCH, up_open(up, half));

@@ -1,4 +1,4 @@
-// Activations for matrix units, in half precision and step by step: what the columns of a step of the weights meet
+// Activations for matrix instructions, as f16 and step by step: what the columns of a step of the weights meet
 // lies together, row after row, [chunks, rows, 32]. Divided by 32, and the weights are multiplied by it, so that
 // activations beyond two million overflow and no smaller ones.
 

@@ -1,7 +1,7 @@
 enable f16;
 enable wgpu_cooperative_matrix;
 
-// As `matmul`, on matrix units, of activations that `halves` has prepared. SCATTER says where rows go: 0, they lie in
+// As `matmul`, with matrix instructions, of activations that `halves` has prepared. SCATTER says where rows go: 0, they lie in
 // order; 1, a tile of gate_up's table is a block, whose rows lie in the order of the entries, and the entries name the
 // rows of out.
 
@@ -28,7 +28,7 @@ var<immediate> p: Params;
 
 const SQUARE = 256u / VALUES;
 const SIDE = 16u / VALUES;
-var<workgroup> sums: array<Values, 4u * SQUARE>;
+alias Sum = Values;
 
 // A square of sums: sixteen rows from `row` of the block on, sixteen outputs.
 fn emit(first: u32, row: u32, count: u32, output: u32, subgroup: u32, lane: u32) {
@@ -40,7 +40,7 @@ fn emit(first: u32, row: u32, count: u32, output: u32, subgroup: u32, lane: u32)
             if SCATTER == 1u {
                 to = table[p.entries + to * 2u + 1u];
             }
-            var value = sums[subgroup * SQUARE + j];
+            var value = sum_at(subgroup * SQUARE + j);
             if p.biased == 1u {
                 value += bias[n / VALUES];
             }
@@ -62,7 +62,7 @@ fn main(
     if SCATTER == 1u {
         let tile = p.tiles + group.y * 11u;
         base = vec3<u32>(table[tile + p.which], table[tile + p.which + 1u], table[tile + p.which + 2u]);
-        // All of a team have the same, which has to be seen.
+        // All of a workgroup have the same, which has to be seen.
         let own = subgroupBroadcastFirst(vec2<u32>(table[tile + 9u], table[tile + 10u]));
         first = own.x;
         count = own.y;
@@ -87,7 +87,7 @@ fn main(
     $SUMS
     for (var chunk = 0u; chunk < steps; chunk++) {
         for (var i = 0u; i < EACH; i++) {
-            x_tile[x_to + i * 16u * PITCH] = v[i];
+            put_x(x_to + i * 16u * PITCH, v[i]);
         }
         put_weights(w_to, w_open(w0, half));
         put_weights(w_to + OUTPUTS / 2u * PITCH, w_open(w1, half));

@@ -1,16 +1,16 @@
-// Products on matrix units: inputs are rounded to half precision, sums are single. A team of four subgroups multiplies
+// Products with matrix instructions: inputs are rounded to f16, sums are f32. A workgroup of four subgroups of 32 multiplies
 // ROWS rows with 128 outputs, in steps of 32 columns; what the next step needs is on its way while this one is
-// multiplied. `units.rs` writes out the squares of sixteen by sixteen that a subgroup sums.
+// multiplied. `units.rs` writes out the squares of sixteen by sixteen that a subgroup sums, each one matrix or four of
+// MATRIX by MATRIX, and the memory of the workgroup: `x_tile` and `w_tile`, and `sums` for a square of each subgroup on its
+// way out, SQUARE items of which SIDE are a row. With ROWS 128 all three are 24 KiB: a few bytes more, and an H100 runs
+// fewer workgroups at once, at two thirds of the rate.
 
 const OUTPUTS = 128u;
 // Vectors of four from one row of a tile to the next: not a multiple of all banks.
 const PITCH = 10u;
 // Vectors of a step of activations that a thread brings.
 const EACH = ROWS / 16u;
-var<workgroup> x_tile: array<vec4<f16>, ROWS * PITCH>;
-var<workgroup> w_tile: array<vec4<f16>, OUTPUTS * PITCH>;
-// A kernel has `sums` for a square of each subgroup on its way out, SQUARE items of which SIDE are a row. With ROWS 128 all
-// three are 24 KiB: a few bytes more, and an H100 runs fewer teams at once, at two thirds of the rate.
+$MEMORY
 
 // Steps of a block, none if it has no rows.
 fn steps_of(count: u32, cols: u32) -> u32 {
@@ -23,7 +23,7 @@ alias Half = array<vec4<f16>, 4>;
 // What the weights are multiplied by, since the activations are divided by it.
 const GROW = 32.0;
 
-// Four signed bytes. In the low bits of 1024 as a half, a byte is an integer of its own; 128 more makes it positive.
+// Four signed bytes. In the low bits of 1024 as an f16, a byte is an integer of its own; 128 more makes it positive.
 fn open_four(q: u32, scale: f32, bias: f32) -> vec4<f16> {
     let even = unpack2x16float((q & 0x00ff00ffu) ^ 0x64806480u);
     let odd = unpack2x16float(((q >> 8u) & 0x00ff00ffu) ^ 0x64806480u);
@@ -50,8 +50,8 @@ fn within(w: Eight, k: u32, cols: u32) -> Eight {
 }
 
 fn put_weights(at: u32, w: Half) {
-    w_tile[at] = w[0];
-    w_tile[at + 1u] = w[1];
-    w_tile[at + 2u] = w[2];
-    w_tile[at + 3u] = w[3];
+    put_w(at, w[0]);
+    put_w(at + 1u, w[1]);
+    put_w(at + 2u, w[2]);
+    put_w(at + 3u, w[3]);
 }
