@@ -115,8 +115,16 @@ pub fn in_terminal(mut command: Command, typed: &[(&str, &[u8])]) -> (Option<i32
     drop(command); // it holds the other end too
     let (mut shown, mut seen, mut typed, mut buffer) = (Vec::new(), 0, typed.iter(), [0; 4096]);
     let mut next = typed.next();
-    // The end of the terminal is an error where the program ends.
-    while let Ok(count) = master.read(&mut buffer) {
+    loop {
+        let mut waits = libc::pollfd { fd: master.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+        // SAFETY: it is one entry, as the call is told.
+        let ready = unsafe { libc::poll(&mut waits, 1, 120_000) };
+        if ready <= 0 {
+            let _ = child.kill();
+            panic!("the program waits for something else than {next:?}: {}", String::from_utf8_lossy(&shown));
+        }
+        // The end of the terminal is an error where the program ends.
+        let Ok(count) = master.read(&mut buffer) else { break };
         shown.extend_from_slice(&buffer[..count]);
         while let Some((wait, keys)) = next
             && String::from_utf8_lossy(&shown[seen..]).contains(wait)
