@@ -120,7 +120,7 @@ fn a_terminal_of_another_encoding_does_not_end_a_chat() {
     let typed: [(&str, &[u8]); 4] =
         [(line, b"Hello!\r"), (line, b"caf\xe9\r"), (line, b"/stats\r"), (line, b"/exit\r")];
     let (code, shown) =
-        common::in_terminal(tidemill(["chat", "--device", "cpu", "--max-tokens", "4"]), &typed);
+        crate::common::in_terminal(tidemill(["chat", "--device", "cpu", "--max-tokens", "4"]), &typed);
     assert_eq!(code, Some(0), "{shown}");
     // The answer before it is still there.
     assert!(shown.contains("not UTF-8") && shown.contains("answer 4 tokens"), "{shown}");
