@@ -66,7 +66,7 @@ fn models_that_do_not_fit_together_are_refused() {
     let folder = tempfile::tempdir().expect("a folder");
     let mlx = folder.path().join("mlx");
     copy_model(&golden("qwen3_5_moe-e32/mlx-4bit"), &mlx);
-    let demo = common::root().join("models/demo");
+    let demo = crate::common::root().join("models/demo");
     std::fs::copy(demo.join("tokenizer.json"), mlx.join("tokenizer.json")).expect("copied");
     fails(["run", text(&mlx), "-p", "x"], 4, &["wrong tokenizer", "8192", "512"]);
 
@@ -115,7 +115,7 @@ fn bad_options_are_one_line() {
     for model in [&["bench"][..], &["bench", "demo"], &["bench", "--prompt-tokens", "4"]] {
         fails(model.iter().chain(&["--slots", "5"]), 2, &["--slots", "--trace"]);
     }
-    let text = text(&common::root().join("testdata/text/stories.txt")).to_owned();
+    let text = text(&crate::common::root().join("testdata/text/stories.txt")).to_owned();
     for stride in ["32", "33", "4000000000"] {
         let eval = ["eval", "ppl", "demo", &text, "--ctx", "32", "--stride", stride];
         fails(eval, 2, &["--stride", stride, "below --ctx"]);
@@ -276,7 +276,7 @@ fn what_a_file_says_is_shown_and_not_obeyed() {
         // The name of a model stands before what is wrong with its plan.
         let run = ["run", text(model), "-p", "x", "-q", "--memory", "8MiB"];
         for command in [["inspect", text(model)].as_slice(), &run] {
-            let (_, shown) = common::in_terminal(tidemill(command), &[]);
+            let (_, shown) = crate::common::in_terminal(tidemill(command), &[]);
             assert!(!shown.contains(ESCAPE) && shown.contains("\\u{1b}]0;X\\u{7}"), "{command:?}: {shown:?}");
         }
     }
@@ -286,12 +286,12 @@ fn what_a_file_says_is_shown_and_not_obeyed() {
 #[cfg(target_os = "linux")]
 #[test]
 fn what_a_model_thinks_is_shown_and_not_obeyed() {
-    let model = common::root().join("testdata/faults/m15-escapes-from-files/thought.gguf");
+    let model = crate::common::root().join("testdata/faults/m15-escapes-from-files/thought.gguf");
     let run = ["run", text(&model), "-p", "hi", "--device", "cpu", "-q"];
     for no_color in [None, Some("1")] {
         let mut command = tidemill(run);
         command.envs(no_color.map(|value| ("NO_COLOR", value)));
-        let (code, shown) = common::in_terminal(command, &[]);
+        let (code, shown) = crate::common::in_terminal(command, &[]);
         assert_eq!(code, Some(0), "{shown:?}");
         // Each token is written by itself, and dimmed.
         assert!(!shown.contains(ESCAPE) && shown.contains("\\u{1b}"), "{no_color:?}: {shown:?}");
