@@ -1,6 +1,5 @@
 //! Bad models, options and files: one line that names the thing, and an exit code.
 
-use crate::common;
 
 use std::path::Path;
 

@@ -120,7 +120,7 @@ fn the_shortest_submissions() {
         let options = GpuOptions { precision, submission_s: 1e-7, ..GpuOptions::default() };
         let backend = Box::new(Gpu::open(&options).unwrap());
         let name = format!("{}, {precision:?}, the shortest submissions", backend.adapter().name);
-        let rig = Rig { name, backend, batch_invariant: false, align: 16 };
+        let rig = Rig { name, backend, batch_invariant: false, align: 16, formats: Format::all() };
         common::dense::many_rows(&rig);
         common::experts::many_rows(&rig);
         common::experts::routed_mlp(&rig);

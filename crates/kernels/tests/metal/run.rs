@@ -120,10 +120,10 @@ fn glue(text: &str) -> Option<Glue> {
         let (space, kind) = (words.next()?, words.next()?.trim_end_matches('&'));
         let argument = if space == "threadgroup" {
             glue.shared.push(kind.to_string());
-            format!("*({kind} *)shim_machine.call->shared[{}]", glue.shared.len() - 1)
+            format!("*({kind} *)shim::shim_machine.call->shared[{}]", glue.shared.len() - 1)
         } else if let Some(slot) = between(line, "[[buffer(", ")") {
             glue.slots.push(slot.parse().ok()?);
-            format!("*({kind} *)shim_machine.call->buffers[{slot}]")
+            format!("*({kind} *)shim::shim_machine.call->buffers[{slot}]")
         } else {
             match between(line, "[[", "]]")? {
                 "threadgroup_position_in_grid" => "position".into(),
@@ -155,8 +155,8 @@ impl Library {
             source,
             "\nstatic metal::uint3 position;\nstatic void one(uint t) {{ main_({arguments}); }}\n\
              extern \"C\" unsigned long shim_shared[] = {{{} 0}};\n\
-             extern \"C\" int shim_run(Call *call) {{\n    uint at[3];\n    (void)at;\n    \
-             return run_groups(call, {}, one, (uint *)&position);\n}}\n",
+             extern \"C\" int shim_run(shim::Call *call) {{\n    \
+             return shim::run_groups(call, {}, one, (uint *)&position);\n}}\n",
             sizes.iter().map(|size| format!("{size}, ")).collect::<String>(),
             glue.threads,
         );
