@@ -56,7 +56,7 @@ pub(crate) fn inputs(model: Option<&str>, compute: &ComputeArgs) -> Vec<PathBuf>
     let cache = || bundled::cache_dir(|name| std::env::var_os(name)).ok();
     let model = match model {
         Some(given) if Path::new(given).exists() => Some(PathBuf::from(given)),
-        Some(given) if given != BUNDLED => cache().and_then(|cache| pull::find(&cache, given)),
+        Some(given) if given != BUNDLED => cache().and_then(|cache| pull::find(&cache, given).ok().flatten()),
         _ => cache().map(|cache| bundled::place(&cache)),
     };
     model.into_iter().chain(compute.mirror.clone()).collect()

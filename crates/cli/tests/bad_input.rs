@@ -1,6 +1,5 @@
 //! Bad models, options and files: one line that names the thing, and an exit code.
 
-
 use std::path::Path;
 
 use crate::common::{Tensors, copy_model, edit, fails, fails_with, golden, json, piped, succeed, tidemill};

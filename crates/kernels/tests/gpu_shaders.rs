@@ -125,14 +125,14 @@ fn planted_type_errors_are_found() {
         wrong("five values of four", "kernel void",
               "metal::float4 k(metal::float4 v) { return metal::float4(v, 1.0); }\nkernel void"),
     ];
-    let found: BTreeSet<String> = clang.check(&texts).into_iter().map(|(name, _)| name).collect();
+    let found: BTreeSet<String> = clang.check(&texts, false).into_iter().map(|(name, _)| name).collect();
     let wanted: BTreeSet<String> = texts[1..].iter().map(|named| named.name.clone()).collect();
     assert_eq!(found, wanted);
     // naga writes matrices of 16 x 16 and loads of matrices from vectors, which Metal does not have.
     let sixteen = texts::all().into_iter().find(|s| s.constant("MATRIX") == 16).expect("Vulkan's");
     let text = sixteen.msl(&sixteen.parse(), (3, 2));
     assert!(text.contains("simdgroup_half16x16"), "{text}");
-    let said = clang.check(&[Named { name: sixteen.name(), text }]);
+    let said = clang.check(&[Named { name: sixteen.name(), text }], false);
     assert!(said.iter().any(|(_, said)| said.contains("simdgroup_half16x16")), "{said:?}");
 }
 
