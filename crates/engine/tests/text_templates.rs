@@ -98,9 +98,17 @@ fn expressions_print_what_jinja2_prints() {
 #[test]
 fn costly_templates_are_refused_or_small() {
     for case in data("costly_templates.json").as_array().unwrap() {
-        let [name, source] = case.as_array().unwrap() else { panic!("{case}") };
+        let [name, parts @ ..] = case.as_array().unwrap() else { panic!("{case}") };
+        // A part is a text, or a text and how often it is repeated.
+        let part = |part: &Json| match part {
+            Json::Array(pair) => {
+                pair[0].as_str().unwrap().repeat(pair[1].to_string().parse::<usize>().unwrap())
+            }
+            text => text.as_str().unwrap().to_owned(),
+        };
+        let source: String = parts.iter().map(part).collect();
         let context = json!({"messages": []}).into();
-        let rendered = Template::new(source.as_str().unwrap()).and_then(|t| t.render(&context, Some(NOW)));
-        assert!(rendered.is_ok_and(|text| text.len() < 1000) || rendered.is_err(), "{name}");
+        let rendered = Template::new(&source).and_then(|t| t.render(&context, Some(NOW)));
+        assert!(rendered.map_or(0, |text| text.len()) < 1000, "{name}");
     }
 }

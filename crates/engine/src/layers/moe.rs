@@ -137,11 +137,17 @@ impl Moe {
             let spec = RouteSpec { top_k: guess.experts(self.spec.top_k), ..self.spec };
             s.backend.route(h, &self.router, &spec, &mut *s.route_buffers(spec.top_k)?)?;
         }
-        let all: Vec<_> = (0..h.rows() as u32).map(|row| RoutedRow { row, part: row }).collect();
+        // One row of each expert that a token has; or all rows of the step, to one expert or to as many as there are.
+        let parts_of_row =
+            |part: usize| RoutedRow { row: (part / self.spec.top_k) as u32, part: part as u32 };
+        let each: Vec<_> = (0..h.rows() * self.spec.top_k).map(parts_of_row).collect();
+        let all: Vec<_> = each.iter().step_by(self.spec.top_k).copied().collect();
         for weights in kinds {
-            // Whether an expert goes by blocks of rows depends on how many it has.
-            for rows in [&all[..1], &all[..]] {
-                s.backend.expert_mlp(h, &[ExpertBatch { weights, rows }], parts)?;
+            let token = each.chunks(1).take(self.spec.top_k).map(|rows| ExpertBatch { weights, rows });
+            let token: Vec<_> = token.collect();
+            // How an expert is multiplied depends on its rows, and on how many others go with it.
+            for batches in [&token[..1], &token[..], &[ExpertBatch { weights, rows: &all }]] {
+                s.backend.expert_mlp(h, batches, parts)?;
             }
         }
         if let (Some(expert), Some((output, gate))) = (&self.shared, &mut *shared) {

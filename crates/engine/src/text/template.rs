@@ -9,6 +9,7 @@ use std::sync::Arc;
 use files::{Error, Result};
 use minijinja::machinery::{CompiledTemplate, TemplateConfig, eval, make_string_output};
 use minijinja::syntax::SyntaxConfig;
+use minijinja::value::Value;
 use minijinja::{AutoEscape, Environment, ErrorKind as JinjaKind, State, UndefinedBehavior};
 use serde_json::json;
 
@@ -16,17 +17,21 @@ use super::jinja;
 use super::json::Json;
 use super::strftime::CivilTime;
 
-/// What one rendering may take, in instructions or in pieces of 64 bytes: 48 MiB of text in all, or about a second.
+/// What one rendering may take, in instructions or in pieces of 64 bytes: 48 MB of text in all, or about a second.
 const FUEL: u64 = 750_000;
 
-/// What it may take more for each byte of the conversation: 256 bytes of text, or four instructions.
+/// What it may take more for each byte of the conversation.
 const FUEL_PER_BYTE: u64 = 4;
+
+/// And for each pair of messages, up to a limit: templates look for the call of each result among all messages.
+const FUEL_PER_PAIR: u64 = 8;
+const MOST_FOR_PAIRS: u64 = 12_000_000;
 
 /// Calls of macros in one another.
 const MACRO_DEPTH: usize = 64;
 
 /// A template's text is at most this long.
-const MAX_SOURCE_BYTES: usize = 1 << 20;
+const MAX_SOURCE_BYTES: usize = 256 << 10;
 
 const CHATML: &str = "{%- for message in messages %}\
     {{- '<|im_start|>' + message.role + '\\n' + (message.content or '') + '<|im_end|>\\n' }}\
@@ -73,7 +78,8 @@ impl Template {
         let json_calls = source.contains("\"name\": ")
             && source.contains("\"parameters\": ")
             && !["<tool_call>", "[TOOL_CALLS]", "<function="].iter().any(|markup| source.contains(markup));
-        let source = jinja::prepared(source);
+        let source =
+            jinja::prepared(source).map_err(|e| Error::unsupported(format!("chat template: {e}")))?;
         let mut own = Self { env, config, source, takes_parts: false, json_calls };
         own.compiled()?;
         own.takes_parts = own.probe_parts();
@@ -132,13 +138,15 @@ impl Template {
         let mut compiled = self.compiled()?;
         compiled.instructions = jinja::rewritten(&compiled.instructions);
         let mut env: Environment<'_> = self.env.clone();
-        env.set_fuel(Some(FUEL.saturating_add(FUEL_PER_BYTE.saturating_mul(context.bytes() as u64))));
+        env.set_fuel(Some(fuel(context)));
         env.add_function("strftime_now", move |state: &State<'_, '_>, format: String| {
             strftime(state, &format, now)
         });
         let mut text = String::new();
         let mut out = make_string_output(&mut text);
-        let root = jinja::from_json(context);
+        let mut given = jinja::Given::default();
+        let root = given.value(context);
+        env.add_global(jinja::Given::NAME, Value::from_object(given));
         let ended = eval(&env, &compiled.instructions, root, &compiled.blocks, &mut out, AutoEscape::None);
         let ended = ended.map(|_| ());
         drop(out);
@@ -150,6 +158,12 @@ impl Template {
         })?;
         Ok(text)
     }
+}
+
+fn fuel(context: &Json) -> u64 {
+    let messages = context.get("messages").and_then(Json::as_array).map_or(0, <[Json]>::len) as u64;
+    let pairs = messages.saturating_mul(messages).saturating_mul(FUEL_PER_PAIR).min(MOST_FOR_PAIRS);
+    FUEL.saturating_add(pairs).saturating_add(FUEL_PER_BYTE.saturating_mul(context.bytes() as u64))
 }
 
 fn describe(e: &minijinja::Error) -> String {

@@ -93,7 +93,8 @@ fn an_answer_ends_where_the_context_does() {
 /// Both of the model's own and of a raw prompt: the first token may begin the model's turn, a later one is another's.
 #[test]
 fn an_answer_ends_where_another_turn_begins() {
-    let model = open(&root().join("models/demo"), &OpenOptions { context: Some(40), ..OpenOptions::default() });
+    let model =
+        open(&root().join("models/demo"), &OpenOptions { context: Some(40), ..OpenOptions::default() });
     let tokenizer = Tokenizer::of_model(model.meta()).expect("a tokenizer");
     let mut session = Session::new(&model).expect("a session");
     let start = tokenizer.token_id("<|im_start|>").expect("the model's template has it");

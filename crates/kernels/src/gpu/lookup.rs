@@ -17,8 +17,8 @@ use crate::ops::{ExpertTable, MlpWeights, RouteBuffers, RouteSpec, RoutedLayer, 
 /// Words of an expert in the lookup; `expert_tiles.wgsl` says which.
 const LOOKUP_WORDS: usize = 10;
 
-/// Most experts among which every team of a pass chooses for itself. An H100 needs 1 us for 256, and 8 us for a dispatch
-/// that chooses for all teams.
+/// Most experts among which every workgroup of a pass chooses for itself. An H100 needs 1 us for 256, and 8 us for a dispatch
+/// that chooses for all workgroups.
 const RANKED_MOST: usize = 256;
 
 /// Where each expert's weights are.

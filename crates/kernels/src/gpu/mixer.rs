@@ -27,7 +27,7 @@ fn format(cache: &KvCache) -> Result<u32> {
         KvFormat::F32 => Ok(0),
         KvFormat::F16 if cache.head_dim.is_multiple_of(2) => Ok(1),
         KvFormat::F16 => {
-            Err(Error::unsupported(format!("a half-precision cache of {} values a head", cache.head_dim)))
+            Err(Error::unsupported(format!("an f16 cache of {} values a head", cache.head_dim)))
         }
         KvFormat::Q8 => Ok(2),
     }
@@ -60,7 +60,7 @@ const DELTA_ROWS_MIN: usize = 4;
 /// ... with this many threads for a column of a head's state.
 const DELTA_LANES: usize = 8;
 
-/// Query heads that a team of `attention.wgsl` takes at most, and their values: 8 KiB of its memory.
+/// Query heads that a workgroup of `attention.wgsl` takes at most, and their values: 8 KiB of its memory.
 const TILE_HEADS: usize = 8;
 const QUERY_VALUES: usize = 2048;
 /// Positions are split into spans of whole blocks, if no more rows than these share the device ...
@@ -290,7 +290,7 @@ impl Gpu {
         out: &mut Tensor,
     ) -> Result<()> {
         let by_fours = fours(spec.value_head_dim).min(fours(spec.channels()));
-        // Of a head's state, that a team takes.
+        // Of a head's state, that a workgroup takes.
         let columns = source::DELTA_RULE.team as usize / DELTA_SLICES * if by_fours == 1 { 4 } else { 1 };
         if let Some(gate) = gate
             && (spec.value_head_dim > columns || self.delta_by_rows(input, spec))

@@ -187,11 +187,12 @@ fn pipelines_are_kept_in_a_folder_and_damaged_ones_are_made_anew() {
         || -> Vec<_> { std::fs::read_dir(folder.join("deep")).unwrap().map(|e| e.unwrap().path()).collect() };
     let [file] = &files()[..] else { panic!("{:?}", files()) };
     let whole = std::fs::read(file).unwrap();
-    assert!(whole.len() > 1000, "{} bytes", whole.len());
+    // A software driver has little to say.
+    assert!(whole.len() > 96, "{} bytes", whole.len());
     let damaged: [&dyn Fn(&mut Vec<u8>); 4] = [
-        &|all| all.truncate(500),
+        &|all| all.truncate(70),
         &|all| all.clear(),
-        &|all| all.iter_mut().skip(300).for_each(|byte| *byte = 0x5a),
+        &|all| all.iter_mut().skip(60).for_each(|byte| *byte = 0x5a),
         &|all| *all = b"something else".to_vec(),
     ];
     for damage in damaged {
@@ -200,7 +201,7 @@ fn pipelines_are_kept_in_a_folder_and_damaged_ones_are_made_anew() {
         std::fs::write(file, &all).unwrap();
         drop(run());
         let anew = std::fs::read(file).unwrap();
-        assert!(anew.len() > 1000 && anew != all, "written anew");
+        assert!(anew.len() == whole.len() && anew != all, "written anew");
     }
     assert_eq!(files().len(), 1, "nothing is left beside it");
     std::fs::remove_dir_all(&folder).unwrap();

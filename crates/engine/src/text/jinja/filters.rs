@@ -4,7 +4,7 @@ use minijinja::value::{Kwargs, Rest, Value, ValueKind};
 use minijinja::{Environment, Error, State};
 
 use super::methods::{bound, count, ends_line, lines, pad, text};
-use super::ops::{ORDERS, compare, contains, equal, is_dict, percent, tuple};
+use super::ops::{ORDERS, add, compare, contains, equal, is_dict, percent, tuple};
 use super::value::{Bounded, Digits, as_float, text_of};
 use super::{ensure, ensure_many, fail, json};
 
@@ -40,6 +40,7 @@ pub(super) fn set_up(env: &mut Environment<'_>) {
     env.add_filter("urlencode", urlencode);
     env.add_filter("join", join);
     env.add_filter("dictsort", dictsort);
+    env.add_filter("sum", sum);
     // An attribute of Python's, which the keys of a dict are not.
     env.add_filter("attr", |value: Value, name: String| match is_dict(&value) {
         true => Ok(Value::UNDEFINED),
@@ -88,6 +89,7 @@ pub(super) fn set_up(env: &mut Environment<'_>) {
             });
         }
     }
+    env.add_global(super::source::ONE, 1);
     env.add_function("dict", dict);
     env.add_function("raise_exception", |message: String| -> Result<Value, Error> {
         Err(fail(message).with_source(Refusal))
@@ -254,16 +256,39 @@ fn join(state: &State<'_, '_>, value: Value, args: Rest<Value>, named: Kwargs) -
         state.consume_fuel(1)?;
         let mut item = item?;
         if let Some(attribute) = &attribute {
-            let path = text_of(state, attribute)?;
-            for key in path.split('.') {
-                let index = key.parse::<usize>().map_or_else(|_| Value::from(key), Value::from);
-                item = item.get_item(&index)?;
-            }
+            item = attribute_of(state, item, attribute)?;
         }
         out.push(if i > 0 { &separator } else { "" })?;
         out.push(&text_of(state, &item)?)?;
     }
     Ok(out.text)
+}
+
+/// The part of `item` that a path such as `function.name` or `tags.0` leads to.
+fn attribute_of(state: &State<'_, '_>, mut item: Value, path: &Value) -> Result<Value, Error> {
+    for key in text_of(state, path)?.split('.') {
+        let index = key.parse::<usize>().map_or_else(|_| Value::from(key), Value::from);
+        item = item.get_item(&index)?;
+    }
+    Ok(item)
+}
+
+/// `sum(attribute=None, start=0)`
+fn sum(state: &State<'_, '_>, value: Value, args: Rest<Value>, named: Kwargs) -> Result<Value, Error> {
+    let [attribute, start] = bound(&args, &named, ["attribute", "start"])?;
+    let mut total = start.unwrap_or(Value::from(0));
+    if value.is_undefined() {
+        return Ok(total);
+    }
+    for item in value.try_iter()?.checked() {
+        state.consume_fuel(1)?;
+        let mut item = item?;
+        if let Some(attribute) = attribute.as_ref().filter(|a| !a.is_none()) {
+            item = attribute_of(state, item, attribute)?;
+        }
+        total = add(state, &total, &item)?;
+    }
+    Ok(total)
 }
 
 /// `dictsort(case_sensitive=False, by='key', reverse=False)`

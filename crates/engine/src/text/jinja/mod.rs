@@ -18,7 +18,7 @@ use minijinja::{Environment, Error, ErrorKind, State};
 pub(super) use filters::Refusal;
 pub(super) use ops::rewritten;
 pub(super) use source::prepared;
-pub(super) use value::{from_json, text_of};
+pub(super) use value::{Given, text_of};
 
 /// Values nest at most this deep: what a file's JSON may, and some.
 const MAX_DEPTH: usize = 160;

@@ -9,8 +9,8 @@ use minijinja::machinery::{Instruction, Instructions};
 use minijinja::value::{Object, ObjectRepr, Rest, Tuple, Value, ValueKind};
 use minijinja::{Environment, Error, State};
 
-use super::value::{Digits, as_float, check, repr_of, text_of, visit};
-use super::{MAX_DEPTH, ensure, ensure_many, fail, methods};
+use super::value::{Digits, as_float, check, is_container, repr_of, text_of, visit};
+use super::{BYTES_PER_FUEL, MAX_DEPTH, ensure, ensure_many, fail, methods};
 
 /// Bytes of a value in a list, as `minijinja` counts them.
 const SLOT_BYTES: usize = 32;
@@ -18,19 +18,19 @@ const SLOT_BYTES: usize = 32;
 // Names that no template can write.
 const CHECK: &str = "op check";
 const FLAT: &str = "op flat";
-const KEY: &str = "op key";
 const SCALAR: &str = "op scalar";
 
 /// Registers the functions that [`rewritten`] instructions call.
 pub(super) fn set_up(env: &mut Environment<'_>) {
     env.add_function(CHECK, |state: &State<'_, '_>, value: Value| check(state, &value).map(|()| value));
     env.add_function(FLAT, flat);
-    env.add_function(KEY, |value: Value| hashable(&value).map(|()| value));
     env.add_function(SCALAR, |value: Value| match is_container(&value) {
         true => Err(fail("lists and dicts cannot be part of a chain of comparisons")),
         false => Ok(value),
     });
     env.add_function("op {", map);
+    env.add_function("op []", item);
+    env.add_function("op [:]", slice);
     env.add_function("op %", remainder);
     env.add_function("op ~", |state: &State<'_, '_>, a: Value, b: Value| {
         let (a, b) = (text_of(state, &a)?, text_of(state, &b)?);
@@ -81,6 +81,8 @@ fn replacement(instruction: &Instruction<'_>) -> Option<(&'static str, u16)> {
         Instruction::Gt => "op >",
         Instruction::Gte => "op >=",
         Instruction::In => "op in",
+        Instruction::GetItem => "op []",
+        Instruction::Slice => return Some(("op [:]", 4)),
         Instruction::BuildMap(pairs) => return Some(("op {", u16::try_from(2 * pairs).ok()?)),
         Instruction::GetAttr(name) => {
             return DICT_METHODS.iter().find(|(_, method)| method == name).map(|(op, _)| (*op, 1));
@@ -100,9 +102,8 @@ pub(crate) fn rewritten<'a>(old: &Instructions<'a>) -> Instructions<'a> {
         let (before, after) = match instruction {
             Instruction::StoreLocal(_) => (vec![call(CHECK)], None),
             Instruction::SetAttr(_) => (vec![Instruction::Swap, call(CHECK), Instruction::Swap], None),
-            Instruction::GetItem => (vec![call(KEY)], None),
             Instruction::CompareAndPreserve(_) => (vec![call(SCALAR)], None),
-            Instruction::Add | Instruction::Mul | Instruction::Slice => (Vec::new(), Some(call(FLAT))),
+            Instruction::Add | Instruction::Mul => (Vec::new(), Some(call(FLAT))),
             Instruction::ApplyFilter(..) => (Vec::new(), Some(call(CHECK))),
             _ => (Vec::new(), None),
         };
@@ -140,10 +141,6 @@ pub(crate) fn rewritten<'a>(old: &Instructions<'a>) -> Instructions<'a> {
     new
 }
 
-fn is_container(value: &Value) -> bool {
-    matches!(value.kind(), ValueKind::Seq | ValueKind::Iterable | ValueKind::Map)
-}
-
 /// Lists that `minijinja` makes lazily are made at once, and paid for: chains of them would be as deep as they are long.
 fn flat(state: &State<'_, '_>, value: Value) -> Result<Value, Error> {
     let lazy = matches!(value.kind(), ValueKind::Seq | ValueKind::Iterable)
@@ -176,6 +173,117 @@ fn map(items: Rest<Value>) -> Result<Value, Error> {
         pairs.insert(key.clone(), value.clone());
     }
     Ok(Value::from_pairs(pairs))
+}
+
+/// Pays for reading through a text.
+fn scanned(state: &State<'_, '_>, text: &str) -> Result<(), Error> {
+    state.consume_fuel(text.len() as u64 / BYTES_PER_FUEL)
+}
+
+/// `value[key]`
+fn item(state: &State<'_, '_>, value: Value, key: Value) -> Result<Value, Error> {
+    hashable(&key)?;
+    scanned(state, value.as_str().unwrap_or_default())?;
+    value.get_item(&key)
+}
+
+/// `value[start:stop:step]`
+fn slice(
+    state: &State<'_, '_>,
+    value: Value,
+    start: Value,
+    stop: Value,
+    step: Value,
+) -> Result<Value, Error> {
+    let number = |value: Value| match value.is_none() {
+        true => Ok(None),
+        false => i64::try_from(value).map(Some).map_err(|_| fail("the bounds of a slice are whole numbers")),
+    };
+    let (start, stop, step) = (number(start)?, number(stop)?, number(step)?.unwrap_or(1));
+    if let Some(text) = value.as_str() {
+        scanned(state, text)?;
+        let length = text.chars().count();
+        ensure_many(state, length, 12)?;
+        let picked = picks(length, start, stop, step)?;
+        if let (1, Some(first), Some(last)) = (step, picked.first(), picked.last()) {
+            return Ok(text.chars().skip(*first).take(last - first + 1).collect::<String>().into());
+        }
+        let letters: Vec<char> = text.chars().collect();
+        return Ok(picked.into_iter().map(|at| letters[at]).collect::<String>().into());
+    }
+    if !matches!(value.kind(), ValueKind::Seq | ValueKind::Iterable) {
+        return Err(fail(format!("{} has no slices", value.kind())));
+    }
+    let is_tuple = value.is_tuple();
+    let list = match value.downcast_object::<Vec<Value>>() {
+        Some(list) => list,
+        None => {
+            let mut visits = 0;
+            let mut items = Vec::new();
+            for item in value.try_iter()?.checked() {
+                visit(state, &mut visits)?;
+                items.push(item?);
+            }
+            Arc::new(items)
+        }
+    };
+    ensure_many(state, list.len(), 8)?;
+    let picked = picks(list.len(), start, stop, step)?;
+    ensure_many(state, picked.len(), SLOT_BYTES)?;
+    let items: Vec<Value> = picked.into_iter().map(|at| list[at].clone()).collect();
+    Ok(if is_tuple { Value::from(Tuple::from(items)) } else { Value::from(items) })
+}
+
+/// The indices that a slice of `length` items picks.
+fn picks(length: usize, start: Option<i64>, stop: Option<i64>, step: i64) -> Result<Vec<usize>, Error> {
+    let length = length as i64;
+    // One before the first, where the steps go back.
+    let least = if step < 0 { -1 } else { 0 };
+    let bound = |at: Option<i64>, default: i64| match at {
+        Some(at) if at < 0 => at.saturating_add(length).max(least),
+        Some(at) => at.min(length + least),
+        None => default,
+    };
+    let ends = if step < 0 { (length - 1, -1) } else { (0, length) };
+    let (start, stop) = (bound(start, ends.0), bound(stop, ends.1));
+    let width = usize::try_from(step.unsigned_abs()).unwrap_or(usize::MAX);
+    match step {
+        0 => Err(fail("the step of a slice is 0")),
+        1.. => Ok((start..stop).step_by(width).map(|at| at as usize).collect()),
+        _ => Ok((stop + 1..=start).rev().step_by(width).map(|at| at as usize).collect()),
+    }
+}
+
+/// `a + b`, of two numbers or two lists, as `sum` needs it.
+pub(super) fn add(state: &State<'_, '_>, a: &Value, b: &Value) -> Result<Value, Error> {
+    if let (Some(a), Some(b)) = (whole(a), whole(b)) {
+        let sum = a.checked_add(b).ok_or_else(|| fail("a sum that is too large"))?;
+        return Ok(i64::try_from(sum).map_or(Value::from(sum), Value::from));
+    }
+    if let (Some(a), Some(b)) = (real(a), real(b)) {
+        return Ok(Value::from(a + b));
+    }
+    let lists = a.kind() == ValueKind::Seq && b.kind() == ValueKind::Seq && a.is_tuple() == b.is_tuple();
+    if !lists {
+        return Err(fail(format!("{} + {}", a.kind(), b.kind())));
+    }
+    ensure_many(state, a.len().unwrap_or(0).saturating_add(b.len().unwrap_or(0)), SLOT_BYTES)?;
+    let items: Vec<Value> = a.try_iter()?.chain(b.try_iter()?).collect();
+    state.consume_fuel(items.len() as u64)?;
+    Ok(if a.is_tuple() { Value::from(Tuple::from(items)) } else { Value::from(items) })
+}
+
+/// A whole number, or a truth value as one.
+fn whole(value: &Value) -> Option<i128> {
+    match value.kind() {
+        ValueKind::Bool => Some(i128::from(value.is_true())),
+        ValueKind::Number if value.is_integer() => i128::try_from(value.clone()).ok(),
+        _ => None,
+    }
+}
+
+fn real(value: &Value) -> Option<f64> {
+    as_float(value).or(whole(value).map(|n| n as f64))
 }
 
 /// A method of a dict that is not called yet.
@@ -285,7 +393,7 @@ fn compare_at(
 /// Python's `value in container`.
 pub(super) fn contains(state: &State<'_, '_>, container: &Value, value: &Value) -> Result<bool, Error> {
     if let Some(text) = container.as_str() {
-        ensure(state, text.len() / 8)?;
+        scanned(state, text)?;
         let part = value.as_str().ok_or_else(|| fail(format!("{} in a text", value.kind())))?;
         return Ok(text.contains(part));
     }
@@ -314,18 +422,12 @@ fn remainder(state: &State<'_, '_>, a: Value, b: Value) -> Result<Value, Error> 
         let args = if b.is_tuple() { b.try_iter()?.collect() } else { vec![b] };
         return percent(state, pattern, &args).map(Value::from);
     }
-    let whole = |v: &Value| match v.kind() {
-        ValueKind::Bool => Some(i128::from(v.is_true())),
-        ValueKind::Number if v.is_integer() => i128::try_from(v.clone()).ok(),
-        _ => None,
-    };
     if let (Some(a), Some(b)) = (whole(&a), whole(&b)) {
         // The sign is the divisor's.
         let rest = a.checked_rem(b).ok_or_else(|| fail("division by zero"))?;
         let rest = if rest != 0 && (rest < 0) != (b < 0) { rest + b } else { rest };
         return Ok(i64::try_from(rest).map_or(Value::from(rest), Value::from));
     }
-    let real = |v: &Value| as_float(v).or(whole(v).map(|n| n as f64));
     let (Some(x), Some(y)) = (real(&a), real(&b)) else {
         return Err(fail(format!("{} % {}", a.kind(), b.kind())));
     };

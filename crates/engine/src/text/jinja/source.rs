@@ -1,11 +1,21 @@
 //! What the text of a template needs before `minijinja` can read it: tags and signs that it does not know.
 
+/// A tag holds at most this many words and signs. A chain of as many operators nests as deep, in the compiler too.
+const MAX_TAG_WORDS: usize = 1000;
+
+/// What stands beside a multiplication, so that it is not computed while the template is compiled, where nothing
+/// limits it. It is 1.
+pub(super) const ONE: &str = "__one__";
+
 /// The same template with
 /// * `{% generation %}`, which marks what a model is trained on and prints nothing, as an `if true` that keeps the
 ///   white-space control of the tag;
-/// * no plus sign in front of a number, and
+/// * no plus sign in front of a number,
+/// * [`ONE`] in each multiplication, and
 /// * long escapes (`\U0001F600`) and escaped line ends in strings as what they mean.
-pub(crate) fn prepared(source: &str) -> String {
+///
+/// An error says what is wrong with the template.
+pub(crate) fn prepared(source: &str) -> Result<String, String> {
     let mut out = String::with_capacity(source.len());
     let mut rest = source;
     while let Some(open) = rest.find("{{").into_iter().chain(rest.find("{%")).chain(rest.find("{#")).min() {
@@ -15,7 +25,11 @@ pub(crate) fn prepared(source: &str) -> String {
             "{#" => tag.find("#}").map_or(tag.len(), |end| end + 2),
             "{%" if word_of(tag) == Some("raw") => raw_end(tag),
             _ => {
-                let (end, text) = code(tag);
+                let at = source.len() - tag.len();
+                let (end, text) = code(tag).ok_or_else(|| {
+                    let line = source[..at].matches('\n').count() + 1;
+                    format!("a tag of more than {MAX_TAG_WORDS} words in line {line}")
+                })?;
                 out.push_str(&text);
                 rest = &tag[end..];
                 continue;
@@ -25,7 +39,7 @@ pub(crate) fn prepared(source: &str) -> String {
         rest = &tag[end..];
     }
     out.push_str(rest);
-    out
+    Ok(out)
 }
 
 /// The only word of a tag such as `{%- raw -%}`.
@@ -46,13 +60,13 @@ fn raw_end(tag: &str) -> usize {
     tag.len()
 }
 
-/// Reads a tag with code in it: its length, and what takes its place.
-fn code(tag: &str) -> (usize, String) {
+/// Reads a tag with code in it: its length, and what takes its place. None for one that is too long.
+fn code(tag: &str) -> Option<(usize, String)> {
     match word_of(tag).filter(|_| tag.starts_with("{%")) {
         Some(word @ ("generation" | "endgeneration")) => {
             let end = tag.find("%}").map_or(tag.len(), |end| end + 2);
             let own = if word == "generation" { "if true" } else { "endif" };
-            return (end, tag[..end].replacen(word, own, 1));
+            return Some((end, tag[..end].replacen(word, own, 1)));
         }
         _ => {}
     }
@@ -64,12 +78,16 @@ fn code(tag: &str) -> (usize, String) {
         at += 1;
     }
     // Whether a plus sign would stand between two values, and how many braces are open.
-    let (mut after_value, mut braces) = (false, 0_usize);
+    let (mut after_value, mut braces, mut words) = (false, 0_usize, 0);
     while let Some(c) = tag[at..].chars().next() {
         let rest = &tag[at..];
         if rest.starts_with(close) && (close == "%}" || braces == 0) {
             out.push_str(close);
-            return (at + 2, out);
+            return Some((at + 2, out));
+        }
+        words += usize::from(!c.is_whitespace());
+        if words > MAX_TAG_WORDS {
+            return None;
         }
         if matches!(c, '"' | '\'') {
             let end = string(rest, &mut out);
@@ -90,6 +108,10 @@ fn code(tag: &str) -> (usize, String) {
         } else {
             let dropped = c == '+' && !after_value && !rest[1..].starts_with(close);
             out.push(if dropped { ' ' } else { c });
+            // A product, but no power, and no list of arguments.
+            if c == '*' && after_value && !rest.starts_with("**") && !tag[..at].ends_with('*') {
+                out.push_str(&format!(" {ONE} * "));
+            }
             match c {
                 '{' => braces += 1,
                 '}' => braces = braces.saturating_sub(1),
@@ -101,7 +123,7 @@ fn code(tag: &str) -> (usize, String) {
             at += c.len_utf8();
         }
     }
-    (tag.len(), out)
+    Some((tag.len(), out))
 }
 
 /// Copies the string that `text` begins with; returns its length.
@@ -146,6 +168,7 @@ mod tests {
             ("{{ +1 }}{{ - +n }}{{ (+1, +2) }}", "{{  1 }}{{ -  n }}{{ ( 1,  2) }}"),
             ("{{ 1 + 2 }}{{ a+b }}{{ f(x) + [1] + {'a': 1}['a'] + 'x' }}", ""),
             ("{{ 1e+5 + 2 }}{{ a if b else +c }}", "{{ 1e+5 + 2 }}{{ a if b else  c }}"),
+            ("{{ a * b ** c }}{{ f(*a, **b) }}", "{{ a * __one__ *  b ** c }}{{ f(*a, **b) }}"),
             (
                 "{%+ if x %}{%- if y +%}{{- z -}}{%- set a = +1 -%}",
                 "{%+ if x %}{%- if y +%}{{- z -}}{%- set a =  1 -%}",
@@ -161,7 +184,9 @@ mod tests {
             ("{% raw %} open", ""),
             ("{", ""),
         ] {
-            assert_eq!(prepared(source), if want.is_empty() { source } else { want });
+            assert_eq!(prepared(source).as_deref(), Ok(if want.is_empty() { source } else { want }));
         }
+        let long = format!("a\n{{{{ {}1 }}}}", "not ".repeat(1000));
+        assert!(prepared(&long).unwrap_err().contains("1000 words in line 2"));
     }
 }

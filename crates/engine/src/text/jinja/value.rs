@@ -1,8 +1,10 @@
 //! Values as Python shows them: `str`, `repr`, floats; and how deep and large they are.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 
+use indexmap::IndexMap;
 use minijinja::value::{Enumerator, Object, ObjectRepr, Value, ValueKind};
 use minijinja::{Error, ErrorKind, State};
 
@@ -43,17 +45,62 @@ impl Object for View {
     }
 }
 
-/// A template's value for a value of a request, numbers as Python's `json.loads` reads them.
-pub(crate) fn from_json(json: &Json) -> Value {
+/// The lists and dicts that the request brought, by address, and how deep each nests. They live as long as the rendering
+/// does, and need not be walked through again.
+#[derive(Debug, Default)]
+pub(crate) struct Given(HashMap<usize, usize>);
+
+impl Object for Given {
+    fn repr(self: &Arc<Self>) -> ObjectRepr {
+        ObjectRepr::Plain
+    }
+}
+
+impl Given {
+    /// Under this name the environment has it. No template can write it.
+    pub(crate) const NAME: &'static str = "op given";
+
+    /// A template's value for a value of a request, numbers as Python's `json.loads` reads them.
+    pub(crate) fn value(&mut self, json: &Json) -> Value {
+        self.nested(json).0
+    }
+
+    fn nested(&mut self, json: &Json) -> (Value, usize) {
+        let mut depth = 0;
+        let mut inner = |own: &mut Self, json: &Json| {
+            let (value, below) = own.nested(json);
+            depth = depth.max(below + 1);
+            value
+        };
+        let value = match json {
+            Json::Array(list) => Value::from(list.iter().map(|item| inner(self, item)).collect::<Vec<_>>()),
+            Json::Object(map) => {
+                Value::from_pairs(map.iter().map(|(key, item)| (key.as_str(), inner(self, item))))
+            }
+            scalar => return (from_scalar(scalar), 0),
+        };
+        if let Some(address) = address(&value) {
+            self.0.insert(address, depth);
+        }
+        (value, depth)
+    }
+}
+
+/// Where the items of a list or a dict lie.
+fn address(value: &Value) -> Option<usize> {
+    let list = value.downcast_object_ref::<Vec<Value>>().map(|list| std::ptr::from_ref(list).addr());
+    list.or_else(|| {
+        value.downcast_object_ref::<IndexMap<Value, Value>>().map(|map| std::ptr::from_ref(map).addr())
+    })
+}
+
+fn from_scalar(json: &Json) -> Value {
     match json {
         Json::Null => Value::from(()),
         Json::Bool(flag) => Value::from(*flag),
         Json::Number(text) => number(text),
         Json::String(text) => Value::from(text.as_str()),
-        Json::Array(list) => Value::from(list.iter().map(from_json).collect::<Vec<_>>()),
-        Json::Object(map) => {
-            Value::from_pairs(map.iter().map(|(key, value)| (key.as_str(), from_json(value))))
-        }
+        Json::Array(_) | Json::Object(_) => Value::UNDEFINED,
     }
 }
 
@@ -219,27 +266,47 @@ pub(super) fn is_space(c: char) -> bool {
 
 /// Pays for walking through `value`, and refuses one that nests too deep.
 pub(super) fn check(state: &State<'_, '_>, value: &Value) -> Result<(), Error> {
-    let mut visits = 0;
-    walk(state, value, 0, &mut visits)
-}
-
-fn walk(state: &State<'_, '_>, value: &Value, depth: usize, visits: &mut u64) -> Result<(), Error> {
-    let kind = value.kind();
-    if !matches!(kind, ValueKind::Map | ValueKind::Seq | ValueKind::Iterable) {
+    if !is_container(value) {
         return Ok(());
     }
-    if depth > MAX_DEPTH {
-        return Err(fail("values nest too deep"));
-    }
-    for item in value.try_iter()?.checked() {
-        visit(state, visits)?;
-        let item = item?;
-        walk(state, &item, depth + 1, visits)?;
-        if kind == ValueKind::Map {
-            walk(state, &value.get_item(&item)?, depth + 1, visits)?;
+    let given = state.lookup(Given::NAME);
+    let given = given.as_ref().and_then(|given| given.downcast_object_ref::<Given>());
+    Walk { state, given, visits: 0 }.walk(value, 0)
+}
+
+/// Whether a value holds others.
+pub(super) fn is_container(value: &Value) -> bool {
+    matches!(value.kind(), ValueKind::Seq | ValueKind::Iterable | ValueKind::Map)
+}
+
+struct Walk<'a, 's, 'e> {
+    state: &'a State<'s, 'e>,
+    given: Option<&'a Given>,
+    visits: u64,
+}
+
+impl Walk<'_, '_, '_> {
+    fn walk(&mut self, value: &Value, depth: usize) -> Result<(), Error> {
+        visit(self.state, &mut self.visits)?;
+        if !is_container(value) {
+            return Ok(());
         }
+        let known = address(value).and_then(|address| self.given?.0.get(&address));
+        if depth + known.unwrap_or(&0) > MAX_DEPTH {
+            return Err(fail("values nest too deep"));
+        }
+        if known.is_some() {
+            return Ok(());
+        }
+        for item in value.try_iter()?.checked() {
+            let item = item?;
+            self.walk(&item, depth + 1)?;
+            if value.kind() == ValueKind::Map {
+                self.walk(&value.get_item(&item)?, depth + 1)?;
+            }
+        }
+        Ok(())
     }
-    Ok(())
 }
 
 /// Pays for looking at one more value.

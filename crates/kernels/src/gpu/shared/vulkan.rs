@@ -10,7 +10,7 @@ use crate::buffer::Buffer;
 /// The one kind of memory that is imported here.
 const PAGES: vk::ExternalMemoryHandleTypeFlags = vk::ExternalMemoryHandleTypeFlags::HOST_ALLOCATION_EXT;
 
-/// Nothing that limits: a heap's size is the machine's memory, or a driver's guess at a share of it.
+/// Nothing that limits: a heap's size is the machine's memory, or what a driver takes for a share of it.
 pub(crate) fn mapped_bytes_max(_device: &wgpu::Device) -> Option<u64> {
     None
 }
