@@ -266,7 +266,10 @@ fn templates() {
     let text = std::fs::read_to_string(root().join("testdata/text/costly_templates.json")).expect("is there");
     let (mut most, mut peak) = (String::new(), 0);
     for case in Json::parse(&text).expect("JSON").as_array().expect("a list") {
-        let [name, source] = case.as_array().expect("a list") else { continue }; // those of parts are about the stack
+        // Those of parts are about the stack.
+        let [name, source] = case.as_array().expect("a list") else { continue };
+        let Some(source) = source.as_str() else { continue };
+        let template = Template::new(source);
         let context = serde_json::json!({"messages": []}).into();
         let _ = template.and_then(|t| t.render(&context, Some(CivilTime::from_unix(0))));
         let now = status("VmHWM");
