@@ -22,7 +22,7 @@ const TEXTS: [&str; 4] = ["crates/cli/src/", "crates/engine/src/", "crates/files
 const COMMENTS: [&str; 2] = ["crates/files/src/", "xtask/src/"];
 
 /// The snapshot of the help of all commands.
-pub(super) const HELP: &str = "crates/cli/tests/snapshots/help__help_of_every_command.snap";
+pub(super) const HELP: &str = "crates/cli/tests/snapshots/it__help__help_of_every_command.snap";
 
 /// What not to say, in lower case, and what to say instead.
 const DIALECT: [(&str, &str); 31] = [
