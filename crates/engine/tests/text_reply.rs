@@ -287,7 +287,7 @@ fn cut<'a>(text: &'a str, at: &[usize]) -> Vec<&'a str> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(300))]
+    #![proptest_config(ProptestConfig::with_cases(150))]
 
     #[test]
     fn chunking_never_shows(

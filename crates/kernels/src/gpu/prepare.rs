@@ -13,8 +13,8 @@ use super::pipelines::Plan;
 use super::source::{Kernel, Variant};
 use super::{Gpu, State};
 
-/// Most threads that compile: drivers gain little from more.
-const THREADS_MAX: usize = 8;
+/// Most threads that compile: each takes a driver some memory, and the drive must be read meanwhile.
+const THREADS_MAX: usize = 4;
 
 /// What a rehearsal has noted, in the order of first use.
 #[derive(Default)]

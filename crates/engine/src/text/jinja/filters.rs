@@ -53,7 +53,7 @@ pub(super) fn set_up(env: &mut Environment<'_>) {
         percent(state, &text_of(state, &pattern)?, &args)
     });
     env.add_test("sequence", |value: &Value| {
-        matches!(value.kind(), ValueKind::String | ValueKind::Seq | ValueKind::Map)
+        matches!(value.kind(), ValueKind::String | ValueKind::Seq | ValueKind::Map | ValueKind::Undefined)
             || (value.kind() == ValueKind::Iterable
                 && value.downcast_object_ref::<super::value::View>().is_none())
     });
