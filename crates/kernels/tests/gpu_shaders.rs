@@ -7,13 +7,14 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::common::{self, Rig};
-use files::{ErrorKind, Format, ScaleType};
+use files::{Format, ScaleType};
 use crate::metal::clang::{Clang, Named, made};
-use crate::metal::run::{Library, Mac, Math};
+use crate::metal::run::{Mac, Math};
 use crate::metal::texts::{self, Shader};
-use tidemill_kernels::gpu::source::{KERNELS, METAL_MATRIX};
+use tidemill_kernels::gpu::source::KERNELS;
 use tidemill_kernels::gpu::{Gpu, GpuOptions, adapters};
 use tidemill_kernels::ops::{Backend as _, Precision};
+use tidemill_kernels::selftest;
 
 /// Threadgroup memory of every device of Metal.
 const THREADGROUP_BYTES: u32 = 32 << 10;
@@ -84,7 +85,11 @@ fn metal_texts_type_check_and_fit() {
     let largest = most.iter().max_by_key(|(_, bytes)| **bytes).expect("kernels");
     println!(
         "metal: {} texts of {} kernels type-check, threadgroup memory {} of {THREADGROUP_BYTES} bytes at most ({}); list: {}",
-        named.len(), most.len(), largest.1, largest.0, report.display(),
+        named.len(),
+        most.len(),
+        largest.1,
+        largest.0,
+        report.display(),
     );
 }
 
@@ -118,21 +123,30 @@ fn planted_type_errors_are_found() {
         Named { name: "good".into(), text: good.clone() },
         wrong("min of two types", "kernel void", "uint f() { return metal::min(1u, 2); }\nkernel void"),
         wrong("an undeclared name", "kernel void", "uint g() { return undeclared; }\nkernel void"),
-        wrong("a pointer of another space", "kernel void",
-              "float h(threadgroup float* at) { return at[0]; }\nfloat i(device float* at) { return h(at); }\nkernel void"),
-        wrong("a float where a vector is", "kernel void",
-              "metal::float4 j(metal::float3 v) { return v; }\nkernel void"),
-        wrong("five values of four", "kernel void",
-              "metal::float4 k(metal::float4 v) { return metal::float4(v, 1.0); }\nkernel void"),
+        wrong(
+            "a pointer of another space",
+            "kernel void",
+            "float h(threadgroup float* at) { return at[0]; }\nfloat i(device float* at) { return h(at); }\nkernel void",
+        ),
+        wrong(
+            "a float where a vector is",
+            "kernel void",
+            "metal::float4 j(metal::float3 v) { return v; }\nkernel void",
+        ),
+        wrong(
+            "five values of four",
+            "kernel void",
+            "metal::float4 k(metal::float4 v) { return metal::float4(v, 1.0); }\nkernel void",
+        ),
     ];
-    let found: BTreeSet<String> = clang.check(&texts, false).into_iter().map(|(name, _)| name).collect();
+    let found: BTreeSet<String> = clang.check(&texts, true).into_iter().map(|(name, _)| name).collect();
     let wanted: BTreeSet<String> = texts[1..].iter().map(|named| named.name.clone()).collect();
     assert_eq!(found, wanted);
     // naga writes matrices of 16 x 16 and loads of matrices from vectors, which Metal does not have.
     let sixteen = texts::all().into_iter().find(|s| s.constant("MATRIX") == 16).expect("Vulkan's");
     let text = sixteen.msl(&sixteen.parse(), (3, 2));
     assert!(text.contains("simdgroup_half16x16"), "{text}");
-    let said = clang.check(&[Named { name: sixteen.name(), text }], false);
+    let said = clang.check(&[Named { name: sixteen.name(), text }], true);
     assert!(said.iter().any(|(_, said)| said.contains("simdgroup_half16x16")), "{said:?}");
 }
 
@@ -148,49 +162,160 @@ fn mac(precision: Precision, subgroups: bool, make: impl FnOnce(Clang) -> Mac) -
     Some(Gpu::with_stand_in(&options, Box::new(make(clang))).unwrap())
 }
 
-/// What a norm on a Mac fails with whose text `change` changed.
-fn norm_on(math: Math, change: fn(&str) -> String) -> Option<Result<Vec<f32>, files::Error>> {
+const BARRIER: &str = "metal::threadgroup_barrier(metal::mem_flags::mem_threadgroup);";
+
+/// A change of a text, and what it is in.
+type Plant = fn(&str) -> String;
+
+/// What a norm and then a product are on a Mac whose texts `plant` changed; its answers, or what was wrong.
+fn planted(math: Math, plant: Plant) -> Option<Result<Vec<f32>, String>> {
     let gpu = mac(Precision::Exact, true, |clang| {
-        Mac::new(clang, math, false).with_change(move |shader, text| {
-            let changed = change(&text);
-            assert!(changed != text, "{}: nothing was planted in\n{text}", shader.name());
-            changed
-        })
+        Mac::new(clang, math, false).with_change(move |_, text| plant(&text))
     })?;
-    let (rows, cols) = (3, 300);
+    let (rows, cols, outputs) = (3, 256, 40);
     let mut rng = common::Rng::new(1);
     let x = common::tensor(&gpu, rows, cols, &rng.values(rows * cols, 1.0));
     let weight = common::tensor(&gpu, 1, cols, &rng.values(cols, 1.0));
-    let mut out = common::output(&gpu, rows, cols);
-    Some(gpu.rms_norm(&x, &weight, 1e-6, &mut out).map(|()| common::values(&gpu, &out)))
+    let matrix = common::Encoded::random(Format::Q4_0, outputs, cols, &mut rng);
+    let (mut normed, mut out) = (common::output(&gpu, rows, cols), common::output(&gpu, rows, outputs));
+    let rig = rig(gpu, vec![Format::Q4_0], 1);
+    let ops = rig.backend.rms_norm(&x, &weight, 1e-6, &mut normed);
+    let ops = ops.and_then(|()| rig.backend.linear(&normed, &matrix.weight(&rig), None, &mut out));
+    Some(ops.map(|()| common::values(&*rig.backend, &out)).map_err(|error| error.to_string()))
+}
+
+fn rig(gpu: Gpu, formats: Vec<Format>, align: usize) -> Rig {
+    Rig { name: "a Mac".into(), backend: Box::new(gpu), batch_invariant: false, align, formats }
+}
+
+/// Replaces the first of what follows a function's name.
+fn within(text: &str, function: &str, from: &str, to: &str) -> String {
+    let Some((before, after)) = text.split_once(function) else { return text.into() };
+    format!("{before}{function}{}", after.replacen(from, to, 1))
 }
 
 #[test]
 fn planted_mistakes_of_threads_are_found() {
-    let nothing = |text: &str| text.to_owned() + "\n";
-    let Some(good) = norm_on(Math::Exact, nothing) else { return };
+    let Some(good) = planted(Math::Exact, str::to_owned) else { return };
     let good = good.unwrap();
-    let what = |planted: Option<Result<_, files::Error>>| planted.expect("a clang").unwrap_err().to_string();
-    // Each barrier of the sum over the workgroup, left out.
-    let barrier = "metal::threadgroup_barrier(metal::mem_flags::mem_threadgroup);";
-    let without = |text: &str| text.replacen(barrier, "", 1);
-    let said = what(norm_on(Math::Exact, |text| {
-        text.replacen("metal::threadgroup_barrier(metal::mem_flags::mem_threadgroup);", "", 1)
-    }));
-    assert!(said.contains("a race in threadgroup memory"), "{said}");
-    let _ = without;
-    // A barrier that some do not reach.
-    let said = what(norm_on(Math::Exact, |text| {
-        let barrier = "metal::threadgroup_barrier(metal::mem_flags::mem_threadgroup);";
-        text.replacen(barrier, &format!("if (subgroup.x != 3u) {{ {barrier} }}"), 1)
-    }));
-    assert!(said.contains("a barrier that 480 of 512 threads reach"), "{said}");
-    // Beyond a buffer.
-    let said = what(norm_on(Math::Exact, |text| text.replacen("kernel void", "#define eps_ 0\nkernel void", 1)));
-    let _ = said;
-    // The sum of another lane.
+    let said = |plant: Plant| planted(Math::Exact, plant).expect("a clang").expect_err("a mistake");
+    let missing = said(|text| within(text, "float team_sum(", BARRIER, ""));
+    assert!(missing.contains("rms_norm") && missing.contains("a race in threadgroup memory 0"), "{missing}");
+    let divergent = said(|text| {
+        let some = format!("if (subgroup.x != 3u) {{ {BARRIER} }}");
+        within(text, "float team_sum(", BARRIER, &some)
+    });
+    assert!(divergent.contains("a barrier that 480 of 512 threads reach"), "{divergent}");
+    let outside = said(|text| within(text, "kernel void main_(", "    out[", "    out[240u + "));
+    assert!(outside.contains("a write out of bounds"), "{outside}");
+    let overlapping = said(|text| within(text, "kernel void main_(", "    out[", "    out[0u * "));
+    assert!(overlapping.contains("a race in buffer 3"), "{overlapping}");
+   he sum with another lane than the neighbour's.
     for math in [Math::Exact, Math::Fast] {
-        let wrong = norm_on(math, |text| text.replacen("subgroup.y == 0u", "subgroup.y == 1u", 1));
-        let _ = (wrong, &good);
+        let plant: Plant = |text| within(text, "lanes_sum4_(", "simd_shuffle_xor(", "simd_shuffle(");
+        let wrong = planted(math, plant).expect("a clang").unwrap();
+        let far = wrong.iter().zip(&good).filter(|(a, b)| !((*a - *b).abs() < 1e-3)).count();
+        assert!(far > good.len() / 2, "{math:?}: {far} of {} values are off", good.len());
+        let right = planted(math, str::to_owned).expect("a clang").unwrap();
+        assert!(right.iter().zip(&good).all(|(a, b)| (a - b).abs() < 1e-5), "{math:?}");
+    }
+}
+
+/// Metal's matrix instructions are used where they agree with the reference, and only there.
+#[test]
+fn matrix_instructions_that_disagree_are_not_used() {
+    let features = |plant: Plant| {
+        let gpu = mac(Precision::Fast, true, |clang| {
+            Mac::new(clang, Math::Fast, true).with_change(move |_, text| plant(&text))
+        })?;
+        let features = gpu.features();
+        let of = |name: &str| {
+            let found = features.iter().find(|(known, _)| *known == name);
+            found.map_or_else(String::new, |(_, value)| value.clone())
+        };
+        let answer = (of("matrix_instructions"), of("note"));
+        common::dense::many_rows(&rig(gpu, vec![Format::Q4_0], 1));
+        Some(answer)
+    };
+    let Some(right) = features(str::to_owned) else { return };
+    assert_eq!(right, ("8 x 8".into(), String::new()));
+    let wrong = features(|text| text.replace("accumulate(d,a,b,c)", "accumulate(d,b,a,c)")).expect("a clang");
+    assert_eq!(wrong.0, "none");
+    assert!(wrong.1.starts_with("matrix instructions are not used: "), "{}", wrong.1);
+    let broken = features(|text| text.replace("accumulate(d,a,b,c)", "accumulate(d,a,b)")).expect("a clang");
+    assert_eq!(broken.0, "none");
+    assert!(broken.1.contains("matmul_units"), "{}", broken.1);
+}
+
+/// What ran on a Mac, as lines of the report.
+type Ran = Arc<Mutex<BTreeMap<String, usize>>>;
+
+/// Says what ran, and fails if a kernel that Metal gets did not.
+fn report(file: &str, ran: &[(String, Ran)]) {
+    let mut kernels = BTreeSet::new();
+    let (mut text, mut shaders, mut dispatches) = (String::new(), 0, 0);
+    for (set, ran) in ran {
+        for (shader, count) in &*ran.lock().unwrap_or_else(PoisonError::into_inner) {
+            // Writing to a String cannot fail.
+            let _ = writeln!(text, "{set}: {count:6} {shader}");
+            kernels.insert(shader.split(' ').next().unwrap_or(shader).to_owned());
+            shaders += 1;
+            dispatches += count;
+        }
+    }
+    let path = made("metal-report").join(file);
+    std::fs::write(&path, text).unwrap();
+    // `stream` measures memory and is no op; products of integers are Vulkan's.
+    let missing: Vec<&str> = KERNELS
+        .iter()
+        .map(|k| k.name)
+        .filter(|k| !kernels.contains(*k) && !["stream", "integers"].contains(k))
+        .collect();
+    assert!(missing.is_empty(), "did not run: {missing:?}");
+    println!(
+        "metal: {} kernels ran in {} sets, {shaders} texts, {dispatches} dispatches; list: {}",
+        kernels.len(),
+        ran.len(),
+        path.display(),
+    );
+}
+
+/// A set of features: how texts are compiled, what rounds, and whether there are subgroups.
+type Set = (Math, Precision, bool);
+
+/// Every op once, in one format, against the reference: with exact math and subgroups, with fast math and without.
+#[test]
+fn metal_texts_give_the_references_answers() {
+    let format = Format::Affine { bits: 4, group: 64, scale: ScaleType::BF16 };
+    let sets: [Set; 3] = [
+        (Math::Exact, Precision::Exact, true),
+        (Math::Fast, Precision::Exact, false),
+        (Math::Fast, Precision::Fast, true),
+    ];
+    let ran = Mutex::new(Vec::new());
+    on_all_threads(&sets, |&(math, precision, subgroups)| {
+        let mut counts = Ran::default();
+        let gpu = mac(precision, subgroups, |clang| {
+            let mac = Mac::new(clang, math, true);
+            counts = mac.ran.clone();
+            mac
+        });
+        let Some(gpu) = gpu else { return };
+        let name = format!("{math:?} math, {precision:?}, subgroups {subgroups}");
+        if precision == Precision::Fast {
+            let rig = rig(gpu, vec![format], 16);
+            common::dense::many_rows(&rig);
+            common::experts::many_rows(&rig);
+        } else {
+            let report = selftest::examine_open(&gpu, &[format]).unwrap();
+            assert!(report.failed.is_empty(), "{name}: {:#?}", report.failed);
+            println!("metal: {name}: {} cases, worst {:.1e} in {}", report.cases, report.worst.0, report.worst.1);
+            common::attention::eight_bit_bytes(&rig(gpu, vec![format], 1));
+        }
+        ran.lock().unwrap_or_else(PoisonError::into_inner).push((name, counts));
+    });
+    let ran = held(ran);
+    if ran.len() == sets.len() {
+        report("ran.txt", &ran);
     }
 }

@@ -45,8 +45,7 @@ impl Gpu {
         device.subgroups = options.subgroups;
         device.subgroup_threads = 32;
         device.byte_products = false;
-        device.matrix =
-            if device.subgroups && stand_in.has_matrix_instructions() { METAL_MATRIX } else { 0 };
+        device.matrix = if device.subgroups && stand_in.has_matrix_instructions() { METAL_MATRIX } else { 0 };
         Self::of(device, options, Some(stand_in))?.checked()
     }
 
@@ -70,8 +69,7 @@ impl Gpu {
             .collect();
         state.recorder.read_back(&self.device, &mut ranges)?;
         let (groups, params) = (call.groups, call.params);
-        let mut dispatch =
-            Dispatch { variant, subgroups: self.device.subgroups, groups, params, buffers };
+        let mut dispatch = Dispatch { variant, subgroups: self.device.subgroups, groups, params, buffers };
         stand_in.run(&mut dispatch)?;
         let written = call.kernel.access.chars().zip(call.bindings.iter().zip(&dispatch.buffers));
         for (_, ((_, buffer), bytes)) in written.filter(|(access, _)| *access == 'w') {

@@ -7,7 +7,7 @@ use super::{Extent, named};
 use crate::Backend;
 use crate::ops::{
     AttentionSpec, Convolution, DeltaInput, DeltaSpec, ExpertBatch, Gate, KvCache, KvFormat, Product,
-    Residual, RopeSpec, RouteBuffers, RouteSpec, RoutedRow, Segment, SharedOutput,
+    Residual, RopeSpec, RouteBuffers, RouteSpec, RoutedLayer, RoutedOutput, RoutedRow, Segment, SharedOutput,
 };
 
 /// What a case computes on a device.
@@ -38,12 +38,16 @@ const SOME_FORMATS: [Format; 5] = [
 ];
 
 pub(super) fn cases(extent: Extent) -> Vec<Case> {
+    of_formats(&if extent == Extent::Full { Format::all() } else { SOME_FORMATS.to_vec() })
+}
+
+/// Every op, those with weights in each of `formats`.
+pub(super) fn of_formats(formats: &[Format]) -> Vec<Case> {
     let mut all = Vec::new();
     let mut add = |name: String, bound: f64, run: Run| {
         all.push(Case { name, run, exact: ROUNDING, fast: bound });
     };
-    let formats = if extent == Extent::Full { Format::all() } else { SOME_FORMATS.to_vec() };
-    for format in formats {
+    for &format in formats {
         add(named("embed", format, 5), ROUNDING, Box::new(move |b| embed(b, format)));
         for rows in [1, 3, 70] {
             let run = Box::new(move |b: &dyn Backend| linear(b, format, rows));
@@ -55,6 +59,11 @@ pub(super) fn cases(extent: Extent) -> Vec<Case> {
             add(named("expert_mlp", format, rows), EIGHT_BITS, run);
         }
         add(named("route", format, 6), ROUNDING, Box::new(move |b| route(b, format)));
+        add(named("linears", format, 2), EIGHT_BITS, Box::new(move |b| linears(b, format)));
+        for rows in [1, 2, 40] {
+            let run = Box::new(move |b: &dyn Backend| routed_layer(b, format, rows));
+            add(named("routed_layer", format, rows), EIGHT_BITS, run);
+        }
     }
     add("linears_conv".into(), EIGHT_BITS, Box::new(linears_conv));
     let plain: [(&str, Plain); 9] = [
@@ -119,6 +128,52 @@ fn experts(b: &dyn Backend, format: Format, rows: usize) -> Result<Vec<f32>> {
     let mut parts = r.zeros(2 * rows, 256)?;
     b.expert_mlp(&x, &batches, &mut parts)?;
     r.read(&parts)
+}
+
+/// Two products of the same x.
+fn linears(b: &dyn Backend, format: Format) -> Result<Vec<f32>> {
+    let mut r = Inputs::new(b, 16);
+    let (x, first) = (r.tensor(2, 256, 1.0)?, r.weight(format, 40, 256, 40)?);
+    let (second, mut out, mut other) = (r.weight(format, 70, 256, 70)?, r.zeros(2, 40)?, r.zeros(2, 70)?);
+    let product = Product { weight: &first, bias: None, out: &mut out };
+    b.linears(&x, &mut [product, Product { weight: &second, bias: None, out: &mut other }])?;
+    Ok([r.read(&out)?, r.read(&other)?].concat())
+}
+
+/// A router (in F32, which no device rounds), its experts and a shared one; on a device that looks experts up, first the experts
+/// alone.
+fn routed_layer(b: &dyn Backend, format: Format, rows: usize) -> Result<Vec<f32>> {
+    let (mut r, experts, hidden) = (Inputs::new(b, 17), 6, 256);
+    let (x, router) = (r.tensor(rows, hidden, 1.0)?, r.weight(Format::F32, experts, hidden, experts)?);
+    let weights = (0..experts).map(|_| r.mlp(format, hidden, 256, 64)).collect::<Result<Vec<_>>>()?;
+    let (shared, gate) = (r.mlp(format, hidden, 256, 64)?, r.weight(Format::F32, 1, hidden, 1)?);
+    let spec = RouteSpec { top_k: 2, normalise: true };
+    let mut routes = RouteBuffers { ids: b.alloc(rows * 2 * 4)?, weights: r.zeros(rows, 2)? };
+    let (mut parts, mut output, mut gates) =
+        (r.zeros(2 * rows, hidden)?, r.zeros(rows, hidden)?, r.zeros(rows, 1)?);
+    b.route(&x, &router, &spec, &mut routes)?;
+    let Some(table) = b.expert_table(&weights.iter().collect::<Vec<_>>())? else {
+        // The same, step by step.
+        let chosen = b.read_routes(&routes, rows, &spec)?;
+        let mut batches = vec![Vec::new(); experts];
+        for (part, &id) in chosen.ids.iter().enumerate() {
+            batches[id as usize].push(RoutedRow { row: (part / 2) as u32, part: part as u32 });
+        }
+        let batches: Vec<_> =
+            weights.iter().zip(&batches).map(|(weights, rows)| ExpertBatch { weights, rows }).collect();
+        b.expert_mlp(&x, &batches, &mut parts)?;
+        b.mlp(&x, &shared, &mut output)?;
+        b.linear(&x, &gate, None, &mut gates)?;
+        let parts = r.read(&parts)?;
+        return Ok([parts.clone(), parts, r.read(&output)?, r.read(&gates)?, chosen.weights].concat());
+    };
+    b.routed_mlp(&x, &table, &routes, &spec, &mut parts)?;
+    let first = r.read(&parts)?;
+    let layer = RoutedLayer { router: &router, spec: &spec, table: &table, shared: Some((&shared, &gate)) };
+    let to = RoutedOutput { routes: &mut routes, parts: &mut parts, shared: Some((&mut output, &mut gates)) };
+    b.routed_layer(&x, &layer, to)?;
+    let chosen = b.read_routes(&routes, rows, &spec)?;
+    Ok([first, r.read(&parts)?, r.read(&output)?, r.read(&gates)?, chosen.weights].concat())
 }
 
 /// The weights alone: experts with equal logits may change places.

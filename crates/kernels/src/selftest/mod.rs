@@ -110,6 +110,34 @@ pub fn run(
     candidates.iter().map(|candidate| examine(candidate, &truths, extent, &mut step)).collect()
 }
 
+/// Runs the cases on a backend that is open, those with weights in `formats`, and no measurements.
+///
+/// # Errors
+/// Those of the reference; what the backend itself does wrong is in the report.
+pub fn examine_open(backend: &dyn Backend, formats: &[Format]) -> Result<Report> {
+    let mut report = Report::of(backend.info().name.clone());
+    for case in cases::of_formats(formats) {
+        let want = (case.run)(&Reference::default())?;
+        report.cases += 1;
+        check(&case, &want, backend, &mut report);
+    }
+    Ok(report)
+}
+
+impl Report {
+    fn of(device: String) -> Self {
+        Self {
+            device,
+            features: Vec::new(),
+            cases: 0,
+            failed: Vec::new(),
+            worst: (0.0, String::new()),
+            rates: Vec::new(),
+            speeds: Vec::new(),
+        }
+    }
+}
+
 fn candidates(devices: Devices) -> Vec<Candidate> {
     let mut all = Vec::new();
     if devices != Devices::Gpu {
@@ -168,15 +196,7 @@ fn examine(
     extent: Extent,
     step: &mut dyn FnMut(String) -> Result<()>,
 ) -> Result<Report> {
-    let mut report = Report {
-        device: candidate.name.clone(),
-        features: Vec::new(),
-        cases: 0,
-        failed: Vec::new(),
-        worst: (0.0, String::new()),
-        rates: Vec::new(),
-        speeds: Vec::new(),
-    };
+    let mut report = Report::of(candidate.name.clone());
     step(format!("{}: opening", candidate.name))?;
     let opened = match (candidate.open)() {
         Ok(opened) => opened,

@@ -256,3 +256,36 @@ pub fn eight_bit_cache(rig: &Rig) {
         }
     }
 }
+
+/// What an 8-bit cache holds is the reference's, byte for byte, where values lie halfway between two bytes too.
+pub fn eight_bit_bytes(rig: &Rig) {
+    let mut rng = Rng::new(15);
+    let (rows, dim) = (20, 64);
+    let mut values = Vec::new();
+    for _ in 0..rows * dim / 32 {
+        // An f16 of eleven bits, and with six bits more the values are exact.
+        let step = half::f16::from_f32(0.001 + 0.01 * rng.value().abs()).to_f32();
+        let mut block: Vec<f32> = (0..32).map(|_| (rng.within(0..=126) as f32 - 63.5) * step).collect();
+        block[rng.within(0..=31)] = 127.0 * step;
+        values.extend(if rng.flag() { block } else { rng.values(32, 1.0) });
+    }
+    let run = |rig: &Rig| {
+        let b = &*rig.backend;
+        let bytes = KvCache::bytes(1, dim, rows, KvFormat::Q8) / 2;
+        let (keys, of_values) = (b.alloc(bytes).unwrap(), b.alloc(bytes).unwrap());
+        let format = KvFormat::Q8;
+        let mut cache =
+            KvCache { keys, values: of_values, kv_heads: 1, head_dim: dim, capacity: rows, format };
+        let x = tensor(b, rows, dim, &values);
+        b.kv_append(&x, &x, &Segment { rows: 0..rows, position: 0 }, &mut cache).unwrap();
+        let mut all = [vec![0u8; bytes], vec![0u8; bytes]];
+        b.read(&cache.keys, 0, &mut all[0]).unwrap();
+        b.read(&cache.values, 0, &mut all[1]).unwrap();
+        all
+    };
+    let (got, want) = (run(rig), run(&Rig::reference()));
+    for (got, want) in got.iter().zip(&want) {
+        let off = got.iter().zip(want).filter(|(got, want)| got != want).count();
+        assert_eq!(off, 0, "{}: so many of {} bytes differ", rig.name, got.len());
+    }
+}

@@ -44,7 +44,7 @@ impl Rig {
 macro_rules! conformance {
     ($rigs:ident) => {
         $crate::conformance!($rigs, dense: copies embed linear linears rms_norm add add_norm gather_rows gated_norm);
-        $crate::conformance!($rigs, attention: norm_rope norm_rope_append attention long_attention eight_bit_cache);
+        $crate::conformance!($rigs, attention: norm_rope norm_rope_append attention long_attention eight_bit_cache eight_bit_bytes);
         $crate::conformance!($rigs, recurrent: short_conv linears_conv delta_rule gated_delta_rule);
         $crate::conformance!($rigs, experts: mlp route expert_mlp routed_mlp routed_layer combine combine_norm);
         $crate::conformance!($rigs, errors: shapes tokens nan_routes);

@@ -88,7 +88,8 @@ impl Clang {
 
     /// The lines that clang complains about are of a file of the text's number.
     fn check_batch(&self, batch: &[Named], merge: bool) -> Vec<(String, String)> {
-        let mut source = String::from("#include <metal_stdlib>\n#include <simd/simd.h>\nusing metal::uint;\n");
+        let mut source =
+            String::from("#include <metal_stdlib>\n#include <simd/simd.h>\nusing metal::uint;\n");
         let mut merged = Merged::default();
         for (i, named) in batch.iter().enumerate() {
             if merge {
@@ -180,7 +181,8 @@ fn is_vector(word: &str) -> bool {
 
 /// Takes the start of a cast from the end of a text, if it ends with one.
 fn strip_cast(out: &mut String) -> bool {
-    let len = ["static_cast<metal::", "static_cast<"].iter().find_map(|cast| out.strip_suffix(cast)).map(str::len);
+    let len =
+        ["static_cast<metal::", "static_cast<"].iter().find_map(|cast| out.strip_suffix(cast)).map(str::len);
     len.is_some_and(|len| {
         out.truncate(len);
         true

@@ -46,6 +46,7 @@ struct Machine {
 };
 // Not static: a call that is not inlined may change it.
 extern "C" { Machine shim_machine; }
+static Machine &machine = shim_machine;
 
 // Saves the registers that a callee must keep and the stack's pointer, and takes those of another stack.
 __attribute__((naked, noinline)) UNCHECKED static void switch_stack(void **, void *) {
@@ -66,11 +67,11 @@ __attribute__((naked, noinline)) UNCHECKED static void switch_stack(void **, voi
 #endif
 }
 UNCHECKED static void give_way(State state) {
-    shim_machine.fibres[shim_machine.current].state = state;
-    switch_stack(&shim_machine.fibres[shim_machine.current].stack_pointer, shim_machine.scheduler);
+    machine.fibres[machine.current].state = state;
+    switch_stack(&machine.fibres[machine.current].stack_pointer, machine.scheduler);
 }
 UNCHECKED static void start() {
-    shim_machine.thread_of(shim_machine.current);
+    machine.thread_of(machine.current);
     give_way(DONE);
 }
 UNCHECKED static void *fresh_stack(char *top) {
@@ -85,7 +86,7 @@ UNCHECKED static void *fresh_stack(char *top) {
     return at;
 }
 UNCHECKED static void put_text(char *&to, const char *text) {
-    while (*text && to < shim_machine.call->message + MESSAGE_BYTES - 1) *to++ = *text++;
+    while (*text && to < machine.call->message + MESSAGE_BYTES - 1) *to++ = *text++;
     *to = 0;
 }
 UNCHECKED static void put_number(char *&to, ulong n) {
@@ -96,14 +97,14 @@ UNCHECKED static void put_number(char *&to, ulong n) {
 }
 // The first thing that went wrong.
 UNCHECKED static void fail(const char *what, ulong a, const char *middle, ulong b, const char *end) {
-    if (shim_machine.failed) return;
-    shim_machine.failed = 1;
-    char *to = shim_machine.call->message;
+    if (machine.failed) return;
+    machine.failed = 1;
+    char *to = machine.call->message;
     put_text(to, what), put_number(to, a), put_text(to, middle), put_number(to, b), put_text(to, end);
 }
 UNCHECKED static void resume(uint i) {
-    shim_machine.current = i;
-    switch_stack(&shim_machine.scheduler, shim_machine.fibres[i].stack_pointer);
+    machine.current = i;
+    switch_stack(&machine.scheduler, machine.fibres[i].stack_pointer);
 }
 // Runs the `n` threads of a simdgroup from `first` on until each is at a barrier or done.
 UNCHECKED static void run_simdgroup(uint first, uint n) {
@@ -111,39 +112,40 @@ UNCHECKED static void run_simdgroup(uint first, uint n) {
     for (;;) {
         uint waits = 0;
         for (uint k = 0; k < n; k++) {
-            uint i = first + (shim_machine.call->descending ? n - 1 - k : k);
-            if (shim_machine.fibres[i].state == RUNS) resume(i);
-            if (shim_machine.fibres[i].state == IN_SIMDGROUP) waits |= 1u << (i - first);
+            uint i = first + (machine.call->descending ? n - 1 - k : k);
+            if (machine.fibres[i].state == RUNS) resume(i);
+            if (machine.fibres[i].state == IN_SIMDGROUP) waits |= 1u << (i - first);
         }
         if (!waits) return;
-        shim_machine.takes_part[g] = waits, shim_machine.reads[g] = shim_machine.writes[g], shim_machine.writes[g] ^= 1;
-        __builtin_memset(shim_machine.slots[shim_machine.writes[g]][first], 0xff, 16 * LANES);
+        machine.takes_part[g] = waits;
+        machine.reads[g] = machine.writes[g], machine.writes[g] ^= 1;
+        __builtin_memset(machine.slots[machine.writes[g]][first], 0xff, 16 * LANES);
         for (uint i = first; i < first + n; i++)
-            if (shim_machine.fibres[i].state == IN_SIMDGROUP) shim_machine.fibres[i].state = RUNS;
+            if (machine.fibres[i].state == IN_SIMDGROUP) machine.fibres[i].state = RUNS;
     }
 }
 // Runs `thread_of(i)` for each thread of a threadgroup.
 UNCHECKED static void run_group(uint threads, void (*thread_of)(uint)) {
-    shim_machine.thread_of = thread_of;
-    shim_machine.barriers = shim_machine.device_barriers = 0;
+    machine.thread_of = thread_of;
+    machine.barriers = machine.device_barriers = 0;
     for (uint s = 0; s < SHARED_MAX; s++)
-        if (shim_machine.call->shared[s]) __builtin_memset(shim_machine.call->shared[s], 0xff, shim_machine.call->shared_bytes[s]);
+        if (char *at = machine.call->shared[s]) __builtin_memset(at, 0xff, machine.call->shared_bytes[s]);
     for (uint i = 0; i < threads; i++) {
-        shim_machine.fibres[i].stack_pointer = fresh_stack(shim_machine.call->stacks + (i + 1) * shim_machine.call->stack_bytes);
-        shim_machine.fibres[i].state = RUNS;
+        machine.fibres[i].stack_pointer = fresh_stack(machine.call->stacks + (i + 1) * machine.call->stack_bytes);
+        machine.fibres[i].state = RUNS;
     }
     uint simdgroups = (threads + LANES - 1) / LANES;
-    while (!shim_machine.failed) {
+    while (!machine.failed) {
         uint done = 0;
         for (uint k = 0; k < simdgroups; k++) {
-            uint first = LANES * (shim_machine.call->descending ? simdgroups - 1 - k : k);
+            uint first = LANES * (machine.call->descending ? simdgroups - 1 - k : k);
             run_simdgroup(first, threads - first < LANES ? threads - first : LANES);
         }
-        for (uint i = 0; i < threads; i++) done += shim_machine.fibres[i].state == DONE;
+        for (uint i = 0; i < threads; i++) done += machine.fibres[i].state == DONE;
         if (done == threads) return;
         if (done) return fail("a barrier that ", threads - done, " of ", threads, " threads reach");
-        for (uint i = 0; i < threads; i++) shim_machine.fibres[i].state = RUNS;
-        shim_machine.barriers++;
+        for (uint i = 0; i < threads; i++) machine.fibres[i].state = RUNS;
+        machine.barriers++;
     }
 }
 #if defined(__x86_64__)
@@ -156,27 +158,27 @@ UNCHECKED static void set_float_control(ulong to) { asm volatile("msr fpcr, %0" 
 static const ulong FLUSH = 1 << 24;
 #endif
 UNCHECKED static int run_groups(Call *call, uint threads, void (*thread_of)(uint), uint *position) {
-    shim_machine.call = call;
-    shim_machine.failed = shim_machine.group = 0;
+    machine.call = call;
+    machine.failed = machine.group = 0;
     ulong before = float_control();
     if (call->flushes) set_float_control(before | FLUSH);
     for (uint z = 0; z < call->groups[2]; z++)
         for (uint y = 0; y < call->groups[1]; y++)
-            for (uint x = 0; x < call->groups[0] && !shim_machine.failed; x++, shim_machine.group++) {
+            for (uint x = 0; x < call->groups[0] && !machine.failed; x++, machine.group++) {
                 position[0] = x, position[1] = y, position[2] = z;
                 run_group(threads, thread_of);
             }
     set_float_control(before);
-    return shim_machine.failed;
+    return machine.failed;
 }
 
 // What -fsanitize=thread calls at each access of memory. Two accesses of one place race if one is a write, and no barrier
 // lies between them; nothing lies between two threadgroups. What lies in a gap of the arena is out of bounds.
 UNCHECKED static void touch(char *at, ulong bytes, bool writes) {
-    Call *call = shim_machine.call;
+    Call *call = machine.call;
     if (!call || at < call->arena || at >= call->arena + call->arena_bytes) return;
     auto inside = [&](char *first, ulong size) { return first && at >= first && at + bytes <= first + size; };
-    uint me = 1 + shim_machine.group * THREADS_MAX + shim_machine.current, slot = shim_machine.range;
+    uint me = 1 + machine.group * THREADS_MAX + machine.current, slot = machine.range;
     auto found = [&](uint r) {
         return r < BUFFERS_MAX ? inside(call->buffers[r], call->buffer_bytes[r])
                                : inside(call->shared[r - BUFFERS_MAX], call->shared_bytes[r - BUFFERS_MAX]);
@@ -184,16 +186,16 @@ UNCHECKED static void touch(char *at, ulong bytes, bool writes) {
     if (!found(slot))
         for (slot = 0; slot < BUFFERS_MAX + SHARED_MAX && !found(slot); slot++) {}
     if (slot == BUFFERS_MAX + SHARED_MAX)
-        return fail(writes ? "a write out of bounds by thread " : "a read out of bounds by thread ", shim_machine.current,
-                    " of threadgroup ", shim_machine.group, "");
-    shim_machine.range = slot;
+        return fail(writes ? "a write out of bounds by thread " : "a read out of bounds by thread ", machine.current,
+                    " of threadgroup ", machine.group, "");
+    machine.range = slot;
     bool is_shared = slot >= BUFFERS_MAX;
-    uint now = is_shared ? shim_machine.barriers : shim_machine.device_barriers;
+    uint now = is_shared ? machine.barriers : machine.device_barriers;
     for (ulong unit = (at - call->arena) / 2; unit < (at - call->arena + bytes + 1) / 2; unit++) {
         Shadow &s = call->shadows[unit];
         auto collides = [&](uint who, uint when) {
             if (!who) return false;
-            bool same_group = (who - 1) / THREADS_MAX == shim_machine.group;
+            bool same_group = (who - 1) / THREADS_MAX == machine.group;
             return same_group ? when == now : !is_shared;
         };
         bool races = s.writer != me && collides(s.writer, s.written_at);
@@ -240,27 +242,28 @@ UNCHECKED void *__tsan_memset(char *to, int value, ulong n) {
 namespace metal {
 using namespace shim;
 UNCHECKED inline void threadgroup_barrier(mem_flags flags) {
-    uint before = shim_machine.device_barriers;
+    uint before = machine.device_barriers;
     give_way(AT_BARRIER);
-    if (flags == mem_flags::mem_device) shim_machine.device_barriers = before + 1;
+    if (flags == mem_flags::mem_device) machine.device_barriers = before + 1;
 }
 UNCHECKED inline void simdgroup_barrier(mem_flags) { give_way(IN_SIMDGROUP); }
 
 template <class T> UNCHECKED void put(T v) {
     static_assert(sizeof(T) <= 16, "a value of a simdgroup");
-    __builtin_memcpy(shim_machine.slots[shim_machine.writes[shim_machine.current / LANES]][shim_machine.current], &v, sizeof(T));
+    uint g = machine.current / LANES;
+    __builtin_memcpy(machine.slots[machine.writes[g]][machine.current], &v, sizeof(T));
     give_way(IN_SIMDGROUP);
 }
 // Of a lane that takes no part: 0xff in all bytes.
 template <class T> UNCHECKED T of_lane(uint lane) {
     T v;
-    uint g = shim_machine.current / LANES;
-    __builtin_memcpy(&v, shim_machine.slots[shim_machine.reads[g]][g * LANES + (lane & (LANES - 1))], sizeof(T));
+    uint g = machine.current / LANES;
+    __builtin_memcpy(&v, machine.slots[machine.reads[g]][g * LANES + (lane & (LANES - 1))], sizeof(T));
     return v;
 }
 template <class T, class F> UNCHECKED T fold(T v, F f) {
     put(v);
-    uint active = shim_machine.takes_part[shim_machine.current / LANES], lane = __builtin_ctz(active);
+    uint active = machine.takes_part[machine.current / LANES], lane = __builtin_ctz(active);
     T out = of_lane<T>(lane);
     while (++lane < LANES)
         if (active >> lane & 1) out = f(out, of_lane<T>(lane));
@@ -271,8 +274,11 @@ template <class T> T simd_max(T v) { return fold(v, [](T a, T b) { return max(a,
 template <class T> T simd_min(T v) { return fold(v, [](T a, T b) { return min(a, b); }); }
 template <class T> T simd_shuffle(T v, ushort lane) { put(v); return of_lane<T>(lane); }
 template <class T> T simd_broadcast(T v, ushort lane) { put(v); return of_lane<T>(lane); }
-template <class T> T simd_broadcast_first(T v) { put(v); return of_lane<T>(__builtin_ctz(shim_machine.takes_part[shim_machine.current / LANES])); }
-template <class T> T simd_shuffle_xor(T v, ushort mask) { put(v); return of_lane<T>(shim_machine.current % LANES ^ mask); }
+template <class T> T simd_broadcast_first(T v) {
+    put(v);
+    return of_lane<T>(__builtin_ctz(machine.takes_part[machine.current / LANES]));
+}
+template <class T> T simd_shuffle_xor(T v, ushort mask) { put(v); return of_lane<T>(machine.current % LANES ^ mask); }
 
 // Each lane holds all values, and stores its two of them. All lanes must take part; where they do not, values are NaN.
 template <class T> struct simdgroup_matrix {
@@ -281,25 +287,27 @@ template <class T> struct simdgroup_matrix {
 };
 UNCHECKED inline bool whole_simdgroup() {
     give_way(IN_SIMDGROUP);
-    bool whole = shim_machine.takes_part[shim_machine.current / LANES] == 0xffffffffu;
+    bool whole = machine.takes_part[machine.current / LANES] == 0xffffffffu;
     if (!whole)
-        fail("an operation on matrices without all of simdgroup ", shim_machine.current / LANES, " of threadgroup ",
-             shim_machine.group, "");
+        fail("an operation on matrices without all of simdgroup ", machine.current / LANES, " of threadgroup ",
+             machine.group, "");
     return whole;
+}
+inline ulong place(uint row, uint col, ulong stride, ulong2 origin, bool transposed) {
+    return (origin[1] + (transposed ? col : row)) * stride + origin[0] + (transposed ? row : col);
 }
 template <class T>
 void simdgroup_load(simdgroup_matrix<T> &m, const T *from, ulong stride, ulong2 origin, bool transposed) {
     if (!whole_simdgroup()) return;
     for (uint row = 0; row < 8; row++)
         for (uint col = 0; col < 8; col++)
-            m.at[row * 8 + col] = from[(origin[1] + (transposed ? col : row)) * stride + origin[0] + (transposed ? row : col)];
+            m.at[row * 8 + col] = from[place(row, col, stride, origin, transposed)];
 }
 template <class T>
 void simdgroup_store(const simdgroup_matrix<T> &m, T *to, ulong stride, ulong2 origin = 0, bool transposed = false) {
     if (!whole_simdgroup()) return;
-    for (uint i = shim_machine.current % LANES * 2, end = i + 2; i < end; i++) {
-        uint row = i / 8, col = i % 8;
-        to[(origin[1] + (transposed ? col : row)) * stride + origin[0] + (transposed ? row : col)] = m.at[i];
+    for (uint i = machine.current % LANES * 2, end = i + 2; i < end; i++) {
+        to[place(i / 8, i % 8, stride, origin, transposed)] = m.at[i];
     }
 }
 template <class D, class A, class B, class C>

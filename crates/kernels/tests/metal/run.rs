@@ -87,7 +87,7 @@ impl Drop for Memory {
 
 /// A compiled text.
 pub struct Library {
-    library: libloading::Library,
+    loaded: libloading::Library,
     /// Slots of its buffers, and the bytes of its threadgroup memory.
     slots: Vec<usize>,
     shared: Vec<usize>,
@@ -178,7 +178,7 @@ impl Library {
             let sizes = library.get::<*const u64>(b"shim_shared").map_err(|e| e.to_string())?;
             (0..glue.shared.len()).map(|i| *(*sizes).add(i) as usize).collect()
         };
-        Ok(Self { library, slots: glue.slots, shared, math, runs: Mutex::new(0) })
+        Ok(Self { loaded: library, slots: glue.slots, shared, math, runs: Mutex::new(0) })
     }
 
     /// Runs a dispatch: `buffers` are the immediates and then the bindings, by slot.
@@ -189,7 +189,8 @@ impl Library {
         let mut runs = self.runs.lock().unwrap_or_else(PoisonError::into_inner);
         *runs += 1;
         let sizes = buffers.iter().map(|b| b.len()).chain(self.shared.iter().copied());
-        let arena_bytes = sizes.map(|bytes| bytes.next_multiple_of(64) + GAP_BYTES).sum::<usize>() + GAP_BYTES;
+        let arena_bytes =
+            sizes.map(|bytes| bytes.next_multiple_of(64) + GAP_BYTES).sum::<usize>() + GAP_BYTES;
         let (arena, stacks) = (Memory::new(arena_bytes), Memory::new(THREADS_MAX * STACK_BYTES));
         let shadows = match self.math {
             Math::Exact => arena_bytes / 2 * SHADOW_BYTES,
@@ -230,7 +231,7 @@ impl Library {
         }
         // SAFETY: the symbol is a function of this type, which touches nothing but what `call` names while it runs.
         let failed = unsafe {
-            let run = self.library.get::<unsafe extern "C" fn(*mut Call) -> i32>(b"shim_run");
+            let run = self.loaded.get::<unsafe extern "C" fn(*mut Call) -> i32>(b"shim_run");
             run.map_err(|e| e.to_string())?(&mut call)
         };
         if failed != 0 {

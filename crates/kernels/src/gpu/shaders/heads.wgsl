@@ -76,12 +76,21 @@ fn cos_sin(angle: f32) -> vec2<f32> {
 const HALF = 1u;
 const BYTES = 2u;
 
-// The magnitude of a block's largest value / 127, as half bits; NaN when a value is not finite.
+// x / d, rounded as IEEE 754 has it: the division of a device may be off by some units in the last place, and then ties
+// would round to another byte than elsewhere; fma is exact everywhere (Markstein 1990).
+fn quotient(x: vec4<f32>, d: f32) -> vec4<f32> {
+    let near = 1.0 / d;
+    let inverse = vec4<f32>(fma(fma(-d, near, 1.0), near, near));
+    let q = x * inverse;
+    return fma(fma(vec4<f32>(-d), q, x), inverse, q);
+}
+
+// The magnitude of a block's largest value / 127, as the bits of an f16; NaN when a value is not finite.
 fn scale_bits(most: u32) -> u32 {
     if most >= 0x7f800000u {
         return 0x7e00u;
     }
-    return pack2x16float(vec2<f32>(bitcast<f32>(most) / 127.0, 0.0)) & 0xffffu;
+    return pack2x16float(vec2<f32>(quotient(vec4<f32>(bitcast<f32>(most)), 127.0).x, 0.0)) & 0xffffu;
 }
 
 fn magnitude(x: f32) -> u32 {
@@ -89,11 +98,12 @@ fn magnitude(x: f32) -> u32 {
 }
 
 fn quantised(x: vec4<f32>, bits: u32) -> u32 {
-    let scale = f16_value(bits);
-    if bits >= 0x7c00u || !(scale > 0.0) {
+    // By bits, since a compiler may assume that a float is a number.
+    if bits >= 0x7c00u || bits == 0u {
         return 0u;
     }
-    return pack4xI8(vec4<i32>(clamp(round(x / scale), vec4<f32>(-127.0), vec4<f32>(127.0))));
+    let q = round(quotient(x, f16_value(bits)));
+    return pack4xI8(vec4<i32>(clamp(q, vec4<f32>(-127.0), vec4<f32>(127.0))));
 }
 
 fn head4(at: u32) -> vec4<f32> {
