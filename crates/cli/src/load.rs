@@ -155,7 +155,9 @@ impl Loaded {
         let shown = self.model.path().display().to_string();
         let meta = self.meta();
         let plain = match &meta.chat_template {
-            Some(source) if !source.trim().is_empty() => Template::new(source).map_err(|e| e.context(&shown))?,
+            Some(source) if !source.trim().is_empty() => {
+                Template::new(source).map_err(|e| e.context(&shown))?
+            }
             _ => {
                 let message =
                     format!("{shown} has no chat template; `tidemill run --raw` continues plain text");

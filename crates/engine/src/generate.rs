@@ -189,8 +189,7 @@ pub fn generate(
     }
     answer.decode = decode_start.elapsed();
     if stops.hit().is_none() {
-        let mut rest = stops.push(&detokenizer.finish());
-        rest += &stops.finish();
+        let rest = stops.push(&detokenizer.finish()) + &stops.finish();
         if !rest.is_empty() && on(GenerateEvent::Text(&rest)).is_break() {
             answer.finish = FinishReason::Cancelled;
         }

@@ -174,7 +174,10 @@ fn a_sentencepiece_vocabulary_without_types_keeps_its_bytes() {
     untyped.token_types.clear();
     let (good, untyped) = (Tokenizer::from_gguf(&good).unwrap(), Tokenizer::from_gguf(&untyped).unwrap());
     for text in ["\u{1F9FF} <s>", "</s>", "plain"] {
-        assert_eq!(good.encode(text, Specials::Ignore).unwrap(), untyped.encode(text, Specials::Ignore).unwrap());
+        assert_eq!(
+            good.encode(text, Specials::Ignore).unwrap(),
+            untyped.encode(text, Specials::Ignore).unwrap()
+        );
     }
     assert!(untyped.is_special(2) && untyped.end_tokens().contains(&2));
 }

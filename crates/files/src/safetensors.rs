@@ -342,7 +342,9 @@ impl Model {
             let reason = format!("{label}: tensor {shown} is not in it, though {INDEX} says so");
             let module = [".scales", ".biases"].iter().find_map(|part| name.strip_suffix(part));
             match module {
-                Some(m) if self.names.contains_key(&format!("{m}.weight")) => return Err(Error::corrupt(reason)),
+                Some(m) if self.names.contains_key(&format!("{m}.weight")) => {
+                    return Err(Error::corrupt(reason));
+                }
                 Some(_) => {}
                 None => lost.push((name.clone(), reason)),
             }

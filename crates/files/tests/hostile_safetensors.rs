@@ -176,8 +176,16 @@ fn configs_that_lie() {
     check(r#", "pad_token_id": 99, "bos_token_id": 99"#).unwrap();
     expect(check(r#", "hidden_act": "relu""#), Unsupported, &["config.json", "hidden_act \"relu\""]);
     expect(check(r#", "rope_theta": "big""#), Corrupt, &["config.json", "rope_theta is \"big\""]);
-    expect(check(r#", "decoder_sparse_step": 0, "num_experts": 4, "num_experts_per_tok": 2"#), Corrupt, &["step is zero"]);
-    expect(check(r#", "mlp_only_layers": ["a"], "num_experts": 4, "num_experts_per_tok": 2"#), Corrupt, &["mlp_only"]);
+    expect(
+        check(r#", "decoder_sparse_step": 0, "num_experts": 4, "num_experts_per_tok": 2"#),
+        Corrupt,
+        &["step is zero"],
+    );
+    expect(
+        check(r#", "mlp_only_layers": ["a"], "num_experts": 4, "num_experts_per_tok": 2"#),
+        Corrupt,
+        &["mlp_only"],
+    );
     expect(check(r#", "model_type": null"#), Corrupt, &["model_type"]);
     let window = r#", "sliding_window": 64, "use_sliding_window": true"#;
     expect(check(window), Unsupported, &["sliding-window"]);

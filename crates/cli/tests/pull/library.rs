@@ -8,8 +8,8 @@ use std::sync::mpsc::channel;
 use serde_json::{Value, json};
 
 use super::Cache;
-use crate::common::{fails_with, json, succeed};
 use super::hub::{Hub, noise, sha256};
+use crate::common::{fails_with, json, succeed};
 
 const MODEL: &str = "org/mill:Q4_0";
 const FILE: &str = "mill-Q4_0.gguf";

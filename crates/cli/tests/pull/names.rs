@@ -3,8 +3,8 @@
 use serde_json::json;
 
 use super::Cache;
-use crate::common::{fails_with, json, succeed};
 use super::hub::{Hub, Reply, noise};
+use crate::common::{fails_with, json, succeed};
 
 fn files(names: &[&str]) -> Vec<(String, Vec<u8>)> {
     names.iter().enumerate().map(|(i, name)| ((*name).to_owned(), noise(1000 + i, i as u64))).collect()

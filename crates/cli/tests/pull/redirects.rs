@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use super::Cache;
-use crate::common::{fails_with, succeed};
 use super::hub::{Asked, Hub, Reply, noise};
+use crate::common::{fails_with, succeed};
 
 const FILE: &str = "mill-Q4_0.gguf";
 const TOKEN: &str = "hf_secret";

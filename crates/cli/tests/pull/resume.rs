@@ -3,8 +3,8 @@
 use serde_json::json;
 
 use super::Cache;
-use crate::common::{fails_with, golden, json, succeed};
 use super::hub::{Asked, Hub, Reply, noise, sha256};
+use crate::common::{fails_with, golden, json, succeed};
 
 const FILE: &str = "mill-Q4_0.gguf";
 

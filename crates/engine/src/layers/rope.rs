@@ -57,7 +57,8 @@ pub(crate) fn frequencies(meta: &RopeMeta, factors: Option<&[f32]>) -> Result<(V
 /// YaRN (Peng et al. 2023, arXiv:2309.00071): a pair that turns more than `beta_fast` times in the original context keeps
 /// its frequency, one that turns less than `beta_slow` times has it divided, with a ramp between.
 fn yarn(meta: &RopeMeta, plain: impl Iterator<Item = f64>) -> Vec<f64> {
-    let RopeScaling::Yarn { factor, original_context, beta_fast, beta_slow, truncate, .. } = meta.scaling else {
+    let RopeScaling::Yarn { factor, original_context, beta_fast, beta_slow, truncate, .. } = meta.scaling
+    else {
         return plain.collect();
     };
     let dim = meta.rotary_dim as f64;
@@ -160,7 +161,8 @@ mod tests {
 
     #[test]
     fn a_file_may_say_the_amplitude() {
-        let RopeScaling::Yarn { factor, original_context, beta_fast, beta_slow, truncate, .. } = yarn() else {
+        let RopeScaling::Yarn { factor, original_context, beta_fast, beta_slow, truncate, .. } = yarn()
+        else {
             unreachable!()
         };
         let own = |attention_factor| RopeScaling::Yarn {

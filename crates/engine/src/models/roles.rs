@@ -70,8 +70,15 @@ impl Roles {
         }
         name.split('.').find_map(|part| match part {
             "mtp" | "mtp_layers" | "mtp_block" => Some(PREDICTION),
-            "visual" | "vision" | "vision_tower" | "vision_model" | "vision_encoder" | "image_newline"
-            | "multi_modal_projector" | "mm_projector" | "embed_vision" => Some(VISION),
+            "visual"
+            | "vision"
+            | "vision_tower"
+            | "vision_model"
+            | "vision_encoder"
+            | "image_newline"
+            | "multi_modal_projector"
+            | "mm_projector"
+            | "embed_vision" => Some(VISION),
             "audio_tower" | "audio_model" | "audio_encoder" | "embed_audio" => Some(AUDIO),
             "rotary_emb" | "rotary_pos_emb" => Some(ROTARY),
             _ => None,

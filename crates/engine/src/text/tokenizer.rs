@@ -366,7 +366,9 @@ fn mark_turns(tokenizer: &mut tokenizers::Tokenizer) -> Result<Vec<String>> {
         .add_special_tokens(special.collect::<Vec<_>>())
         .map_err(|e| Error::corrupt("tokenizer.json: added_tokens").with_source(e))?;
     let ends = marks.into_iter().filter(|mark| vocab::TURN_ENDS.contains(mark));
-    Ok(ends.map(|end| format!("tokenizer.json: {end} is text there; it is taken as a control token")).collect())
+    Ok(ends
+        .map(|end| format!("tokenizer.json: {end} is text there; it is taken as a control token"))
+        .collect())
 }
 
 /// What a user should know about the types of a GGUF vocabulary.

@@ -138,7 +138,8 @@ impl Folder {
             writer.write(&vec![0; shape.iter().product::<usize>() * width]).expect("writes");
             self.promise(name, "more.safetensors");
         }
-        std::fs::write(self.path().join("more.safetensors"), writer.finish().expect("writes")).expect("writes");
+        std::fs::write(self.path().join("more.safetensors"), writer.finish().expect("writes"))
+            .expect("writes");
         self
     }
 }

@@ -65,9 +65,8 @@ fn layers_of_multi_token_prediction_are_left_out() {
     let all = plain.clone().with("qwen35.nextn_predict_layers", Value::U32(5));
     gguf_refused(&all, ErrorKind::Corrupt, "nextn_predict_layers is 5 of 5 blocks");
     // Where the tensors were taken out and the count was not.
-    let stripped = plain
-        .with("qwen35.block_count", Value::U32(6))
-        .with("qwen35.nextn_predict_layers", Value::U32(1));
+    let stripped =
+        plain.with("qwen35.block_count", Value::U32(6)).with("qwen35.nextn_predict_layers", Value::U32(1));
     assert_eq!(gguf_logits(&stripped), right);
 }
 
@@ -85,15 +84,17 @@ fn what_text_does_not_need_is_known_by_its_role() {
         ("model.language_model.position_ids", &[4], "I64"),
     ]);
     assert_eq!(logits(folder.path()), right);
-    for (name, dtype) in
-        [("model.language_model.layers.0.mlp.up_proj.bias", "BF16"), ("model.language_model.extra", "F8_E4M3")]
-    {
+    for (name, dtype) in [
+        ("model.language_model.layers.0.mlp.up_proj.bias", "BF16"),
+        ("model.language_model.extra", "F8_E4M3"),
+    ] {
         let folder = Folder::golden("qwen3_5-dense/bf16");
         refused(folder.zeros(&[(name, &[4], dtype)]).path(), ErrorKind::Unsupported, name);
     }
     let gguf = Gguf::golden("qwen3-dense/gguf-Q4_0");
     let right = gguf_logits(&gguf);
-    let spare = gguf.clone().zeros("v.blk.0.attn_q.weight", &[4, 4]).zeros("blk.0.attn_rot_embd.weight", &[16]);
+    let spare =
+        gguf.clone().zeros("v.blk.0.attn_q.weight", &[4, 4]).zeros("blk.0.attn_rot_embd.weight", &[16]);
     assert_eq!(gguf_logits(&spare), right);
     gguf_refused(&gguf.zeros("blk.0.ffn_gate.bias", &[4]), ErrorKind::Unsupported, "blk.0.ffn_gate.bias");
 }
@@ -134,7 +135,8 @@ fn keys_of_configs_that_change_numbers_are_refused_by_name() {
     ] {
         let folder = Folder::golden("qwen3-dense/bf16");
         folder.set(key, value.clone());
-        let e = try_open(folder.path(), &options()).err().unwrap_or_else(|| panic!("{key} {value}: accepted"));
+        let e =
+            try_open(folder.path(), &options()).err().unwrap_or_else(|| panic!("{key} {value}: accepted"));
         let named = match key {
             "attention_bias" if value == true => "q_proj.bias",
             "partial_rotary_factor" => "rotated values",
@@ -289,7 +291,9 @@ fn ids_that_nobody_needs_may_be_wrong() {
     gguf_refused(&plain.with("tokenizer.ggml.eos_token_id", Value::U32(512)), ErrorKind::Corrupt, "512");
     let folder = Folder::golden("qwen3-dense/bf16");
     let right = logits(folder.path());
-    for (key, value) in [("pad_token_id", json!(512)), ("pad_token_id", json!("x")), ("bos_token_id", json!(-1))] {
+    for (key, value) in
+        [("pad_token_id", json!(512)), ("pad_token_id", json!("x")), ("bos_token_id", json!(-1))]
+    {
         assert_eq!(logits(folder.set(key, value.clone()).path()), right, "{key} {value}");
     }
     let folder = Folder::golden("qwen3-dense/bf16");

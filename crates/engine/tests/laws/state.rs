@@ -124,7 +124,11 @@ fn any_history_equals_none(model: &Arc<Model>, acts: &[Act]) {
 
 fn property(model: &Arc<Model>) {
     let vocab = model.meta().vocab_size as u32;
-    let config = ProptestConfig { cases: ProptestConfig::default().cases / 32, failure_persistence: None, ..ProptestConfig::default() };
+    let config = ProptestConfig {
+        cases: ProptestConfig::default().cases / 32,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    };
     proptest!(config, |(acts in proptest::collection::vec(act(vocab), 1..10))| {
         any_history_equals_none(model, &acts);
     });

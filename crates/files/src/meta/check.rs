@@ -74,10 +74,9 @@ impl Meta {
     /// The other special tokens are none where they lie outside: a model runs without them, but it must end.
     fn check_tokens(&self) -> Result<()> {
         match self.eos.iter().find(|id| **id as usize >= self.vocab_size) {
-            Some(id) => Err(Error::corrupt(format!(
-                "end-of-text token {id} in a vocabulary of {}",
-                self.vocab_size
-            ))),
+            Some(id) => {
+                Err(Error::corrupt(format!("end-of-text token {id} in a vocabulary of {}", self.vocab_size)))
+            }
             None => Ok(()),
         }
     }

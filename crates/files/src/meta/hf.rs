@@ -431,7 +431,8 @@ impl Keys<'_> {
         let list = self.list("layer_types")?;
         let kinds: Vec<String> =
             list.iter().map(|kind| kind.as_str().unwrap_or_default().to_string()).collect();
-        if let Some((kind, value)) = kinds.iter().zip(&list).find(|(kind, _)| !known.contains(&kind.as_str())) {
+        if let Some((kind, value)) = kinds.iter().zip(&list).find(|(kind, _)| !known.contains(&kind.as_str()))
+        {
             let shown = if kind.is_empty() { value.to_string() } else { kind.clone() };
             let shown = short_text(&shown);
             self.issue(ErrorKind::Unsupported, format!("layer_types: {shown} is not supported"));
@@ -479,7 +480,10 @@ impl Keys<'_> {
         };
         let window = self.size("sliding_window");
         if used && window.is_none() && self.get("layer_types").is_some() {
-            self.issue(ErrorKind::Corrupt, "layer_types has sliding layers, but sliding_window is missing".into());
+            self.issue(
+                ErrorKind::Corrupt,
+                "layer_types has sliding layers, but sliding_window is missing".into(),
+            );
         }
         window.filter(|&window| used && window < context)
     }

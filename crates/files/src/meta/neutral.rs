@@ -220,12 +220,16 @@ mod tests {
         let holds = |neutral: Neutral, given: Given| neutral.holds(&given, &meta);
         let number = Given::Number;
         assert!(holds(Absent, Given::Nothing) && !holds(Absent, number(0.0)));
-        assert!(holds(Zero, number(0.0)) && holds(Zero, Given::Flag(false)) && !holds(Zero, number(f64::NAN)));
+        assert!(
+            holds(Zero, number(0.0)) && holds(Zero, Given::Flag(false)) && !holds(Zero, number(f64::NAN))
+        );
         assert!(holds(Zero, Given::List(vec![0.0, 0.0])) && !holds(Zero, Given::List(vec![0.0, 1.0])));
         assert!(holds(One, number(1.0)) && !holds(One, number(0.0)) && holds(ZeroOrOne, number(0.0)));
         assert!(holds(True, Given::Flag(true)) && !holds(True, Given::Flag(false)));
         assert!(holds(SILU, Given::Word("SiLU".into())) && !holds(SILU, Given::Word("relu".into())));
-        assert!(!holds(SILU, number(1.0)) && !holds(One, Given::Word("one".into())) && !holds(Zero, Given::Other));
+        assert!(
+            !holds(SILU, number(1.0)) && !holds(One, Given::Word("one".into())) && !holds(Zero, Given::Other)
+        );
         assert!(holds(QkNorm, Given::Flag(true)) && !holds(QkNorm, Given::Flag(false)));
         assert!(holds(HeadDim, number(64.0)) && !holds(HeadDim, number(32.0)));
         assert!(holds(Scale, number(0.125)) && !holds(Scale, number(0.0)) && holds(ZeroOrScale, number(0.0)));

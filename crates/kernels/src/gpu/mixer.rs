@@ -26,9 +26,7 @@ fn format(cache: &KvCache) -> Result<u32> {
     match cache.format {
         KvFormat::F32 => Ok(0),
         KvFormat::F16 if cache.head_dim.is_multiple_of(2) => Ok(1),
-        KvFormat::F16 => {
-            Err(Error::unsupported(format!("an f16 cache of {} values a head", cache.head_dim)))
-        }
+        KvFormat::F16 => Err(Error::unsupported(format!("an f16 cache of {} values a head", cache.head_dim))),
         KvFormat::Q8 => Ok(2),
     }
 }

@@ -4,8 +4,8 @@
 use files::Result;
 
 use super::device::Device;
-use super::source::{METAL_MATRIX, Variant};
 use super::dispatch::{Call, State};
+use super::source::{METAL_MATRIX, Variant};
 use super::{Gpu, GpuOptions};
 
 /// One dispatch, with the contents of its buffers.

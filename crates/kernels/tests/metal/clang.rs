@@ -121,7 +121,7 @@ impl Clang {
     ///
     /// # Errors
     /// What clang says.
-    pub fn library(&self, source: &str, flags: &[&str], to: &Path) -> Result<(), String> {
+    pub fn compile(&self, source: &str, flags: &[&str], to: &Path) -> Result<(), String> {
         let object = to.with_extension("o");
         let mut command = self.command();
         command.args(["-fPIC", "-w", "-DRUN", "-c"]).args(flags).arg("-o").arg(&object).arg("-");

@@ -168,7 +168,7 @@ impl Library {
             static MADE: AtomicUsize = AtomicUsize::new(0);
             let unique = format!("{}-{}.tmp", std::process::id(), MADE.fetch_add(1, Ordering::Relaxed));
             let fresh = file.with_extension(unique);
-            clang.library(&source, math.flags(), &fresh)?;
+            clang.compile(&source, math.flags(), &fresh)?;
             std::fs::rename(&fresh, &file).map_err(|e| e.to_string())?;
         }
         // SAFETY: the library is ours; loading it runs nothing but the empty start of the sanitizer.
@@ -272,7 +272,7 @@ impl Mac {
         self
     }
 
-    fn library(&self, shader: &Shader) -> Result<Arc<Library>, String> {
+    fn compiled(&self, shader: &Shader) -> Result<Arc<Library>, String> {
         let known = self.libraries.lock().unwrap_or_else(PoisonError::into_inner).get(shader).cloned();
         if let Some(library) = known {
             return Ok(library);
@@ -295,7 +295,7 @@ impl StandIn for Mac {
     fn run(&self, dispatch: &mut Dispatch<'_>) -> files::Result<()> {
         let shader = Shader { variant: dispatch.variant, subgroups: dispatch.subgroups };
         let wrong = |what: String| Error::new(ErrorKind::Device, format!("{}: {what}", shader.name()));
-        let library = self.library(&shader).map_err(wrong)?;
+        let library = self.compiled(&shader).map_err(wrong)?;
         // As many bytes of parameters as a dispatch has.
         let mut params = [0u8; 128];
         let bytes = dispatch.params.iter().flat_map(|word| word.to_le_bytes());

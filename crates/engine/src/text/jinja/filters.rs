@@ -52,6 +52,15 @@ pub(super) fn set_up(env: &mut Environment<'_>) {
         let args = if named.is_empty() { args.0 } else { vec![Value::from_pairs(named)] };
         percent(state, &text_of(state, &pattern)?, &args)
     });
+    set_up_tests(env);
+    env.add_global(super::source::ONE, 1);
+    env.add_function("dict", dict);
+    env.add_function("raise_exception", |message: String| -> Result<Value, Error> {
+        Err(fail(message).with_source(Refusal))
+    });
+}
+
+fn set_up_tests(env: &mut Environment<'_>) {
     env.add_test("sequence", |value: &Value| {
         matches!(value.kind(), ValueKind::String | ValueKind::Seq | ValueKind::Map | ValueKind::Undefined)
             || (value.kind() == ValueKind::Iterable
@@ -89,11 +98,6 @@ pub(super) fn set_up(env: &mut Environment<'_>) {
             });
         }
     }
-    env.add_global(super::source::ONE, 1);
-    env.add_function("dict", dict);
-    env.add_function("raise_exception", |message: String| -> Result<Value, Error> {
-        Err(fail(message).with_source(Refusal))
-    });
 }
 
 /// Marks the errors that a template raised on purpose.

@@ -29,7 +29,9 @@ impl Keys<'_> {
         // One section for each kind of layer; only one kind of attention is computed.
         if let Some(Value::Object(full)) = section.get("full_attention") {
             section = full.clone();
-        } else if let Some(kind) = section.iter().find(|(_, v)| v.is_object()).map(|(kind, _)| short_text(kind)) {
+        } else if let Some(kind) =
+            section.iter().find(|(_, v)| v.is_object()).map(|(kind, _)| short_text(kind))
+        {
             self.issue(ErrorKind::Unsupported, format!("rope_parameters for {kind} are not supported"));
         }
         for (key, value) in self.object("rope_scaling") {
@@ -57,7 +59,8 @@ impl Keys<'_> {
     }
 
     fn rope_scaling(&mut self, section: &Map<String, Value>) -> RopeScaling {
-        let kind = ["rope_type", "type"].into_iter().find_map(|key| section.get(key).filter(|v| !v.is_null()));
+        let kind =
+            ["rope_type", "type"].into_iter().find_map(|key| section.get(key).filter(|v| !v.is_null()));
         let kind = match kind {
             None => "default".to_string(),
             Some(Value::String(kind)) => kind.clone(),
