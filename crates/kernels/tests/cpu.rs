@@ -66,7 +66,13 @@ fn many_scattered_rows_of_k_quants_give_the_same_bits() {
     let options = || CpuOptions { threads: Some(2), precision: Precision::Fast };
     let rigs = [false, true].map(|tiles| {
         let backend = Box::new(Cpu::new(options()).unwrap().with_ways(false, tiles));
-        Rig { name: format!("tiles: {tiles}"), backend, batch_invariant: true, align: 1, formats: Format::all() }
+        Rig {
+            name: format!("tiles: {tiles}"),
+            backend,
+            batch_invariant: true,
+            align: 1,
+            formats: Format::all(),
+        }
     });
     for format in [Format::Q2K, Format::Q3K, Format::Q4K, Format::Q5K, Format::Q6K] {
         // Once more than are multiplied at a time.
@@ -98,7 +104,13 @@ fn attention_agrees_on_all_instruction_sets_and_threads() {
     let rig = |isa: Isa, threads| {
         let options = CpuOptions { threads: Some(threads), precision: Precision::Fast };
         let backend = Box::new(Cpu::with_isa(options, isa).unwrap());
-        Rig { name: format!("{}, {threads} threads", isa.name()), backend, batch_invariant: true, align: 1, formats: Format::all() }
+        Rig {
+            name: format!("{}, {threads} threads", isa.name()),
+            backend,
+            batch_invariant: true,
+            align: 1,
+            formats: Format::all(),
+        }
     };
     let mut rng = common::Rng::new(31);
     for format in [KvFormat::F32, KvFormat::F16, KvFormat::Q8] {

@@ -7,10 +7,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::common::{self, Rig};
-use files::{Format, ScaleType};
 use crate::metal::clang::{Clang, Named, made};
 use crate::metal::run::{Mac, Math};
 use crate::metal::texts::{self, Shader};
+use files::{Format, ScaleType};
 use tidemill_kernels::gpu::source::KERNELS;
 use tidemill_kernels::gpu::{Gpu, GpuOptions, adapters};
 use tidemill_kernels::ops::{Backend as _, Precision};
@@ -210,7 +210,7 @@ fn planted_mistakes_of_threads_are_found() {
     assert!(outside.contains("a write out of bounds"), "{outside}");
     let overlapping = said(|text| within(text, "kernel void main_(", "    out[", "    out[0u * "));
     assert!(overlapping.contains("a race in buffer 3"), "{overlapping}");
-   he sum with another lane than the neighbour's.
+    // The sum with another lane than the neighbour's.
     for math in [Math::Exact, Math::Fast] {
         let plant: Plant = |text| within(text, "lanes_sum4_(", "simd_shuffle_xor(", "simd_shuffle(");
         let wrong = planted(math, plant).expect("a clang").unwrap();
@@ -309,7 +309,10 @@ fn metal_texts_give_the_references_answers() {
         } else {
             let report = selftest::examine_open(&gpu, &[format]).unwrap();
             assert!(report.failed.is_empty(), "{name}: {:#?}", report.failed);
-            println!("metal: {name}: {} cases, worst {:.1e} in {}", report.cases, report.worst.0, report.worst.1);
+            println!(
+                "metal: {name}: {} cases, worst {:.1e} in {}",
+                report.cases, report.worst.0, report.worst.1
+            );
             common::attention::eight_bit_bytes(&rig(gpu, vec![format], 1));
         }
         ran.lock().unwrap_or_else(PoisonError::into_inner).push((name, counts));
