@@ -322,3 +322,89 @@ fn metal_texts_give_the_references_answers() {
         report("ran.txt", &ran);
     }
 }
+
+/// The whole conformance harness on a Mac, with functions as inaccurate as Metal permits too; each text type-checked by itself.
+/// Half an hour: `cargo test -p tidemill-kernels --test it -- --ignored --nocapture metal_soak`.
+#[test]
+#[ignore = "half an hour; a part of the soak"]
+fn metal_soak() {
+    let Some(clang) = Clang::find() else { return };
+    let named: Vec<Named> = metal_texts().into_iter().map(|(named, _)| named).collect();
+    let bad = clang.check(&named, false);
+    assert!(bad.is_empty(), "{bad:#?}");
+    println!("metal: {} texts type-check one by one", named.len());
+    // Of the affine ones every width, and every size of groups and kind of scales once.
+    let once = |format: &Format| match *format {
+        Format::Affine { bits, group, scale } => {
+            group == 64 && scale == ScaleType::BF16 || bits == 4 && (group == 64 || scale == ScaleType::BF16)
+        }
+        _ => true,
+    };
+    let formats: Vec<Format> = Format::all().into_iter().filter(once).collect();
+    let ran = Mutex::new(Vec::new());
+    let mut jobs: Vec<(Set, usize, &[(&str, Op)])> = Vec::new();
+    for math in [Math::Exact, Math::Fast, Math::Worst] {
+        for (subgroups, align) in [(true, 1), (true, 16), (false, 16)] {
+            let ops = if align == 1 || !subgroups { &OPS[..] } else { &OPS[..OPS_WITH_WEIGHTS] };
+            jobs.extend(ops.chunks(4).map(|ops| ((math, Precision::Exact, subgroups), align, ops)));
+        }
+        jobs.extend(ON_MATRICES.chunks(1).map(|ops| ((math, Precision::Fast, true), 16, ops)));
+    }
+    on_all_threads(&jobs, |&((math, precision, subgroups), align, ops)| {
+        let mut counts = Ran::default();
+        let gpu = mac(precision, subgroups, |clang| {
+            let mac = Mac::new(clang, math, true);
+            counts = mac.ran.clone();
+            mac
+        });
+        let Some(gpu) = gpu else { return };
+        let mut rig = rig(gpu, formats.clone(), align);
+        rig.name = format!("{math:?} math, {precision:?}, subgroups {subgroups}, align {align}");
+        for (name, op) in ops {
+            println!("metal: {}: {name}", rig.name);
+            op(&rig);
+        }
+        ran.lock().unwrap_or_else(PoisonError::into_inner).push((rig.name.clone(), counts));
+    });
+    report("soak.txt", &held(ran));
+}
+
+type Op = fn(&Rig);
+
+/// Ops that load weights come first.
+const OPS_WITH_WEIGHTS: usize = 8;
+const OPS: [(&str, Op); 28] = [
+    ("linear", common::dense::linear),
+    ("linears", common::dense::linears),
+    ("linears_conv", common::recurrent::linears_conv),
+    ("mlp", common::experts::mlp),
+    ("expert_mlp", common::experts::expert_mlp),
+    ("route", common::experts::route),
+    ("routed_mlp", common::experts::routed_mlp),
+    ("routed_layer", common::experts::routed_layer),
+    ("copies", common::dense::copies),
+    ("embed", common::dense::embed),
+    ("rms_norm", common::dense::rms_norm),
+    ("add", common::dense::add),
+    ("add_norm", common::dense::add_norm),
+    ("gather_rows", common::dense::gather_rows),
+    ("gated_norm", common::dense::gated_norm),
+    ("norm_rope", common::attention::norm_rope),
+    ("norm_rope_append", common::attention::norm_rope_append),
+    ("attention", common::attention::attention),
+    ("long_attention", common::attention::long_attention),
+    ("eight_bit_cache", common::attention::eight_bit_cache),
+    ("eight_bit_bytes", common::attention::eight_bit_bytes),
+    ("short_conv", common::recurrent::short_conv),
+    ("delta_rule", common::recurrent::delta_rule),
+    ("gated_delta_rule", common::recurrent::gated_delta_rule),
+    ("combine", common::experts::combine),
+    ("combine_norm", common::experts::combine_norm),
+    ("tokens", common::errors::tokens),
+    ("nan_routes", common::errors::nan_routes),
+];
+const ON_MATRICES: [(&str, Op); 3] = [
+    ("many_rows", common::dense::many_rows),
+    ("many_rows of experts", common::experts::many_rows),
+    ("routed_mlp", common::experts::routed_mlp),
+];

@@ -247,6 +247,17 @@ impl Library {
     }
 }
 
+/// Removes libraries that nobody made or used for a day.
+fn forget_old() {
+    const DAY: std::time::Duration = std::time::Duration::from_hours(24);
+    for file in std::fs::read_dir(made("metal")).unwrap().flatten() {
+        let age = file.metadata().and_then(|m| m.modified()).ok().and_then(|made| made.elapsed().ok());
+        if age.is_some_and(|age| age > DAY) {
+            let _ = std::fs::remove_file(file.path());
+        }
+    }
+}
+
 type Change = dyn Fn(&Shader, String) -> String + Send + Sync;
 
 /// What a Mac would be: compiles each text that is dispatched, and runs it.
@@ -263,6 +274,7 @@ pub struct Mac {
 
 impl Mac {
     pub fn new(clang: Clang, math: Math, has_matrix_instructions: bool) -> Self {
+        forget_old();
         let (libraries, ran) = Default::default();
         Self { clang, math, has_matrix_instructions, libraries, ran, change: None }
     }
