@@ -315,7 +315,9 @@ impl Hub {
             let response = request.call().map_err(|e| self.transport(&here, &e, what))?;
             self.reached.store(true, Ordering::Relaxed);
             let knows = |name: &str| response.headers().contains_key(name);
-            if trusted || knows(COMMIT) || knows(LINKED_ETAG) || !has_etag(&own) {
+            // A hop that knows nothing of the file leaves what an earlier one said.
+            let says_more = trusted && has_etag(response.headers());
+            if says_more || knows(COMMIT) || knows(LINKED_ETAG) || !has_etag(&own) {
                 own = response.headers().clone();
             }
             let host = here.host().to_owned();

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use files::{Error, ErrorKind, Result};
 
-use super::cached::{Left, PageCache};
+use super::cached::PageCache;
 use super::{Disk, Fill, Inbox, PreadDisk, PreadOptions, Priority, ReadRequest};
 use crate::key::Range;
 use crate::slab::{PAGE_BYTES, SlabMemory, Window};
@@ -292,6 +292,8 @@ fn measure_disk(
 
 #[cfg(test)]
 mod tests {
+    #[cfg(target_os = "linux")]
+    use super::super::cached::Left;
     use super::*;
     use crate::disk::{Fault, FaultKind, SimDisk, SimOptions};
 
@@ -357,8 +359,7 @@ mod tests {
         let file = std::fs::File::open(&path).unwrap();
         let cache = PageCache::of(&file);
         if cache.left(0, PROBE_FILE_BYTES_MIN) == Left::Unknown {
-            println!("SKIP this file system does not tell what is cached");
-            return;
+            return; // a file system that does not tell
         }
         let buffered = DiskChoice { direct: false, depth: 2, piece_bytes: 1 << 20, ..DiskChoice::default() };
         let measured = || measure(&path, &buffered, Duration::from_millis(20), 1).map_err(|e| e.kind());
