@@ -41,12 +41,12 @@ pub(crate) use library::{ListArgs, RmArgs, find, list, rm};
 const EXAMPLES: &str = "\
 Examples:
   tidemill pull org/model-GGUF:Q4_K_M      the GGUF files of one quantisation
-  tidemill pull org/model-GGUF:m-Q4_0      the GGUF model of that name, where a quantisation has several
+  tidemill pull org/model-GGUF:m-Q4_0      one of several models of a quantisation
   tidemill pull org/model-4bit             a safetensors model
   tidemill chat org/model-GGUF:Q4_K_M
 
-HF_ENDPOINT, HF_TOKEN, HF_TOKEN_PATH and HF_HOME are respected. A download that was broken off is taken up by the same
-command; `tidemill list` shows it, `tidemill rm` removes it.";
+HF_ENDPOINT, HF_TOKEN, HF_TOKEN_PATH and HF_HOME are respected. A download that was broken off is taken up
+by the same command; `tidemill list` shows it, `tidemill rm` removes it.";
 
 /// Arguments of `pull`.
 #[derive(clap::Args)]

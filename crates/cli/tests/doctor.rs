@@ -5,7 +5,7 @@ use crate::common::{fails, json, succeed, tidemill};
 #[test]
 fn a_shape_is_judged_before_it_is_downloaded() {
     let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a directory");
-    let base = ["doctor", "qwen3.5-397b-a17b", "--throttle", "0.001", "--dir"];
+    let base = ["doctor", "qwen3.5-397b-a17b", "--device", "cpu", "--throttle", "0.001", "--dir"];
     let object = json(tidemill(base).arg(dir.path()).args(["--json", "--memory", "12GiB"]));
     let seen = &object["prediction"];
     let number = |key: &str| seen[key].as_f64().unwrap_or_else(|| panic!("{key}: {object}"));
@@ -29,7 +29,7 @@ fn a_shape_is_judged_before_it_is_downloaded() {
 #[test]
 fn a_model_that_is_here_fits() {
     let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a directory");
-    let (text, _) = succeed(tidemill(["doctor", "demo", "--dir"]).arg(dir.path()));
+    let (text, _) = succeed(tidemill(["doctor", "demo", "--device", "cpu", "--dir"]).arg(dir.path()));
     assert!(text.contains("decode ") && text.contains("limited by arithmetic"), "{text}");
 }
 
