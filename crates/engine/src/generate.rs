@@ -153,8 +153,8 @@ pub fn generate(
         Err(e) => return Err(e),
     }
     answer.prefill = start.elapsed();
-    let ends = if options.ignore_end { Vec::new() } else { tokenizer.end_tokens() };
-    let starts = if options.ignore_end { Vec::new() } else { turn_starts(tokenizer) };
+    let tokens = || (tokenizer.end_tokens(), turn_starts(tokenizer));
+    let (ends, starts) = if options.ignore_end { Default::default() } else { tokens() };
     let most = options.max_tokens.unwrap_or(usize::MAX);
     let mut decode_start = Instant::now();
     while answer.tokens.len() < most {
@@ -164,8 +164,7 @@ pub fn generate(
             decode_start = Instant::now();
         }
         // A template that does not begin the model's turn leaves that to the model, as its first token.
-        let leaves = !answer.tokens.is_empty() && starts.contains(&token);
-        if leaves || ends.contains(&token) {
+        if ends.contains(&token) || (!answer.tokens.is_empty() && starts.contains(&token)) {
             answer.finish = FinishReason::Stop;
             break;
         }

@@ -130,9 +130,10 @@ fn expressions_print_what_jinja2_prints() {
     assert!(different.is_empty(), "{}", different.join("\n"));
 }
 
-/// Templates that would take all memory, all time, or all of the stack. `tests/memory` measures what they take.
+/// Templates that nest so deep that the compiler could take all of the stack. `tests/memory` runs those that would
+/// take all memory or all time.
 #[test]
-fn costly_templates_are_refused_or_small() {
+fn templates_that_nest_deep_are_refused_or_run() {
     for case in data("costly_templates.json").as_array().unwrap() {
         let [name, parts @ ..] = case.as_array().unwrap() else { panic!("{case}") };
         // A part is a text, or a text and how often it is repeated.
@@ -143,8 +144,11 @@ fn costly_templates_are_refused_or_small() {
             text => text.as_str().unwrap().to_owned(),
         };
         let source: String = parts.iter().map(part).collect();
+        if parts.len() == 1 {
+            continue;
+        }
         let context = json!({"messages": []}).into();
         let rendered = Template::new(&source).and_then(|t| t.render(&context, Some(NOW)));
-        assert!(rendered.map_or(0, |text| text.len()) < 1000, "{name}");
+        assert!(!rendered.is_ok_and(|text| text.len() >= 1000), "{name}");
     }
 }

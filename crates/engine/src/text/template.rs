@@ -132,8 +132,8 @@ impl Template {
 
     /// Renders with the variables of `context`, an object. `now` is what `strftime_now` shows.
     ///
-    /// A template that refuses the conversation (`raise_exception`) or cannot cope with it is `InvalidRequest`. So is one
-    /// that takes more time or memory than a template may: that grows with the conversation.
+    /// A template that refuses the conversation (`raise_exception`) or cannot cope with it is `InvalidRequest`. So
+    /// is one that takes more time or memory than a template may: that grows with the conversation.
     pub fn render(&self, context: &Json, now: Option<CivilTime>) -> Result<String> {
         let mut compiled = self.compiled()?;
         compiled.instructions = jinja::rewritten(&compiled.instructions);

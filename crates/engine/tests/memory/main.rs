@@ -271,7 +271,8 @@ fn templates() {
         let Some(source) = source.as_str() else { continue };
         let template = Template::new(source);
         let context = serde_json::json!({"messages": []}).into();
-        let _ = template.and_then(|t| t.render(&context, Some(CivilTime::from_unix(0))));
+        let rendered = template.and_then(|t| t.render(&context, Some(CivilTime::from_unix(0))));
+        assert!(!rendered.is_ok_and(|text| text.len() >= 1000), "{name}");
         let now = status("VmHWM");
         if now > peak {
             (most, peak) = (name.as_str().expect("text").to_owned(), now);

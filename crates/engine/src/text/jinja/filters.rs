@@ -52,12 +52,12 @@ pub(super) fn set_up(env: &mut Environment<'_>) {
         let args = if named.is_empty() { args.0 } else { vec![Value::from_pairs(named)] };
         percent(state, &text_of(state, &pattern)?, &args)
     });
-    set_up_tests(env);
     env.add_global(super::source::ONE, 1);
     env.add_function("dict", dict);
     env.add_function("raise_exception", |message: String| -> Result<Value, Error> {
         Err(fail(message).with_source(Refusal))
     });
+    set_up_tests(env);
 }
 
 fn set_up_tests(env: &mut Environment<'_>) {

@@ -1,5 +1,5 @@
-//! Jinja as Python has it, on top of `minijinja`: operators, methods, filters and texts that differ between the two, and
-//! a ceiling for the time and the memory that a template may take.
+//! Jinja as Python has it, on top of `minijinja`: operators, methods, filters and texts that differ between the
+//! two, and a ceiling for the time and the memory that a template may take.
 //!
 //! Templates come with models and are not trusted. `minijinja` counts *fuel*: one for an instruction, one for 64 bytes
 //! that a template makes. It does not guard against values that nest deep, nor count what comparing nested values

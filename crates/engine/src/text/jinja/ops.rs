@@ -141,7 +141,8 @@ pub(crate) fn rewritten<'a>(old: &Instructions<'a>) -> Instructions<'a> {
     new
 }
 
-/// Lists that `minijinja` makes lazily are made at once, and paid for: chains of them would be as deep as they are long.
+/// Lists that `minijinja` makes lazily are made at once, and paid for: chains of them would be as deep as they are
+/// long.
 fn flat(state: &State<'_, '_>, value: Value) -> Result<Value, Error> {
     let lazy = matches!(value.kind(), ValueKind::Seq | ValueKind::Iterable)
         && !value.is_tuple()
@@ -151,9 +152,8 @@ fn flat(state: &State<'_, '_>, value: Value) -> Result<Value, Error> {
     }
     ensure_many(state, value.len().unwrap_or(0), SLOT_BYTES)?;
     let mut items = Vec::new();
-    let mut visits = 0;
     for item in value.try_iter()?.checked() {
-        visit(state, &mut visits)?;
+        visit(state)?;
         items.push(item?);
     }
     Ok(Value::from(items))
@@ -218,10 +218,9 @@ fn slice(
     let list = match value.downcast_object::<Vec<Value>>() {
         Some(list) => list,
         None => {
-            let mut visits = 0;
             let mut items = Vec::new();
             for item in value.try_iter()?.checked() {
-                visit(state, &mut visits)?;
+                visit(state)?;
                 items.push(item?);
             }
             Arc::new(items)
@@ -317,20 +316,14 @@ fn attribute(value: &Value, name: &'static str) -> Result<Value, Error> {
 
 /// Python's `a == b`.
 pub(super) fn equal(state: &State<'_, '_>, a: &Value, b: &Value) -> Result<bool, Error> {
-    equal_at(state, a, b, 0, &mut 0)
+    equal_at(state, a, b, 0)
 }
 
-fn equal_at(
-    state: &State<'_, '_>,
-    a: &Value,
-    b: &Value,
-    depth: usize,
-    visits: &mut u64,
-) -> Result<bool, Error> {
+fn equal_at(state: &State<'_, '_>, a: &Value, b: &Value, depth: usize) -> Result<bool, Error> {
     if depth > MAX_DEPTH {
         return Err(fail("values nest too deep"));
     }
-    visit(state, visits)?;
+    visit(state)?;
     if let (Some(a), Some(b)) = (a.downcast_object_ref::<Digits>(), b.downcast_object_ref::<Digits>()) {
         return Ok(a.0 == b.0);
     }
@@ -345,10 +338,10 @@ fn equal_at(
     for item in a.try_iter()? {
         let same = if maps {
             let (of_a, of_b) = (a.get_item(&item)?, b.get_item(&item)?);
-            !of_b.is_undefined() && equal_at(state, &of_a, &of_b, depth + 1, visits)?
+            !of_b.is_undefined() && equal_at(state, &of_a, &of_b, depth + 1)?
         } else {
             let Some(other) = others.next() else { return Ok(false) };
-            equal_at(state, &item, &other, depth + 1, visits)?
+            equal_at(state, &item, &other, depth + 1)?
         };
         if !same {
             return Ok(false);
@@ -359,20 +352,14 @@ fn equal_at(
 
 /// Python's order of `a` and `b`: of two numbers, two texts, or two lists.
 pub(super) fn compare(state: &State<'_, '_>, a: &Value, b: &Value) -> Result<Ordering, Error> {
-    compare_at(state, a, b, 0, &mut 0)
+    compare_at(state, a, b, 0)
 }
 
-fn compare_at(
-    state: &State<'_, '_>,
-    a: &Value,
-    b: &Value,
-    depth: usize,
-    visits: &mut u64,
-) -> Result<Ordering, Error> {
+fn compare_at(state: &State<'_, '_>, a: &Value, b: &Value, depth: usize) -> Result<Ordering, Error> {
     if depth > MAX_DEPTH {
         return Err(fail("values nest too deep"));
     }
-    visit(state, visits)?;
+    visit(state)?;
     let number = |v: &Value| matches!(v.kind(), ValueKind::Number | ValueKind::Bool);
     let text = |v: &Value| v.kind() == ValueKind::String;
     if (number(a) && number(b)) || (text(a) && text(b)) {
@@ -383,8 +370,8 @@ fn compare_at(
         return Err(fail(format!("{} and {} have no order", a.kind(), b.kind())));
     }
     for (a, b) in a.try_iter()?.zip(b.try_iter()?) {
-        if !equal_at(state, &a, &b, depth + 1, visits)? {
-            return compare_at(state, &a, &b, depth + 1, visits);
+        if !equal_at(state, &a, &b, depth + 1)? {
+            return compare_at(state, &a, &b, depth + 1);
         }
     }
     Ok(a.len().cmp(&b.len()))
@@ -404,9 +391,8 @@ pub(super) fn contains(state: &State<'_, '_>, container: &Value, value: &Value) 
             Ok(!container.get_item(value)?.is_undefined())
         }
         ValueKind::Seq | ValueKind::Iterable => {
-            let mut visits = 0;
             for item in container.try_iter()?.checked() {
-                if equal_at(state, &item?, value, 0, &mut visits)? {
+                if equal_at(state, &item?, value, 0)? {
                     return Ok(true);
                 }
             }

@@ -11,9 +11,6 @@ use minijinja::{Error, ErrorKind, State};
 use super::super::json::Json;
 use super::{MAX_DEPTH, fail, room};
 
-/// Values seen for one unit of fuel.
-const VISITS_PER_FUEL: u64 = 4;
-
 /// An integer that no machine type holds, in its digits. Arithmetic with it is an error.
 #[derive(Debug)]
 pub(crate) struct Digits(pub(crate) String);
@@ -45,8 +42,8 @@ impl Object for View {
     }
 }
 
-/// The lists and dicts that the request brought, by address, and how deep each nests. They live as long as the rendering
-/// does, and need not be walked through again.
+/// The lists and dicts that the request brought, by address, and how deep each nests. They live as long as the
+/// rendering does, and need not be walked through again.
 #[derive(Debug, Default)]
 pub(crate) struct Given(HashMap<usize, usize>);
 
@@ -147,17 +144,16 @@ pub(super) struct Bounded<'a, 's, 'e> {
     pub(super) text: String,
     room: usize,
     state: &'a State<'s, 'e>,
-    visits: u64,
 }
 
 impl<'a, 's, 'e> Bounded<'a, 's, 'e> {
     pub(super) fn new(state: &'a State<'s, 'e>) -> Self {
-        Self { text: String::new(), room: room(state), state, visits: 0 }
+        Self { text: String::new(), room: room(state), state }
     }
 
     /// Pays for looking at one more value.
-    pub(super) fn visit(&mut self) -> Result<(), Error> {
-        visit(self.state, &mut self.visits)
+    pub(super) fn visit(&self) -> Result<(), Error> {
+        visit(self.state)
     }
 
     pub(super) fn push(&mut self, piece: &str) -> Result<(), Error> {
@@ -271,7 +267,7 @@ pub(super) fn check(state: &State<'_, '_>, value: &Value) -> Result<(), Error> {
     }
     let given = state.lookup(Given::NAME);
     let given = given.as_ref().and_then(|given| given.downcast_object_ref::<Given>());
-    Walk { state, given, visits: 0 }.walk(value, 0)
+    Walk { state, given }.walk(value, 0)
 }
 
 /// Whether a value holds others.
@@ -282,12 +278,11 @@ pub(super) fn is_container(value: &Value) -> bool {
 struct Walk<'a, 's, 'e> {
     state: &'a State<'s, 'e>,
     given: Option<&'a Given>,
-    visits: u64,
 }
 
 impl Walk<'_, '_, '_> {
-    fn walk(&mut self, value: &Value, depth: usize) -> Result<(), Error> {
-        visit(self.state, &mut self.visits)?;
+    fn walk(&self, value: &Value, depth: usize) -> Result<(), Error> {
+        visit(self.state)?;
         if !is_container(value) {
             return Ok(());
         }
@@ -310,7 +305,6 @@ impl Walk<'_, '_, '_> {
 }
 
 /// Pays for looking at one more value.
-pub(super) fn visit(state: &State<'_, '_>, visits: &mut u64) -> Result<(), Error> {
-    *visits += 1;
-    if visits.is_multiple_of(VISITS_PER_FUEL) { state.consume_fuel(1) } else { Ok(()) }
+pub(super) fn visit(state: &State<'_, '_>) -> Result<(), Error> {
+    state.consume_fuel(1)
 }
