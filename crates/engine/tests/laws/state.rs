@@ -342,10 +342,9 @@ fn a_state_with_another_kv_format_is_refused() {
     assert_eq!(bits(same.logits()), bits(session.logits()));
 }
 
-/// The file written aside leads to a full device: the old state stays, whatever its name.
-#[cfg(target_os = "linux")]
+/// What cannot be written aside leaves the old state as it was, whatever its name.
 #[test]
-fn a_full_disk_leaves_the_older_file() {
+fn a_save_that_fails_leaves_the_older_file() {
     let dir = tempfile::tempdir().expect("a directory");
     let (_, model) = hybrid();
     let mut session = Session::new(&model).expect("a session");
@@ -353,14 +352,13 @@ fn a_full_disk_leaves_the_older_file() {
         let path = dir.path().join(name);
         session.set_prompt(&tokens(&model, 4, 20), &mut go).expect("runs");
         session.save(&path).expect("saves");
-        let aside = dir.path().join(format!("{name}.partial"));
-        std::os::unix::fs::symlink("/dev/full", &aside).expect("a link");
+        // A folder with something in it is in the way.
+        fs::create_dir_all(dir.path().join(format!("{name}.partial/own"))).expect("a folder");
         let tokens_before = session.tokens().to_vec();
         session.append(&[1, 2, 3], &mut go).expect("runs");
-        let error = session.save(&path).expect_err("the device is full");
+        let error = session.save(&path).expect_err("it cannot be written");
         assert_eq!(error.kind(), ErrorKind::Io, "{error}");
-        assert!(error.message().contains(name) && error.message().contains("space"), "{error}");
-        assert!(fs::symlink_metadata(&aside).is_err(), "nothing is left behind");
+        assert!(error.message().contains(name), "{error}");
         session.load(&path).expect("the older file");
         assert_eq!(session.tokens(), tokens_before);
     }
