@@ -1,6 +1,6 @@
 //! `tidemill doctor`: what this machine will do with a model, also before it is downloaded.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use engine::doctor::{
@@ -99,15 +99,8 @@ pub(crate) fn main(args: &Args) -> Result<()> {
         let (k, own) = (demand.top_k, demand.own_top_k);
         out::note(format_args!("lossy: {k} experts per token, the model was made for {own}"));
     }
-    let of_file = file.filter(|_| args.dir.is_none()).map(|file| (probe(&file, DRIVE_TIME), file));
-    let drive = match of_file {
-        Some((Ok(found), _)) => found,
-        // A model that was just copied says nothing about the drive; a file of our own beside it does.
-        Some((Err(e), file)) if e.kind() == ErrorKind::Unsupported => {
-            let beside = file.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
-            probe_directory(beside, DRIVE_TIME)?
-        }
-        Some((Err(e), _)) => return Err(e.into()),
+    let drive = match file.filter(|_| args.dir.is_none()) {
+        Some(file) => probe(&file, DRIVE_TIME)?,
         None => probe_directory(&directory(args)?, DRIVE_TIME)?,
     };
     let device = device_rates(&options, DEVICE_TIME)?;

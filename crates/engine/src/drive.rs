@@ -111,11 +111,8 @@ fn way(
             (Some(known), _) => (known, None),
             (None, Some(file)) if streams => match find(file) {
                 Ok(found) => (found.choice, Some(found).filter(|found| found.bytes_per_s > 0.0)),
-                // A drive that the probe could not read may still have what is needed; else a read of that says so. A file
-                // that is still in the page cache tells more the next time.
-                Err(e) if [ErrorKind::Io, ErrorKind::Unsupported].contains(&e.kind()) => {
-                    (DiskChoice::default(), None)
-                }
+                // A drive that the probe could not read may still have what is needed; else a read of that says so.
+                Err(e) if e.kind() == ErrorKind::Io => (DiskChoice::default(), None),
                 Err(e) => return Err(e),
             },
             _ => (DiskChoice::default(), None),
@@ -195,10 +192,8 @@ mod tests {
         };
         let (choice, probed) = find(None).expect("found");
         assert_eq!((choice.depth, probed.map(|rate| rate.bytes_per_s)), (7, Some(2e9)));
-        for kind in [ErrorKind::Io, ErrorKind::Unsupported] {
-            let (choice, probed) = find(Some(kind)).expect("opens");
-            assert_eq!((choice, probed), (DiskChoice::default(), None), "and not remembered");
-        }
+        let (choice, probed) = find(Some(ErrorKind::Io)).expect("opens");
+        assert_eq!((choice, probed), (DiskChoice::default(), None), "and not remembered");
         assert_eq!(find(Some(ErrorKind::Memory)).unwrap_err().kind(), ErrorKind::Memory);
         std::fs::remove_file(file).expect("removable");
     }

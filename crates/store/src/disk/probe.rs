@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use files::{Error, ErrorKind, Result};
 
-use super::cached::PageCache;
+use super::cached::{Left, PageCache};
 use super::{Disk, Fill, Inbox, PreadDisk, PreadOptions, Priority, ReadRequest};
 use crate::key::Range;
 use crate::slab::{PAGE_BYTES, SlabMemory, Window};
@@ -147,8 +147,7 @@ fn candidates() -> Vec<DiskChoice> {
 /// It takes up to 64 MiB of memory meanwhile. Places that cannot be read are passed over.
 ///
 /// # Errors
-/// `InvalidRequest` for a file below 64 MiB; `Unsupported` for one that stays in the page cache, since it is still being
-/// written or another program uses it: another time will tell more; else the error of opening or memory, or of reading where a way could read
+/// `InvalidRequest` for a file below 64 MiB; else the error of opening or memory, or of reading where a way could read
 /// nothing.
 pub fn probe(path: &Path, time: Duration) -> Result<DriveProbe> {
     let meta = std::fs::metadata(path).map_err(|e| Error::io(path.display(), e))?;
@@ -157,12 +156,6 @@ pub fn probe(path: &Path, time: Duration) -> Result<DriveProbe> {
             "{}: {} bytes are too few to probe a drive with",
             path.display(),
             meta.len()
-        )));
-    }
-    if stays_cached(path, meta.len())? {
-        return Err(Error::unsupported(format!(
-            "{}: lies in the page cache, and says nothing about the drive",
-            path.display()
         )));
     }
     let choices = candidates();
@@ -184,20 +177,6 @@ pub fn probe(path: &Path, time: Duration) -> Result<DriveProbe> {
     let rates = choices.iter().zip(&mut seen);
     let rates = rates.filter_map(|(&choice, r)| Some(DriveRate { choice, bytes_per_s: median(r)? }));
     Ok(DriveProbe { rates: rates.collect() })
-}
-
-/// Places of a file that are looked at, and their size.
-const SAMPLES: u64 = 64;
-const SAMPLE_BYTES: u64 = 64 << 10;
-
-/// Whether more than a quarter of a file stays in the page cache. What is dirty does, and direct reads wait until it is
-/// written; what is written meanwhile slows all others down.
-fn stays_cached(path: &Path, bytes: u64) -> Result<bool> {
-    let file = std::fs::File::open(path).map_err(|e| Error::io(path.display(), e))?;
-    let cache = PageCache::of(&file);
-    let places = (0..SAMPLES).map(|i| i * (bytes.saturating_sub(SAMPLE_BYTES) / SAMPLES));
-    let stay = places.filter(|&offset| cache.let_go(offset, SAMPLE_BYTES) == Some(false)).count();
-    Ok(stay as u64 > SAMPLES / 4)
 }
 
 /// The way to read that a probe speaks for: as good as the fastest, direct if possible, without threads that would
@@ -222,15 +201,32 @@ pub fn chosen_rate(probe: &DriveProbe) -> DriveRate {
 /// stay are left out. Places that cannot be read are passed over: whoever needs what is there will hear of it.
 ///
 /// # Errors
-/// `Unsupported` where this system does not offer the way, or all that was tried stays in the page cache; else the error of opening or memory, or of reading where nothing could be read.
+/// `Unsupported` where this system does not offer the way, or reads through the page cache and all that was tried is in it;
+/// else the error of opening or memory, or of reading where nothing could be read.
 pub fn measure(path: &Path, choice: &DiskChoice, time: Duration, seed: u64) -> Result<f64> {
     let disk = open_exactly(&[path.to_path_buf()], choice)?;
     let file = std::fs::File::open(path).map_err(|e| Error::io(path.display(), e))?;
     let cache = PageCache::of(&file);
-    // Where the system does not tell, direct reads are the drive's all the same.
+    let left = |offset, bytes| {
+        cache.forget(offset, bytes);
+        cache.left(offset, bytes)
+    };
     let direct = disk.is_direct(0);
-    let fresh = |offset, bytes| cache.let_go(offset, bytes).unwrap_or(direct);
-    measure_disk(disk.as_ref(), choice, time, seed, &fresh)
+    // Direct reads wait until dirty pages are written; where the system does not tell, they are the drive's all the same.
+    let fresh = |offset, bytes| match left(offset, bytes) {
+        Left::Nothing => true,
+        Left::Something => false,
+        Left::Unknown => direct,
+    };
+    match measure_disk(disk.as_ref(), choice, time, seed, &fresh) {
+        Err(e) if e.kind() == ErrorKind::Unsupported => {
+            cache.write_back();
+            // What other programs have mapped stays; that does not concern direct reads.
+            let fresh = |offset, bytes| fresh(offset, bytes) || direct;
+            measure_disk(disk.as_ref(), choice, time, seed, &fresh)
+        }
+        measured => measured,
+    }
 }
 
 /// [`measure`] on file 0 of a disk, with pieces that are `fresh` by their offset and bytes.
@@ -292,8 +288,6 @@ fn measure_disk(
 
 #[cfg(test)]
 mod tests {
-    #[cfg(target_os = "linux")]
-    use super::super::cached::Left;
     use super::*;
     use crate::disk::{Fault, FaultKind, SimDisk, SimOptions};
 
@@ -359,15 +353,11 @@ mod tests {
         let file = std::fs::File::open(&path).unwrap();
         let cache = PageCache::of(&file);
         if cache.left(0, PROBE_FILE_BYTES_MIN) == Left::Unknown {
-            return; // a file system that does not tell
+            return;
         }
         let buffered = DiskChoice { direct: false, depth: 2, piece_bytes: 1 << 20, ..DiskChoice::default() };
-        let measured = || measure(&path, &buffered, Duration::from_millis(20), 1).map_err(|e| e.kind());
-        // Written back, what is read is dropped before. Until then it stays where it is, and nothing is measured; the
-        // system may have been quicker.
-        assert!(measured().is_ok() || probe(&path, Duration::ZERO).is_err());
-        file.sync_all().unwrap();
-        assert!(measured().is_ok_and(|rate| rate > 0.0));
+        // Dirty, it stays where it is until it is written back; then what is read is dropped before.
+        assert!(measure(&path, &buffered, Duration::from_millis(20), 1).is_ok_and(|rate| rate > 0.0));
         // Nothing drops what another program has locked or mapped; here a reader puts it back at once.
         let disk = open_exactly(&[path.clone()], &buffered).unwrap();
         let fresh = |offset: u64, bytes: u64| {
@@ -383,7 +373,6 @@ mod tests {
         let dir = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
         let path = dir.path().join("model.bin");
         std::fs::write(&path, vec![7; PROBE_FILE_BYTES_MIN as usize]).unwrap();
-        std::fs::File::open(&path).unwrap().sync_all().unwrap(); // what is being written is not probed
         let seen = probe(&path, Duration::from_millis(50)).unwrap();
         assert!(seen.rates.len() >= 6 && seen.rates.iter().all(|r| r.bytes_per_s > 1e6), "{seen:?}");
         let disk = open(std::slice::from_ref(&path), &choose(&seen)).unwrap();
