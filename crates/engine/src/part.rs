@@ -39,7 +39,7 @@ pub fn is_part_of_model(path: &Path) -> io::Result<bool> {
         return Ok(true);
     }
     let real = std::fs::canonicalize(path)?;
-    Ok([path, &real].into_iter().any(|path| is_text_of_model(path)))
+    Ok([path, &real].into_iter().any(is_text_of_model))
 }
 
 /// Whether a file is named as weights are.

@@ -142,6 +142,7 @@ mod tests {
 
     /// Numbers of transformers 5.24, `_compute_yarn_parameters`.
     #[test]
+    #[allow(clippy::excessive_precision)] // as printed there
     fn yarn_is_that_of_transformers() {
         let tail = [0.00790569415, 0.0025, 0.000790569415, 0.00025, 7.90569415e-05];
         let with = |head: [f32; 3]| std::array::from_fn(|i| if i < 3 { head[i] } else { tail[i - 3] });

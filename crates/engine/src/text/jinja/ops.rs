@@ -126,16 +126,16 @@ pub(crate) fn rewritten<'a>(old: &Instructions<'a>) -> Instructions<'a> {
     let last = (0..).find(|i| new.get(*i).is_none()).unwrap_or(0);
     let moved = |target: u32| if target >= end { last } else { starts[target as usize] };
     for i in 0..last {
-        match new.get_mut(i) {
-            Some(
-                Instruction::Jump(target)
-                | Instruction::JumpIfFalse(target)
-                | Instruction::JumpIfFalseOrPop(target)
-                | Instruction::JumpIfTrueOrPop(target)
-                | Instruction::Iterate(target)
-                | Instruction::BuildMacro(_, target, _),
-            ) => *target = moved(*target),
-            _ => {}
+        if let Some(
+            Instruction::Jump(target)
+            | Instruction::JumpIfFalse(target)
+            | Instruction::JumpIfFalseOrPop(target)
+            | Instruction::JumpIfTrueOrPop(target)
+            | Instruction::Iterate(target)
+            | Instruction::BuildMacro(_, target, _),
+        ) = new.get_mut(i)
+        {
+            *target = moved(*target);
         }
     }
     new

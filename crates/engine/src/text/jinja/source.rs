@@ -62,13 +62,10 @@ fn raw_end(tag: &str) -> usize {
 
 /// Reads a tag with code in it: its length, and what takes its place. None for one that is too long.
 fn code(tag: &str) -> Option<(usize, String)> {
-    match word_of(tag).filter(|_| tag.starts_with("{%")) {
-        Some(word @ ("generation" | "endgeneration")) => {
-            let end = tag.find("%}").map_or(tag.len(), |end| end + 2);
-            let own = if word == "generation" { "if true" } else { "endif" };
-            return Some((end, tag[..end].replacen(word, own, 1)));
-        }
-        _ => {}
+    if let Some(word @ ("generation" | "endgeneration")) = word_of(tag).filter(|_| tag.starts_with("{%")) {
+        let end = tag.find("%}").map_or(tag.len(), |end| end + 2);
+        let own = if word == "generation" { "if true" } else { "endif" };
+        return Some((end, tag[..end].replacen(word, own, 1)));
     }
     let close = if tag.starts_with("{{") { "}}" } else { "%}" };
     let mut out = tag[..2].to_owned();
