@@ -38,7 +38,6 @@ const CHATML: &str = "{%- for message in messages %}\
     {%- endfor %}\
     {%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}";
 
-/// A chat template.
 /// Blocks of a template nest as deep as its length allows, and the compiler follows them on the stack. Pages that nobody
 /// touches cost nothing.
 const STACK_BYTES: usize = 1 << 30;
@@ -54,6 +53,7 @@ fn with_stack<T: Send>(f: impl FnOnce() -> Result<T> + Send) -> Result<T> {
     })
 }
 
+/// A chat template.
 pub struct Template {
     env: Environment<'static>,
     config: TemplateConfig,
