@@ -38,21 +38,6 @@ const CHATML: &str = "{%- for message in messages %}\
     {%- endfor %}\
     {%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}";
 
-/// Blocks of a template nest as deep as its length allows, and the compiler follows them on the stack. Pages that nobody
-/// touches cost nothing.
-const STACK_BYTES: usize = 1 << 30;
-
-/// Runs `f` on a thread whose stack holds what the longest template can nest.
-fn with_stack<T: Send>(f: impl FnOnce() -> Result<T> + Send) -> Result<T> {
-    std::thread::scope(|scope| {
-        let thread = std::thread::Builder::new().stack_size(STACK_BYTES).spawn_scoped(scope, f);
-        let thread = thread.map_err(|e| Error::io("a thread for the chat template", e))?;
-        thread
-            .join()
-            .unwrap_or_else(|_| Err(Error::unsupported("the chat template cannot be compiled or run")))
-    })
-}
-
 /// A chat template.
 pub struct Template {
     env: Environment<'static>,
@@ -65,10 +50,6 @@ pub struct Template {
 impl Template {
     /// Compiles `source`. A syntax error, or a Jinja feature that this build lacks, is `Unsupported`.
     pub fn new(source: &str) -> Result<Self> {
-        with_stack(|| Self::compile(source))
-    }
-
-    fn compile(source: &str) -> Result<Self> {
         if source.trim().is_empty() {
             return Err(Error::unsupported("the chat template is empty"));
         }
@@ -154,10 +135,6 @@ impl Template {
     /// A template that refuses the conversation (`raise_exception`) or cannot cope with it is `InvalidRequest`. So
     /// is one that takes more time or memory than a template may: that grows with the conversation.
     pub fn render(&self, context: &Json, now: Option<CivilTime>) -> Result<String> {
-        with_stack(|| self.render_here(context, now))
-    }
-
-    fn render_here(&self, context: &Json, now: Option<CivilTime>) -> Result<String> {
         let mut compiled = self.compiled()?;
         compiled.instructions = jinja::rewritten(&compiled.instructions);
         let mut env: Environment<'_> = self.env.clone();

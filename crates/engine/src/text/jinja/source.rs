@@ -3,6 +3,9 @@
 /// A tag holds at most this many words and signs. A chain of as many operators nests as deep, in the compiler too.
 const MAX_TAG_WORDS: usize = 1000;
 
+/// A template has at most this many `elif`s, each of which nests in the one before it, in the compiler too.
+const MAX_BRANCHES: usize = 200;
+
 /// What stands beside a multiplication, so that it is not computed while the template is compiled, where nothing
 /// limits it. It is 1.
 pub(super) const ONE: &str = "__one__";
@@ -17,8 +20,8 @@ pub(super) const ONE: &str = "__one__";
 /// An error says what is wrong with the template.
 pub(crate) fn prepared(source: &str) -> Result<String, String> {
     let mut out = String::with_capacity(source.len());
-    let mut rest = source;
-    while let Some(open) = rest.find("{{").into_iter().chain(rest.find("{%")).chain(rest.find("{#")).min() {
+    let (mut rest, mut branches) = (source, 0);
+    while let Some(open) = next_tag(rest) {
         out.push_str(&rest[..open]);
         let tag = &rest[open..];
         let end = match &tag[..2] {
@@ -26,10 +29,14 @@ pub(crate) fn prepared(source: &str) -> Result<String, String> {
             "{%" if word_of(tag) == Some("raw") => raw_end(tag),
             _ => {
                 let at = source.len() - tag.len();
-                let (end, text) = code(tag).ok_or_else(|| {
-                    let line = source[..at].matches('\n').count() + 1;
-                    format!("a tag of more than {MAX_TAG_WORDS} words in line {line}")
-                })?;
+                let line = || source[..at].matches('\n').count() + 1;
+                let (end, text) = code(tag)
+                    .ok_or_else(|| format!("a tag of more than {MAX_TAG_WORDS} words in line {}", line()))?;
+                let word = tag[2..].trim_start_matches(|c: char| c == '-' || c == '+' || c.is_whitespace());
+                branches += usize::from(tag.starts_with("{%") && word.starts_with("elif"));
+                if branches > MAX_BRANCHES {
+                    return Err(format!("more than {MAX_BRANCHES} elif tags in line {}", line()));
+                }
                 out.push_str(&text);
                 rest = &tag[end..];
                 continue;
@@ -40,6 +47,12 @@ pub(crate) fn prepared(source: &str) -> Result<String, String> {
     }
     out.push_str(rest);
     Ok(out)
+}
+
+/// Where the next tag begins.
+fn next_tag(text: &str) -> Option<usize> {
+    let mut braces = text.match_indices('{').map(|(at, _)| at);
+    braces.find(|at| text[at + 1..].starts_with(['{', '%', '#']))
 }
 
 /// The only word of a tag such as `{%- raw -%}`.
