@@ -202,7 +202,7 @@ fn planted_mistakes_of_threads_are_found() {
     let missing = said(|text| within(text, "float team_sum(", BARRIER, ""));
     assert!(missing.contains("rms_norm") && missing.contains("a race in threadgroup memory 0"), "{missing}");
     let divergent = said(|text| {
-        let some = format!("if (subgroup.x != 3u) {{ {BARRIER} }}");
+        let some = format!("{BARRIER} if (subgroup.x != 3u) {{ {BARRIER} }}");
         within(text, "float team_sum(", BARRIER, &some)
     });
     assert!(divergent.contains("a barrier that 480 of 512 threads reach"), "{divergent}");

@@ -102,7 +102,7 @@ impl Clang {
         source.push_str(&merged.source);
         let mut command = self.command();
         command.args(["-fsyntax-only", "-nostdinc", "-DSPACES", "-ferror-limit=0"]);
-        command.args(["-Wno-unknown-attributes", "-fno-caret-diagnostics", "-fno-color-diagnostics", "-"]);
+        command.args(["-w", "-fno-caret-diagnostics", "-fno-color-diagnostics", "-"]);
         let (good, said) = run(command, &rewritten(&source));
         let of = |i: usize| {
             let start = format!("text_{i}:");

@@ -82,14 +82,17 @@ impl Merged {
             let own = name(&item);
             let counts = item.starts_with("struct") || item.starts_with("typedef");
             let mut body = String::with_capacity(item.len());
+            let (mut word, mut between) = ("", "");
             for token in tokens(&item) {
+                let is_number = token.starts_with(|c: char| c.is_ascii_digit());
                 match names.get(token) {
-                    Some(other) => body.push_str(other),
-                    None if !counts && token.starts_with(|c: char| c.is_ascii_digit()) => {
-                        body.push_str(&without_digits(token));
-                    }
-                    None => body.push_str(token),
+                    // A member may have the name of a function.
+                    Some(other) if !between.ends_with('.') => body.push_str(other),
+                    // Two cases may not be one.
+                    None if is_number && !counts && word != "case" => body.push_str(&without_digits(token)),
+                    _ => body.push_str(token),
                 }
+                *(if token.starts_with(is_word) { &mut word } else { &mut between }) = token;
             }
             let mut hasher = DefaultHasher::new();
             body.hash(&mut hasher);

@@ -126,7 +126,7 @@ fn glue(text: &str) -> Option<Glue> {
             format!("*({kind} *)shim::shim_machine.call->buffers[{slot}]")
         } else {
             match between(line, "[[", "]]")? {
-                "threadgroup_position_in_grid" => "position".into(),
+                "threadgroup_position_in_grid" => "shim_position".into(),
                 "thread_index_in_threadgroup" => "t".into(),
                 "simdgroup_index_in_threadgroup" => "t / 32".into(),
                 "thread_index_in_simdgroup" => "t % 32".into(),
@@ -153,10 +153,10 @@ impl Library {
         // Writing to a String cannot fail.
         let _ = write!(
             source,
-            "\nstatic metal::uint3 position;\nstatic void one(uint t) {{ main_({arguments}); }}\n\
+            "\nstatic metal::uint3 shim_position;\nstatic void one(uint t) {{ main_({arguments}); }}\n\
              extern \"C\" unsigned long shim_shared[] = {{{} 0}};\n\
              extern \"C\" int shim_run(shim::Call *call) {{\n    \
-             return shim::run_groups(call, {}, one, (uint *)&position);\n}}\n",
+             return shim::run_groups(call, {}, one, (uint *)&shim_position);\n}}\n",
             sizes.iter().map(|size| format!("{size}, ")).collect::<String>(),
             glue.threads,
         );

@@ -76,13 +76,22 @@ fn cos_sin(angle: f32) -> vec2<f32> {
 const HALF = 1u;
 const BYTES = 2u;
 
-// x / d, rounded as IEEE 754 has it: the division of a device may be off by some units in the last place, and then ties
-// would round to another byte than elsewhere; fma is exact everywhere (Markstein 1990).
-fn quotient(x: vec4<f32>, d: f32) -> vec4<f32> {
-    let near = 1.0 / d;
-    let inverse = vec4<f32>(fma(fma(-d, near, 1.0), near, near));
-    let q = x * inverse;
-    return fma(fma(vec4<f32>(-d), q, x), inverse, q);
+// x / 127 of the bits of a positive float, rounded as IEEE 754 has it: by integers, since a device's division of floats may be
+// off by some units in the last place, and its scales would be others than elsewhere.
+fn over_127(bits: u32) -> f32 {
+    // Less than any f16.
+    if bits < 0x20000000u {
+        return 0.0;
+    }
+    let mantissa = ((bits & 0x7fffffu) | 0x800000u) << 8u;
+    let quotient = mantissa / 127u;
+    let dropped = select(1u, 2u, quotient >= 0x2000000u);
+    var rounded = quotient >> dropped;
+    // Twice the rest, beside two halves; what 127 leaves is more than a half.
+    let rest = ((quotient & ((1u << dropped) - 1u)) << 1u) | select(0u, 1u, quotient * 127u != mantissa);
+    let half = 1u << dropped;
+    rounded += select(0u, 1u, rest > half || (rest == half && (rounded & 1u) == 1u));
+    return bitcast<f32>(bitcast<u32>(f32(rounded)) + (((bits >> 23u) + dropped - 158u) << 23u));
 }
 
 // The magnitude of a block's largest value / 127, as the bits of an f16; NaN when a value is not finite.
@@ -90,11 +99,23 @@ fn scale_bits(most: u32) -> u32 {
     if most >= 0x7f800000u {
         return 0x7e00u;
     }
-    return pack2x16float(vec2<f32>(quotient(vec4<f32>(bitcast<f32>(most)), 127.0).x, 0.0)) & 0xffffu;
+    return pack2x16float(vec2<f32>(over_127(most), 0.0)) & 0xffffu;
 }
 
 fn magnitude(x: f32) -> u32 {
     return bitcast<u32>(x) & 0x7fffffffu;
+}
+
+// x / scale, rounded to the nearest integer, ties to even. What is halfway between two integers is exact in a float, as
+// the scale has eleven bits: so an inexact quotient is mended, and ties are seen.
+fn quantised_one(x: f32, scale: f32) -> i32 {
+    let near = clamp(round(x / scale), -127.0, 127.0);
+    let odd = (i32(near) & 1) == 1;
+    let above = (near + 0.5) * scale;
+    let below = (near - 0.5) * scale;
+    let up = select(0, 1, x > above || (x == above && odd));
+    let down = select(0, 1, x < below || (x == below && odd));
+    return clamp(i32(near) + up - down, -127, 127);
 }
 
 fn quantised(x: vec4<f32>, bits: u32) -> u32 {
@@ -102,8 +123,13 @@ fn quantised(x: vec4<f32>, bits: u32) -> u32 {
     if bits >= 0x7c00u || bits == 0u {
         return 0u;
     }
-    let q = round(quotient(x, f16_value(bits)));
-    return pack4xI8(vec4<i32>(clamp(q, vec4<f32>(-127.0), vec4<f32>(127.0))));
+    let scale = f16_value(bits);
+    return pack4xI8(vec4<i32>(
+        quantised_one(x.x, scale),
+        quantised_one(x.y, scale),
+        quantised_one(x.z, scale),
+        quantised_one(x.w, scale),
+    ));
 }
 
 fn head4(at: u32) -> vec4<f32> {
