@@ -265,11 +265,11 @@ fn report(file: &str, ran: &[(String, Ran)]) {
     }
     let path = made("metal-report").join(file);
     std::fs::write(&path, text).unwrap();
-    // `stream` measures memory and is no op; products of integers are Vulkan's.
+    // `stream` measures memory and `tally` counts passes, and neither is an op; products of integers are Vulkan's.
     let missing: Vec<&str> = KERNELS
         .iter()
         .map(|k| k.name)
-        .filter(|k| !kernels.contains(*k) && !["stream", "integers"].contains(k))
+        .filter(|k| !kernels.contains(*k) && !["stream", "tally", "integers"].contains(k))
         .collect();
     assert!(missing.is_empty(), "did not run: {missing:?}");
     println!(
@@ -313,7 +313,10 @@ fn metal_texts_give_the_references_answers() {
                 "metal: {name}: {} cases, worst {:.1e} in {}",
                 report.cases, report.worst.0, report.worst.1
             );
-            common::attention::eight_bit_bytes(&rig(gpu, vec![format], 1));
+            let rig = rig(gpu, vec![format], 1);
+            common::attention::eight_bit_bytes(&rig);
+            common::dense::linears(&rig);
+            common::recurrent::delta_rule(&rig);
         }
         ran.lock().unwrap_or_else(PoisonError::into_inner).push((name, counts));
     });

@@ -37,9 +37,12 @@ var<workgroup> query: array<vec4<f32>, HEADS * HEAD_DIM / 4u>;
 var<workgroup> parts: array<f32, 4u * SCORES>;
 // Position by position.
 var<workgroup> weights: array<f32, SCORES>;
-var<workgroup> highest: array<f32, HEADS>;
 var<workgroup> shrinks: array<f32, HEADS>;
+var<workgroup> highest: array<f32, HEADS>;
 var<workgroup> totals: array<f32, HEADS>;
+// Largest score so far, and sum of the weights, of the heads whose scores this thread weighs.
+var<private> own_highest: vec4<f32>;
+var<private> own_totals: vec4<f32>;
 
 // Of FORMAT.
 const HALF = 1u;
@@ -122,25 +125,17 @@ fn weigh_block(count: u32, at: u32) {
             own[i] = dot(four, vec4<f32>(p.scale));
         }
     }
-    let block_most = lanes_max4(own, at);
-    var most = block_most;
-    var exps = vec4<f32>();
+    let most = max(lanes_max4(own, at), own_highest);
+    let exps = select(vec4<f32>(), exp(own - most), vec4<bool>(counts));
+    let shrink = exp(own_highest - most);
+    own_totals = own_totals * shrink + lanes_sum4(exps, at);
+    own_highest = most;
     for (var i = 0u; i < PASSES; i++) {
         let h = at / BLOCK + i * (TEAM / BLOCK);
         if h < HEADS {
-            most[i] = max(block_most[i], highest[h]);
-            exps[i] = select(0.0, exp(own[i] - most[i]), counts);
             weights[at % BLOCK * HEADS + h] = exps[i];
-        }
-    }
-    let sums = lanes_sum4(exps, at);
-    if at % BLOCK == 0u {
-        for (var i = 0u; i < PASSES; i++) {
-            let h = at / BLOCK + i * (TEAM / BLOCK);
-            if h < HEADS {
-                shrinks[h] = exp(highest[h] - most[i]);
-                highest[h] = most[i];
-                totals[h] = totals[h] * shrinks[h] + sums[i];
+            if at % BLOCK == 0u {
+                shrinks[h] = shrink[i];
             }
         }
     }
@@ -162,10 +157,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, $TEAM_ARGUMENTS) {
         let at = (row * p.heads + first_head + h) * stride + i % (HEAD_DIM / 4u) * 4u;
         query[i] = vec4<f32>(q[at], q[at + 1u], q[at + 2u], q[at + 3u]);
     }
-    if t < HEADS {
-        highest[t] = LEAST;
-        totals[t] = 0.0;
-    }
+    own_highest = vec4<f32>(LEAST);
+    own_totals = vec4<f32>();
     workgroupBarrier();
     let start = group.y * p.span;
     let end = min(start + p.span, p.position + group.z + 1u);
@@ -196,6 +189,14 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, $TEAM_ARGUMENTS) {
         }
         workgroupBarrier();
     }
+    for (var i = 0u; i < PASSES; i++) {
+        let h = place / BLOCK + i * (TEAM / BLOCK);
+        if h < HEADS && place % BLOCK == 0u {
+            highest[h] = own_highest[i];
+            totals[h] = own_totals[i];
+        }
+    }
+    workgroupBarrier();
     for (var h = 0u; h < min(HEADS, p.group - in_group); h++) {
         let head = row * p.heads + first_head + h;
         let to = ((group.z * p.heads + first_head + h) * p.spans + group.y) * (HEAD_DIM + 2u);

@@ -27,7 +27,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, $TEAM_ARGUMENTS) {
     let at = position(t);
     let h = group.x;
     let d = group.y * (TEAM / LANES) + at / LANES;
-    // Threads beyond the last column work on a copy of it and store nothing.
+    // Threads beyond the last column work on a copy of its values, with no state, and store nothing.
     let column = min(d, p.value_dim - 1u);
     var key_head = h / (p.value_heads / p.key_heads);
     if TILED == 1u {
@@ -39,7 +39,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, $TEAM_ARGUMENTS) {
     let lane = at % LANES;
     let first_state = (h * KEY_DIM + lane * 4u) * p.value_dim + column;
     var s: array<vec4<f32>, FOURS>;
-    for (var i = 0u; i < FOURS; i++) {
+    for (var i = 0u; i < FOURS && d < p.value_dim; i++) {
         let begin = first_state + i * LANES * 4u * p.value_dim;
         s[i] = vec4<f32>(
             state[begin], state[begin + p.value_dim], state[begin + 2u * p.value_dim], state[begin + 3u * p.value_dim],

@@ -50,7 +50,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, $TEAM_ARGUMENTS) {
     let width = p.value_dim / VALUES;
     let d = group.y * COLUMNS + t % COLUMNS;
     let start = t / COLUMNS * SLICE;
-    // Threads beyond the last column work on a copy of it and store nothing.
+    // Threads beyond the last column work on a copy of its values, with no state, and store nothing.
     let column = min(d, width - 1u);
     let state_at = (h * KEY_DIM + start) * width + column;
     var key_head = h / (p.value_heads / p.key_heads);
@@ -60,7 +60,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, $TEAM_ARGUMENTS) {
     let key_channels = p.key_heads * KEY_DIM;
     let channels = 2u * key_channels + p.value_heads * p.value_dim;
     var s: array<Values, SLICE>;
-    for (var i = 0u; i < SLICE; i++) {
+    for (var i = 0u; i < SLICE && d < width; i++) {
         // Beyond the last row: zeros that stay zeros, as queries and keys are there.
         if KEY_DIM % SLICES == 0u || start + i < KEY_DIM {
             s[i] = state[state_at + i * width];
