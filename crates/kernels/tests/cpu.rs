@@ -28,7 +28,7 @@ fn rigs_of(change: impl Fn(Cpu) -> Cpu) -> Vec<Rig> {
     rigs
 }
 
-conformance!(rigs);
+conformance!(rigs, rigs);
 
 #[test]
 fn all_instruction_sets_give_the_same_bits() {
@@ -115,7 +115,7 @@ fn attention_agrees_on_all_instruction_sets_and_threads() {
     let mut rng = common::Rng::new(31);
     for format in [KvFormat::F32, KvFormat::F16, KvFormat::Q8] {
         for (history, rows) in common::attention::LONG.into_iter().chain([(70, 40)]) {
-            let case = common::attention::Case::random(&mut rng, format, history, rows);
+            let case = common::attention::Case::random(&mut rng, &Rig::reference(), format, history, rows);
             let want = case.run(&rig(Isa::Portable, 1), &[rows]);
             for isa in Isa::available() {
                 for threads in [1, 2, 3] {

@@ -3,28 +3,60 @@
 use crate::common;
 
 use crate::common::Rig;
-use files::Format;
+use files::{Format, ScaleType};
 use tidemill_kernels::gpu::{Gpu, GpuOptions, adapters, source};
 use tidemill_kernels::ops::Precision;
 
+const AFFINE_3: Format = Format::Affine { bits: 3, group: 64, scale: ScaleType::BF16 };
+const AFFINE_4: Format = Format::Affine { bits: 4, group: 64, scale: ScaleType::BF16 };
+
+/// Formats for kernels of several weights: of each way to store scales, one. A shader takes lavapipe most of a second, and
+/// there is one for each kernel in each format: [`every_op_in_every_format`] is a part of the soak.
+const SOME: [Format; 8] =
+    [Format::BF16, Format::Q4_0, Format::Q5_1, Format::Q4K, Format::Q6K, Format::MXFP4, AFFINE_3, AFFINE_4];
+/// For what does not depend on the format.
+const FEW: [Format; 3] = [Format::BF16, Format::Q4K, AFFINE_4];
+
 /// The best adapter of this machine, or nothing where there is none.
-fn open(subgroups: bool, align: usize) -> Vec<Rig> {
+fn open(options: GpuOptions, align: usize, formats: &[Format]) -> Vec<Rig> {
     if adapters().is_empty() {
         assert!(std::env::var("CI").as_deref() != Ok("true"), "gpu: no adapter; CI installs lavapipe");
         println!("SKIP gpu: no adapter");
         return Vec::new();
     }
-    let options = GpuOptions { precision: Precision::Exact, subgroups, ..GpuOptions::default() };
     let backend = Box::new(Gpu::open(&options).unwrap());
-    let name = format!("{}, subgroups {subgroups}, weights at multiples of {align}", backend.adapter().name);
-    vec![Rig { name, backend, batch_invariant: false, align, formats: Format::all() }]
+    let name = format!(
+        "{}, {:?}, subgroups {}, weights at multiples of {align}",
+        backend.adapter().name,
+        options.precision,
+        options.subgroups
+    );
+    vec![Rig { name, backend, batch_invariant: false, align, formats: formats.to_vec() }]
+}
+
+fn options(precision: Precision, subgroups: bool) -> GpuOptions {
+    GpuOptions { precision, subgroups, ..GpuOptions::default() }
 }
 
 fn rigs() -> Vec<Rig> {
-    open(true, 1)
+    open(options(Precision::Exact, true), 1, &SOME)
 }
 
-conformance!(rigs);
+fn rigs_of_every_format() -> Vec<Rig> {
+    open(options(Precision::Exact, true), 1, &Format::all())
+}
+
+conformance!(rigs, rigs_of_every_format);
+
+/// Whether weights of a format are loaded in steps at an alignment, and otherwise than with the alignment before.
+fn is_loaded_otherwise(format: Format, align: usize) -> bool {
+    let loads = |align: usize| source::wide(format, align as u32);
+    loads(align) != source::Wide::Not && (align == 16 || loads(align) != loads(2 * align))
+}
+
+fn loaded_otherwise(formats: &[Format], align: usize) -> Vec<Format> {
+    formats.iter().copied().filter(|&format| is_loaded_otherwise(format, align)).collect()
+}
 
 /// Products of many rows in fast mode: where the device has matrix units, these round their inputs to half precision.
 /// A product of two rounded values is off by 2^-10 of it at most, and values below the normal range of halves, which
@@ -32,19 +64,13 @@ conformance!(rigs);
 /// |error| <= 2^-10 sum |x w| + 2^-20 sum |w| + 2^-30 sum |x|, and a little for the sums, which are single.
 #[test]
 fn products_on_matrix_units() {
-    if adapters().is_empty() {
-        println!("SKIP gpu: no adapter");
-        return;
-    }
-    let options = GpuOptions { precision: Precision::Fast, ..GpuOptions::default() };
     for align in [1, 16] {
-        let backend = Box::new(Gpu::open(&options).unwrap());
-        let name = format!("{}, fast, weights at multiples of {align}", backend.adapter().name);
-        let rig = Rig { name, backend, batch_invariant: false, align, formats: Format::all() };
-        common::dense::many_rows(&rig);
-        common::experts::many_rows(&rig);
-        if align == 16 {
-            common::experts::routed_mlp(&rig);
+        for rig in open(options(Precision::Fast, true), align, &SOME) {
+            common::dense::many_rows(&rig);
+            common::experts::many_rows(&rig);
+            if align == 16 {
+                common::experts::routed_mlp(&rig);
+            }
         }
     }
 }
@@ -53,25 +79,15 @@ fn products_on_matrix_units() {
 /// more.
 #[test]
 fn products_of_integers() {
-    if adapters().is_empty() {
-        println!("SKIP gpu: no adapter");
-        return;
-    }
     for (subgroups, align) in [(true, 16), (false, 16), (true, 8), (true, 4)] {
-        let options = GpuOptions { precision: Precision::Fast, subgroups, ..GpuOptions::default() };
-        let backend = Box::new(Gpu::open(&options).unwrap());
-        let name = format!("{}, fast, subgroups {subgroups}, align {align}", backend.adapter().name);
-        let rig = Rig { name, backend, batch_invariant: false, align, formats: Format::all() };
-        // Those that are loaded in steps, and otherwise than with the alignment before.
-        let loads = |format: Format, align: usize| source::wide(format, align as u32);
-        let in_steps = |&format: &Format| {
-            loads(format, align) != source::Wide::Not
-                && (align == 16 || loads(format, align) != loads(format, 2 * align))
-        };
-        let formats: Vec<Format> = Format::all().into_iter().filter(in_steps).collect();
-        common::dense::single_row(&rig, &formats, 16256.0);
-        if subgroups && align == 16 {
-            common::experts::routed_layer(&rig);
+        // Without subgroups only sums are otherwise.
+        let formats = loaded_otherwise(if subgroups { &Format::PLAIN[..] } else { &SOME[..4] }, align);
+        for rig in open(options(Precision::Fast, subgroups), align, &SOME) {
+            let affine = [AFFINE_4, Format::Affine { bits: 8, group: 32, scale: ScaleType::F16 }];
+            common::dense::single_row(&rig, &[&formats[..], &affine[..]].concat(), 16256.0);
+            if subgroups && align == 16 {
+                common::experts::routed_layer(&rig);
+            }
         }
     }
 }
@@ -79,7 +95,7 @@ fn products_of_integers() {
 /// Reductions through shared memory alone: for every op that reduces.
 #[test]
 fn without_subgroups() {
-    for rig in open(false, 16) {
+    for rig in open(options(Precision::Exact, false), 16, &FEW) {
         common::dense::linear(&rig);
         common::dense::linears(&rig);
         common::dense::rms_norm(&rig);
@@ -98,32 +114,56 @@ fn without_subgroups() {
 /// Weights where the loads of thirty-two values work, by vectors, by pairs and by words.
 #[test]
 fn aligned_weights() {
-    for rig in [16, 8, 4].into_iter().flat_map(|align| open(true, align)) {
-        common::dense::linear(&rig);
-        common::dense::linears(&rig);
-        common::experts::mlp(&rig);
-        common::experts::expert_mlp(&rig);
-        common::experts::route(&rig);
-        common::experts::routed_layer(&rig);
+    for align in [16, 8, 4] {
+        for mut rig in open(options(Precision::Exact, true), align, &loaded_otherwise(&Format::all(), align))
+        {
+            common::dense::linear(&rig);
+            rig.formats = loaded_otherwise(&SOME, align);
+            each_op_with_weights(&rig);
+        }
     }
+}
+
+fn each_op_with_weights(rig: &Rig) {
+    common::dense::linears(rig);
+    common::experts::mlp(rig);
+    common::experts::expert_mlp(rig);
+    common::experts::route(rig);
+    common::experts::routed_layer(rig);
 }
 
 /// Submissions as short as they can be: every dispatch that can be divided is, each part is a submission of its own, and
 /// uploads stay for the parts that follow.
 #[test]
 fn the_shortest_submissions() {
-    if adapters().is_empty() {
-        println!("SKIP gpu: no adapter");
-        return;
-    }
     for precision in [Precision::Exact, Precision::Fast] {
-        let options = GpuOptions { precision, submission_s: 1e-7, ..GpuOptions::default() };
-        let backend = Box::new(Gpu::open(&options).unwrap());
-        let name = format!("{}, {precision:?}, the shortest submissions", backend.adapter().name);
-        let rig = Rig { name, backend, batch_invariant: false, align: 16, formats: Format::all() };
-        common::dense::many_rows(&rig);
-        common::experts::many_rows(&rig);
-        common::experts::routed_mlp(&rig);
-        common::attention::attention(&rig);
+        let options = GpuOptions { submission_s: 1e-7, ..options(precision, true) };
+        for rig in open(options, 16, &FEW) {
+            common::dense::many_rows(&rig);
+            common::experts::many_rows(&rig);
+            common::experts::routed_mlp(&rig);
+            common::attention::attention(&rig);
+        }
+    }
+}
+
+/// Every kernel with weights in every format, at every alignment, with subgroups and without.
+#[test]
+#[ignore = "half an hour; a part of the soak"]
+fn every_op_in_every_format() {
+    let all = Format::all();
+    for (align, subgroups) in [(1, true), (16, true), (8, true), (4, true), (16, false)] {
+        for rig in open(options(Precision::Exact, subgroups), align, &all) {
+            common::dense::linear(&rig);
+            common::experts::routed_mlp(&rig);
+            common::recurrent::linears_conv(&rig);
+            each_op_with_weights(&rig);
+        }
+        for rig in open(options(Precision::Fast, subgroups), align, &all) {
+            common::dense::many_rows(&rig);
+            common::dense::single_row(&rig, &loaded_otherwise(&all, align), 16256.0);
+            common::experts::routed_mlp(&rig);
+            common::experts::routed_layer(&rig);
+        }
     }
 }

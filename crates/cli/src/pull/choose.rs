@@ -130,7 +130,7 @@ fn gguf(name: &str, there: &[String], wanted: &str) -> Result<Vec<String>, Error
         &|model| model.stem().to_lowercase() == exact,
         &|model| has_word(&model.base, wanted),
     ];
-    match fits.iter().find(|fit| all.iter().any(|model| fit(model))) {
+    match fits.iter().find(|fit| all.iter().any(fit)) {
         Some(fit) => all.retain(|model| fit(model)),
         None => all.clear(),
     }

@@ -7,7 +7,8 @@ use super::*;
 pub fn norm_rope(rig: &Rig) {
     let mut rng = Rng::new(11);
     for round in 0..24 {
-        let head_dim = 2 * rng.within(1..=64);
+        let drawn = 2 * rng.within(1..=64);
+        let head_dim = rig.shape(&mut rng, drawn, &[22, 64, 128]);
         let spec = RopeSpec {
             heads: rng.within(1..=6),
             head_dim,
@@ -43,7 +44,8 @@ pub fn norm_rope_append(rig: &Rig) {
     let mut rng = Rng::new(15);
     for round in 0..24 {
         let format = [KvFormat::F32, KvFormat::F16, KvFormat::Q8][round % 3];
-        let head_dim = 32 * rng.within(1..=5);
+        let drawn = 32 * rng.within(1..=5);
+        let head_dim = rig.shape(&mut rng, drawn, &[[64, 96, 160][round % 3]]);
         let (kv_heads, group) = (rng.within(1..=3), rng.within(1..=4));
         let rotary_dim = 2 * rng.within(0..=head_dim / 2);
         let interleaved = rng.flag();
@@ -113,20 +115,23 @@ pub struct Case {
     v: Vec<f32>,
 }
 
+/// Query heads to a head of keys and values, values of a head, and whether answers are gated.
+const FEW: [(usize, usize, bool); 4] = [(1, 20, false), (4, 64, true), (7, 144, false), (3, 100, true)];
+const FEW_OF_BLOCKS: [(usize, usize, bool); 3] = [(1, 32, false), (4, 64, true), (7, 160, false)];
+
 impl Case {
-    pub fn random(rng: &mut Rng, format: KvFormat, history: usize, rows: usize) -> Self {
+    pub fn random(rng: &mut Rng, rig: &Rig, format: KvFormat, history: usize, rows: usize) -> Self {
         let (kv_heads, group) = (rng.within(1..=3), rng.within(1..=7));
         let head_dim = match format {
             KvFormat::Q8 => KvFormat::BLOCK * rng.within(1..=5),
             _ if rng.flag() => 16 * rng.within(1..=9),
             _ => 4 * rng.within(1..=32),
         };
-        let spec = AttentionSpec {
-            heads: kv_heads * group,
-            head_dim,
-            gated: rng.flag(),
-            scale: 1.0 / (head_dim as f32).sqrt(),
-        };
+        let drawn = (group, head_dim, rng.flag());
+        let few = if format == KvFormat::Q8 { &FEW_OF_BLOCKS[..] } else { &FEW[..] };
+        let (group, head_dim, gated) = rig.shape(rng, drawn, few);
+        let spec =
+            AttentionSpec { heads: kv_heads * group, head_dim, gated, scale: 1.0 / (head_dim as f32).sqrt() };
         let total = history + rows;
         let q = rng.values(total * spec.heads * head_dim * (1 + usize::from(spec.gated)), 2.0);
         let (k, v) =
@@ -194,7 +199,7 @@ pub fn attention(rig: &Rig) {
     for format in [KvFormat::F32, KvFormat::F16, KvFormat::Q8] {
         for history in [0, 1, 63, 64, 190] {
             for rows in [1, rng.within(2..=40)] {
-                let case = Case::random(&mut rng, format, history, rows);
+                let case = Case::random(&mut rng, rig, format, history, rows);
                 let what = format!("{:?} {format:?} {history} + {rows}", case.spec);
                 let got = case.run(rig, &[rows]);
                 let want = case.run(&Rig::reference(), &[rows]);
@@ -216,7 +221,7 @@ pub fn long_attention(rig: &Rig) {
     let mut rng = Rng::new(13);
     for format in [KvFormat::F32, KvFormat::F16, KvFormat::Q8] {
         for (history, rows) in LONG {
-            let case = Case::random(&mut rng, format, history, rows);
+            let case = Case::random(&mut rng, rig, format, history, rows);
             let what = format!("{:?} {format:?} {history} + {rows}", case.spec);
             let got = case.run(rig, &[rows]);
             let want = case.run(&Rig::reference(), &[rows]);

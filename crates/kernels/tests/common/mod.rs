@@ -1,6 +1,6 @@
 //! The conformance harness: every op of a backend against the scalar reference.
 //!
-//! A test file of a backend says `mod common; fn rigs() -> Vec<common::Rig> {..} common::conformance!(rigs);`.
+//! A test file of a backend says `mod common; fn rigs() -> Vec<common::Rig> {..} common::conformance!(rigs, rigs);`.
 //! Shapes and values come from a seeded generator: a failure repeats.
 
 #![allow(dead_code, unreachable_pub)] // each test binary uses a part of this module
@@ -28,6 +28,11 @@ pub struct Rig {
 }
 
 impl Rig {
+    /// A shape as it was drawn, or one of a few on a device, which compiles a shader for each.
+    pub fn shape<T: Copy>(&self, rng: &mut Rng, drawn: T, few: &[T]) -> T {
+        if self.batch_invariant { drawn } else { few[rng.within(0..=few.len() - 1)] }
+    }
+
     pub fn exact(&self) -> bool {
         self.backend.info().precision == Precision::Exact
     }
@@ -39,11 +44,12 @@ impl Rig {
     }
 }
 
-/// Makes one test of each op for the rigs that `$rigs()` returns.
+/// Makes one test of each op for the rigs that `$rigs()` returns; ops that show a format by itself, for those of `$every()`.
 #[macro_export]
 macro_rules! conformance {
-    ($rigs:ident) => {
-        $crate::conformance!($rigs, dense: copies embed linear linears rms_norm add add_norm gather_rows gated_norm);
+    ($rigs:ident, $every:ident) => {
+        $crate::conformance!($every, dense: embed linear);
+        $crate::conformance!($rigs, dense: copies linears rms_norm add add_norm gather_rows gated_norm);
         $crate::conformance!($rigs, attention: norm_rope norm_rope_append attention long_attention eight_bit_cache eight_bit_bytes);
         $crate::conformance!($rigs, recurrent: short_conv linears_conv delta_rule gated_delta_rule);
         $crate::conformance!($rigs, experts: mlp route expert_mlp routed_mlp routed_layer combine combine_norm);

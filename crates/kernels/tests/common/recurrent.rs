@@ -94,13 +94,16 @@ pub fn delta_rule(rig: &Rig) {
     let mut rng = Rng::new(22);
     for round in 0..16 {
         let key_heads = rng.within(1..=3);
+        // Real models have multiples of 32, which a device may treat apart.
+        let key_dim = if round % 2 == 0 { 32 * rng.within(1..=4) } else { 4 * rng.within(1..=16) };
+        let drawn = (key_dim, rng.flag());
+        let (key_head_dim, tiled) = rig.shape(&mut rng, drawn, &[(128, true), (64, false), (20, true)]);
         let spec = DeltaSpec {
             key_heads,
             value_heads: key_heads * rng.within(1..=3),
-            // Real models have multiples of 32, which a device may treat apart.
-            key_head_dim: if round % 2 == 0 { 32 * rng.within(1..=4) } else { 4 * rng.within(1..=16) },
+            key_head_dim,
             value_head_dim: 4 * rng.within(1..=20),
-            tiled: rng.flag(),
+            tiled,
         };
         let (rows, heads, dv) = (rng.within(1..=24), spec.value_heads, spec.value_head_dim);
         let qkv = rng.values(rows * spec.channels(), 1.0);
@@ -141,13 +144,16 @@ pub fn gated_delta_rule(rig: &Rig) {
     let mut rng = Rng::new(23);
     for round in 0..10 {
         let key_heads = rng.within(1..=3);
+        let key_dim = if round % 2 == 0 { 32 * rng.within(1..=4) } else { 4 * rng.within(1..=40) };
+        let drawn = (key_dim, rng.flag());
+        let (key_head_dim, tiled) = rig.shape(&mut rng, drawn, &[(128, true), (84, false)]);
         let spec = DeltaSpec {
             key_heads,
             value_heads: key_heads * rng.within(1..=3),
-            key_head_dim: if round % 2 == 0 { 32 * rng.within(1..=4) } else { 4 * rng.within(1..=40) },
+            key_head_dim,
             // Heads of more columns than a team has, too.
             value_head_dim: if round == 0 { 132 } else { 4 * rng.within(1..=32) },
-            tiled: rng.flag(),
+            tiled,
         };
         let (rows, heads, dv) = (rng.within(1..=9), spec.value_heads, spec.value_head_dim);
         let qkv = rng.values(rows * spec.channels(), 1.0);

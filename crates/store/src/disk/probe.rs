@@ -356,7 +356,8 @@ mod tests {
             return;
         }
         let buffered = DiskChoice { direct: false, depth: 2, piece_bytes: 1 << 20, ..DiskChoice::default() };
-        // Dirty, it stays where it is until it is written back; then what is read is dropped before.
+        // Dirty, it would stay where it is; so it is written, and then what is read is dropped before.
+        file.sync_all().unwrap();
         assert!(measure(&path, &buffered, Duration::from_millis(20), 1).is_ok_and(|rate| rate > 0.0));
         // Nothing drops what another program has locked or mapped; here a reader puts it back at once.
         let disk = open_exactly(&[path.clone()], &buffered).unwrap();
