@@ -16,6 +16,7 @@ pub(super) struct PageCache<'a> {
 
 /// What is left of a range.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(not(target_os = "linux"), expect(dead_code, reason = "only Linux tells"))]
 pub(super) enum Left {
     Nothing,
     Something,
