@@ -9,12 +9,13 @@ use files::{Error, Result};
 use crate::steps::{Step, run_all};
 
 /// The parts, in the order in which they run, with what they do.
-pub const PARTS: [(&str, &str); 6] = [
+pub const PARTS: [(&str, &str); 7] = [
     (
         "cases",
         "all tests, with forty times the cases of every property test, and those that are too long for each day",
     ),
     ("arm", "the kernels' tests on every emulated 64-bit Arm processor"),
+    ("targets", "type checks for macOS, iOS and Windows"),
     ("fuzz", "random input to the parsers of files, replies, templates, tokenizers and traces"),
     ("address", "the tests of files and store under AddressSanitizer"),
     ("thread", "the thread pool and the store under ThreadSanitizer"),
@@ -50,6 +51,7 @@ pub fn soak(root: &Path, parts: &[&str], fuzz_seconds: u64) -> Result<bool> {
         steps.extend(match *name {
             "cases" => cases(),
             "arm" => vec![ready("arm", Step::new("arm", ".ci/aarch64", ["all"]))],
+            "targets" => vec![ready("targets", Step::new("targets", ".ci/targets", ["all"]))],
             "fuzz" => {
                 FUZZ_TARGETS.iter().map(|(target, seeds)| fuzz(root, target, seeds, fuzz_seconds)).collect()
             }

@@ -214,7 +214,7 @@ fn planted_mistakes_of_threads_are_found() {
     for math in [Math::Exact, Math::Fast] {
         let plant: Plant = |text| within(text, "lanes_sum4_(", "simd_shuffle_xor(", "simd_shuffle(");
         let wrong = planted(math, plant).expect("a clang").unwrap();
-        let far = wrong.iter().zip(&good).filter(|(a, b)| !((*a - *b).abs() < 1e-3)).count();
+        let far = wrong.iter().zip(&good).filter(|(a, b)| (*a - *b).abs() >= 1e-3 || a.is_nan()).count();
         assert!(far > good.len() / 2, "{math:?}: {far} of {} values are off", good.len());
         let right = planted(math, str::to_owned).expect("a clang").unwrap();
         assert!(right.iter().zip(&good).all(|(a, b)| (a - b).abs() < 1e-5), "{math:?}");

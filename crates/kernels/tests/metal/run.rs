@@ -199,7 +199,7 @@ impl Library {
         let shadows = Memory::new(shadows);
         let mut call = Call {
             groups,
-            descending: u32::from(self.math == Math::Fast || *runs % 2 == 0),
+            descending: u32::from(self.math == Math::Fast || (*runs).is_multiple_of(2)),
             flushes: u32::from(self.math != Math::Exact),
             buffers: [std::ptr::null_mut(); BUFFERS_MAX],
             buffer_bytes: [0; BUFFERS_MAX],

@@ -360,7 +360,7 @@ mod tests {
         file.sync_all().unwrap();
         assert!(measure(&path, &buffered, Duration::from_millis(20), 1).is_ok_and(|rate| rate > 0.0));
         // Nothing drops what another program has locked or mapped; here a reader puts it back at once.
-        let disk = open_exactly(&[path.clone()], &buffered).unwrap();
+        let disk = open_exactly(std::slice::from_ref(&path), &buffered).unwrap();
         let fresh = |offset: u64, bytes: u64| {
             std::fs::read(&path).unwrap();
             cache.left(offset, bytes) == Left::Nothing
