@@ -273,7 +273,9 @@ impl Product for Scores {
         unsafe { widen_keys::<W, H>(heads, n, dim, job) }
     }
 
-    #[inline(always)]
+    // NEON is there wherever the target is, so that a call costs no feature; and LLVM takes minutes for all formats in one.
+    #[cfg_attr(target_arch = "aarch64", inline(never))]
+    #[cfg_attr(not(target_arch = "aarch64"), inline(always))]
     unsafe fn take<W: Wide, P: Pairs>(job: &Job, pairs: P, ahead: Ahead, from: usize, n: usize) {
         let mut j = 0;
         // SAFETY: tiles stay inside the counts of queries and positions.
@@ -368,7 +370,9 @@ impl<const IN_LANES: bool> Product for Values<IN_LANES> {
         unsafe { widen_values::<W, H>(heads, n, dim, job) }
     }
 
-    #[inline(always)]
+    // NEON is there wherever the target is, so that a call costs no feature; and LLVM takes minutes for all formats in one.
+    #[cfg_attr(target_arch = "aarch64", inline(never))]
+    #[cfg_attr(not(target_arch = "aarch64"), inline(always))]
     unsafe fn take<W: Wide, P: Pairs>(job: &Job, pairs: P, mut ahead: Ahead, from: usize, n: usize) {
         let mut at = 0;
         // SAFETY: tiles stay inside the heads.
