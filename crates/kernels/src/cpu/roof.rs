@@ -23,9 +23,19 @@ pub fn read_all(words: &[i32], threads: usize) -> i32 {
     std::thread::scope(|scope| {
         let mut parts = words.chunks(part);
         let own = parts.next().unwrap_or_default();
-        let others: Vec<_> = parts.map(|part| scope.spawn(move || sum(part))).collect();
-        // A sum does not panic.
-        others.into_iter().map(|other| other.join().unwrap_or(0)).fold(sum(own), i32::wrapping_add)
+        // Where the system starts no more threads, this one reads their parts.
+        let start = |part| {
+            let other = std::thread::Builder::new().spawn_scoped(scope, move || sum(part));
+            other.map_err(|_| part)
+        };
+        let others: Vec<_> = parts.map(start).collect();
+        let mut total = sum(own);
+        for other in others {
+            // A sum does not panic.
+            let more = other.map_or_else(sum, |other| other.join().unwrap_or(0));
+            total = total.wrapping_add(more);
+        }
+        total
     })
 }
 
