@@ -116,47 +116,28 @@ fn check_set(dir: &Path, backend: Option<&Arc<dyn Backend>>) -> (f32, f64) {
     worst
 }
 
-fn check_all(backend: Option<Arc<dyn Backend>>, is_wanted: impl Fn(&str) -> bool) {
+fn check_all(backend: Option<Arc<dyn Backend>>) {
     for dir in golden_dirs() {
+        let (max, rel) = check_set(&dir, backend.as_ref());
         let set = dir.strip_prefix(common::root().join("testdata/goldens")).unwrap_or(&dir);
-        let set = set.display().to_string();
-        if is_wanted(&set) {
-            let (max, rel) = check_set(&dir, backend.as_ref());
-            println!("{set:<32} max abs {max:.1e}  rel rms {rel:.1e}");
-        }
+        println!("{:<32} max abs {max:.1e}  rel rms {rel:.1e}", set.display());
     }
 }
 
 #[test]
 fn goldens_hold_in_every_format() {
-    check_all(None, |_| true);
+    check_all(None);
 }
 
-/// Sets of 8 and 16 bits: other loads of weights than the sets of 4 bits, but the same ops.
-fn is_wide(set: &str) -> bool {
-    ["bf16", "BF16", "8bit", "Q8_0"].iter().any(|format| set.ends_with(format))
-}
-
-fn check_on_the_gpu(is_wanted: impl Fn(&str) -> bool) {
+/// The same on slots that the store fills and the device reads: the seam between drive and GPU.
+#[test]
+fn goldens_hold_on_the_gpu() {
     if kernels::gpu::adapters().is_empty() {
-        let why = "SKIP goldens on the GPU: no Vulkan or Metal adapter (Debian: mesa-vulkan-drivers)";
+        let why = "SKIP goldens_hold_on_the_gpu: no Vulkan or Metal adapter (Debian: mesa-vulkan-drivers)";
         assert!(std::env::var("CI").is_err(), "{why}");
         println!("{why}");
         return;
     }
     let options = GpuOptions { precision: Precision::Exact, ..GpuOptions::default() };
-    check_all(Some(Arc::new(Gpu::open(&options).expect("the adapter opens"))), is_wanted);
-}
-
-/// The same on slots that the store fills and the device reads: the seam between drive and GPU. A software driver compiles
-/// shaders for most of ten seconds a set.
-#[test]
-fn goldens_hold_on_the_gpu() {
-    check_on_the_gpu(|set| !is_wide(set));
-}
-
-#[test]
-#[ignore = "minutes; a part of the soak"]
-fn the_other_goldens_hold_on_the_gpu() {
-    check_on_the_gpu(is_wide);
+    check_all(Some(Arc::new(Gpu::open(&options).expect("the adapter opens"))));
 }

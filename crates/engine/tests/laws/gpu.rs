@@ -413,7 +413,12 @@ fn what_a_gpu_may_map_is_the_ceiling_of_the_pool() {
 #[test]
 fn no_step_waits_for_a_pipeline() {
     let Some(all) = options(None) else { return };
-    for (set, share, slots) in [(SET, false, Some(40)), ("llama-dense/gguf-Q4_0", true, None)] {
+    for (set, share, slots) in [
+        (SET, false, None),
+        (SET, false, Some(40)),
+        ("qwen3_5_moe-e32/gguf-Q4_K_M", true, None),
+        ("llama-dense/gguf-Q4_0", true, None),
+    ] {
         let options = GpuOptions { share: Some(share), compiles_ahead: Some(true), ..GpuOptions::default() };
         let backend: Arc<dyn Backend> = Arc::new(Gpu::open(&options).expect("the adapter opens"));
         let all = OpenOptions { backend: Some(backend), exact: false, slots_max: slots, ..all.clone() };

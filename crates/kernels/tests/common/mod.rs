@@ -44,6 +44,17 @@ impl Rig {
     }
 }
 
+/// Whether there is a GPU to test. CI has a software one.
+#[cfg(feature = "gpu")]
+pub fn has_gpu() -> bool {
+    let has = !tidemill_kernels::gpu::adapters().is_empty();
+    if !has {
+        assert!(std::env::var("CI").as_deref() != Ok("true"), "gpu: no adapter; CI installs lavapipe");
+        println!("SKIP gpu: no adapter");
+    }
+    has
+}
+
 /// Makes one test of each op for the rigs that `$rigs()` returns; ops that show a format by itself, for those of `$every()`.
 #[macro_export]
 macro_rules! conformance {

@@ -92,7 +92,11 @@ impl Merged {
                     None if is_number && !counts && word != "case" => body.push_str(&without_digits(token)),
                     _ => body.push_str(token),
                 }
-                *(if token.starts_with(is_word) { &mut word } else { &mut between }) = token;
+                if token.starts_with(is_word) {
+                    word = token;
+                } else {
+                    between = token;
+                }
             }
             let mut hasher = DefaultHasher::new();
             body.hash(&mut hasher);

@@ -111,8 +111,12 @@ fn score_block(slot: u32, quarter: u32, t: u32) {
     }
 }
 
-// Weights of the block's first `count` positions from its scores, and what older sums shrink by. BLOCK neighbours have
-// the scores of a head, and every TEAM / BLOCK heads another.
+// Which head the scores of pass `i` are of. BLOCK neighbours have one, and each TEAM / BLOCK of them another.
+fn head_of(at: u32, i: u32) -> u32 {
+    return at / BLOCK + i * (TEAM / BLOCK);
+}
+
+// Weights of the block's first `count` positions from its scores, and what older sums shrink by.
 fn weigh_block(count: u32, at: u32) {
     let counts = at % BLOCK < count;
     var own = vec4<f32>(LEAST);
@@ -131,7 +135,7 @@ fn weigh_block(count: u32, at: u32) {
     own_totals = own_totals * shrink + lanes_sum4(exps, at);
     own_highest = most;
     for (var i = 0u; i < PASSES; i++) {
-        let h = at / BLOCK + i * (TEAM / BLOCK);
+        let h = head_of(at, i);
         if h < HEADS {
             weights[at % BLOCK * HEADS + h] = exps[i];
             if at % BLOCK == 0u {
@@ -190,7 +194,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, $TEAM_ARGUMENTS) {
         workgroupBarrier();
     }
     for (var i = 0u; i < PASSES; i++) {
-        let h = place / BLOCK + i * (TEAM / BLOCK);
+        let h = head_of(place, i);
         if h < HEADS && place % BLOCK == 0u {
             highest[h] = own_highest[i];
             totals[h] = own_totals[i];

@@ -87,7 +87,7 @@ fn over_127(bits: u32) -> f32 {
     let quotient = mantissa / 127u;
     let dropped = select(1u, 2u, quotient >= 0x2000000u);
     var rounded = quotient >> dropped;
-    // Twice the rest, beside two halves; what 127 leaves is more than a half.
+    // What is cut off, twice, and one more if 127 leaves a remainder; against half a unit of the last bit, twice.
     let rest = ((quotient & ((1u << dropped) - 1u)) << 1u) | select(0u, 1u, quotient * 127u != mantissa);
     let half = 1u << dropped;
     rounded += select(0u, 1u, rest > half || (rest == half && (rounded & 1u) == 1u));
