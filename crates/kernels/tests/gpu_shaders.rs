@@ -197,11 +197,11 @@ fn planted_mistakes_of_threads_are_found() {
     let Some(good) = planted(Math::Exact, str::to_owned) else { return };
     let good = good.unwrap();
     let said = |plant: Plant| planted(Math::Exact, plant).expect("a clang").expect_err("a mistake");
-    let missing = said(|text| within(text, "float team_sum(", BARRIER, ""));
+    let missing = said(|text| within(text, "float workgroup_sum(", BARRIER, ""));
     assert!(missing.contains("rms_norm") && missing.contains("a race in threadgroup memory 0"), "{missing}");
     let divergent = said(|text| {
         let some = format!("{BARRIER} if (subgroup.x != 3u) {{ {BARRIER} }}");
-        within(text, "float team_sum(", BARRIER, &some)
+        within(text, "float workgroup_sum(", BARRIER, &some)
     });
     assert!(divergent.contains("a barrier that 480 of 512 threads reach"), "{divergent}");
     let outside = said(|text| within(text, "kernel void main_(", "    out[", "    out[240u + "));

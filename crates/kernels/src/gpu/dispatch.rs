@@ -145,5 +145,5 @@ pub(super) fn fours(cols: usize) -> u32 {
 
 /// Workgroups for one thread an item.
 pub(super) fn items(kernel: &Kernel, count: usize) -> [u32; 3] {
-    folded(count.div_ceil(kernel.team as usize), 1)
+    folded(count.div_ceil(kernel.threads as usize), 1)
 }

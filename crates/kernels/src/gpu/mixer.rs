@@ -272,7 +272,7 @@ impl Gpu {
         let span = CONV_SPAN.next_multiple_of(weight.cols().max(1));
         let constants = [weight.cols() as u32, span as u32];
         let groups = [
-            x.cols().div_ceil(source::SHORT_CONV.team as usize) as u32,
+            x.cols().div_ceil(source::SHORT_CONV.threads as usize) as u32,
             segment.rows.len().div_ceil(span) as u32,
             1,
         ];
@@ -289,7 +289,7 @@ impl Gpu {
     ) -> Result<()> {
         let by_fours = fours(spec.value_head_dim).min(fours(spec.channels()));
         // Of a head's state, that a workgroup takes.
-        let columns = source::DELTA_RULE.team as usize / DELTA_SLICES * if by_fours == 1 { 4 } else { 1 };
+        let columns = source::DELTA_RULE.threads as usize / DELTA_SLICES * if by_fours == 1 { 4 } else { 1 };
         if let Some(gate) = gate
             && (spec.value_head_dim > columns || self.delta_by_rows(input, spec))
         {
@@ -362,7 +362,7 @@ impl Gpu {
             binding(out)?,
         ];
         let constants = [head_dim("key", spec.key_head_dim)?, u32::from(spec.tiled), DELTA_LANES as u32];
-        let columns = source::DELTA_ROWS.team as usize / DELTA_LANES;
+        let columns = source::DELTA_ROWS.threads as usize / DELTA_LANES;
         let groups = [spec.value_heads as u32, spec.value_head_dim.div_ceil(columns) as u32, 1];
         self.simple(&source::DELTA_ROWS, &constants, &bindings, &delta_params(input, spec), groups)
     }

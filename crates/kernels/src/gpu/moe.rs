@@ -257,8 +257,8 @@ impl Gpu {
             let format = formats[0];
             let shape = [cols, outputs * EXPERTS_ASSUMED];
             let mut stride = self.stride(&formats, shape, group.tokens as u32, group.alignment);
-            let teams = stride.groups(outputs) * tiles as usize;
-            let prepared = self.prepared(state, bindings[0], [rows, cols], &mut stride, teams)?;
+            let workgroups = stride.groups(outputs) * tiles as usize;
+            let prepared = self.prepared(state, bindings[0], [rows, cols], &mut stride, workgroups)?;
             let mut bindings = bindings.to_vec();
             if let Some(x) = &prepared {
                 bindings[0] = x.binding();

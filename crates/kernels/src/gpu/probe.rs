@@ -112,7 +112,7 @@ impl Gpu {
         let vectors = (bytes / 16).max(1);
         let (x, out) = (self.alloc(vectors * 16)?, self.alloc(if copy { vectors * 16 } else { 16 })?);
         let bindings = [memory_of(x.buffer())?.binding(), memory_of(out.buffer())?.binding()];
-        let groups = folded(vectors.div_ceil((source::STREAM.team * EACH) as usize), 1);
+        let groups = folded(vectors.div_ceil((source::STREAM.threads * EACH) as usize), 1);
         let passes = |count: usize| -> Result<f64> {
             let start = Instant::now();
             for _ in 0..count {

@@ -23,16 +23,16 @@ const CONV_BINDINGS: usize = JOBS_MAX + 6;
 /// Fewer threads than these do not fill a large device: 16 groups of 32 on each of 128 processors.
 const THREADS_WANTED: usize = 1 << 16;
 /// Threads of the kernels that take four rows of a weight a few lanes.
-const TEAM: u32 = source::LINEAR.team;
+const THREADS: u32 = source::LINEAR.threads;
 /// Fewer outputs than these gain nothing from integers. So are a router's, whose choice shall not depend on rounding.
 const INTEGERS_MIN: usize = 1024;
-/// Columns of activations that all teams of a product would prepare together, from which on it is better to do that
+/// Columns of activations that all workgroups of a product would prepare together, from which on it is better to do that
 /// once, in a dispatch of its own: that costs 2.7 us on an H100.
 const PREPARE_MIN: usize = 3 << 19;
 /// Bytes of a prepared step: high and low halves of thirty-two integers, a scale and two sums.
 const PREPARED_BYTES: usize = 80;
-/// Most threads that share four rows of a weight: a team.
-const LANES_MAX: u32 = TEAM;
+/// Most threads that share four rows of a weight: a workgroup.
+const LANES_MAX: u32 = THREADS;
 /// The same for integers: steps of x that `x_integers.wgsl` has at a time.
 const LANES_MAX_INTEGERS: u32 = 128;
 /// In a product of integers a row of so few steps gets one thread for four of them: what a thread does before and after
@@ -63,7 +63,7 @@ impl Stride {
 
     /// Workgroups for `outputs` rows of weights.
     pub(super) fn groups(&self, outputs: usize) -> usize {
-        outputs.div_ceil((TEAM / self.lanes * 4) as usize)
+        outputs.div_ceil((THREADS / self.lanes * 4) as usize)
     }
 }
 
@@ -163,17 +163,17 @@ impl Gpu {
         if rounds && wide != Wide::Not && splits.all(|split| split == first) { first } else { 0 }
     }
 
-    /// The activations of a product of integers by `teams` teams, `[rows, cols]` of them, prepared for all, if that is
-    /// better than that each team prepares what it needs.
+    /// The activations of a product of integers by `workgroups` workgroups, `[rows, cols]` of them, prepared for all, if that is
+    /// better than that each workgroup prepares what it needs.
     pub(super) fn prepared(
         &self,
         state: &mut State,
         x: Binding<'_>,
         [rows, cols]: [usize; 2],
         stride: &mut Stride,
-        teams: usize,
+        workgroups: usize,
     ) -> Result<Option<Arc<GpuMemory>>> {
-        if stride.split == 0 || teams * cols < PREPARE_MIN {
+        if stride.split == 0 || workgroups * cols < PREPARE_MIN {
             return Ok(None);
         }
         let kernel = &source::INTEGERS;
@@ -187,7 +187,7 @@ impl Gpu {
                 constants: &[stride.split, EIGHT],
                 bindings: &[x, out.binding()],
                 params: &[cols as u32],
-                groups: [(8 * steps).div_ceil(kernel.team as usize) as u32, rows as u32, 1],
+                groups: [(8 * steps).div_ceil(kernel.threads as usize) as u32, rows as u32, 1],
             },
         )?;
         stride.tail = source::PREPARED;

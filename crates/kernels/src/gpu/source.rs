@@ -22,7 +22,7 @@ pub struct Kernel {
     /// Names of the constants that specialise it.
     pub constants: &'static [&'static str],
     /// Threads of a workgroup.
-    pub team: u32,
+    pub threads: u32,
     /// WGSL that it has in common with other kernels, by file name.
     pub parts: &'static [&'static str],
 }
@@ -68,7 +68,7 @@ macro_rules! parts {
 }
 
 macro_rules! kernels {
-    ($($id:ident = $name:literal $access:literal weights $weights:tt constants $constants:tt team $team:literal
+    ($($id:ident = $name:literal $access:literal weights $weights:tt constants $constants:tt threads $threads:literal
         $(parts $parts:tt)?;)*) => {
         $(pub(super) const $id: Kernel = Kernel {
             name: $name,
@@ -76,7 +76,7 @@ macro_rules! kernels {
             access: $access,
             weights: &$weights,
             constants: &$constants,
-            team: $team,
+            threads: $threads,
             parts: parts!($($parts)?),
         };)*
         /// Every kernel there is.
@@ -85,48 +85,48 @@ macro_rules! kernels {
 }
 
 kernels! {
-    EMBED = "embed" "rw" weights ["w"] constants [] team 64;
-    RMS_NORM = "rms_norm" "rrw" weights [] constants ["FOURS"] team 512 parts ["norm_row"];
-    ADD_NORM = "add_norm" "rrww" weights [] constants ["FOURS"] team 512 parts ["norm_row"];
+    EMBED = "embed" "rw" weights ["w"] constants [] threads 64;
+    RMS_NORM = "rms_norm" "rrw" weights [] constants ["FOURS"] threads 512 parts ["norm_row"];
+    ADD_NORM = "add_norm" "rrww" weights [] constants ["FOURS"] threads 512 parts ["norm_row"];
     LINEAR = "linear" "rrw" weights ["w"]
-        constants ["TOKENS", "TAIL", "LANES", "WIDE", "SPLIT"] team 256;
+        constants ["TOKENS", "TAIL", "LANES", "WIDE", "SPLIT"] threads 256;
     LINEARS = "linears" "rwwww" weights ["w"]
-        constants ["TOKENS", "TAIL", "LANES", "WIDE", "SPLIT"] team 256 parts ["linears_body"];
+        constants ["TOKENS", "TAIL", "LANES", "WIDE", "SPLIT"] threads 256 parts ["linears_body"];
     LINEARS_CONV = "linears_conv" "rwwwwrw" weights ["w"]
-        constants ["TOKENS", "TAIL", "LANES", "WIDE", "SPLIT", "KERNEL"] team 256 parts ["linears_body"];
-    INTEGERS = "integers" "rw" weights [] constants ["SPLIT", "LANES"] team 256;
-    MATMUL = "matmul" "rrrw" weights ["w"] constants ["GATHER", "TAIL"] team 256;
-    HALVES = "halves" "rw" weights [] constants ["SPLIT", "TAIL"] team 256;
-    MATMUL_UNITS = "matmul_units" "rrrw" weights ["w"] constants ["SCATTER", "ROWS", "WIDE", "FOURS", "MATRIX"] team 128
+        constants ["TOKENS", "TAIL", "LANES", "WIDE", "SPLIT", "KERNEL"] threads 256 parts ["linears_body"];
+    INTEGERS = "integers" "rw" weights [] constants ["SPLIT", "LANES"] threads 256;
+    MATMUL = "matmul" "rrrw" weights ["w"] constants ["GATHER", "TAIL"] threads 256;
+    HALVES = "halves" "rw" weights [] constants ["SPLIT", "TAIL"] threads 256;
+    MATMUL_UNITS = "matmul_units" "rrrw" weights ["w"] constants ["SCATTER", "ROWS", "WIDE", "FOURS", "MATRIX"] threads 128
         parts ["units"];
-    GATE_UP_UNITS = "gate_up_units" "rrw" weights ["gate", "up"] constants ["DOWN_SPLIT", "ROWS", "WIDE", "MATRIX"] team 128
+    GATE_UP_UNITS = "gate_up_units" "rrw" weights ["gate", "up"] constants ["DOWN_SPLIT", "ROWS", "WIDE", "MATRIX"] threads 128
         parts ["units"];
-    EXPERT_BLOCKS = "expert_blocks" "rrw" weights [] constants ["EXPERTS", "TOP_K", "ROWS"] team 256;
-    ADD = "add" "wr" weights [] constants [] team 64;
-    GATHER_ROWS = "gather_rows" "rrw" weights [] constants [] team 64;
-    HEADS = "heads" "wrrrrrww" weights [] constants ["HEAD_DIM", "NORMS", "INTERLEAVED", "FORMAT"] team 64;
-    ATTENTION = "attention" "rrrww" weights [] constants ["HEAD_DIM", "FORMAT", "GATED", "HEADS", "LANES"] team 128;
-    ATTENTION_MERGE = "attention_merge" "rrw" weights [] constants ["HEAD_DIM", "GATED", "SPANS_MAX"] team 128;
-    SHORT_CONV = "short_conv" "rrww" weights [] constants ["KERNEL", "SPAN"] team 64;
-    DELTA_RULE = "delta_rule" "rrrrrrrrww" weights [] constants ["KEY_DIM", "TILED", "GATED", "FOURS"] team 256;
-    DELTA_ROWS = "delta_rows" "rrrrrrww" weights [] constants ["KEY_DIM", "TILED", "LANES"] team 128;
-    GATED_NORM = "gated_norm" "wrr" weights [] constants [] team 64;
-    ROUTE = "route" "rrwww" weights [] constants ["EXPERTS", "TOP_K", "NORMALISE", "TILES"] team 256
+    EXPERT_BLOCKS = "expert_blocks" "rrw" weights [] constants ["EXPERTS", "TOP_K", "ROWS"] threads 256;
+    ADD = "add" "wr" weights [] constants [] threads 64;
+    GATHER_ROWS = "gather_rows" "rrw" weights [] constants [] threads 64;
+    HEADS = "heads" "wrrrrrww" weights [] constants ["HEAD_DIM", "NORMS", "INTERLEAVED", "FORMAT"] threads 64;
+    ATTENTION = "attention" "rrrww" weights [] constants ["HEAD_DIM", "FORMAT", "GATED", "HEADS", "LANES"] threads 128;
+    ATTENTION_MERGE = "attention_merge" "rrw" weights [] constants ["HEAD_DIM", "GATED", "SPANS_MAX"] threads 128;
+    SHORT_CONV = "short_conv" "rrww" weights [] constants ["KERNEL", "SPAN"] threads 64;
+    DELTA_RULE = "delta_rule" "rrrrrrrrww" weights [] constants ["KEY_DIM", "TILED", "GATED", "FOURS"] threads 256;
+    DELTA_ROWS = "delta_rows" "rrrrrrww" weights [] constants ["KEY_DIM", "TILED", "LANES"] threads 128;
+    GATED_NORM = "gated_norm" "wrr" weights [] constants [] threads 64;
+    ROUTE = "route" "rrwww" weights [] constants ["EXPERTS", "TOP_K", "NORMALISE", "TILES"] threads 256
         parts ["ranks"];
-    EXPERT_TILES = "expert_tiles" "rrw" weights [] constants [] team 64;
+    EXPERT_TILES = "expert_tiles" "rrw" weights [] constants [] threads 64;
     GATE_UP = "gate_up" "rrw" weights ["gate", "up", "shared_gate", "shared_up"]
-        constants ["TOKENS", "TAIL", "LANES", "WIDE", "SPLIT", "SHARED"] team 256 parts ["gate_up_body"];
+        constants ["TOKENS", "TAIL", "LANES", "WIDE", "SPLIT", "SHARED"] threads 256 parts ["gate_up_body"];
     GATE_UP_ROUTED = "gate_up_routed" "rwwrrww" weights ["gate", "up", "shared_gate", "shared_up"]
-        constants ["TOKENS", "TAIL", "LANES", "WIDE", "SPLIT", "SHARED", "EXPERTS", "TOP_K", "NORMALISE"] team 256
+        constants ["TOKENS", "TAIL", "LANES", "WIDE", "SPLIT", "SHARED", "EXPERTS", "TOP_K", "NORMALISE"] threads 256
         parts ["ranks", "gate_up_body"];
     DOWN = "down" "rrww" weights ["down", "shared_down"]
-        constants ["TOKENS", "TAIL", "LANES", "WIDE", "SPLIT", "SHARED"] team 256;
-    ACTIVATE = "activate" "wr" weights [] constants [] team 64;
-    COMBINE_NORM = "combine_norm" "rrrrrww" weights [] constants ["TOP_K", "SHARED", "FOURS"] team 512
+        constants ["TOKENS", "TAIL", "LANES", "WIDE", "SPLIT", "SHARED"] threads 256;
+    ACTIVATE = "activate" "wr" weights [] constants [] threads 64;
+    COMBINE_NORM = "combine_norm" "rrrrrww" weights [] constants ["TOP_K", "SHARED", "FOURS"] threads 512
         parts ["norm_row"];
-    STREAM = "stream" "rw" weights [] constants ["EACH", "COPY"] team 256;
-    COMBINE = "combine" "rrrrw" weights [] constants ["SHARED"] team 64;
-    TALLY = "tally" "w" weights [] constants [] team 1;
+    STREAM = "stream" "rw" weights [] constants ["EACH", "COPY"] threads 256;
+    COMBINE = "combine" "rrrrw" weights [] constants ["SHARED"] threads 64;
+    TALLY = "tally" "w" weights [] constants [] threads 1;
 }
 
 /// Where the packed values of a weight start, as far as loads care.
@@ -190,18 +190,18 @@ pub fn wgsl(kernel: &Kernel, variant: &Variant, subgroups: bool) -> String {
         body = units::written_out(&body, shape);
         body.push_str(WIDE);
     }
-    let mut out = format!("{directives}const TEAM = {}u;\n", kernel.team);
+    let mut out = format!("{directives}const THREADS = {}u;\n", kernel.threads);
     for (name, value) in kernel.constants.iter().zip(variant.constants) {
         // Writing to a String cannot fail.
         let _ = writeln!(out, "const {name} = {value}u;");
     }
     out.push_str(include_str!("shaders/prelude.wgsl"));
-    // A kernel that takes no team's arguments reduces nothing, and wants the shared memory for itself.
-    if body.contains("$TEAM_SETUP") {
+    // A kernel that takes no workgroup's arguments reduces nothing, and wants the shared memory for itself.
+    if body.contains("$WORKGROUP_SETUP") {
         out.push_str(if subgroups {
-            include_str!("shaders/team_subgroup.wgsl")
+            include_str!("shaders/workgroup_subgroup.wgsl")
         } else {
-            include_str!("shaders/team_plain.wgsl")
+            include_str!("shaders/workgroup_plain.wgsl")
         });
     }
     if kernel.constants.contains(&"LANES") {
@@ -235,7 +235,7 @@ pub fn wgsl(kernel: &Kernel, variant: &Variant, subgroups: bool) -> String {
         "@builtin(local_invocation_index) t: u32"
     };
     let setup = if subgroups { "subgroup = vec4<u32>(sg_id, sg_lane, sg_count, sg_size);" } else { "" };
-    out.push_str(&body.replace("$TEAM_ARGUMENTS", arguments).replace("$TEAM_SETUP", setup));
+    out.push_str(&body.replace("$WORKGROUP_ARGUMENTS", arguments).replace("$WORKGROUP_SETUP", setup));
     out
 }
 
@@ -292,7 +292,7 @@ fn activations(kernel: &Kernel, variant: &Variant) -> String {
         (0, ..) => AS_IT_IS.into(),
         (_, 0, _) => [WIDE, AS_IT_IS, include_str!("shaders/x_floats.wgsl")].concat(),
         (_, _, PREPARED) => [WIDE, AS_IT_IS, INTEGERS].concat(),
-        _ => [WIDE, WORDS, INTEGERS, include_str!("shaders/x_in_team.wgsl")].concat(),
+        _ => [WIDE, WORDS, INTEGERS, include_str!("shaders/x_in_workgroup.wgsl")].concat(),
     }
 }
 

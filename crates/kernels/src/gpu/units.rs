@@ -109,7 +109,7 @@ fn sums(share: &Share) -> String {
     let kind = share.type_of("f32", 'C');
     if share.parts > 1 {
         // Zeros that are loaded: what a matrix without a value holds is the driver's affair.
-        let zero = format!("for (var i = t; i < {SUMS}u; i += TEAM) {{\nsums[i] = 0.0;\n}}");
+        let zero = format!("for (var i = t; i < {SUMS}u; i += THREADS) {{\nsums[i] = 0.0;\n}}");
         let _ = writeln!(out, "{zero}\nworkgroupBarrier();");
     }
     for (i, j, part) in share.matrices() {

@@ -90,7 +90,7 @@ pub fn single_row(rig: &Rig, formats: &[Format], most: f32) {
             let (outputs, size) = (rng.within(1024..=1100), [1.0, 1e-3, 100.0][i % 3]);
             row(rig, format, &rng.values(cols, size), outputs, most, &mut rng);
         }
-        // So much that x is prepared once for all teams.
+        // So much that x is prepared once for all workgroups.
         if i % 4 == 0 {
             row(rig, format, &rng.values(4096, 1.0), 12_700, most, &mut rng);
         }

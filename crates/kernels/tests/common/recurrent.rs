@@ -151,7 +151,7 @@ pub fn gated_delta_rule(rig: &Rig) {
             key_heads,
             value_heads: key_heads * rng.within(1..=3),
             key_head_dim,
-            // Heads of more columns than a team has, too.
+            // Heads of more columns than a workgroup has, too.
             value_head_dim: if round == 0 { 132 } else { 4 * rng.within(1..=32) },
             tiled,
         };

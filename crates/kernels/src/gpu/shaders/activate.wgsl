@@ -7,10 +7,10 @@ var<immediate> p: Params;
 @group(0) @binding(0) var<storage, read_write> gate: array<f32>;
 @group(0) @binding(1) var<storage, read> up: array<f32>;
 
-@compute @workgroup_size(TEAM)
-fn main(@builtin(workgroup_id) group: vec3<u32>, $TEAM_ARGUMENTS) {
-    $TEAM_SETUP
-    let i = folded(group) * TEAM + t;
+@compute @workgroup_size(THREADS)
+fn main(@builtin(workgroup_id) group: vec3<u32>, $WORKGROUP_ARGUMENTS) {
+    $WORKGROUP_SETUP
+    let i = folded(group) * THREADS + t;
     if i < p.len {
         gate[i] = silu(gate[i]) * up[i];
     }

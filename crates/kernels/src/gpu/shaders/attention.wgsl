@@ -1,4 +1,4 @@
-// Causal attention with an online softmax (Milakov & Gimelshein 2018; Dao et al. 2022). A team takes HEADS query heads
+// Causal attention with an online softmax (Milakov & Gimelshein 2018; Dao et al. 2022). A workgroup takes HEADS query heads
 // that share keys and values, and `span` positions, in blocks of 32: four threads score a position, for all heads at
 // once, and then each thread sums two dimensions of the values. What several spans answer is merged in another pass
 // (Dao et al. 2023, flash decoding); a span alone answers itself. Blocks begin at absolute positions.
@@ -28,10 +28,10 @@ const BLOCK = LANES;
 const AT_ONCE = 8u;
 const LEAST = -3.4e38;
 const PAIRS = HEAD_DIM / 2u;
-const PER_THREAD = (PAIRS + TEAM - 1u) / TEAM;
+const PER_THREAD = (PAIRS + THREADS - 1u) / THREADS;
 const SCORES = HEADS * BLOCK;
 // Scores of a thread.
-const PASSES = (SCORES + TEAM - 1u) / TEAM;
+const PASSES = (SCORES + THREADS - 1u) / THREADS;
 var<workgroup> query: array<vec4<f32>, HEADS * HEAD_DIM / 4u>;
 // Four parts of a score side by side.
 var<workgroup> parts: array<f32, 4u * SCORES>;
@@ -111,9 +111,9 @@ fn score_block(slot: u32, quarter: u32, t: u32) {
     }
 }
 
-// Which head the scores of pass `i` are of. BLOCK neighbours have one, and each TEAM / BLOCK of them another.
+// Which head the scores of pass `i` are of. BLOCK neighbours have one, and each THREADS / BLOCK of them another.
 fn head_of(at: u32, i: u32) -> u32 {
-    return at / BLOCK + i * (TEAM / BLOCK);
+    return at / BLOCK + i * (THREADS / BLOCK);
 }
 
 // Weights of the block's first `count` positions from its scores, and what older sums shrink by.
@@ -121,7 +121,7 @@ fn weigh_block(count: u32, at: u32) {
     let counts = at % BLOCK < count;
     var own = vec4<f32>(LEAST);
     for (var i = 0u; i < PASSES; i++) {
-        let score = at + i * TEAM;
+        let score = at + i * THREADS;
         if score < SCORES && counts {
             let four = vec4<f32>(
                 parts[4u * score], parts[4u * score + 1u], parts[4u * score + 2u], parts[4u * score + 3u],
@@ -146,16 +146,16 @@ fn weigh_block(count: u32, at: u32) {
     workgroupBarrier();
 }
 
-@compute @workgroup_size(TEAM)
-fn main(@builtin(workgroup_id) group: vec3<u32>, $TEAM_ARGUMENTS) {
-    $TEAM_SETUP
+@compute @workgroup_size(THREADS)
+fn main(@builtin(workgroup_id) group: vec3<u32>, $WORKGROUP_ARGUMENTS) {
+    $WORKGROUP_SETUP
     let place = position(t);
     let row = p.first_row + group.z;
     let kv_head = group.x / p.tiles;
     let in_group = group.x % p.tiles * HEADS;
     let first_head = kv_head * p.group + in_group;
     let stride = HEAD_DIM * (1u + GATED);
-    for (var i = t; i < HEADS * HEAD_DIM / 4u; i += TEAM) {
+    for (var i = t; i < HEADS * HEAD_DIM / 4u; i += THREADS) {
         // Heads beyond the last of the group are copies of it, and store nothing.
         let h = min(i / (HEAD_DIM / 4u), p.group - 1u - in_group);
         let at = (row * p.heads + first_head + h) * stride + i % (HEAD_DIM / 4u) * 4u;
@@ -174,7 +174,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, $TEAM_ARGUMENTS) {
         workgroupBarrier();
         weigh_block(count, place);
         for (var i = 0u; i < PER_THREAD; i++) {
-            let pair = min(t + i * TEAM, PAIRS - 1u);
+            let pair = min(t + i * THREADS, PAIRS - 1u);
             for (var h = 0u; h < HEADS; h++) {
                 sums[i * HEADS + h] *= shrinks[h];
             }
@@ -205,7 +205,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, $TEAM_ARGUMENTS) {
         let head = row * p.heads + first_head + h;
         let to = ((group.z * p.heads + first_head + h) * p.spans + group.y) * (HEAD_DIM + 2u);
         for (var i = 0u; i < PER_THREAD; i++) {
-            let pair = t + i * TEAM;
+            let pair = t + i * THREADS;
             if pair < PAIRS {
                 var value = sums[i * HEADS + h];
                 if p.spans > 1u {

@@ -1,4 +1,4 @@
-// The answer of one head of one row from what `attention` left of its spans, in their order; a team a head and row.
+// The answer of one head of one row from what `attention` left of its spans, in their order; a workgroup a head and row.
 
 struct Params {
     heads: u32,
@@ -14,16 +14,16 @@ const LEAST = -3.4e38;
 const STRIDE = HEAD_DIM + 2u;
 var<workgroup> weights: array<f32, SPANS_MAX>;
 
-@compute @workgroup_size(TEAM)
-fn main(@builtin(workgroup_id) group: vec3<u32>, $TEAM_ARGUMENTS) {
-    $TEAM_SETUP
+@compute @workgroup_size(THREADS)
+fn main(@builtin(workgroup_id) group: vec3<u32>, $WORKGROUP_ARGUMENTS) {
+    $WORKGROUP_SETUP
     let base = (group.y * p.heads + group.x) * p.spans * STRIDE;
     var own = LEAST;
-    for (var s = t; s < p.spans; s += TEAM) {
+    for (var s = t; s < p.spans; s += THREADS) {
         own = max(own, pieces[base + s * STRIDE + HEAD_DIM]);
     }
-    let most = team_max(own, t);
-    for (var s = t; s < p.spans; s += TEAM) {
+    let most = workgroup_max(own, t);
+    for (var s = t; s < p.spans; s += THREADS) {
         weights[s] = exp(pieces[base + s * STRIDE + HEAD_DIM] - most);
     }
     workgroupBarrier();
@@ -32,7 +32,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, $TEAM_ARGUMENTS) {
         total += weights[s] * pieces[base + s * STRIDE + HEAD_DIM + 1u];
     }
     let head = (p.first_row + group.y) * p.heads + group.x;
-    for (var d = t; d < HEAD_DIM; d += TEAM) {
+    for (var d = t; d < HEAD_DIM; d += THREADS) {
         var sum = 0.0;
         for (var s = 0u; s < p.spans; s++) {
             sum += weights[s] * pieces[base + s * STRIDE + d];

@@ -12,10 +12,10 @@ var<immediate> p: Params;
 @group(0) @binding(3) var<storage, read> shared_gate: array<f32>;
 @group(0) @binding(4) var<storage, read_write> out: array<f32>;
 
-@compute @workgroup_size(TEAM)
-fn main(@builtin(workgroup_id) group: vec3<u32>, $TEAM_ARGUMENTS) {
-    $TEAM_SETUP
-    let i = folded(group) * TEAM + t;
+@compute @workgroup_size(THREADS)
+fn main(@builtin(workgroup_id) group: vec3<u32>, $WORKGROUP_ARGUMENTS) {
+    $WORKGROUP_SETUP
+    let i = folded(group) * THREADS + t;
     if i >= p.len {
         return;
     }

@@ -21,12 +21,12 @@ var<immediate> p: Params;
 
 const FOURS = KEY_DIM / LANES / 4u;
 
-@compute @workgroup_size(TEAM)
-fn main(@builtin(workgroup_id) group: vec3<u32>, $TEAM_ARGUMENTS) {
-    $TEAM_SETUP
+@compute @workgroup_size(THREADS)
+fn main(@builtin(workgroup_id) group: vec3<u32>, $WORKGROUP_ARGUMENTS) {
+    $WORKGROUP_SETUP
     let at = position(t);
     let h = group.x;
-    let d = group.y * (TEAM / LANES) + at / LANES;
+    let d = group.y * (THREADS / LANES) + at / LANES;
     // Threads beyond the last column work on a copy of its values, with no state, and store nothing.
     let column = min(d, p.value_dim - 1u);
     var key_head = h / (p.value_heads / p.key_heads);

@@ -1,6 +1,6 @@
-// The gated delta rule, token after token; a team takes COLUMNS columns of one value head's state and keeps them in
+// The gated delta rule, token after token; a workgroup takes COLUMNS columns of one value head's state and keeps them in
 // registers, each thread one of SLICES parts of as many columns as it takes values at a time. GATED (a head's columns
-// are then one team's): the answer is normed over the head, and gated.
+// are then one workgroup's): the answer is normed over the head, and gated.
 
 struct Params {
     key_heads: u32,
@@ -25,11 +25,11 @@ var<immediate> p: Params;
 
 const SLICES = 8u;
 // Of VALUES columns each.
-const COLUMNS = TEAM / SLICES;
+const COLUMNS = THREADS / SLICES;
 const SLICE = (KEY_DIM + SLICES - 1u) / SLICES;
 var<workgroup> query: array<f32, SLICES * SLICE>;
 var<workgroup> key: array<f32, SLICES * SLICE>;
-var<workgroup> parts: array<Values, TEAM>;
+var<workgroup> parts: array<Values, THREADS>;
 
 // The sum over a column's parts, in their order.
 fn column_sum(value: Values, t: u32) -> Values {
@@ -43,9 +43,9 @@ fn column_sum(value: Values, t: u32) -> Values {
     return sum;
 }
 
-@compute @workgroup_size(TEAM)
-fn main(@builtin(workgroup_id) group: vec3<u32>, $TEAM_ARGUMENTS) {
-    $TEAM_SETUP
+@compute @workgroup_size(THREADS)
+fn main(@builtin(workgroup_id) group: vec3<u32>, $WORKGROUP_ARGUMENTS) {
+    $WORKGROUP_SETUP
     let h = group.x;
     let width = p.value_dim / VALUES;
     let d = group.y * COLUMNS + t % COLUMNS;
@@ -68,7 +68,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, $TEAM_ARGUMENTS) {
     }
     for (var row = p.first_row; row < p.first_row + p.rows; row++) {
         var squares = vec2<f32>(0.0);
-        for (var i = t; i < SLICES * SLICE; i += TEAM) {
+        for (var i = t; i < SLICES * SLICE; i += THREADS) {
             var qk = vec2<f32>(0.0);
             if i < KEY_DIM {
                 qk = vec2<f32>(
@@ -84,7 +84,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, $TEAM_ARGUMENTS) {
         let v = v_of_rows[(row * channels + 2u * key_channels + h * p.value_dim) / VALUES + column];
         let beta = sigmoid(b[at]);
         let g = exp(decay[h] * softplus(a[at] + dt_bias[h]));
-        let sums = team_sum4(vec4<f32>(squares, 0.0, 0.0), t);
+        let sums = workgroup_sum4(vec4<f32>(squares, 0.0, 0.0), t);
         workgroupBarrier();
         let q_scale = 1.0 / sqrt((sums.x + L2_EPS) * f32(KEY_DIM));
         let k_scale = 1.0 / sqrt(sums.y + L2_EPS);
@@ -102,7 +102,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, $TEAM_ARGUMENTS) {
         var answer = column_sum(result, t) * q_scale;
         let stores = d < width && t < COLUMNS;
         if GATED == 1u {
-            let mean = team_sum(select(0.0, squared(answer), stores), t) / f32(p.value_dim);
+            let mean = workgroup_sum(select(0.0, squared(answer), stores), t) / f32(p.value_dim);
             answer *= 1.0 / sqrt(mean + p.eps);
             if stores {
                 answer *= weight[d] * silu_of(z[at * width + d]);

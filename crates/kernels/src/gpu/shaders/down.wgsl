@@ -18,12 +18,12 @@ var<immediate> p: Params;
 @group(0) @binding(2) var<storage, read_write> parts: array<f32>;
 @group(0) @binding(3) var<storage, read_write> shared_out: array<f32>;
 
-@compute @workgroup_size(TEAM)
-fn main(@builtin(workgroup_id) group: vec3<u32>, $TEAM_ARGUMENTS) {
-    $TEAM_SETUP
+@compute @workgroup_size(THREADS)
+fn main(@builtin(workgroup_id) group: vec3<u32>, $WORKGROUP_ARGUMENTS) {
+    $WORKGROUP_SETUP
     let at = position(t);
     let lane = at % LANES;
-    let n = (group.x * (TEAM / LANES) + at / LANES) * 4u;
+    let n = (group.x * (THREADS / LANES) + at / LANES) * 4u;
     let four = min(vec4<u32>(n, n + 1u, n + 2u, n + 3u), vec4<u32>(p.hidden - 1u));
     let is_shared = SHARED == 1u && group.y == p.shared_tile;
     let tile = p.tiles + select(group.y, 0u, is_shared) * 11u;

@@ -2,7 +2,7 @@
 // to ROWS entries of one expert. Only experts with at least `least` and fewer than `below` entries have tiles. The lookup
 // has ten words an expert and group of experts that share buffers: the nine bases, and 1 if its weights are in the group's
 // buffers. Each group has `tiles` tiles; those of other groups' experts, and those left over, have no entries. The entries
-// follow the tiles of all groups. One team.
+// follow the tiles of all groups. One workgroup.
 
 struct Params {
     parts: u32,
@@ -17,12 +17,12 @@ var<immediate> p: Params;
 @group(0) @binding(2) var<storage, read_write> table: array<u32>;
 
 // Experts of a thread, one after the other.
-const EACH = (EXPERTS + TEAM - 1u) / TEAM;
+const EACH = (EXPERTS + THREADS - 1u) / THREADS;
 // Entries of an expert, later the place of its next entry, or NOWHERE and beyond.
 var<workgroup> places: array<atomic<u32>, EXPERTS>;
 const NOWHERE = 0x80000000u;
 // Entries and tiles of the experts of all threads up to one.
-var<workgroup> before: array<vec2<u32>, TEAM>;
+var<workgroup> before: array<vec2<u32>, THREADS>;
 
 fn entries(e: u32) -> u32 {
     let count = atomicLoad(&places[e]);
@@ -49,13 +49,13 @@ fn put_tiles(e: u32, count: u32, at: vec2<u32>) {
     }
 }
 
-@compute @workgroup_size(TEAM)
+@compute @workgroup_size(THREADS)
 fn main(@builtin(local_invocation_index) t: u32) {
-    for (var e = t; e < EXPERTS; e += TEAM) {
+    for (var e = t; e < EXPERTS; e += THREADS) {
         atomicStore(&places[e], 0u);
     }
     workgroupBarrier();
-    for (var part = t; part < p.parts; part += TEAM) {
+    for (var part = t; part < p.parts; part += THREADS) {
         atomicAdd(&places[min(ids[part], EXPERTS - 1u)], 1u);
     }
     workgroupBarrier();
@@ -69,7 +69,7 @@ fn main(@builtin(local_invocation_index) t: u32) {
     }
     before[t] = own;
     workgroupBarrier();
-    for (var step = 1u; step < TEAM; step *= 2u) {
+    for (var step = 1u; step < THREADS; step *= 2u) {
         var sum = before[t];
         if t >= step {
             sum += before[t - step];
@@ -88,14 +88,14 @@ fn main(@builtin(local_invocation_index) t: u32) {
             at += vec2<u32>(count, tiles_of(count));
         }
     }
-    for (var i = before[TEAM - 1u].y + t; i < p.tiles; i += TEAM) {
+    for (var i = before[THREADS - 1u].y + t; i < p.tiles; i += THREADS) {
         for (var g = 0u; g < p.groups; g++) {
             table[(g * p.tiles + i) * 11u + 10u] = 0u;
         }
     }
     workgroupBarrier();
     let first = p.groups * p.tiles * 11u;
-    for (var part = t; part < p.parts; part += TEAM) {
+    for (var part = t; part < p.parts; part += THREADS) {
         let e = min(ids[part], EXPERTS - 1u);
         if atomicLoad(&places[e]) < NOWHERE {
             let entry = first + atomicAdd(&places[e], 1u) * 2u;

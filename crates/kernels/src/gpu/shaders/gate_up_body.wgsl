@@ -1,4 +1,4 @@
-// The body of `gate_up` and `gate_up_routed`, which say what a team's job is. With SHARED, one more tile is an expert
+// The body of `gate_up` and `gate_up_routed`, which say what a workgroup's job is. With SHARED, one more tile is an expert
 // with weights in other buffers, for row 0.
 
 struct Params {
@@ -25,12 +25,12 @@ struct Job {
     count: u32,
 }
 
-@compute @workgroup_size(TEAM)
-fn main(@builtin(workgroup_id) group: vec3<u32>, $TEAM_ARGUMENTS) {
-    $TEAM_SETUP
+@compute @workgroup_size(THREADS)
+fn main(@builtin(workgroup_id) group: vec3<u32>, $WORKGROUP_ARGUMENTS) {
+    $WORKGROUP_SETUP
     let at = position(t);
     let lane = at % LANES;
-    let n = (group.x * (TEAM / LANES) + at / LANES) * 4u;
+    let n = (group.x * (THREADS / LANES) + at / LANES) * 4u;
     let four = min(vec4<u32>(n, n + 1u, n + 2u, n + 3u), vec4<u32>(p.intermediate - 1u));
     let is_shared = SHARED == 1u && group.y == p.shared_tile;
     var job = Job(

@@ -1,4 +1,4 @@
-// `route` and `gate_up` for one row: each team ranks the router's logits itself, which takes less than a dispatch. The
+// `route` and `gate_up` for one row: each workgroup ranks the router's logits itself, which takes less than a dispatch. The
 // first of all stores ids and weights, the first of a tile what `down` reads of it.
 
 @group(0) @binding(1) var<storage, read_write> table: array<u32>;

@@ -70,7 +70,7 @@ fn emit(first: u32, row: u32, count: u32, output: u32, gate: Eight, subgroup: u3
     }
 }
 
-@compute @workgroup_size(TEAM)
+@compute @workgroup_size(THREADS)
 fn main(
     @builtin(workgroup_id) group: vec3<u32>,
     @builtin(local_invocation_index) t: u32,

@@ -1,4 +1,4 @@
-// x[h] = x[h] / sqrt(mean(x[h]^2) + eps) * weight * silu(z[h]) for every head; a team a head.
+// x[h] = x[h] / sqrt(mean(x[h]^2) + eps) * weight * silu(z[h]) for every head; a workgroup a head.
 
 struct Params {
     cols: u32,
@@ -10,20 +10,20 @@ var<immediate> p: Params;
 @group(0) @binding(1) var<storage, read> z: array<f32>;
 @group(0) @binding(2) var<storage, read> weight: array<f32>;
 
-@compute @workgroup_size(TEAM)
-fn main(@builtin(workgroup_id) group: vec3<u32>, $TEAM_ARGUMENTS) {
-    $TEAM_SETUP
+@compute @workgroup_size(THREADS)
+fn main(@builtin(workgroup_id) group: vec3<u32>, $WORKGROUP_ARGUMENTS) {
+    $WORKGROUP_SETUP
     let head = folded(group);
     if head >= p.heads {
         return;
     }
     var squares = 0.0;
-    for (var i = t; i < p.cols; i += TEAM) {
+    for (var i = t; i < p.cols; i += THREADS) {
         let v = x[head * p.cols + i];
         squares += v * v;
     }
-    let scale = 1.0 / sqrt(team_sum(squares, t) / f32(p.cols) + p.eps);
-    for (var i = t; i < p.cols; i += TEAM) {
+    let scale = 1.0 / sqrt(workgroup_sum(squares, t) / f32(p.cols) + p.eps);
+    for (var i = t; i < p.cols; i += THREADS) {
         let at = head * p.cols + i;
         x[at] = x[at] * scale * weight[i] * silu(z[at]);
     }

@@ -28,9 +28,9 @@ fn met(row: u32, chunk: u32, e: u32) -> Eight {
     return x_eight(row, k, p.cols);
 }
 
-@compute @workgroup_size(TEAM)
+@compute @workgroup_size(THREADS)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) t: u32) {
-    let i = folded(group) * TEAM + t;
+    let i = folded(group) * THREADS + t;
     let step = i / 4u;
     let chunk = step / p.rows;
     if chunk * 32u >= p.cols {

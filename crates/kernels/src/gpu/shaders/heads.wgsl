@@ -1,4 +1,4 @@
-// Norms and rotates heads of queries in place, and of keys on their way into the cache, with their values; a team a
+// Norms and rotates heads of queries in place, and of keys on their way into the cache, with their values; a workgroup a
 // head of a row. Queries come first; a caller may have none of them, or none of keys and values.
 
 struct Params {
@@ -168,13 +168,13 @@ fn blocks(source: u32, to: u32, pair: u32) {
 // Stores the head as a key, and the value from `source` on, in slot `slot` of the cache.
 fn store(source: u32, slot: u32, t: u32) {
     if FORMAT == BYTES {
-        for (var pair = t; pair < (HEAD_DIM + 63u) / 64u; pair += TEAM) {
+        for (var pair = t; pair < (HEAD_DIM + 63u) / 64u; pair += THREADS) {
             blocks(source, slot * ((HEAD_DIM + HEAD_DIM / 16u + 3u) / 4u), pair);
         }
         return;
     }
     let words = HEAD_DIM / (1u + FORMAT);
-    for (var word = t; word < words; word += TEAM) {
+    for (var word = t; word < words; word += THREADS) {
         let at = word * (1u + FORMAT);
         if FORMAT == HALF {
             keys[slot * words + word] = pack2x16float(vec2<f32>(head[at], head[at + 1u]));
@@ -186,16 +186,16 @@ fn store(source: u32, slot: u32, t: u32) {
     }
 }
 
-@compute @workgroup_size(TEAM)
-fn main(@builtin(workgroup_id) group: vec3<u32>, $TEAM_ARGUMENTS) {
-    $TEAM_SETUP
+@compute @workgroup_size(THREADS)
+fn main(@builtin(workgroup_id) group: vec3<u32>, $WORKGROUP_ARGUMENTS) {
+    $WORKGROUP_SETUP
     let row = p.first_row + group.y;
     let is_query = group.x < p.q_heads;
     let kv_head = group.x - p.q_heads;
     let kv_base = (row * p.kv_heads + kv_head) * HEAD_DIM;
     let q_base = (row * p.q_heads + group.x) * p.q_stride;
     var squares = 0.0;
-    for (var i = t; i < HEAD_DIM; i += TEAM) {
+    for (var i = t; i < HEAD_DIM; i += THREADS) {
         var value = 0.0;
         if is_query {
             value = q[q_base + i];
@@ -206,8 +206,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, $TEAM_ARGUMENTS) {
         squares += value * value;
     }
     if (NORMS & select(K_NORM, Q_NORM, is_query)) != 0u {
-        let scale = 1.0 / sqrt(team_sum(squares, t) / f32(HEAD_DIM) + select(p.k_eps, p.q_eps, is_query));
-        for (var i = t; i < HEAD_DIM; i += TEAM) {
+        let scale = 1.0 / sqrt(workgroup_sum(squares, t) / f32(HEAD_DIM) + select(p.k_eps, p.q_eps, is_query));
+        for (var i = t; i < HEAD_DIM; i += THREADS) {
             if is_query {
                 head[i] = head[i] * scale * q_weight[i];
             } else {
@@ -216,7 +216,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, $TEAM_ARGUMENTS) {
         }
     }
     workgroupBarrier();
-    for (var i = t; i < p.rotary_dim / 2u; i += TEAM) {
+    for (var i = t; i < p.rotary_dim / 2u; i += THREADS) {
         let turn = p.amplitude * cos_sin(f32(p.position + group.y) * frequencies[i]);
         var j = vec2<u32>(i, i + p.rotary_dim / 2u);
         if INTERLEAVED == 1u {
@@ -229,7 +229,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, $TEAM_ARGUMENTS) {
     }
     workgroupBarrier();
     if is_query {
-        for (var i = t; i < HEAD_DIM; i += TEAM) {
+        for (var i = t; i < HEAD_DIM; i += THREADS) {
             q[q_base + i] = head[i];
         }
     } else {

@@ -8,12 +8,12 @@ var<immediate> p: Params;
 @group(0) @binding(0) var<storage, read> x: array<vec4<f32>>;
 @group(0) @binding(1) var<storage, read_write> out: array<u32>;
 
-@compute @workgroup_size(TEAM)
-fn main(@builtin(workgroup_id) group: vec3<u32>, $TEAM_ARGUMENTS) {
-    $TEAM_SETUP
+@compute @workgroup_size(THREADS)
+fn main(@builtin(workgroup_id) group: vec3<u32>, $WORKGROUP_ARGUMENTS) {
+    $WORKGROUP_SETUP
     let at = position(t);
     let chunks = p.cols / 32u;
-    let item = group.x * TEAM + at;
+    let item = group.x * THREADS + at;
     let used = min(item, chunks * 8u - 1u);
     let chunk = used / 8u;
     let word = integers(x_word(group.y, chunk, used % 8u, p.cols), at);

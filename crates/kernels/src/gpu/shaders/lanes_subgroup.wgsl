@@ -20,14 +20,14 @@ fn lanes_sum4(value: vec4<f32>, position: u32) -> vec4<f32> {
     }
     if LANES > subgroup.w {
         if subgroup.y == 0u {
-            team_values[subgroup.x] = sum;
+            workgroup_values[subgroup.x] = sum;
         }
         workgroupBarrier();
         let count = LANES / subgroup.w;
         let first = position / LANES * count;
-        sum = team_values[first];
+        sum = workgroup_values[first];
         for (var i = 1u; i < count; i++) {
-            sum += team_values[first + i];
+            sum += workgroup_values[first + i];
         }
         workgroupBarrier();
     }
@@ -41,13 +41,13 @@ fn lanes_max4(value: vec4<f32>, position: u32) -> vec4<f32> {
     }
     if LANES > subgroup.w {
         if subgroup.y == 0u {
-            team_values[subgroup.x] = most;
+            workgroup_values[subgroup.x] = most;
         }
         workgroupBarrier();
         let count = LANES / subgroup.w;
         let first = position / LANES * count;
         for (var i = 0u; i < count; i++) {
-            most = max(most, team_values[first + i]);
+            most = max(most, workgroup_values[first + i]);
         }
         workgroupBarrier();
     }

@@ -16,12 +16,12 @@ var<immediate> p: Params;
 @group(0) @binding(1) var<storage, read> bias: array<f32>;
 @group(0) @binding(2) var<storage, read_write> out: array<f32>;
 
-@compute @workgroup_size(TEAM)
-fn main(@builtin(workgroup_id) group: vec3<u32>, $TEAM_ARGUMENTS) {
-    $TEAM_SETUP
+@compute @workgroup_size(THREADS)
+fn main(@builtin(workgroup_id) group: vec3<u32>, $WORKGROUP_ARGUMENTS) {
+    $WORKGROUP_SETUP
     let at = position(t);
     let lane = at % LANES;
-    let n = (folded(group) * (TEAM / LANES) + at / LANES) * 4u;
+    let n = (folded(group) * (THREADS / LANES) + at / LANES) * 4u;
     let four = min(vec4<u32>(n, n + 1u, n + 2u, n + 3u), vec4<u32>(p.outputs - 1u));
     let first = group.y * TOKENS;
     var rows: array<u32, TOKENS>;

@@ -19,11 +19,11 @@ var<immediate> p: Params;
 @group(0) @binding(3) var<storage, read_write> out_2: array<f32>;
 @group(0) @binding(4) var<storage, read_write> out_3: array<f32>;
 
-const PER_GROUP = TEAM / LANES * 4u;
+const PER_GROUP = THREADS / LANES * 4u;
 
-@compute @workgroup_size(TEAM)
-fn main(@builtin(workgroup_id) group: vec3<u32>, $TEAM_ARGUMENTS) {
-    $TEAM_SETUP
+@compute @workgroup_size(THREADS)
+fn main(@builtin(workgroup_id) group: vec3<u32>, $WORKGROUP_ARGUMENTS) {
+    $WORKGROUP_SETUP
     var product = p.w_0;
     var which = 0u;
     var left = folded(group);
@@ -45,7 +45,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, $TEAM_ARGUMENTS) {
     }
     let at = position(t);
     let lane = at % LANES;
-    let n = (left * (TEAM / LANES) + at / LANES) * 4u;
+    let n = (left * (THREADS / LANES) + at / LANES) * 4u;
     let four = min(vec4<u32>(n, n + 1u, n + 2u, n + 3u), vec4<u32>(max(product.w, 1u) - 1u));
     let first = group.y * TOKENS;
     var rows: array<u32, TOKENS>;

@@ -26,7 +26,7 @@ var<immediate> p: Params;
 var<workgroup> x_tile: array<vec4<f32>, 512>;
 var<workgroup> w_tile: array<vec4<f32>, 512>;
 
-@compute @workgroup_size(TEAM)
+@compute @workgroup_size(THREADS)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) t: u32) {
     var base = vec3<u32>(p.base_0, p.base_1, p.base_2);
     var first = p.tiles + group.y * 64u;

@@ -1,4 +1,4 @@
-// The TOP_K largest of a softmax over EXPERTS logits, by falling value, the lower id first on a tie, found by a team.
+// The TOP_K largest of a softmax over EXPERTS logits, by falling value, the lower id first on a tie, found by a workgroup.
 // A logit is held as an unsigned key that sorts as the float does. Each thread ranks experts of its own by counting
 // those that come before, so nobody waits between two choices.
 
@@ -27,7 +27,7 @@ fn rank(key: u32, e: u32) -> u32 {
 // Fills `chosen`; says whether all logits are numbers.
 fn choose(row: u32, t: u32) -> bool {
     var bad = 0.0;
-    for (var e = t; e < KEYS * 4u; e += TEAM) {
+    for (var e = t; e < KEYS * 4u; e += THREADS) {
         var key = 0u;
         if e < EXPERTS {
             let bits = logits[row * EXPERTS + e];
@@ -39,9 +39,9 @@ fn choose(row: u32, t: u32) -> bool {
         }
         keys[e / 4u][e % 4u] = key;
     }
-    bad = team_max(bad, t);
+    bad = workgroup_max(bad, t);
     workgroupBarrier();
-    for (var e = t; e < EXPERTS; e += TEAM) {
+    for (var e = t; e < EXPERTS; e += THREADS) {
         let key = keys[e / 4u][e % 4u];
         let place = rank(key, e);
         if place < TOP_K {
@@ -61,17 +61,17 @@ fn store_routes(row: u32, good: bool, t: u32) {
     let most = logit(chosen[0].x);
     var own = 0.0;
     if NORMALISE == 0u {
-        for (var e = t; e < EXPERTS; e += TEAM) {
+        for (var e = t; e < EXPERTS; e += THREADS) {
             own += exp(logit(keys[e / 4u][e % 4u]) - most);
         }
     }
-    var sum = team_sum(own, t);
+    var sum = workgroup_sum(own, t);
     if NORMALISE == 1u {
         for (var c = 0u; c < TOP_K; c++) {
             sum += exp(logit(chosen[c].x) - most);
         }
     }
-    for (var c = t; c < TOP_K; c += TEAM) {
+    for (var c = t; c < TOP_K; c += THREADS) {
         let weight = bitcast<u32>(exp(logit(chosen[c].x) - most) / sum);
         ids[row * TOP_K + c] = chosen_expert(c);
         weights[row * TOP_K + c] = select(0x7fc00000u, weight, good);

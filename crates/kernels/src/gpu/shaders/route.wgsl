@@ -1,7 +1,7 @@
 // What a router chooses for each row: ids, weights, and with TILES also the table of `gate_up` and `down` for each group
 // of experts that share buffers: tile i is part i with its expert. The lookup has ten words an expert and group: the nine
 // bases, and 1 if its weights are in the group's buffers; tiles of the others have no entries. The entries follow the
-// tiles of all groups. A team a row.
+// tiles of all groups. A workgroup a row.
 
 struct Params {
     rows: u32,
@@ -16,7 +16,7 @@ var<immediate> p: Params;
 
 fn tiles(row: u32, t: u32) {
     let parts = p.rows * TOP_K;
-    for (var item = t; item < p.groups * TOP_K; item += TEAM) {
+    for (var item = t; item < p.groups * TOP_K; item += THREADS) {
         let c = item % TOP_K;
         let part = row * TOP_K + c;
         let expert = (item / TOP_K * EXPERTS + chosen_expert(c)) * 10u;
@@ -32,9 +32,9 @@ fn tiles(row: u32, t: u32) {
     }
 }
 
-@compute @workgroup_size(TEAM)
-fn main(@builtin(workgroup_id) group: vec3<u32>, $TEAM_ARGUMENTS) {
-    $TEAM_SETUP
+@compute @workgroup_size(THREADS)
+fn main(@builtin(workgroup_id) group: vec3<u32>, $WORKGROUP_ARGUMENTS) {
+    $WORKGROUP_SETUP
     let row = folded(group);
     if row >= p.rows {
         return;

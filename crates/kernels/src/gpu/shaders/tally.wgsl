@@ -2,7 +2,7 @@
 
 @group(0) @binding(0) var<storage, read_write> words: array<u32>;
 
-@compute @workgroup_size(TEAM)
+@compute @workgroup_size(THREADS)
 fn main() {
     var sum = words[0] * 747796405u + words[1];
     for (var i = 8u; i < 16u; i++) {

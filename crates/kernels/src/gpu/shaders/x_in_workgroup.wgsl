@@ -1,9 +1,9 @@
-// A team prepares a row of activations in its own memory, X_CHUNKS steps at a time.
+// A workgroup prepares a row of activations in its own memory, X_CHUNKS steps at a time.
 
 // A multiple of every LANES.
 const X_CHUNKS = 128u;
 // Words of a full load that a thread prepares.
-const X_WORDS = X_CHUNKS * 8u / TEAM;
+const X_WORDS = X_CHUNKS * 8u / THREADS;
 
 // High and low bytes of both halves, step by step: neighbours in a subgroup read neighbours.
 var<workgroup> x_bytes: array<vec4<u32>, 4u * X_CHUNKS>;
@@ -17,16 +17,16 @@ fn x_take(row: u32, first: u32, count: u32, cols: u32, at: u32) {
     let words = count * 8u;
     var loaded: array<vec4<f32>, X_WORDS>;
     for (var i = 0u; i < X_WORDS; i++) {
-        if i * TEAM < words {
-            let item = min(i * TEAM + at, words - 1u);
+        if i * THREADS < words {
+            let item = min(i * THREADS + at, words - 1u);
             loaded[i] = x_word(row, first + item / 8u, item % 8u, cols);
         }
     }
     for (var i = 0u; i < X_WORDS; i++) {
-        if i * TEAM < words {
+        if i * THREADS < words {
             let word = integers(loaded[i], at);
-            if i * TEAM + at < words {
-                x_put(word, i * TEAM + at);
+            if i * THREADS + at < words {
+                x_put(word, i * THREADS + at);
             }
         }
     }
