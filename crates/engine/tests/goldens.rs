@@ -118,7 +118,8 @@ fn check_set(dir: &Path, backend: Option<&Arc<dyn Backend>>) -> (f32, f64) {
 
 fn check_all(backend: Option<Arc<dyn Backend>>, wanted: impl Fn(&str) -> bool) {
     for dir in golden_dirs() {
-        let set = dir.strip_prefix(common::root().join("testdata/goldens")).unwrap_or(&dir).display().to_string();
+        let set =
+            dir.strip_prefix(common::root().join("testdata/goldens")).unwrap_or(&dir).display().to_string();
         if wanted(&set) {
             let (max, rel) = check_set(&dir, backend.as_ref());
             println!("{set:<32} max abs {max:.1e}  rel rms {rel:.1e}");
