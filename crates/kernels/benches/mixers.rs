@@ -11,8 +11,8 @@ use files::Format;
 use tidemill_kernels::buffer::{Tensor, View, Weight};
 use tidemill_kernels::cpu::{Cpu, CpuOptions};
 use tidemill_kernels::ops::{
-    AttentionSpec, Backend, DeltaInput, DeltaSpec, KvCache, KvFormat, Precision, RopeSpec, RouteBuffers,
-    RouteSpec, Segment,
+    AttentionSpec, Backend, DeltaInput, DeltaSpec, KvCache, KvFormat, PAGE, Precision, RopeSpec,
+    RouteBuffers, RouteSpec, Segment,
 };
 
 /// Bytes that the read roof is measured with: larger than a last-level cache.
@@ -30,8 +30,17 @@ fn tensor(cpu: &Cpu, rows: usize, cols: usize) -> Tensor {
     tensor
 }
 
-fn all(rows: usize, position: usize) -> Segment {
-    Segment { rows: 0..rows, position }
+/// All rows, of one sequence, in as many pages as it needs.
+fn all(rows: usize, position: usize) -> [Segment; 1] {
+    let pages = (0..(position + rows).div_ceil(PAGE) as u32).collect();
+    [Segment { rows: 0..rows, position, pages, slot: 0 }]
+}
+
+/// One row each of several sequences, in whose pages no neighbours follow one another.
+fn each(sequences: usize, position: usize) -> Vec<Segment> {
+    let own = position / PAGE + 1;
+    let pages = |s: usize| (0..own).map(|page| (page * sequences + s) as u32).collect();
+    (0..sequences).map(|s| Segment { rows: s..s + 1, position, pages: pages(s), slot: s as u32 }).collect()
 }
 
 /// Calls `run` with each of as many equal parts of `data` as there are threads, each on its own thread.
@@ -108,14 +117,15 @@ fn multiply_add_roof(_: &mut Criterion) {}
 /// Heads, KV heads, head size: as in the large hybrids, and as in most dense models.
 const HEADS: [(usize, usize, usize); 3] = [(32, 2, 256), (32, 8, 128), (16, 16, 64)];
 
-fn cache(cpu: &Cpu, kv_heads: usize, head_dim: usize, capacity: usize, format: KvFormat) -> KvCache {
-    let bytes = KvCache::bytes(kv_heads, head_dim, capacity, format) / 2;
+fn cache(cpu: &Cpu, kv_heads: usize, head_dim: usize, positions: usize, format: KvFormat) -> KvCache {
+    let pages = positions.div_ceil(PAGE);
+    let bytes = pages * KvCache::page_bytes(kv_heads, head_dim, format) / 2;
     let (keys, values) = (cpu.alloc(bytes).unwrap(), cpu.alloc(bytes).unwrap());
-    let mut cache = KvCache { keys, values, kv_heads, head_dim, capacity, format };
-    let rows = 256;
-    let (k, v) = (tensor(cpu, rows, kv_heads * head_dim), tensor(cpu, rows, kv_heads * head_dim));
-    for position in (0..capacity).step_by(rows) {
-        cpu.kv_append(&k, &v, &all(rows.min(capacity - position), position), &mut cache).unwrap();
+    let mut cache = KvCache { keys, values, kv_heads, head_dim, pages, format };
+    let (k, v) = (tensor(cpu, PAGE, kv_heads * head_dim), tensor(cpu, PAGE, kv_heads * head_dim));
+    for page in 0..pages as u32 {
+        let segment = Segment { rows: 0..PAGE, pages: vec![page], ..Segment::default() };
+        cpu.kv_append(&k, &v, &[segment], &mut cache).unwrap();
     }
     cache
 }
@@ -124,22 +134,25 @@ fn attention_spec(heads: usize, head_dim: usize) -> AttentionSpec {
     AttentionSpec { heads, head_dim, gated: false, scale: 1.0 / (head_dim as f32).sqrt() }
 }
 
-/// One row over a long context: bytes of the cache.
+/// One row of one sequence, or of each of four, over a long context: bytes of the cache.
 fn attention_decode(c: &mut Criterion) {
     for threads in [1, 2] {
         let cpu = cpu(threads);
-        for positions in [1 << 10, 8 << 10, 32 << 10] {
-            let mut group = c.benchmark_group(format!("attention decode {threads} threads {positions}"));
+        for (sequences, positions) in [(1, 1 << 10), (1, 8 << 10), (1, 32 << 10), (4, 2 << 10)] {
+            let of = if sequences == 1 { String::new() } else { format!(" of {sequences}") };
+            let name = format!("attention decode{of} {threads} threads {positions}");
+            let mut group = c.benchmark_group(name);
             for (heads, kv_heads, dim) in HEADS {
                 for format in FORMATS {
-                    let cache = cache(&cpu, kv_heads, dim, positions, format);
-                    let (q, mut out) = (tensor(&cpu, 1, heads * dim), tensor(&cpu, 1, heads * dim));
-                    let (segment, spec) = (all(1, positions - 1), attention_spec(heads, dim));
-                    let bytes = KvCache::bytes(kv_heads, dim, positions, format);
+                    let cache = cache(&cpu, kv_heads, dim, sequences * positions, format);
+                    let (q, mut out) =
+                        (tensor(&cpu, sequences, heads * dim), tensor(&cpu, sequences, heads * dim));
+                    let (segments, spec) = (each(sequences, positions - 1), attention_spec(heads, dim));
+                    let bytes = sequences * positions / PAGE * KvCache::page_bytes(kv_heads, dim, format);
                     group.throughput(Throughput::Bytes(bytes as u64));
                     let id = BenchmarkId::new(format!("{heads}x{kv_heads}x{dim}"), format!("{format:?}"));
                     group.bench_function(id, |b| {
-                        b.iter(|| cpu.attention(&q, &segment, &cache, &spec, &mut out).unwrap());
+                        b.iter(|| cpu.attention(&q, &segments, &cache, &spec, &mut out).unwrap());
                     });
                 }
             }
@@ -160,12 +173,12 @@ fn attention_prefill(c: &mut Criterion) {
             for format in FORMATS {
                 let cache = cache(&cpu, kv_heads, dim, before + rows, format);
                 let (q, mut out) = (tensor(&cpu, rows, heads * dim), tensor(&cpu, rows, heads * dim));
-                let (segment, spec) = (all(rows, before), attention_spec(heads, dim));
+                let (segments, spec) = (all(rows, before), attention_spec(heads, dim));
                 let pairs = rows * before + rows * (rows + 1) / 2;
                 group.throughput(Throughput::Elements((4 * pairs * heads * dim) as u64));
                 let id = BenchmarkId::new(format!("{heads}x{kv_heads}x{dim}"), format!("{format:?}"));
                 group.bench_function(id, |b| {
-                    b.iter(|| cpu.attention(&q, &segment, &cache, &spec, &mut out).unwrap());
+                    b.iter(|| cpu.attention(&q, &segments, &cache, &spec, &mut out).unwrap());
                 });
             }
         }
@@ -173,32 +186,34 @@ fn attention_prefill(c: &mut Criterion) {
     }
 }
 
-/// The delta rule: bytes of state read and written for one row, operations (seven a state value) for many. The
-/// state is that of 32 layers, as a model has them, so that one row finds none of it in a cache.
+/// The delta rule: bytes of state read and written for one row of each sequence, operations (seven a state value) for
+/// many. The state is that of 32 layers, as a model has them, so that one row finds none of it in a cache.
 fn delta_rule(c: &mut Criterion) {
     let spec =
         DeltaSpec { key_heads: 16, value_heads: 32, key_head_dim: 128, value_head_dim: 128, tiled: false };
     let values = spec.value_heads * spec.key_head_dim * spec.value_head_dim;
     for threads in [1, 2] {
         let cpu = cpu(threads);
-        let mut states: Vec<Tensor> = (0..32).map(|_| tensor(&cpu, spec.value_heads, values / 32)).collect();
-        for rows in [1, 4, 256] {
-            let qkv = tensor(&cpu, rows, spec.channels());
-            let (a, b) = (tensor(&cpu, rows, spec.value_heads), tensor(&cpu, rows, spec.value_heads));
+        let mut states: Vec<Tensor> = (0..32).map(|_| tensor(&cpu, 4, values)).collect();
+        for (sequences, rows) in [(1, 1), (4, 1), (1, 4), (1, 256)] {
+            let all_rows = sequences * rows;
+            let qkv = tensor(&cpu, all_rows, spec.channels());
+            let (a, b) = (tensor(&cpu, all_rows, spec.value_heads), tensor(&cpu, all_rows, spec.value_heads));
             let mut decay = tensor(&cpu, 1, spec.value_heads);
             decay.host_mut().unwrap().fill(-0.3);
             let dt_bias = tensor(&cpu, 1, spec.value_heads);
-            let mut out = tensor(&cpu, rows, spec.value_heads * spec.value_head_dim);
-            let segment = all(rows, 0);
+            let mut out = tensor(&cpu, all_rows, spec.value_heads * spec.value_head_dim);
+            let segments = if rows == 1 { each(sequences, 0) } else { all(rows, 0).to_vec() };
             let input =
-                DeltaInput { segment: &segment, qkv: &qkv, a: &a, b: &b, decay: &decay, dt_bias: &dt_bias };
+                DeltaInput { segments: &segments, qkv: &qkv, a: &a, b: &b, decay: &decay, dt_bias: &dt_bias };
             let mut group = c.benchmark_group(format!("delta rule {threads} threads"));
             group.throughput(match rows {
-                1 => Throughput::Bytes(2 * 4 * values as u64),
+                1 => Throughput::Bytes((2 * 4 * sequences * values) as u64),
                 _ => Throughput::Elements((7 * rows * values) as u64),
             });
+            let of = if sequences == 1 { String::new() } else { format!(" of {sequences} sequences") };
             let mut layer = 0;
-            group.bench_function(BenchmarkId::from_parameter(format!("{rows} rows")), |bench| {
+            group.bench_function(BenchmarkId::from_parameter(format!("{rows} rows{of}")), |bench| {
                 bench.iter(|| {
                     layer = (layer + 1) % states.len();
                     cpu.delta_rule(&input, &spec, &mut states[layer], &mut out).unwrap();
@@ -240,7 +255,7 @@ fn small_ops(c: &mut Criterion) {
                 cpu.norm_rope(&mut out, &all(rows, 5000), &spec, &frequencies, norm).unwrap();
             });
         });
-        let (taps, mut state) = (tensor(&cpu, 4096, 4), tensor(&cpu, 3, 4096));
+        let (taps, mut state) = (tensor(&cpu, 4096, 4), tensor(&cpu, 1, 3 * 4096));
         group.bench_function("short_conv", |b| {
             b.iter(|| cpu.short_conv(&x, &taps, &all(rows, 0), &mut state, &mut out).unwrap());
         });

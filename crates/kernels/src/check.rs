@@ -1,11 +1,13 @@
 //! Shape checks that every backend makes before it trusts its arguments.
 
+use std::ops::Range;
+
 use files::{Error, Result};
 
 use crate::buffer::{Block, Tensor, Weight};
 use crate::ops::{
-    AttentionSpec, Convolution, DeltaInput, DeltaSpec, ExpertBatch, ExpertTable, Gate, KvCache, Product,
-    RopeSpec, RouteBuffers, RouteSpec, RoutedLayer, RoutedOutput, Segment, SharedOutput,
+    AttentionSpec, Convolution, DeltaInput, DeltaSpec, ExpertBatch, ExpertTable, Gate, KvCache, PAGE,
+    Product, RopeSpec, RouteBuffers, RouteSpec, RoutedLayer, RoutedOutput, Segment, SharedOutput, rows_of,
 };
 
 fn fail<T>(op: &str, what: String) -> Result<T> {
@@ -23,18 +25,56 @@ fn want_vector(op: &str, name: &str, t: &Tensor, len: usize) -> Result<()> {
     if t.len() == len { Ok(()) } else { fail(op, format!("{name} has {} values, expected {len}", t.len())) }
 }
 
-fn want_segment(op: &str, segment: &Segment, rows: usize) -> Result<()> {
-    if segment.rows.start <= segment.rows.end && segment.rows.end <= rows {
-        return Ok(());
+/// Segments in the order of their rows, each row in one of them.
+fn want_segments(op: &str, segments: &[Segment], rows: usize) -> Result<()> {
+    let mut end = 0;
+    for segment in segments {
+        if segment.rows.start > segment.rows.end || segment.rows.end > rows {
+            return fail(op, format!("segment {:?} leaves {rows} rows", segment.rows));
+        }
+        if segment.rows.start < end {
+            return fail(op, format!("segment {:?} comes after row {end}", segment.rows));
+        }
+        end = segment.rows.end;
     }
-    fail(op, format!("segment {:?} leaves {rows} rows", segment.rows))
+    Ok(())
 }
 
-fn want_cache(op: &str, cache: &KvCache) -> Result<()> {
+/// Pages for all positions of all segments.
+fn want_pages(op: &str, segments: &[Segment], cache: &KvCache) -> Result<()> {
     cache.format.check(cache.head_dim)?;
-    let bytes = KvCache::bytes(cache.kv_heads, cache.head_dim, cache.capacity, cache.format) / 2;
+    let bytes = cache.pages * KvCache::page_bytes(cache.kv_heads, cache.head_dim, cache.format) / 2;
     let least = cache.keys.bytes().min(cache.values.bytes());
-    if least < bytes { fail(op, format!("{least} bytes do not hold a cache of {bytes}")) } else { Ok(()) }
+    if least < bytes {
+        return fail(op, format!("{least} bytes do not hold a cache of {bytes}"));
+    }
+    for segment in segments {
+        let Some(pages) = segment.pages.get(..segment.end().div_ceil(PAGE)) else {
+            return fail(op, format!("position {} is past {} pages", segment.end(), segment.pages.len()));
+        };
+        if let Some(page) = pages.iter().find(|&&page| page as usize >= cache.pages) {
+            return fail(op, format!("page {page} of {}", cache.pages));
+        }
+    }
+    Ok(())
+}
+
+/// Numbers of which none may be there twice: rows of several threads would be written over each other.
+fn want_distinct(op: &str, what: &str, mut numbers: Vec<u32>) -> Result<()> {
+    numbers.sort_unstable();
+    match numbers.windows(2).find(|pair| pair[0] == pair[1]) {
+        Some(pair) => fail(op, format!("{what} {} is written by two sequences", pair[0])),
+        None => Ok(()),
+    }
+}
+
+/// A state for each segment that has rows.
+fn want_slots(op: &str, segments: &[Segment], slots: usize) -> Result<()> {
+    let used: Vec<u32> = segments.iter().filter(|s| !s.rows.is_empty()).map(|s| s.slot).collect();
+    if let Some(slot) = used.iter().find(|&&slot| slot as usize >= slots) {
+        return fail(op, format!("state {slot} of {slots}"));
+    }
+    want_distinct(op, "state", used)
 }
 
 /// Checks [`crate::Backend::embed`].
@@ -79,12 +119,12 @@ pub fn gather_rows(x: &Tensor, rows: &[u32], out: &Tensor) -> Result<()> {
 /// Checks [`crate::Backend::norm_rope`].
 pub fn norm_rope(
     x: &Tensor,
-    segment: &Segment,
+    segments: &[Segment],
     spec: &RopeSpec,
     frequencies: &Tensor,
     norm: Option<(&Tensor, f32)>,
 ) -> Result<()> {
-    want_segment("norm_rope", segment, x.rows())?;
+    want_segments("norm_rope", segments, x.rows())?;
     want("norm_rope", "x", x, x.rows(), spec.heads * spec.head_stride)?;
     if spec.head_dim == 0
         || spec.head_dim > spec.head_stride
@@ -101,27 +141,26 @@ pub fn norm_rope(
 }
 
 /// Checks [`crate::Backend::kv_append`].
-pub fn kv_append(k: &Tensor, v: &Tensor, segment: &Segment, cache: &KvCache) -> Result<()> {
-    want_segment("kv_append", segment, k.rows())?;
-    want("kv_append", "k", k, k.rows(), cache.kv_heads * cache.head_dim)?;
-    want("kv_append", "v", v, k.rows(), cache.kv_heads * cache.head_dim)?;
-    want_cache("kv_append", cache)?;
-    if segment.position + segment.rows.len() > cache.capacity {
-        let end = segment.position + segment.rows.len();
-        return fail("kv_append", format!("position {end} is past the cache's {}", cache.capacity));
-    }
-    Ok(())
+pub fn kv_append(k: &Tensor, v: &Tensor, segments: &[Segment], cache: &KvCache) -> Result<()> {
+    let op = "kv_append";
+    want_segments(op, segments, k.rows())?;
+    want(op, "k", k, k.rows(), cache.kv_heads * cache.head_dim)?;
+    want(op, "v", v, k.rows(), cache.kv_heads * cache.head_dim)?;
+    want_pages(op, segments, cache)?;
+    let written = segments.iter().filter(|s| !s.rows.is_empty());
+    let written = written.flat_map(|s| &s.pages[s.position / PAGE..s.end().div_ceil(PAGE)]);
+    want_distinct(op, "page", written.copied().collect())
 }
 
 /// Checks [`crate::Backend::attention`].
 pub fn attention(
     q: &Tensor,
-    segment: &Segment,
+    segments: &[Segment],
     cache: &KvCache,
     spec: &AttentionSpec,
     out: &Tensor,
 ) -> Result<()> {
-    want_segment("attention", segment, q.rows())?;
+    want_segments("attention", segments, q.rows())?;
     if cache.kv_heads == 0
         || spec.head_dim == 0
         || spec.head_dim != cache.head_dim
@@ -129,12 +168,9 @@ pub fn attention(
     {
         return fail("attention", format!("{spec:?} does not fit {} heads of the cache", cache.kv_heads));
     }
-    want_cache("attention", cache)?;
+    want_pages("attention", segments, cache)?;
     let stride = spec.head_dim * (1 + usize::from(spec.gated));
     want("attention", "q", q, q.rows(), spec.heads * stride)?;
-    if segment.position + segment.rows.len() > cache.capacity {
-        return fail("attention", format!("{segment:?} is past the cache's {} positions", cache.capacity));
-    }
     want("attention", "out", out, q.rows(), spec.heads * spec.head_dim)
 }
 
@@ -142,17 +178,18 @@ pub fn attention(
 pub fn short_conv(
     x: &Tensor,
     weight: &Tensor,
-    segment: &Segment,
+    segments: &[Segment],
     state: &Tensor,
     out: &Tensor,
 ) -> Result<()> {
-    want_segment("short_conv", segment, x.rows())?;
+    want_segments("short_conv", segments, x.rows())?;
     let kernel = weight.cols();
     if kernel == 0 {
         return fail("short_conv", "the kernel is empty".into());
     }
     want("short_conv", "weight", weight, x.cols(), kernel)?;
-    want("short_conv", "state", state, kernel - 1, x.cols())?;
+    want("short_conv", "state", state, state.rows(), (kernel - 1) * x.cols())?;
+    want_slots("short_conv", segments, state.rows())?;
     want("short_conv", "out", out, x.rows(), x.cols())
 }
 
@@ -162,14 +199,14 @@ pub fn linears_conv(x: &Tensor, products: &[Product<'_>], conv: &Convolution<'_>
         linear(x, product.weight, product.bias, product.out)?;
     }
     let Some(first) = products.first() else { return fail("linears_conv", "there is no product".into()) };
-    short_conv(first.out, conv.weight, conv.segment, conv.state, conv.out)
+    short_conv(first.out, conv.weight, conv.segments, conv.state, conv.out)
 }
 
 /// Checks [`crate::Backend::delta_rule`].
 pub fn delta_rule(input: &DeltaInput<'_>, spec: &DeltaSpec, state: &Tensor, out: &Tensor) -> Result<()> {
     let op = "delta_rule";
     let rows = input.qkv.rows();
-    want_segment(op, input.segment, rows)?;
+    want_segments(op, input.segments, rows)?;
     if spec.key_heads == 0 || !spec.value_heads.is_multiple_of(spec.key_heads) {
         return fail(op, format!("{spec:?}: value heads must be a multiple of key heads"));
     }
@@ -181,7 +218,8 @@ pub fn delta_rule(input: &DeltaInput<'_>, spec: &DeltaSpec, state: &Tensor, out:
     want(op, "b", input.b, rows, spec.value_heads)?;
     want_vector(op, "decay", input.decay, spec.value_heads)?;
     want_vector(op, "dt_bias", input.dt_bias, spec.value_heads)?;
-    want(op, "state", state, spec.value_heads, spec.key_head_dim * spec.value_head_dim)?;
+    want(op, "state", state, state.rows(), spec.value_heads * spec.key_head_dim * spec.value_head_dim)?;
+    want_slots(op, input.segments, state.rows())?;
     want(op, "out", out, rows, spec.value_heads * spec.value_head_dim)
 }
 
@@ -195,8 +233,8 @@ pub fn gated_delta_rule(
 ) -> Result<()> {
     let op = "gated_delta_rule";
     delta_rule(input, spec, state, out)?;
-    if input.segment.rows != (0..out.rows()) {
-        return fail(op, format!("segment {:?} is not all of {} rows", input.segment.rows, out.rows()));
+    if rows_of(input.segments) != out.rows() {
+        return fail(op, format!("{} rows of {} are in a segment", rows_of(input.segments), out.rows()));
     }
     if gate.weight.len() != spec.value_head_dim {
         return fail(op, format!("a norm of {} values for {spec:?}", gate.weight.len()));
@@ -256,11 +294,31 @@ pub fn expert_mlp(x: &Tensor, experts: &[ExpertBatch<'_>], parts: &Tensor) -> Re
 }
 
 /// Checks [`crate::Backend::copy`].
-pub fn copy(from: &Block, to: &Block) -> Result<()> {
-    if from.bytes() == to.bytes() {
-        return Ok(());
+pub fn copy(from: &Block, from_range: &Range<usize>, to: &Block, to_at: usize) -> Result<()> {
+    words("copy", from_range, from.bytes())?;
+    words("copy", &(to_at..to_at.saturating_add(from_range.len())), to.bytes())
+}
+
+/// Checks [`crate::Backend::copy_within`].
+pub fn copy_within(block: &Block, range: &Range<usize>, to_at: usize) -> Result<()> {
+    let to = to_at..to_at.saturating_add(range.len());
+    words("copy_within", range, block.bytes())?;
+    words("copy_within", &to, block.bytes())?;
+    if range.start < to.end && to.start < range.end {
+        return fail("copy_within", format!("{range:?} overlaps {to:?}"));
     }
-    fail("copy", format!("{} bytes to {}", from.bytes(), to.bytes()))
+    Ok(())
+}
+
+/// Whole words within so many bytes: what devices copy and clear.
+pub fn words(op: &str, range: &Range<usize>, bytes: usize) -> Result<()> {
+    if range.start > range.end || range.end > bytes {
+        return fail(op, format!("{range:?} leaves {bytes} bytes"));
+    }
+    if !range.start.is_multiple_of(4) || !range.end.is_multiple_of(4) {
+        return fail(op, format!("{range:?} is not whole words of 4 bytes"));
+    }
+    Ok(())
 }
 
 /// Checks [`crate::Backend::routed_mlp`].

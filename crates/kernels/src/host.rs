@@ -1,6 +1,7 @@
 //! Host memory behind the buffer handles: anonymous pages, zeroed by the system on first touch.
 
 use std::any::Any;
+use std::ops::Range;
 use std::ptr::NonNull;
 
 use files::{Error, Result};
@@ -136,22 +137,34 @@ pub fn read(block: &Block, offset: usize, out: &mut [u8]) -> Result<()> {
     Ok(())
 }
 
-/// Copies all of a block of host memory to another as large.
+/// Copies a range of a block of host memory to another.
 ///
 /// # Errors
-/// [`files::ErrorKind::InvalidRequest`] when it is not.
-pub fn copy(from: &Block, to: &mut Block) -> Result<()> {
-    check::copy(from, to)?;
-    to.host_mut::<u8>()?.copy_from_slice(from.host::<u8>()?);
+/// [`files::ErrorKind::InvalidRequest`] when either leaves its block.
+pub fn copy(from: &Block, from_range: Range<usize>, to: &mut Block, to_at: usize) -> Result<()> {
+    check::copy(from, &from_range, to, to_at)?;
+    let from = &from.host::<u8>()?[from_range];
+    to.host_mut::<u8>()?[to_at..][..from.len()].copy_from_slice(from);
     Ok(())
 }
 
-/// Makes a block of host memory zero.
+/// Copies a range of a block of host memory to another place in it.
 ///
 /// # Errors
-/// [`files::ErrorKind::InvalidRequest`] when it is not in the host's memory.
-pub fn clear(block: &mut Block) -> Result<()> {
-    block.host_mut::<u8>()?.fill(0);
+/// [`files::ErrorKind::InvalidRequest`] when either leaves the block, or they overlap.
+pub fn copy_within(block: &mut Block, range: Range<usize>, to_at: usize) -> Result<()> {
+    check::copy_within(block, &range, to_at)?;
+    block.host_mut::<u8>()?.copy_within(range, to_at);
+    Ok(())
+}
+
+/// Makes a range of a block of host memory zero.
+///
+/// # Errors
+/// [`files::ErrorKind::InvalidRequest`] when it leaves the block, or is not in the host's memory.
+pub fn clear(block: &mut Block, range: Range<usize>) -> Result<()> {
+    check::words("clear", &range, block.bytes())?;
+    block.host_mut::<u8>()?[range].fill(0);
     Ok(())
 }
 

@@ -9,6 +9,7 @@
 mod device;
 mod experts;
 mod recorded;
+mod segment;
 
 use std::any::Any;
 use std::ops::Range;
@@ -21,6 +22,7 @@ pub use experts::{
     Routes, SharedOutput,
 };
 pub use recorded::Recorded;
+pub use segment::{PAGE, Segment, rows_of};
 
 use crate::buffer::{Block, Buffer, Tensor, Weight};
 use crate::check;
@@ -66,15 +68,6 @@ impl KvFormat {
     }
 }
 
-/// Consecutive tokens of one sequence within a step: rows `rows` hold positions `position ..`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Segment {
-    /// Rows of the step's tensors.
-    pub rows: Range<usize>,
-    /// Position of the first of them in its sequence.
-    pub position: usize,
-}
-
 /// Where the heads lie in a row, and how positions rotate them.
 #[derive(Clone, Debug)]
 pub struct RopeSpec {
@@ -92,7 +85,7 @@ pub struct RopeSpec {
     pub amplitude: f32,
 }
 
-/// Keys and values of one sequence in one layer: `[kv_heads, capacity]` heads each, as [`KvFormat::head_bytes`] says.
+/// Keys and values of all sequences in one layer: `[pages, kv_heads, PAGE]` heads each, as [`KvFormat::head_bytes`] says.
 #[derive(Debug)]
 pub struct KvCache {
     /// Keys, rotated.
@@ -103,16 +96,21 @@ pub struct KvCache {
     pub kv_heads: usize,
     /// Values of a head.
     pub head_dim: usize,
-    /// Positions that fit.
-    pub capacity: usize,
+    /// Pages that fit.
+    pub pages: usize,
     /// Number format of both.
     pub format: KvFormat,
 }
 
 impl KvCache {
-    /// Bytes of keys and values together for one cache of this shape.
-    pub fn bytes(kv_heads: usize, head_dim: usize, capacity: usize, format: KvFormat) -> usize {
-        2 * kv_heads * capacity * format.head_bytes(head_dim)
+    /// Bytes of a page, keys and values together.
+    pub fn page_bytes(kv_heads: usize, head_dim: usize, format: KvFormat) -> usize {
+        2 * kv_heads * PAGE * format.head_bytes(head_dim)
+    }
+
+    /// The number of the head `kv_head` of position `position`, among all of keys or of values.
+    pub fn head(&self, pages: &[u32], kv_head: usize, position: usize) -> usize {
+        (pages[position / PAGE] as usize * self.kv_heads + kv_head) * PAGE + position % PAGE
     }
 }
 
@@ -176,8 +174,8 @@ pub struct Convolution<'a> {
     /// `[channels, kernel]`
     pub weight: &'a Tensor,
     /// The tokens.
-    pub segment: &'a Segment,
-    /// `[kernel - 1, channels]`
+    pub segments: &'a [Segment],
+    /// `[slots, (kernel - 1) * channels]`
     pub state: &'a mut Tensor,
     /// `[rows, channels]`
     pub out: &'a mut Tensor,
@@ -329,11 +327,14 @@ pub trait Backend: Send + Sync {
     /// Copies from `block`, from byte `offset`, to `out`. Waits for all ops before it.
     fn read(&self, block: &Block, offset: usize, out: &mut [u8]) -> Result<()>;
 
-    /// Copies all of `from` to `to`, which has as many bytes.
-    fn copy(&self, from: &Block, to: &mut Block) -> Result<()>;
+    /// Copies the bytes `from_range` of `from` to `to`, from byte `to_at` on; all in whole words of 4 bytes.
+    fn copy(&self, from: &Block, from_range: Range<usize>, to: &mut Block, to_at: usize) -> Result<()>;
 
-    /// Makes all bytes of `block` zero.
-    fn clear(&self, block: &mut Block) -> Result<()>;
+    /// Copies the bytes `range` of `block` to its bytes from `to_at` on; both in whole words of 4 bytes, and apart.
+    fn copy_within(&self, block: &mut Block, range: Range<usize>, to_at: usize) -> Result<()>;
+
+    /// Makes the bytes `range` of `block` zero, whole words of 4 bytes.
+    fn clear(&self, block: &mut Block, range: Range<usize>) -> Result<()>;
 
     // --- dense ops ------------------------------------------------------------------------------------------
 
@@ -356,7 +357,7 @@ pub trait Backend: Send + Sync {
     fn linears_conv(&self, x: &Tensor, products: &mut [Product<'_>], conv: Convolution<'_>) -> Result<()> {
         check::linears_conv(x, products, &conv)?;
         self.linears(x, products)?;
-        self.short_conv(products[0].out, conv.weight, conv.segment, conv.state, conv.out)
+        self.short_conv(products[0].out, conv.weight, conv.segments, conv.state, conv.out)
     }
 
     /// `x += y`, same shape.
@@ -373,44 +374,45 @@ pub trait Backend: Send + Sync {
 
     // --- attention ------------------------------------------------------------------------------------------
 
-    /// Norms (over `head_dim`, if `norm` = weight `[1, head_dim]` and eps) and rotates the heads of the segment's
+    /// Norms (over `head_dim`, if `norm` = weight `[1, head_dim]` and eps) and rotates the heads of the segments'
     /// rows in place: the pair `(a, b)` number `i` at position `p` becomes
     /// `(a cos t - b sin t, b cos t + a sin t)` with `t = p * frequencies[i]`; frequencies `[1, rotary_dim / 2]`.
     fn norm_rope(
         &self,
         x: &mut Tensor,
-        segment: &Segment,
+        segments: &[Segment],
         spec: &RopeSpec,
         frequencies: &Tensor,
         norm: Option<(&Tensor, f32)>,
     ) -> Result<()>;
 
-    /// Stores the segment's rows of `k` and `v`, `[rows, kv_heads * head_dim]`, at their positions.
-    fn kv_append(&self, k: &Tensor, v: &Tensor, segment: &Segment, cache: &mut KvCache) -> Result<()>;
+    /// Stores the segments' rows of `k` and `v`, `[rows, kv_heads * head_dim]`, at their positions. No page that is written
+    /// belongs to two segments.
+    fn kv_append(&self, k: &Tensor, v: &Tensor, segments: &[Segment], cache: &mut KvCache) -> Result<()>;
 
     /// [`Backend::norm_rope`] of queries and of keys, with the same `frequencies`, and [`Backend::kv_append`];
     /// what the keys' tensor holds afterwards is undefined.
     fn norm_rope_append(
         &self,
         heads: Heads<'_>,
-        segment: &Segment,
+        segments: &[Segment],
         turns: [Turn<'_>; 2],
         frequencies: &Tensor,
         cache: &mut KvCache,
     ) -> Result<()> {
         let [q, k] = turns;
-        self.norm_rope(heads.q, segment, q.spec, frequencies, q.norm)?;
-        self.norm_rope(heads.k, segment, k.spec, frequencies, k.norm)?;
-        self.kv_append(heads.k, heads.v, segment, cache)
+        self.norm_rope(heads.q, segments, q.spec, frequencies, q.norm)?;
+        self.norm_rope(heads.k, segments, k.spec, frequencies, k.norm)?;
+        self.kv_append(heads.k, heads.v, segments, cache)
     }
 
-    /// Causal attention of the segment's rows over the cache, which already holds them: for position p and head h,
+    /// Causal attention of the segments' rows over the cache, which already holds them: for position p and head h,
     /// `softmax_j<=p(scale * q . keys[j]) . values[j]`, times `sigmoid(gate)` if gated.
     /// q `[rows, heads * head_dim * (1 + gated)]`, out `[rows, heads * head_dim]`.
     fn attention(
         &self,
         q: &Tensor,
-        segment: &Segment,
+        segments: &[Segment],
         cache: &KvCache,
         spec: &AttentionSpec,
         out: &mut Tensor,
@@ -418,23 +420,25 @@ pub trait Backend: Send + Sync {
 
     // --- gated delta rule -----------------------------------------------------------------------------------
 
-    /// Causal depthwise convolution and SiLU over the segment's rows; `weight` `[channels, kernel]`, `state`
-    /// `[kernel - 1, channels]` holds the inputs before the segment, oldest first, and is advanced.
+    /// Causal depthwise convolution and SiLU over each segment's rows; `weight` `[channels, kernel]`, `state`
+    /// `[slots, (kernel - 1) * channels]` holds the inputs before each segment, oldest first, and is advanced. No two
+    /// segments have the same slot.
     fn short_conv(
         &self,
         x: &Tensor,
         weight: &Tensor,
-        segment: &Segment,
+        segments: &[Segment],
         state: &mut Tensor,
         out: &mut Tensor,
     ) -> Result<()>;
 
-    /// The gated delta rule (Yang et al. 2024) over the segment's rows, one token after the other, per value head
+    /// The gated delta rule (Yang et al. 2024) over each segment's rows, one token after the other, per value head
     /// with state `S [key_head_dim, value_head_dim]`:
     /// `S *= exp(g)`, `S += k (beta (v - S^T k))^T`, `out = S^T q`, where `beta = sigmoid(b)`,
     /// `g = decay * softplus(a + dt_bias)`, and q, k are divided by their norm, q also by `sqrt(key_head_dim)`.
     /// qkv `[rows, channels]` (queries, keys, values), a and b `[rows, value_heads]`, decay (negative) and dt_bias
-    /// `[1, value_heads]`, state `[value_heads, key_head_dim * value_head_dim]`,
+    /// `[1, value_heads]`, state `[slots, value_heads * key_head_dim * value_head_dim]`, where no two segments have the
+    /// same slot,
     /// out `[rows, value_heads * value_head_dim]`.
     fn delta_rule(
         &self,
@@ -541,7 +545,7 @@ pub trait Backend: Send + Sync {
 #[derive(Clone, Debug)]
 pub struct DeltaInput<'a> {
     /// The tokens.
-    pub segment: &'a Segment,
+    pub segments: &'a [Segment],
     /// `[rows, channels]`
     pub qkv: &'a Tensor,
     /// `[rows, value_heads]`

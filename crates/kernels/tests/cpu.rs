@@ -2,12 +2,13 @@
 
 use crate::common;
 
+use crate::common::attention::{Asked, Case, FORMATS, LONG, SEVERAL};
 use crate::common::{Encoded, Rig, Rng, output, same, tensor, values};
 use files::Format;
 #[cfg(unix)]
 use tidemill_kernels::buffer::{Buffer, DeviceMemory, View, Weight};
 use tidemill_kernels::cpu::{Cpu, CpuOptions, Isa};
-use tidemill_kernels::ops::{ExpertBatch, KvFormat, MlpWeights, Precision, RoutedRow};
+use tidemill_kernels::ops::{ExpertBatch, MlpWeights, Precision, RoutedRow};
 
 fn rigs() -> Vec<Rig> {
     rigs_of(|cpu| cpu)
@@ -112,20 +113,21 @@ fn attention_agrees_on_all_instruction_sets_and_threads() {
             formats: Format::all(),
         }
     };
-    let mut rng = common::Rng::new(31);
-    for format in [KvFormat::F32, KvFormat::F16, KvFormat::Q8] {
-        for (history, rows) in common::attention::LONG.into_iter().chain([(70, 40)]) {
-            let case = common::attention::Case::random(&mut rng, &Rig::reference(), format, history, rows);
-            let want = case.run(&rig(Isa::Portable, 1), &[rows]);
+    let mut rng = Rng::new(31);
+    let single = LONG.into_iter().chain([(70, 40)]).map(|(history, rows)| vec![(history, rows, 0)]);
+    let several = SEVERAL.into_iter().map(<[_]>::to_vec);
+    let all: Vec<Vec<Asked>> = single.chain(several).collect();
+    for format in FORMATS {
+        for asked in &all {
+            let case = Case::random(&mut rng, &Rig::reference(), format, asked);
+            let plan = case.work.plan(&mut rng);
+            let want = case.run(&rig(Isa::Portable, 1), &plan);
             for isa in Isa::available() {
                 for threads in [1, 2, 3] {
                     let rig = rig(isa, threads);
-                    common::same(
-                        &rig,
-                        &format!("{format:?} {history} + {rows}"),
-                        &case.run(&rig, &[rows]),
-                        &want,
-                    );
+                    for (got, want) in case.run(&rig, &plan).iter().zip(&want) {
+                        same(&rig, &case.to_string(), got, want);
+                    }
                 }
             }
         }

@@ -103,8 +103,9 @@ fn without_subgroups() {
         common::dense::rms_norm(&rig);
         common::dense::add_norm(&rig);
         common::dense::gated_norm(&rig);
-        common::attention::norm_rope_append(&rig);
+        common::rope::norm_rope_append(&rig);
         common::attention::attention(&rig);
+        common::attention::attention_of_several(&rig);
         common::recurrent::delta_rule(&rig);
         common::recurrent::gated_delta_rule(&rig);
         common::experts::route(&rig);
@@ -145,6 +146,7 @@ fn the_shortest_submissions() {
             common::experts::many_rows(&rig);
             common::experts::routed_mlp(&rig);
             common::attention::attention(&rig);
+            common::attention::attention_of_several(&rig);
         }
     }
 }

@@ -374,7 +374,7 @@ type Op = fn(&Rig);
 
 /// Ops that load weights come first.
 const OPS_WITH_WEIGHTS: usize = 8;
-const OPS: [(&str, Op); 28] = [
+const OPS: [(&str, Op); 30] = [
     ("linear", common::dense::linear),
     ("linears", common::dense::linears),
     ("linears_conv", common::recurrent::linears_conv),
@@ -383,16 +383,18 @@ const OPS: [(&str, Op); 28] = [
     ("route", common::experts::route),
     ("routed_mlp", common::experts::routed_mlp),
     ("routed_layer", common::experts::routed_layer),
-    ("copies", common::dense::copies),
+    ("copies", common::copies::copies),
+    ("copies_of_ranges", common::copies::copies_of_ranges),
     ("embed", common::dense::embed),
     ("rms_norm", common::dense::rms_norm),
     ("add", common::dense::add),
     ("add_norm", common::dense::add_norm),
     ("gather_rows", common::dense::gather_rows),
     ("gated_norm", common::dense::gated_norm),
-    ("norm_rope", common::attention::norm_rope),
-    ("norm_rope_append", common::attention::norm_rope_append),
+    ("norm_rope", common::rope::norm_rope),
+    ("norm_rope_append", common::rope::norm_rope_append),
     ("attention", common::attention::attention),
+    ("attention_of_several", common::attention::attention_of_several),
     ("long_attention", common::attention::long_attention),
     ("eight_bit_cache", common::attention::eight_bit_cache),
     ("eight_bit_bytes", common::attention::eight_bit_bytes),

@@ -19,6 +19,7 @@ mod int8;
 mod isa;
 mod math;
 mod matmul;
+mod mixer;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 mod pool;
@@ -42,11 +43,12 @@ pub use roof::read_all;
 use crate::buffer::{Block, Buffer, Tensor, Weight};
 use crate::ops::{
     AttentionSpec, Backend, DeltaInput, DeltaSpec, DeviceInfo, ExpertBatch, KvCache, KvFormat, MlpWeights,
-    Precision, Product, RopeSpec, RouteBuffers, RouteSpec, Routes, Segment, SharedOutput,
+    PAGE, Precision, Product, RopeSpec, RouteBuffers, RouteSpec, Routes, Segment, SharedOutput, rows_of,
 };
 use crate::{check, host, reference};
 use int8::{Activations, Ways, Workspace};
 use matmul::Target;
+use mixer::rows_in;
 pub(crate) use pool::Pool;
 use scratch::Scratch;
 use shared::Parts;
@@ -183,12 +185,16 @@ impl Backend for Cpu {
         host::read(block, offset, out)
     }
 
-    fn copy(&self, from: &Block, to: &mut Block) -> Result<()> {
-        host::copy(from, to)
+    fn copy(&self, from: &Block, from_range: Range<usize>, to: &mut Block, to_at: usize) -> Result<()> {
+        host::copy(from, from_range, to, to_at)
     }
 
-    fn clear(&self, block: &mut Block) -> Result<()> {
-        host::clear(block)
+    fn copy_within(&self, block: &mut Block, range: Range<usize>, to_at: usize) -> Result<()> {
+        host::copy_within(block, range, to_at)
+    }
+
+    fn clear(&self, block: &mut Block, range: Range<usize>) -> Result<()> {
+        host::clear(block, range)
     }
 
     fn embed(&self, table: &Weight, ids: &[u32], out: &mut Tensor) -> Result<()> {
@@ -241,34 +247,34 @@ impl Backend for Cpu {
     fn norm_rope(
         &self,
         x: &mut Tensor,
-        segment: &Segment,
+        segments: &[Segment],
         spec: &RopeSpec,
         frequencies: &Tensor,
         norm: Option<(&Tensor, f32)>,
     ) -> Result<()> {
-        check::norm_rope(x, segment, spec, frequencies, norm)?;
+        check::norm_rope(x, segments, spec, frequencies, norm)?;
         let norm = norm.map(|(w, eps)| Ok::<_, files::Error>((w.host()?, eps))).transpose()?;
         let (cols, frequencies) = (x.cols(), frequencies.host()?);
         let x = Parts::new(x.host_mut()?);
-        self.split(segment.rows.len(), cols, |r| {
-            for i in r {
+        self.split(rows_of(segments), cols, |r| {
+            for (row, position, _) in rows_in(segments, r) {
                 // SAFETY: each row is visited once.
-                let row = unsafe { x.part((segment.rows.start + i) * cols, cols) };
-                portable::norm_rope(self.isa, row, segment.position + i, spec, frequencies, norm);
+                let row = unsafe { x.part(row * cols, cols) };
+                portable::norm_rope(self.isa, row, position, spec, frequencies, norm);
             }
         })
     }
 
-    fn kv_append(&self, k: &Tensor, v: &Tensor, segment: &Segment, cache: &mut KvCache) -> Result<()> {
-        check::kv_append(k, v, segment, cache)?;
-        let cols = k.cols();
-        let rows = segment.rows.start * cols..segment.rows.end * cols;
-        let (rounds, rows) = (self.rounds(cache.format), [&k.host()?[rows.clone()], &v.host()?[rows]]);
-        let append = portable::Append::new(rows, segment.position, cache, rounds)?;
-        self.split(segment.rows.len(), 2 * cols, |r| {
-            for row in r {
-                // SAFETY: each row is visited once.
-                unsafe { portable::append(self.isa, append, row) };
+    fn kv_append(&self, k: &Tensor, v: &Tensor, segments: &[Segment], cache: &mut KvCache) -> Result<()> {
+        check::kv_append(k, v, segments, cache)?;
+        let (cols, rounds) = (k.cols(), self.rounds(cache.format));
+        let append = portable::Append::new([k.host()?, v.host()?], cache, rounds)?;
+        self.split(rows_of(segments), 2 * cols, |r| {
+            for (row, position, segment) in rows_in(segments, r) {
+                let page = segment.pages[position / PAGE];
+                // SAFETY: each row is visited once, and no page that is written belongs to two segments; the check saw
+                // that all are the cache's.
+                unsafe { portable::append(self.isa, append, row, position, page) };
             }
         })
     }
@@ -276,12 +282,12 @@ impl Backend for Cpu {
     fn attention(
         &self,
         q: &Tensor,
-        segment: &Segment,
+        segments: &[Segment],
         cache: &KvCache,
         spec: &AttentionSpec,
         out: &mut Tensor,
     ) -> Result<()> {
-        check::attention(q, segment, cache, spec, out)?;
+        check::attention(q, segments, cache, spec, out)?;
         let work = portable::Attention {
             isa: self.isa,
             q: q.host()?,
@@ -292,32 +298,42 @@ impl Backend for Cpu {
             scratch: &self.scratch,
             partials: &self.partials,
         };
-        portable::attention(&self.pool, work, segment)
+        portable::attention(&self.pool, work, segments)
     }
 
     fn short_conv(
         &self,
         x: &Tensor,
         weight: &Tensor,
-        segment: &Segment,
+        segments: &[Segment],
         state: &mut Tensor,
         out: &mut Tensor,
     ) -> Result<()> {
-        check::short_conv(x, weight, segment, state, out)?;
-        let channels = x.cols();
-        let rows = segment.rows.start * channels..segment.rows.end * channels;
-        let conv = portable::Conv {
-            x: &x.host()?[rows.clone()],
-            weight: weight.host()?,
-            kernel: weight.cols(),
-            channels,
-            state: Parts::new(state.host_mut()?),
-            out: Parts::new(&mut out.host_mut()?[rows]),
-        };
-        self.split(channels.div_ceil(64), 64 * weight.cols() * segment.rows.len(), |c| {
-            let end = channels.min(c.end * 64);
-            // SAFETY: each range of channels is visited once.
-            unsafe { portable::short_conv(self.isa, conv, c.start * 64, end - c.start * 64) };
+        check::short_conv(x, weight, segments, state, out)?;
+        let (channels, kernel) = (x.cols(), weight.cols());
+        let each = (kernel - 1) * channels;
+        let (x, weight) = (x.host()?, weight.host()?);
+        let (state, out) = (Parts::new(state.host_mut()?), Parts::new(out.host_mut()?));
+        let blocks = channels.div_ceil(portable::CONV_CHANNELS);
+        let average = rows_of(segments) / segments.len().max(1);
+        // One without rows has no state, whatever its slot says.
+        let segments: Vec<&Segment> = segments.iter().filter(|segment| !segment.rows.is_empty()).collect();
+        self.split(segments.len() * blocks, portable::CONV_CHANNELS * kernel * average.max(1), |items| {
+            for item in items {
+                let (segment, start) = (segments[item / blocks], item % blocks * portable::CONV_CHANNELS);
+                let rows = segment.rows.start * channels..segment.rows.end * channels;
+                let conv = portable::Conv {
+                    x: &x[rows.clone()],
+                    weight,
+                    kernel,
+                    channels,
+                    state: state.sub(segment.slot as usize * each, each),
+                    out: out.sub(rows.start, rows.len()),
+                };
+                let len = portable::CONV_CHANNELS.min(channels - start);
+                // SAFETY: no two segments share rows or a slot, and each range of channels is visited once.
+                unsafe { portable::short_conv(self.isa, conv, start, len) };
+            }
         })
     }
 
@@ -329,43 +345,7 @@ impl Backend for Cpu {
         out: &mut Tensor,
     ) -> Result<()> {
         check::delta_rule(input, spec, state, out)?;
-        let rows = input.segment.rows.clone();
-        let (channels, heads, dv) = (spec.channels(), spec.value_heads, spec.value_head_dim);
-        let delta = portable::Delta {
-            isa: self.isa,
-            spec,
-            qkv: &input.qkv.host()?[rows.start * channels..rows.end * channels],
-            a: &input.a.host()?[rows.start * heads..rows.end * heads],
-            b: &input.b.host()?[rows.start * heads..rows.end * heads],
-            decay: input.decay.host()?,
-            dt_bias: input.dt_bias.host()?,
-            state: Parts::new(state.host_mut()?),
-            out: Parts::new(&mut out.host_mut()?[rows.start * heads * dv..rows.end * heads * dv]),
-        };
-        if rows.is_empty() {
-            return Ok(());
-        }
-        let (each, strips) = (delta.factors(), dv.div_ceil(delta.strip()));
-        self.partials.with(|factors| {
-            factors.resize(factors.len().max(rows.len() * each), 0.0);
-            let parts = Parts::new(factors);
-            self.split(rows.len(), 4 * spec.key_heads * spec.key_head_dim, |r| {
-                for row in r {
-                    // SAFETY: each row is visited once.
-                    portable::factors(self.isa, delta, row, unsafe { parts.part(row * each, each) });
-                }
-            })?;
-            let factors = &*factors;
-            self.split(heads * strips, spec.key_head_dim * delta.strip() * rows.len(), |items| {
-                self.scratch.with(|copy| {
-                    for item in items {
-                        let (head, start) = (item / strips, item % strips * delta.strip());
-                        // SAFETY: each strip of columns of each head is visited once.
-                        unsafe { portable::delta_rule(delta, factors, head, start, copy) };
-                    }
-                });
-            })
-        })
+        self.delta_rules(input, spec, state.host_mut()?, out.host_mut()?)
     }
 
     fn gated_norm(&self, x: &mut Tensor, z: &Tensor, weight: &Tensor, eps: f32) -> Result<()> {

@@ -34,6 +34,14 @@ impl<'a, T> Parts<'a, T> {
     }
 }
 
+impl<'a, T> Parts<'a, T> {
+    /// The values `start .. start + len` for several threads in turn. Panics outside the slice.
+    pub(super) fn sub(&self, start: usize, len: usize) -> Self {
+        assert!(start <= self.len && len <= self.len - start, "{start} + {len} of {}", self.len);
+        Self { pointer: self.pointer.wrapping_add(start), len, slice: PhantomData }
+    }
+}
+
 /// Where products go: the sums of row i of x to row `rows[i]` of `values`, which has `width` columns.
 #[derive(Clone, Copy)]
 pub(super) struct Sums<'a> {

@@ -98,7 +98,26 @@ impl Gpu {
             return Ok((state.recorder.upload_binding(), 0));
         }
         state.recorder.reserve(&self.device, words.len(), || self.new_id())?;
-        let first = state.recorder.upload(words.iter().copied());
+        let first = state.recorder.open.uploads.push(words);
+        Ok((state.recorder.upload_binding(), first))
+    }
+
+    /// The same for a table that other ops have too: if one of them has put it there, nothing is written.
+    pub(super) fn upload_table(
+        &self,
+        state: &mut State,
+        words: &[u32],
+    ) -> Result<((u64, wgpu::Buffer), u32)> {
+        if state.rehearses() {
+            return Ok((state.recorder.upload_binding(), 0));
+        }
+        let first = match state.recorder.open.uploads.find(words) {
+            Some(first) => first,
+            None => {
+                state.recorder.reserve(&self.device, words.len(), || self.new_id())?;
+                state.recorder.open.uploads.push_table(words)
+            }
+        };
         Ok((state.recorder.upload_binding(), first))
     }
 }

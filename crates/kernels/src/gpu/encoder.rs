@@ -18,6 +18,7 @@ use super::profile::Profile;
 use super::staging::Staging;
 use super::submit::{DISPATCHES_FIRST, Lent, Lost};
 use super::tally::{Event, Tally};
+use super::uploads::Uploads;
 use crate::ops::{DeviceCounts, Recorded};
 
 /// Most buffers of a dispatch.
@@ -48,8 +49,8 @@ pub(super) struct Open {
     pub(super) events: Vec<Event>,
     /// Whether the encoder copies something that it has no mark for.
     unmarked: bool,
-    /// Words for the upload buffer, copied there when the encoder is submitted: a submission sees one state of it.
-    pub(super) uploads: Vec<u32>,
+    /// Words for the upload buffer, copied there when the encoder is submitted.
+    pub(super) uploads: Uploads,
     /// Dropped when the encoder has been submitted, or never will be.
     pub(super) held: Vec<Box<dyn Any + Send>>,
     /// Dispatches in the encoder.
@@ -179,6 +180,7 @@ impl Recorder {
         let upload_words = |recorder: &Self| recorder.uploads_to().1.size() as usize / 4;
         if self.open.uploads.len() + words > upload_words(self) {
             self.submit(device)?;
+            self.open.uploads.clear();
         }
         if words > upload_words(self) {
             if words > device.buffer_bytes_max / 4 {
@@ -189,13 +191,6 @@ impl Recorder {
             self.upload_buffer = (new_id(), upload_buffer(device, words));
         }
         Ok(())
-    }
-
-    /// Appends words that [`Recorder::reserve`] made room for; the index of the first.
-    pub(super) fn upload(&mut self, words: impl IntoIterator<Item = u32>) -> u32 {
-        let first = self.open.uploads.len() as u32;
-        self.open.uploads.extend(words);
-        first
     }
 
     /// The buffer that shaders see uploads in.
@@ -249,9 +244,7 @@ impl Recorder {
             kept.parts.push(commands);
             return Ok(());
         }
-        let uploads = self.open.uploads.clone();
         self.send(device, commands)?;
-        self.open.uploads = uploads;
         self.fall_back(device)
     }
 
@@ -321,15 +314,27 @@ impl Recorder {
         &mut self.open.encoder.get_or_insert_with(|| open_encoder(device)).0
     }
 
-    /// Records a copy of a whole buffer to another as large.
-    pub(super) fn copy(&mut self, device: &Device, from: &GpuMemory, to: &GpuMemory) {
-        let encoder = self.between(device);
-        encoder.copy_buffer_to_buffer(&from.buffer, 0, &to.buffer, 0, from.buffer.size());
+    /// Records a copy of a range of a buffer to another buffer, in whole words.
+    pub(super) fn copy(
+        &mut self,
+        device: &Device,
+        from: &GpuMemory,
+        range: Range<usize>,
+        to: &GpuMemory,
+        to_at: usize,
+    ) {
+        if !range.is_empty() {
+            let [at, to_at, bytes] = [range.start, to_at, range.len()].map(|n| n as u64);
+            self.between(device).copy_buffer_to_buffer(&from.buffer, at, &to.buffer, to_at, bytes);
+        }
     }
 
-    /// Records that a whole buffer becomes zero.
-    pub(super) fn clear(&mut self, device: &Device, memory: &GpuMemory) {
-        self.between(device).clear_buffer(&memory.buffer, 0, None);
+    /// Records that a range of a buffer becomes zero, in whole words.
+    pub(super) fn clear(&mut self, device: &Device, memory: &GpuMemory, range: Range<usize>) {
+        if !range.is_empty() {
+            let [at, bytes] = [range.start, range.len()].map(|n| n as u64);
+            self.between(device).clear_buffer(&memory.buffer, at, Some(bytes));
+        }
     }
 
     /// Copies host bytes into a buffer: after all that was submitted, before what is recorded, copies in their own order.
@@ -396,7 +401,7 @@ impl Recorder {
         let Some(mut kept) = open.kept else { return Ok(None) };
         kept.parts.extend(last);
         device.check()?;
-        let (uploads, held) = (open.uploads, open.held);
+        let (uploads, held) = (open.uploads.into_words(), open.held);
         Ok((!kept.parts.is_empty()).then(|| Recorded::new(KeptCommands { uploads, held, kept })))
     }
 

@@ -3,12 +3,13 @@
 use files::{Error, Result};
 
 use super::encoder::Binding;
+use super::segments::{Places, SPAN_UNIT, SPANS_MAX};
 use super::work::Work;
-use super::{Call, Gpu, binding, fours, memory_of, source};
+use super::{Call, Gpu, State, binding, fours, memory_of, source};
 use crate::buffer::Tensor;
 use crate::ops::{
     AttentionSpec, Backend as _, DeltaInput, DeltaSpec, Gate, Heads, KvCache, KvFormat, RopeSpec, Segment,
-    Turn,
+    Turn, rows_of,
 };
 
 /// Heads wider than this do not fit a workgroup's memory or a thread's registers.
@@ -35,16 +36,21 @@ fn bind<'a>(tensor: Option<&'a Tensor>, nothing: Binding<'a>) -> Result<Binding<
     tensor.map_or(Ok(nothing), binding)
 }
 
+/// Those that have rows.
+fn with_rows(segments: &[Segment]) -> Vec<&Segment> {
+    segments.iter().filter(|segment| !segment.rows.is_empty()).collect()
+}
+
 /// What both shaders of the delta rule are told first.
-fn delta_params(input: &DeltaInput<'_>, spec: &DeltaSpec) -> [u32; 5] {
-    let rows = &input.segment.rows;
-    [spec.key_heads, spec.value_heads, spec.value_head_dim, rows.start, rows.len()].map(|n| n as u32)
+fn delta_params(places: &Places, spec: &DeltaSpec) -> Vec<u32> {
+    places.params(&[spec.key_heads, spec.value_heads, spec.value_head_dim].map(|n| n as u32))
 }
 
 /// Both multiply and add to a state three times a row.
 fn delta_work(input: &DeltaInput<'_>, spec: &DeltaSpec) -> Work {
     let state = (spec.value_heads * spec.key_head_dim * spec.value_head_dim) as f64;
-    Work { flops: 6.0 * state * input.segment.rows.len() as f64, bytes: 4.0 * state }
+    let (rows, states) = (rows_of(input.segments), with_rows(input.segments).len());
+    Work { flops: 6.0 * state * rows as f64, bytes: 4.0 * state * states as f64 }
 }
 
 /// Parts of a column of a head's state, each for a thread of `delta_rule.wgsl`.
@@ -61,12 +67,6 @@ const DELTA_LANES: usize = 8;
 /// Query heads that a workgroup of `attention.wgsl` takes at most, and their values: 8 KiB of its memory.
 const TILE_HEADS: usize = 8;
 const QUERY_VALUES: usize = 2048;
-/// Positions are split into spans of whole blocks, if no more rows than these share the device ...
-const SPLIT_ROWS: usize = 8;
-/// ... of this many positions, the threads that share a head's scores ...
-const SPAN_UNIT: usize = 32;
-/// ... and at most so many spans.
-const SPANS_MAX: usize = 64;
 
 /// What heads of a step's rows go through on their way to attention; there may be no queries, or no keys and values.
 struct Way<'a> {
@@ -82,32 +82,32 @@ impl Gpu {
     pub(super) fn rotate(
         &self,
         x: &mut Tensor,
-        segment: &Segment,
+        segments: &[Segment],
         spec: &RopeSpec,
         frequencies: &Tensor,
         norm: Option<(&Tensor, f32)>,
     ) -> Result<()> {
         let q = Some((&*x, Turn { spec, norm }));
         let way = Way { q, kv: None, turn: None, frequencies: Some(frequencies), head_dim: spec.head_dim };
-        self.prepare_heads(segment, &way)
+        self.prepare_heads(segments, &way)
     }
 
     pub(super) fn append(
         &self,
         k: &Tensor,
         v: &Tensor,
-        segment: &Segment,
+        segments: &[Segment],
         cache: &mut KvCache,
     ) -> Result<()> {
         let (kv, head_dim) = (Some((k, v, &*cache)), cache.head_dim);
-        self.prepare_heads(segment, &Way { q: None, kv, turn: None, frequencies: None, head_dim })
+        self.prepare_heads(segments, &Way { q: None, kv, turn: None, frequencies: None, head_dim })
     }
 
     /// Both for queries and keys that turn alike, in one dispatch; false for others.
     pub(super) fn rotate_and_append(
         &self,
         heads: &Heads<'_>,
-        segment: &Segment,
+        segments: &[Segment],
         [q, k]: [Turn<'_>; 2],
         frequencies: &Tensor,
         cache: &mut KvCache,
@@ -123,21 +123,22 @@ impl Gpu {
             frequencies: Some(frequencies),
             head_dim: q.spec.head_dim,
         };
-        self.prepare_heads(segment, &way).map(|()| true)
+        self.prepare_heads(segments, &way).map(|()| true)
     }
 
-    fn prepare_heads(&self, segment: &Segment, way: &Way<'_>) -> Result<()> {
+    fn prepare_heads(&self, segments: &[Segment], way: &Way<'_>) -> Result<()> {
         let mut state = self.lock();
+        let rows = self.place_rows(&mut state, segments)?;
         let unused = self.unused(&mut state)?;
         // A binding must be something; what a kernel never reads is this.
         let nothing = unused[3].binding();
         let q_turn = way.q.map(|(_, turn)| turn);
         let spec = q_turn.or(way.turn).map(|turn| turn.spec);
         let norms = [q_turn, way.turn].map(|turn| turn.and_then(|turn| turn.norm));
-        let (mut format_number, mut kv_heads, mut capacity) = (0, 0, 0);
+        let (mut format_number, mut kv_heads) = (0, 0);
         let mut cache_bindings = [unused[1].binding(), unused[2].binding()];
         if let Some((_, _, cache)) = way.kv {
-            (format_number, kv_heads, capacity) = (format(cache)?, cache.kv_heads, cache.capacity);
+            (format_number, kv_heads) = (format(cache)?, cache.kv_heads);
             cache_bindings =
                 [memory_of(cache.keys.buffer())?.binding(), memory_of(cache.values.buffer())?.binding()];
         }
@@ -150,6 +151,7 @@ impl Gpu {
             bind(norms[1].map(|(weight, _)| weight), nothing)?,
             cache_bindings[0],
             cache_bindings[1],
+            rows.places.binding(),
         ];
         let q_heads = q_turn.map_or(0, |turn| turn.spec.heads);
         let constants = [
@@ -159,19 +161,16 @@ impl Gpu {
             format_number,
         ];
         let eps = norms.map(|norm| norm.map_or(0.0, |(_, eps)| eps).to_bits());
-        let params = [
+        let params = rows.places.params(&[
             q_heads as u32,
             q_turn.map_or(0, |turn| turn.spec.head_stride) as u32,
             kv_heads as u32,
             spec.map_or(0, |s| s.rotary_dim) as u32,
-            capacity as u32,
-            segment.rows.start as u32,
-            segment.position as u32,
             spec.map_or(1.0, |s| s.amplitude).to_bits(),
             eps[0],
             eps[1],
-        ];
-        let groups = [(q_heads + kv_heads) as u32, segment.rows.len() as u32, 1];
+        ]);
+        let groups = [(q_heads + kv_heads) as u32, rows.count(), 1];
         self.run(
             &mut state,
             &Call {
@@ -188,7 +187,7 @@ impl Gpu {
     pub(super) fn attend(
         &self,
         q: &Tensor,
-        segment: &Segment,
+        segments: &[Segment],
         cache: &KvCache,
         spec: &AttentionSpec,
         out: &mut Tensor,
@@ -197,52 +196,50 @@ impl Gpu {
         if !spec.head_dim.is_multiple_of(4) {
             return Err(Error::unsupported(format!("attention heads of {dim} values on the GPU")));
         }
-        let (rows, group) = (segment.rows.len(), spec.heads / cache.kv_heads);
+        let group = spec.heads / cache.kv_heads;
         let tile = group.min((QUERY_VALUES / spec.head_dim).clamp(1, TILE_HEADS));
         let tiles = group.div_ceil(tile);
-        // Many rows keep the device busy without being split.
-        let positions = segment.position + rows;
-        let span = if rows > SPLIT_ROWS { positions } else { positions.div_ceil(SPANS_MAX) };
-        let span = span.max(1).next_multiple_of(SPAN_UNIT);
-        let spans = positions.div_ceil(span);
         let mut state = self.lock();
-        let partial_values = if spans > 1 { rows * spec.heads * spans * (spec.head_dim + 2) } else { 4 };
-        let partial = self.scratch(&mut state, "attention", partial_values * 4)?;
+        let rows = self.place_rows(&mut state, segments)?;
+        let (spans, partial_values) = (rows.spans(), rows.pieces * spec.heads * (spec.head_dim + 2));
+        let partial = self.scratch(&mut state, "attention", partial_values.max(4) * 4)?;
         let (q, out, gated) = (binding(q)?, binding(out)?, u32::from(spec.gated));
         let (keys, values) = (memory_of(cache.keys.buffer())?, memory_of(cache.values.buffer())?);
-        // Of one row, as if no other had the keys and values at hand.
-        let row = Work {
-            flops: 4.0 * (spec.heads * spec.head_dim) as f64 * positions as f64,
-            bytes: KvCache::bytes(cache.kv_heads, cache.head_dim, positions, cache.format) as f64,
+        let head_bytes = cache.format.head_bytes(cache.head_dim);
+        // Of a row, as if no other had the keys and values at hand.
+        let work_of = |&end: &usize| Work {
+            flops: 4.0 * (spec.heads * spec.head_dim) as f64 * end as f64,
+            bytes: 2.0 * (cache.kv_heads * head_bytes) as f64 * end as f64,
         };
-        let most = if spans == 1 { self.device.slow.items(row) } else { rows };
-        for first in (0..rows).step_by(most.max(1)) {
-            let some = most.min(rows - first);
-            let params = [
-                spec.heads as u32,
-                group as u32,
-                tiles as u32,
-                cache.capacity as u32,
-                (segment.rows.start + first) as u32,
-                (segment.position + first) as u32,
-                spec.scale.to_bits(),
-                span as u32,
-                spans as u32,
-            ];
-            state.work = Work { flops: row.flops * some as f64, bytes: row.bytes * some as f64 };
+        let mut first = 0;
+        while first < rows.ends.len() {
+            let (some, work) = self.device.slow.first_items(rows.ends[first..].iter().map(work_of));
+            let [first_row, heads, group, tiles, kv_heads, span] =
+                [first, spec.heads, group, tiles, cache.kv_heads, rows.span].map(|n| n as u32);
+            let scale = spec.scale.to_bits();
+            let params = rows.places.params(&[first_row, heads, group, tiles, kv_heads, scale, span]);
+            state.work = work;
             self.run(
                 &mut state,
                 &Call {
                     kernel: &source::ATTENTION,
                     formats: &[],
                     constants: &[dim, format(cache)?, gated, tile as u32, SPAN_UNIT as u32],
-                    bindings: &[q, keys.binding(), values.binding(), out, partial.binding()],
+                    bindings: &[
+                        q,
+                        keys.binding(),
+                        values.binding(),
+                        out,
+                        partial.binding(),
+                        rows.places.binding(),
+                    ],
                     params: &params,
-                    groups: [(cache.kv_heads * tiles) as u32, spans as u32, some as u32],
+                    groups: [kv_heads * tiles, spans as u32, some as u32],
                 },
             )?;
+            first += some;
         }
-        if spans == 1 {
+        if rows.pieces == 0 {
             return Ok(());
         }
         self.run(
@@ -251,9 +248,9 @@ impl Gpu {
                 kernel: &source::ATTENTION_MERGE,
                 formats: &[],
                 constants: &[dim, gated, SPANS_MAX as u32],
-                bindings: &[q, partial.binding(), out],
-                params: &[spec.heads as u32, segment.rows.start as u32, spans as u32],
-                groups: [spec.heads as u32, rows as u32, 1],
+                bindings: &[q, partial.binding(), out, rows.places.binding()],
+                params: &rows.places.params(&[spec.heads as u32, rows.span as u32]),
+                groups: [spec.heads as u32, rows.count(), 1],
             },
         )
     }
@@ -262,21 +259,29 @@ impl Gpu {
         &self,
         x: &Tensor,
         weight: &Tensor,
-        segment: &Segment,
-        state: &mut Tensor,
+        segments: &[Segment],
+        conv_state: &mut Tensor,
         out: &mut Tensor,
     ) -> Result<()> {
-        let bindings = [binding(x)?, binding(weight)?, binding(state)?, binding(out)?];
-        let params = [x.cols() as u32, segment.rows.start as u32, segment.rows.len() as u32];
+        let segments = with_rows(segments);
+        let mut state = self.lock();
+        let places = self.place_segments(&mut state, &segments)?;
+        let bindings = [binding(x)?, binding(weight)?, binding(conv_state)?, binding(out)?, places.binding()];
         // A span starts with the rows before it, so it has more of them than the kernel sees.
         let span = CONV_SPAN.next_multiple_of(weight.cols().max(1));
-        let constants = [weight.cols() as u32, span as u32];
-        let groups = [
-            x.cols().div_ceil(source::SHORT_CONV.threads as usize) as u32,
-            segment.rows.len().div_ceil(span) as u32,
-            1,
-        ];
-        self.simple(&source::SHORT_CONV, &constants, &bindings, &params, groups)
+        let most = segments.iter().map(|segment| segment.rows.len()).max().unwrap_or(0);
+        let across = x.cols().div_ceil(source::SHORT_CONV.threads as usize);
+        self.run(
+            &mut state,
+            &Call {
+                kernel: &source::SHORT_CONV,
+                formats: &[],
+                constants: &[weight.cols() as u32, span as u32],
+                bindings: &bindings,
+                params: &places.params(&[x.cols() as u32]),
+                groups: [across as u32, most.div_ceil(span) as u32, segments.len() as u32],
+            },
+        )
     }
 
     pub(super) fn delta(
@@ -300,7 +305,8 @@ impl Gpu {
             return self.delta_rows(input, spec, state, out);
         }
         let mut recording = self.lock();
-        recording.work = delta_work(input, spec);
+        let segments = with_rows(input.segments);
+        let places = self.place_segments(&mut recording, &segments)?;
         let unused = self.unused(&mut recording)?;
         let nothing = unused[0].binding();
         let bindings = [
@@ -314,13 +320,14 @@ impl Gpu {
             bind(gate.map(|gate| gate.weight), nothing)?,
             binding(state)?,
             binding(out)?,
+            places.binding(),
         ];
-        let [key_heads, value_heads, value_dim, first_row, rows] = delta_params(input, spec);
-        let eps = gate.map_or(0.0, |gate| gate.eps).to_bits();
-        let params = [key_heads, value_heads, value_dim, first_row, rows, eps];
+        let mut params = delta_params(&places, spec);
+        params.push(gate.map_or(0.0, |gate| gate.eps).to_bits());
         let key_dim = head_dim("key", spec.key_head_dim)?;
         let constants = [key_dim, u32::from(spec.tiled), u32::from(gate.is_some()), by_fours];
-        let groups = [spec.value_heads as u32, spec.value_head_dim.div_ceil(columns) as u32, 1];
+        let across = spec.value_head_dim.div_ceil(columns);
+        recording.work = delta_work(input, spec);
         self.run(
             &mut recording,
             &Call {
@@ -329,16 +336,17 @@ impl Gpu {
                 constants: &constants,
                 bindings: &bindings,
                 params: &params,
-                groups,
+                groups: [spec.value_heads, across, segments.len()].map(|n| n as u32),
             },
         )
     }
 
-    /// Whether `delta_rows.wgsl` takes these rows.
+    /// Whether `delta_rows.wgsl` takes these rows: all of them if some have the norm in another dispatch anyway.
     fn delta_by_rows(&self, input: &DeltaInput<'_>, spec: &DeltaSpec) -> bool {
         let fours = spec.key_head_dim.is_multiple_of(4 * DELTA_LANES) && spec.channels().is_multiple_of(4);
         let neighbours = !self.device.subgroups || self.device.subgroup_threads as usize >= DELTA_LANES;
-        input.segment.rows.len() >= DELTA_ROWS_MIN && fours && neighbours
+        let many = input.segments.iter().any(|segment| segment.rows.len() >= DELTA_ROWS_MIN);
+        many && fours && neighbours
     }
 
     /// The rule over so many rows that a pass for the gated norm after it does not matter.
@@ -349,7 +357,9 @@ impl Gpu {
         state: &mut Tensor,
         out: &mut Tensor,
     ) -> Result<()> {
-        self.lock().work = delta_work(input, spec);
+        let recording: &mut State = &mut self.lock();
+        let segments = with_rows(input.segments);
+        let places = self.place_segments(recording, &segments)?;
         let qkv = binding(input.qkv)?;
         let bindings = [
             qkv,
@@ -360,10 +370,21 @@ impl Gpu {
             binding(input.dt_bias)?,
             binding(state)?,
             binding(out)?,
+            places.binding(),
         ];
-        let constants = [head_dim("key", spec.key_head_dim)?, u32::from(spec.tiled), DELTA_LANES as u32];
         let columns = source::DELTA_ROWS.threads as usize / DELTA_LANES;
-        let groups = [spec.value_heads as u32, spec.value_head_dim.div_ceil(columns) as u32, 1];
-        self.simple(&source::DELTA_ROWS, &constants, &bindings, &delta_params(input, spec), groups)
+        let across = spec.value_head_dim.div_ceil(columns);
+        recording.work = delta_work(input, spec);
+        self.run(
+            recording,
+            &Call {
+                kernel: &source::DELTA_ROWS,
+                formats: &[],
+                constants: &[head_dim("key", spec.key_head_dim)?, u32::from(spec.tiled), DELTA_LANES as u32],
+                bindings: &bindings,
+                params: &delta_params(&places, spec),
+                groups: [spec.value_heads, across, segments.len()].map(|n| n as u32),
+            },
+        )
     }
 }

@@ -19,6 +19,7 @@ mod prepare;
 mod probe;
 mod product;
 mod profile;
+mod segments;
 mod shared;
 pub mod source;
 mod staging;
@@ -27,6 +28,7 @@ mod stored;
 mod submit;
 mod tally;
 mod units;
+mod uploads;
 mod work;
 
 use std::any::Any;
@@ -60,6 +62,9 @@ use product::jobs;
 use source::Kernel;
 use stored::Stored;
 use work::Work;
+
+/// What a copy within a buffer takes at a time, in bytes.
+const MOVED_BYTES: usize = 4 << 20;
 
 /// A GPU.
 pub struct Gpu {
@@ -272,16 +277,22 @@ impl Backend for Gpu {
         Ok(())
     }
 
-    fn copy(&self, from: &Block, to: &mut Block) -> Result<()> {
-        check::copy(from, to)?;
+    fn copy(&self, from: &Block, from_range: Range<usize>, to: &mut Block, to_at: usize) -> Result<()> {
+        check::copy(from, &from_range, to, to_at)?;
         let (from, to) = (memory_of(from.buffer())?, memory_of(to.buffer())?);
-        self.lock().recorder.copy(&self.device, from, to);
+        self.lock().recorder.copy(&self.device, from, from_range, to, to_at);
         Ok(())
     }
 
-    fn clear(&self, block: &mut Block) -> Result<()> {
+    fn copy_within(&self, block: &mut Block, range: Range<usize>, to_at: usize) -> Result<()> {
+        check::copy_within(block, &range, to_at)?;
+        self.move_within(memory_of(block.buffer())?, range, to_at)
+    }
+
+    fn clear(&self, block: &mut Block, range: Range<usize>) -> Result<()> {
+        check::words("clear", &range, block.bytes())?;
         let memory = memory_of(block.buffer())?;
-        self.lock().recorder.clear(&self.device, memory);
+        self.lock().recorder.clear(&self.device, memory, range);
         Ok(())
     }
 
@@ -371,62 +382,62 @@ impl Backend for Gpu {
     fn norm_rope(
         &self,
         x: &mut Tensor,
-        segment: &Segment,
+        segments: &[Segment],
         spec: &RopeSpec,
         frequencies: &Tensor,
         norm: Option<(&Tensor, f32)>,
     ) -> Result<()> {
-        check::norm_rope(x, segment, spec, frequencies, norm)?;
-        self.rotate(x, segment, spec, frequencies, norm)
+        check::norm_rope(x, segments, spec, frequencies, norm)?;
+        self.rotate(x, segments, spec, frequencies, norm)
     }
 
     fn norm_rope_append(
         &self,
         heads: Heads<'_>,
-        segment: &Segment,
+        segments: &[Segment],
         turns: [Turn<'_>; 2],
         frequencies: &Tensor,
         cache: &mut KvCache,
     ) -> Result<()> {
         let [q, k] = turns;
-        check::norm_rope(heads.q, segment, q.spec, frequencies, q.norm)?;
-        check::norm_rope(heads.k, segment, k.spec, frequencies, k.norm)?;
-        check::kv_append(heads.k, heads.v, segment, cache)?;
-        if self.rotate_and_append(&heads, segment, turns, frequencies, cache)? {
+        check::norm_rope(heads.q, segments, q.spec, frequencies, q.norm)?;
+        check::norm_rope(heads.k, segments, k.spec, frequencies, k.norm)?;
+        check::kv_append(heads.k, heads.v, segments, cache)?;
+        if self.rotate_and_append(&heads, segments, turns, frequencies, cache)? {
             return Ok(());
         }
-        self.rotate(heads.q, segment, q.spec, frequencies, q.norm)?;
-        self.rotate(heads.k, segment, k.spec, frequencies, k.norm)?;
-        self.append(heads.k, heads.v, segment, cache)
+        self.rotate(heads.q, segments, q.spec, frequencies, q.norm)?;
+        self.rotate(heads.k, segments, k.spec, frequencies, k.norm)?;
+        self.append(heads.k, heads.v, segments, cache)
     }
 
-    fn kv_append(&self, k: &Tensor, v: &Tensor, segment: &Segment, cache: &mut KvCache) -> Result<()> {
-        check::kv_append(k, v, segment, cache)?;
-        self.append(k, v, segment, cache)
+    fn kv_append(&self, k: &Tensor, v: &Tensor, segments: &[Segment], cache: &mut KvCache) -> Result<()> {
+        check::kv_append(k, v, segments, cache)?;
+        self.append(k, v, segments, cache)
     }
 
     fn attention(
         &self,
         q: &Tensor,
-        segment: &Segment,
+        segments: &[Segment],
         cache: &KvCache,
         spec: &AttentionSpec,
         out: &mut Tensor,
     ) -> Result<()> {
-        check::attention(q, segment, cache, spec, out)?;
-        self.attend(q, segment, cache, spec, out)
+        check::attention(q, segments, cache, spec, out)?;
+        self.attend(q, segments, cache, spec, out)
     }
 
     fn short_conv(
         &self,
         x: &Tensor,
         weight: &Tensor,
-        segment: &Segment,
+        segments: &[Segment],
         state: &mut Tensor,
         out: &mut Tensor,
     ) -> Result<()> {
-        check::short_conv(x, weight, segment, state, out)?;
-        self.convolve(x, weight, segment, state, out)
+        check::short_conv(x, weight, segments, state, out)?;
+        self.convolve(x, weight, segments, state, out)
     }
 
     fn delta_rule(
@@ -527,6 +538,21 @@ impl Backend for Gpu {
 }
 
 impl Gpu {
+    /// Copies within a buffer, through another: WebGPU has no other way.
+    fn move_within(&self, memory: &GpuMemory, range: Range<usize>, to_at: usize) -> Result<()> {
+        let mut state = self.lock();
+        if state.rehearses() {
+            return Ok(());
+        }
+        let between = self.scratch(&mut state, "moved", range.len().min(MOVED_BYTES))?;
+        for at in range.clone().step_by(MOVED_BYTES) {
+            let bytes = MOVED_BYTES.min(range.end - at);
+            state.recorder.copy(&self.device, memory, at..at + bytes, &between, 0);
+            state.recorder.copy(&self.device, &between, 0..bytes, memory, to_at + at - range.start);
+        }
+        Ok(())
+    }
+
     /// Reads whole words.
     fn read_words(&self, block: &Block, offset: usize, out: &mut [u8]) -> Result<()> {
         let buffer = &memory_of(block.buffer())?.buffer;

@@ -238,13 +238,14 @@ impl Gpu {
         let alike = |job: &Job<'_>| {
             job.bias.is_none() && job.weight.rows() > 0 && same_buffers(all[0].weight, job.weight)
         };
-        if conv.segment.rows == (0..1) && x.rows() == 1 && fits && all.iter().all(alike) {
+        let alone = matches!(conv.segments, [segment] if segment.rows == (0..1));
+        if alone && x.rows() == 1 && fits && all.iter().all(alike) {
             let first = Job { weight: all[0].weight, bias: None, out: binding(conv.out)? };
             let all: Vec<&Job<'_>> = std::iter::once(&first).chain(&all[1..]).collect();
             return self.products_at_once(&mut self.lock(), x, &all, Some(&conv));
         }
         self.products(&mut self.lock(), x, &all, &mut Halved::default())?;
-        self.convolve(products[0].out, conv.weight, conv.segment, conv.state, conv.out)
+        self.convolve(products[0].out, conv.weight, conv.segments, conv.state, conv.out)
     }
 
     /// Up to [`JOBS_MAX`] products without bias, of weights in the same buffers, and a convolution of the first.
@@ -256,7 +257,7 @@ impl Gpu {
         conv: Option<&Convolution<'_>>,
     ) -> Result<()> {
         let first = jobs[0].weight;
-        let mut params = Vec::with_capacity(4 * JOBS_MAX + 3);
+        let mut params = Vec::with_capacity(4 * JOBS_MAX + 4);
         let mut packed = Vec::with_capacity(jobs.len());
         for job in jobs {
             let (_, base) = weight_parts(job.weight)?;
@@ -269,7 +270,8 @@ impl Gpu {
         let formats = [first.format()];
         let cols = first.cols();
         let mut stride = self.stride(&formats, [cols, outputs], tokens_for(x.rows()), alignment(packed));
-        params.extend([cols as u32, x.rows() as u32, stride.chunks]);
+        let slot = conv.and_then(|conv| conv.segments.first()).map_or(0, |segment| segment.slot);
+        params.extend([cols as u32, x.rows() as u32, stride.chunks, slot]);
         let groups: usize = jobs.iter().map(|job| stride.groups(job.weight.rows())).sum();
         let unused = self.unused(state)?;
         let prepared = self.prepared(state, binding(x)?, [x.rows(), cols], &mut stride, groups)?;

@@ -7,6 +7,7 @@ use files::{Format, ScaleType};
 
 use super::units;
 pub use super::units::METAL_MATRIX;
+use crate::ops::PAGE;
 
 /// One of our compute shaders, before it is specialised.
 #[derive(Debug)]
@@ -28,9 +29,11 @@ pub struct Kernel {
 }
 
 /// WGSL that several kernels have in common.
-const SHARED_PARTS: [(&str, &str); 5] = [
+const SHARED_PARTS: [(&str, &str); 7] = [
     ("norm_row", include_str!("shaders/norm_row.wgsl")),
     ("ranks", include_str!("shaders/ranks.wgsl")),
+    ("rows", include_str!("shaders/rows.wgsl")),
+    ("segments", include_str!("shaders/segments.wgsl")),
     ("linears_body", include_str!("shaders/linears_body.wgsl")),
     ("gate_up_body", include_str!("shaders/gate_up_body.wgsl")),
     (UNITS, include_str!("shaders/units.wgsl")),
@@ -104,12 +107,17 @@ kernels! {
     EXPERT_BLOCKS = "expert_blocks" "rrw" weights [] constants ["EXPERTS", "TOP_K", "ROWS"] threads 256;
     ADD = "add" "wr" weights [] constants [] threads 64;
     GATHER_ROWS = "gather_rows" "rrw" weights [] constants [] threads 64;
-    HEADS = "heads" "wrrrrrww" weights [] constants ["HEAD_DIM", "NORMS", "INTERLEAVED", "FORMAT"] threads 64;
-    ATTENTION = "attention" "rrrww" weights [] constants ["HEAD_DIM", "FORMAT", "GATED", "HEADS", "LANES"] threads 128;
-    ATTENTION_MERGE = "attention_merge" "rrw" weights [] constants ["HEAD_DIM", "GATED", "SPANS_MAX"] threads 128;
-    SHORT_CONV = "short_conv" "rrww" weights [] constants ["KERNEL", "SPAN"] threads 64;
-    DELTA_RULE = "delta_rule" "rrrrrrrrww" weights [] constants ["KEY_DIM", "TILED", "GATED", "FOURS"] threads 256;
-    DELTA_ROWS = "delta_rows" "rrrrrrww" weights [] constants ["KEY_DIM", "TILED", "LANES"] threads 128;
+    HEADS = "heads" "wrrrrrwwr" weights [] constants ["HEAD_DIM", "NORMS", "INTERLEAVED", "FORMAT"] threads 64
+        parts ["rows"];
+    ATTENTION = "attention" "rrrwwr" weights [] constants ["HEAD_DIM", "FORMAT", "GATED", "HEADS", "LANES"] threads 128
+        parts ["rows"];
+    ATTENTION_MERGE = "attention_merge" "rrwr" weights [] constants ["HEAD_DIM", "GATED", "SPANS_MAX"] threads 128
+        parts ["rows"];
+    SHORT_CONV = "short_conv" "rrwwr" weights [] constants ["KERNEL", "SPAN"] threads 64 parts ["segments"];
+    DELTA_RULE = "delta_rule" "rrrrrrrrwwr" weights [] constants ["KEY_DIM", "TILED", "GATED", "FOURS"] threads 256
+        parts ["segments"];
+    DELTA_ROWS = "delta_rows" "rrrrrrwwr" weights [] constants ["KEY_DIM", "TILED", "LANES"] threads 128
+        parts ["segments"];
     GATED_NORM = "gated_norm" "wrr" weights [] constants [] threads 64;
     ROUTE = "route" "rrwww" weights [] constants ["EXPERTS", "TOP_K", "NORMALISE", "TILES"] threads 256
         parts ["ranks"];
@@ -235,7 +243,9 @@ pub fn wgsl(kernel: &Kernel, variant: &Variant, subgroups: bool) -> String {
         "@builtin(local_invocation_index) t: u32"
     };
     let setup = if subgroups { "subgroup = vec4<u32>(sg_id, sg_lane, sg_count, sg_size);" } else { "" };
-    out.push_str(&body.replace("$WORKGROUP_ARGUMENTS", arguments).replace("$WORKGROUP_SETUP", setup));
+    let known =
+        [("$WORKGROUP_ARGUMENTS", arguments), ("$WORKGROUP_SETUP", setup), ("$PAGE", &format!("{PAGE}u"))];
+    out.push_str(&known.iter().fold(body, |body, (name, value)| body.replace(name, value)));
     out
 }
 

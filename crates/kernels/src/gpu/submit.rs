@@ -103,33 +103,37 @@ impl Recorder {
         } else if self.staging.waits() {
             self.queue(device, None);
         }
-        self.open.uploads.clear();
         let held = std::mem::take(&mut self.open.held);
         self.let_go(held);
         self.take_back(device, false)?;
         device.check()
     }
 
-    /// Submits commands with the uploads that they find, which are then gone.
+    /// Submits commands with the uploads that they find.
     pub(super) fn send(&mut self, device: &Device, commands: Commands) -> Result<wgpu::SubmissionIndex> {
         let mut uploads = std::mem::take(&mut self.open.uploads);
         let (_, upload_buffer) = self.upload_buffer.clone();
-        self.write_uploads(device, &upload_buffer, &uploads);
-        let index = self.hand_over(device, commands);
-        uploads.clear();
+        self.write_uploads(device, &upload_buffer, uploads.send());
         self.open.uploads = uploads;
+        let index = self.hand_over(device, commands);
         if let Some(profile) = &mut self.profile {
             profile.collect(device, index.clone())?;
         }
         Ok(index)
     }
 
-    fn write_uploads(&mut self, device: &Device, upload_buffer: &wgpu::Buffer, uploads: &[u32]) {
+    /// Writes words to the upload buffer, from the word `first` on.
+    fn write_uploads(
+        &mut self,
+        device: &Device,
+        upload_buffer: &wgpu::Buffer,
+        (first, uploads): (usize, &[u32]),
+    ) {
         if uploads.is_empty() {
             return;
         }
         if self.lost != Some(Lost::Writes) {
-            device.queue.write_buffer(upload_buffer, 0, bytemuck::cast_slice(uploads));
+            device.queue.write_buffer(upload_buffer, first as u64 * 4, bytemuck::cast_slice(uploads));
         }
         self.wrote = true;
         self.counts.copied_bytes += uploads.len() as u64 * 4;
@@ -184,8 +188,9 @@ impl Recorder {
             return Err(Error::invalid(format!("id {id} of a table of {} rows", kept.id_bound)));
         }
         self.submit(device)?;
+        self.open.uploads.clear();
         uploads[kept.ids].copy_from_slice(ids);
-        self.write_uploads(device, &kept.upload_buffer.1, &uploads);
+        self.write_uploads(device, &kept.upload_buffer.1, (0, &uploads));
         for commands in kept.parts {
             self.hand_over(device, commands);
         }

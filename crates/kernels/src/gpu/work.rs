@@ -65,6 +65,21 @@ impl SlowRates {
         DISPATCH_S + work.flops / self.flops_per_s + work.bytes / self.bytes_per_s
     }
 
+    /// How many of the first items may go in one dispatch, of such work; at least one. And their work.
+    pub(super) fn first_items(&self, works: impl IntoIterator<Item = Work>) -> (usize, Work) {
+        let (mut count, mut sum) = (0, Work::default());
+        for work in works {
+            let mut with = sum;
+            with += work;
+            let seconds = with.flops / self.flops_per_s + with.bytes / self.bytes_per_s;
+            if count > 0 && seconds > self.submission_s {
+                break;
+            }
+            (count, sum) = (count + 1, with);
+        }
+        (count, sum)
+    }
+
     /// How many items may go in one dispatch, of `work` each; at least one.
     pub(super) fn items(&self, work: Work) -> usize {
         let each = work.flops / self.flops_per_s + work.bytes / self.bytes_per_s;
@@ -89,5 +104,9 @@ mod tests {
         let bytes = 12288.0 * 4096.0 * 18.0 / 32.0;
         assert_eq!((row.bytes, row.flops), (bytes, 2.0 * 12288.0 * 4096.0));
         assert_eq!(rates.items(Work { flops: 1e15, bytes: 0.0 }), 1);
+        let of = |flops| Work { flops, bytes: 0.0 };
+        assert_eq!(rates.first_items([1e9, 1e9, 1e11].map(of)), (2, of(2e9)));
+        assert_eq!(rates.first_items([1e11, 1e9].map(of)), (1, of(1e11)));
+        assert_eq!(rates.first_items([]), (0, of(0.0)));
     }
 }

@@ -7,17 +7,19 @@ use super::sigmoid;
 use crate::buffer::Block;
 use crate::ops::{AttentionSpec, KvCache, KvFormat, Segment};
 
-/// Stores the segment's rows at their positions; see [`crate::Backend::kv_append`].
+/// Stores the segments' rows at their positions; see [`crate::Backend::kv_append`].
 ///
 /// # Errors
 /// [`files::ErrorKind::Device`] when the cache is not in host memory.
-pub fn kv_append(k: &[f32], v: &[f32], segment: &Segment, cache: &mut KvCache) -> Result<()> {
-    let (heads, dim, capacity, format) = (cache.kv_heads, cache.head_dim, cache.capacity, cache.format);
-    for (source, target) in [(k, &mut cache.keys), (v, &mut cache.values)] {
+pub fn kv_append(k: &[f32], v: &[f32], segments: &[Segment], cache: &mut KvCache) -> Result<()> {
+    let (heads, dim, format) = (cache.kv_heads, cache.head_dim, cache.format);
+    for segment in segments {
         for (i, row) in segment.rows.clone().enumerate() {
             for h in 0..heads {
-                let values = &source[(row * heads + h) * dim..][..dim];
-                store(target, format, h * capacity + segment.position + i, values)?;
+                let (from, to) =
+                    ((row * heads + h) * dim, cache.head(&segment.pages, h, segment.position + i));
+                store(&mut cache.keys, format, to, &k[from..][..dim])?;
+                store(&mut cache.values, format, to, &v[from..][..dim])?;
             }
         }
     }
@@ -79,44 +81,57 @@ fn load(block: &Block, format: KvFormat, at: usize, out: &mut [f32]) -> Result<(
     Ok(())
 }
 
-/// Attention of the segment's rows; see [`crate::Backend::attention`].
+/// Attention of the segments' rows; see [`crate::Backend::attention`].
 ///
 /// # Errors
 /// [`files::ErrorKind::Device`] when the cache is not in host memory.
 pub fn attention(
     q: &[f32],
-    segment: &Segment,
+    segments: &[Segment],
     cache: &KvCache,
     spec: &AttentionSpec,
     out: &mut [f32],
 ) -> Result<()> {
-    let dim = spec.head_dim;
-    let stride = dim * (1 + usize::from(spec.gated));
-    let group = spec.heads / cache.kv_heads;
-    let mut vector = vec![0.0; dim];
-    for (i, row) in segment.rows.clone().enumerate() {
-        let position = segment.position + i;
-        for head in 0..spec.heads {
-            let query = &q[(row * spec.heads + head) * stride..][..stride];
-            let base = head / group * cache.capacity;
-            let mut scores = Vec::with_capacity(position + 1);
-            for j in 0..=position {
-                load(&cache.keys, cache.format, base + j, &mut vector)?;
-                scores.push(spec.scale * super::linear::dot(&query[..dim], &vector));
-            }
-            let max = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-            let sum: f32 = scores.iter().map(|s| (s - max).exp()).sum();
-            let out = &mut out[(row * spec.heads + head) * dim..][..dim];
-            out.fill(0.0);
-            for (j, score) in scores.iter().enumerate() {
-                load(&cache.values, cache.format, base + j, &mut vector)?;
-                let weight = (score - max).exp() / sum;
-                out.iter_mut().zip(&vector).for_each(|(o, v)| *o += weight * v);
-            }
-            if spec.gated {
-                out.iter_mut().zip(&query[dim..]).for_each(|(o, g)| *o *= sigmoid(*g));
+    let (dim, stride) = (spec.head_dim, spec.head_dim * (1 + usize::from(spec.gated)));
+    for segment in segments {
+        for (i, row) in segment.rows.clone().enumerate() {
+            for head in 0..spec.heads {
+                let query = &q[(row * spec.heads + head) * stride..][..stride];
+                let out = &mut out[(row * spec.heads + head) * dim..][..dim];
+                attend(query, segment, segment.position + i, head, cache, spec, out)?;
             }
         }
+    }
+    Ok(())
+}
+
+/// One head at one position.
+fn attend(
+    query: &[f32],
+    segment: &Segment,
+    position: usize,
+    head: usize,
+    cache: &KvCache,
+    spec: &AttentionSpec,
+    out: &mut [f32],
+) -> Result<()> {
+    let (dim, kv_head) = (spec.head_dim, head / (spec.heads / cache.kv_heads));
+    let mut vector = vec![0.0; dim];
+    let mut scores = Vec::with_capacity(position + 1);
+    for j in 0..=position {
+        load(&cache.keys, cache.format, cache.head(&segment.pages, kv_head, j), &mut vector)?;
+        scores.push(spec.scale * super::linear::dot(&query[..dim], &vector));
+    }
+    let max = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let sum: f32 = scores.iter().map(|s| (s - max).exp()).sum();
+    out.fill(0.0);
+    for (j, score) in scores.iter().enumerate() {
+        load(&cache.values, cache.format, cache.head(&segment.pages, kv_head, j), &mut vector)?;
+        let weight = (score - max).exp() / sum;
+        out.iter_mut().zip(&vector).for_each(|(o, v)| *o += weight * v);
+    }
+    if spec.gated {
+        out.iter_mut().zip(&query[dim..]).for_each(|(o, g)| *o *= sigmoid(*g));
     }
     Ok(())
 }

@@ -9,10 +9,20 @@ pub fn short_conv(
     x: &[f32],
     weight: &[f32],
     kernel: usize,
-    segment: &Segment,
+    segments: &[Segment],
     state: &mut [f32],
     out: &mut [f32],
 ) {
+    let channels = weight.len() / kernel;
+    let each = (kernel - 1) * channels;
+    for segment in segments.iter().filter(|segment| !segment.rows.is_empty()) {
+        let state = &mut state[segment.slot as usize * each..][..each];
+        one(x, weight, kernel, segment, state, out);
+    }
+}
+
+/// One segment, with its state `[kernel - 1, channels]`.
+fn one(x: &[f32], weight: &[f32], kernel: usize, segment: &Segment, state: &mut [f32], out: &mut [f32]) {
     let channels = weight.len() / kernel;
     let rows = segment.rows.len();
     let x = &x[segment.rows.start * channels..][..rows * channels];

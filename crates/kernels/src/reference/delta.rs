@@ -13,7 +13,7 @@ pub(crate) fn softplus(x: f32) -> f32 {
     if x > 20.0 { x } else { x.exp().ln_1p() }
 }
 
-/// The recurrence over the segment's rows; see [`crate::Backend::delta_rule`].
+/// The recurrence over each segment's rows; see [`crate::Backend::delta_rule`].
 ///
 /// # Errors
 /// [`files::ErrorKind::Device`] when a tensor is not in host memory.
@@ -26,7 +26,8 @@ pub fn delta_rule(
     let (qkv, a, b) = (input.qkv.host()?, input.a.host()?, input.b.host()?);
     let (decay, dt_bias) = (input.decay.host()?, input.dt_bias.host()?);
     let (dk, dv, heads) = (spec.key_head_dim, spec.value_head_dim, spec.value_heads);
-    for row in input.segment.rows.clone() {
+    for (segment, row) in input.segments.iter().flat_map(|s| s.rows.clone().map(move |row| (s, row))) {
+        let state = &mut state[segment.slot as usize * heads * dk * dv..][..heads * dk * dv];
         let qkv = &qkv[row * spec.channels()..][..spec.channels()];
         let (queries, rest) = qkv.split_at(spec.key_heads * dk);
         let (keys, values) = rest.split_at(spec.key_heads * dk);

@@ -94,12 +94,16 @@ impl Backend for Reference {
         host::read(block, offset, out)
     }
 
-    fn copy(&self, from: &Block, to: &mut Block) -> Result<()> {
-        host::copy(from, to)
+    fn copy(&self, from: &Block, from_range: Range<usize>, to: &mut Block, to_at: usize) -> Result<()> {
+        host::copy(from, from_range, to, to_at)
     }
 
-    fn clear(&self, block: &mut Block) -> Result<()> {
-        host::clear(block)
+    fn copy_within(&self, block: &mut Block, range: Range<usize>, to_at: usize) -> Result<()> {
+        host::copy_within(block, range, to_at)
+    }
+
+    fn clear(&self, block: &mut Block, range: Range<usize>) -> Result<()> {
+        host::clear(block, range)
     }
 
     fn embed(&self, table: &Weight, ids: &[u32], out: &mut Tensor) -> Result<()> {
@@ -134,44 +138,44 @@ impl Backend for Reference {
     fn norm_rope(
         &self,
         x: &mut Tensor,
-        segment: &Segment,
+        segments: &[Segment],
         spec: &RopeSpec,
         frequencies: &Tensor,
         norm: Option<(&Tensor, f32)>,
     ) -> Result<()> {
-        check::norm_rope(x, segment, spec, frequencies, norm)?;
+        check::norm_rope(x, segments, spec, frequencies, norm)?;
         let norm = norm.map(|(w, eps)| Ok::<_, files::Error>((w.host()?, eps))).transpose()?;
-        norm_rope(x.host_mut()?, segment, spec, frequencies.host()?, norm);
+        norm_rope(x.host_mut()?, segments, spec, frequencies.host()?, norm);
         Ok(())
     }
 
-    fn kv_append(&self, k: &Tensor, v: &Tensor, segment: &Segment, cache: &mut KvCache) -> Result<()> {
-        check::kv_append(k, v, segment, cache)?;
-        kv_append(k.host()?, v.host()?, segment, cache)
+    fn kv_append(&self, k: &Tensor, v: &Tensor, segments: &[Segment], cache: &mut KvCache) -> Result<()> {
+        check::kv_append(k, v, segments, cache)?;
+        kv_append(k.host()?, v.host()?, segments, cache)
     }
 
     fn attention(
         &self,
         q: &Tensor,
-        segment: &Segment,
+        segments: &[Segment],
         cache: &KvCache,
         spec: &AttentionSpec,
         out: &mut Tensor,
     ) -> Result<()> {
-        check::attention(q, segment, cache, spec, out)?;
-        attention(q.host()?, segment, cache, spec, out.host_mut()?)
+        check::attention(q, segments, cache, spec, out)?;
+        attention(q.host()?, segments, cache, spec, out.host_mut()?)
     }
 
     fn short_conv(
         &self,
         x: &Tensor,
         weight: &Tensor,
-        segment: &Segment,
+        segments: &[Segment],
         state: &mut Tensor,
         out: &mut Tensor,
     ) -> Result<()> {
-        check::short_conv(x, weight, segment, state, out)?;
-        short_conv(x.host()?, weight.host()?, weight.cols(), segment, state.host_mut()?, out.host_mut()?);
+        check::short_conv(x, weight, segments, state, out)?;
+        short_conv(x.host()?, weight.host()?, weight.cols(), segments, state.host_mut()?, out.host_mut()?);
         Ok(())
     }
 

@@ -3,17 +3,17 @@
 use super::norm::inverse_rms;
 use crate::ops::{RopeSpec, Segment};
 
-/// Norms and rotates the heads of the segment's rows in place; see [`crate::Backend::norm_rope`].
+/// Norms and rotates the heads of the segments' rows in place; see [`crate::Backend::norm_rope`].
 pub fn norm_rope(
     x: &mut [f32],
-    segment: &Segment,
+    segments: &[Segment],
     spec: &RopeSpec,
     frequencies: &[f32],
     norm: Option<(&[f32], f32)>,
 ) {
     let cols = spec.heads * spec.head_stride;
-    for (i, row) in segment.rows.clone().enumerate() {
-        let position = (segment.position + i) as f32;
+    for (row, position) in segments.iter().flat_map(Segment::positions) {
+        let position = position as f32;
         for head in x[row * cols..][..cols].chunks_exact_mut(spec.head_stride) {
             let head = &mut head[..spec.head_dim];
             if let Some((weight, eps)) = norm {

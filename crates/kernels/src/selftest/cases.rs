@@ -1,12 +1,14 @@
 //! The cases: every op, and every number format where an op has weights.
 
+use std::ops::Range;
+
 use files::{Format, Result, ScaleType};
 
 use super::inputs::Inputs;
 use super::{Extent, named};
 use crate::Backend;
 use crate::ops::{
-    AttentionSpec, Convolution, DeltaInput, DeltaSpec, ExpertBatch, Gate, KvCache, KvFormat, Product,
+    AttentionSpec, Convolution, DeltaInput, DeltaSpec, ExpertBatch, Gate, KvCache, KvFormat, PAGE, Product,
     Residual, RopeSpec, RouteBuffers, RouteSpec, RoutedLayer, RoutedOutput, RoutedRow, Segment, SharedOutput,
 };
 
@@ -222,6 +224,11 @@ fn gated_norm(b: &dyn Backend) -> Result<Vec<f32>> {
     r.read(&x)
 }
 
+/// Rows of a sequence that begin at `position`.
+fn segment(rows: Range<usize>, position: usize, pages: &[u32], slot: u32) -> Segment {
+    Segment { rows, position, pages: pages.to_vec(), slot }
+}
+
 fn norm_rope(b: &dyn Backend) -> Result<Vec<f32>> {
     let mut r = Inputs::new(b, 10);
     let spec = RopeSpec {
@@ -236,27 +243,36 @@ fn norm_rope(b: &dyn Backend) -> Result<Vec<f32>> {
     let mut rates = r.zeros(1, 16)?;
     b.write(rates.block_mut(), 0, bytemuck::cast_slice(&frequencies))?;
     let (mut x, w) = (r.tensor(6, 256, 1.0)?, r.tensor(1, 64, 1.0)?);
-    b.norm_rope(&mut x, &Segment { rows: 1..6, position: 3 }, &spec, &rates, Some((&w, 1e-6)))?;
+    let segments = [segment(1..4, 3, &[], 0), segment(5..6, 1000, &[], 1)];
+    b.norm_rope(&mut x, &segments, &spec, &rates, Some((&w, 1e-6)))?;
     r.read(&x)
 }
 
 fn short_conv(b: &dyn Backend) -> Result<Vec<f32>> {
     let mut r = Inputs::new(b, 11);
-    let (x, w, mut state) = (r.tensor(9, 130, 1.0)?, r.tensor(130, 4, 0.5)?, r.tensor(3, 130, 1.0)?);
-    let mut out = r.zeros(9, 130)?;
-    b.short_conv(&x, &w, &Segment { rows: 0..9, position: 5 }, &mut state, &mut out)?;
+    let (x, w, mut state) = (r.tensor(10, 130, 1.0)?, r.tensor(130, 4, 0.5)?, r.tensor(3, 3 * 130, 1.0)?);
+    let mut out = r.zeros(10, 130)?;
+    let segments = [segment(0..1, 5, &[], 2), segment(1..10, 5, &[], 0)];
+    b.short_conv(&x, &w, &segments, &mut state, &mut out)?;
     Ok([r.read(&out)?, r.read(&state)?].concat())
 }
 
 fn linears_conv(b: &dyn Backend) -> Result<Vec<f32>> {
     let mut r = Inputs::new(b, 14);
-    let (x, weight) = (r.tensor(1, 256, 1.0)?, r.weight(Format::Q4_0, 130, 256, 130)?);
-    let (conv, mut state) = (r.tensor(130, 4, 0.5)?, r.tensor(3, 130, 1.0)?);
-    let (mut product, mut out) = (r.zeros(1, 130)?, r.zeros(1, 130)?);
-    let segment = Segment { rows: 0..1, position: 5 };
-    let to = Convolution { weight: &conv, segment: &segment, state: &mut state, out: &mut out };
-    b.linears_conv(&x, &mut [Product { weight: &weight, bias: None, out: &mut product }], to)?;
-    Ok([r.read(&out)?, r.read(&state)?].concat())
+    let weight = r.weight(Format::Q4_0, 130, 256, 130)?;
+    let (conv, mut state) = (r.tensor(130, 4, 0.5)?, r.tensor(3, 3 * 130, 1.0)?);
+    let mut answers = Vec::new();
+    // A sequence alone, and two of them.
+    for segments in [vec![segment(0..1, 5, &[], 1)], vec![segment(0..1, 7, &[], 2), segment(1..2, 6, &[], 1)]]
+    {
+        let rows = segments.len();
+        let (x, mut product, mut out) = (r.tensor(rows, 256, 1.0)?, r.zeros(rows, 130)?, r.zeros(rows, 130)?);
+        let to = Convolution { weight: &conv, segments: &segments, state: &mut state, out: &mut out };
+        b.linears_conv(&x, &mut [Product { weight: &weight, bias: None, out: &mut product }], to)?;
+        answers.extend(r.read(&out)?);
+    }
+    answers.extend(r.read(&state)?);
+    Ok(answers)
 }
 
 fn delta_rule(b: &dyn Backend) -> Result<Vec<f32>> {
@@ -270,10 +286,10 @@ fn delta_rule(b: &dyn Backend) -> Result<Vec<f32>> {
     let mut decay = r.zeros(1, 4)?;
     b.write(decay.block_mut(), 0, bytemuck::cast_slice(&decays))?;
     let dt_bias = r.tensor(1, 4, 1.0)?;
-    let (mut state, mut out) = (r.tensor(4, 64 * 48, 0.3)?, r.zeros(rows, 4 * 48)?);
-    let segment = Segment { rows: 0..rows, position: 0 };
-    let input =
-        DeltaInput { segment: &segment, qkv: &qkv, a: &gate_a, b: &gate_b, decay: &decay, dt_bias: &dt_bias };
+    let (mut state, mut out) = (r.tensor(3, 4 * 64 * 48, 0.3)?, r.zeros(rows, 4 * 48)?);
+    let segments = &[segment(0..1, 9, &[], 2), segment(1..rows, 0, &[], 0)];
+    let (qkv, a, b_, decay, dt_bias) = (&qkv, &gate_a, &gate_b, &decay, &dt_bias);
+    let input = DeltaInput { segments, qkv, a, b: b_, decay, dt_bias };
     b.delta_rule(&input, &spec, &mut state, &mut out)?;
     let plain = r.read(&out)?;
     let (z, weight) = (r.tensor(rows, 4 * 48, 1.0)?, r.tensor(1, 48, 1.0)?);
@@ -281,18 +297,24 @@ fn delta_rule(b: &dyn Backend) -> Result<Vec<f32>> {
     Ok([plain, r.read(&out)?, r.read(&state)?].concat())
 }
 
-/// A cache of 70 positions, the last `rows` of them asked about.
+/// A sequence of 70 positions, the last `rows` of them asked about, and one row of a sequence that goes on to a second page.
 fn attention(b: &dyn Backend, format: KvFormat, rows: usize) -> Result<Vec<f32>> {
     let mut r = Inputs::new(b, 13);
-    let (total, kv_heads, head_dim, heads) = (70, 2, 64, 8);
-    let bytes = KvCache::bytes(kv_heads, head_dim, total, format) / 2;
+    let (totals, kv_heads, head_dim, heads) = ([70, PAGE + 8], 2, 64, 8);
+    let pages = 4;
+    let bytes = pages * KvCache::page_bytes(kv_heads, head_dim, format) / 2;
     let (keys, values) = (b.alloc(bytes)?, b.alloc(bytes)?);
-    let mut cache = KvCache { keys, values, kv_heads, head_dim, capacity: total, format };
-    let (k, v) = (r.tensor(total, kv_heads * head_dim, 1.0)?, r.tensor(total, kv_heads * head_dim, 1.0)?);
-    b.kv_append(&k, &v, &Segment { rows: 0..total, position: 0 }, &mut cache)?;
+    let mut cache = KvCache { keys, values, kv_heads, head_dim, pages, format };
+    let all = totals[0] + totals[1];
+    let (k, v) = (r.tensor(all, kv_heads * head_dim, 1.0)?, r.tensor(all, kv_heads * head_dim, 1.0)?);
+    let (first, second) = (&[2][..], &[3, 0][..]);
+    let history = [segment(0..totals[0], 0, first, 0), segment(totals[0]..all, 0, second, 0)];
+    b.kv_append(&k, &v, &history, &mut cache)?;
     let spec = AttentionSpec { heads, head_dim, gated: true, scale: 0.125 };
-    let (q, mut out) = (r.tensor(rows, 2 * heads * head_dim, 1.0)?, r.zeros(rows, heads * head_dim)?);
-    b.attention(&q, &Segment { rows: 0..rows, position: total - rows }, &cache, &spec, &mut out)?;
+    let (q, mut out) = (r.tensor(rows + 1, 2 * heads * head_dim, 1.0)?, r.zeros(rows + 1, heads * head_dim)?);
+    let asked =
+        [segment(0..rows, totals[0] - rows, first, 0), segment(rows..rows + 1, totals[1] - 1, second, 0)];
+    b.attention(&q, &asked, &cache, &spec, &mut out)?;
     r.read(&out)
 }
 

@@ -6,28 +6,6 @@ use tidemill_kernels::ops::{Product, Residual};
 
 use super::*;
 
-/// Copies and clears of blocks, in the order of the ops around them.
-pub fn copies(rig: &Rig) {
-    let mut rng = Rng::new(2);
-    let b = &*rig.backend;
-    let (first, second) = (rng.values(999, 1.0), rng.values(999, 1.0));
-    let (mut x, y) = (tensor(b, 3, 333, &first), tensor(b, 3, 333, &second));
-    let mut before = output(b, 3, 333);
-    b.copy(x.block(), before.block_mut()).unwrap();
-    b.add(&mut x, &y).unwrap();
-    let mut after = output(b, 3, 333);
-    b.copy(x.block(), after.block_mut()).unwrap();
-    b.clear(x.block_mut()).unwrap();
-    b.add(&mut x, &y).unwrap();
-    same(rig, "a copy before", &values(b, &before), &first);
-    let sums: Vec<f32> = first.iter().zip(&second).map(|(a, b)| a + b).collect();
-    same(rig, "a copy after", &values(b, &after), &sums);
-    same(rig, "cleared", &values(b, &x), &second);
-    let other = output(b, 3, 332);
-    let error = b.copy(other.block(), x.block_mut()).unwrap_err();
-    assert_eq!(error.kind(), files::ErrorKind::InvalidRequest, "{}: {error}", rig.name);
-}
-
 pub fn embed(rig: &Rig) {
     let mut rng = Rng::new(1);
     for &format in &rig.formats {

@@ -1,14 +1,12 @@
 //! What a backend must refuse.
 
 use files::{ErrorKind, Format};
-use tidemill_kernels::ops::{
-    AttentionSpec, ExpertBatch, KvCache, KvFormat, MlpWeights, RouteSpec, RoutedRow, Segment,
-};
+use tidemill_kernels::ops::{ExpertBatch, MlpWeights, RouteSpec, RoutedRow};
 
 use super::*;
 
 #[track_caller]
-fn refused(rig: &Rig, result: files::Result<()>, word: &str) {
+pub fn refused(rig: &Rig, result: files::Result<()>, word: &str) {
     let error = result.expect_err(&format!("{}: no error that names {word}", rig.name));
     assert_eq!(error.kind(), ErrorKind::InvalidRequest, "{}: {error}", rig.name);
     assert!(error.to_string().contains(word), "{}: {error} does not name {word}", rig.name);
@@ -37,20 +35,6 @@ pub fn shapes(rig: &Rig) {
     let twice = [RoutedRow { row: 0, part: 1 }, RoutedRow { row: 1, part: 1 }];
     let batch = ExpertBatch { weights: &mlp, rows: &twice };
     refused(rig, b.expert_mlp(&x, &[batch], &mut output(b, 6, 64)), "part 1 is written twice");
-    cache(rig);
-}
-
-fn cache(rig: &Rig) {
-    let b = &*rig.backend;
-    let block = || b.alloc(2 * 10 * 8 * 4).unwrap();
-    let (keys, values) = (block(), block());
-    let mut cache = KvCache { keys, values, kv_heads: 2, head_dim: 8, capacity: 10, format: KvFormat::F32 };
-    let (x, segment) = (output(b, 4, 16), Segment { rows: 0..4, position: 7 });
-    refused(rig, b.kv_append(&x, &x, &segment, &mut cache), "position 11");
-    let wide = Segment { rows: 0..5, position: 0 };
-    refused(rig, b.kv_append(&x, &x, &wide, &mut cache), "leaves 4 rows");
-    let spec = AttentionSpec { heads: 3, head_dim: 8, gated: false, scale: 1.0 };
-    refused(rig, b.attention(&x, &segment, &cache, &spec, &mut output(b, 4, 24)), "2 heads");
 }
 
 pub fn tokens(rig: &Rig) {

@@ -6,10 +6,14 @@
 #![allow(dead_code, unreachable_pub)] // each test binary uses a part of this module
 
 pub mod attention;
+pub mod copies;
 pub mod dense;
 pub mod errors;
 pub mod experts;
+pub mod plan;
 pub mod recurrent;
+pub mod refusals;
+pub mod rope;
 
 use files::Format;
 use tidemill_kernels::buffer::{Tensor, View, Weight};
@@ -60,11 +64,15 @@ pub fn has_gpu() -> bool {
 macro_rules! conformance {
     ($rigs:ident, $every:ident) => {
         $crate::conformance!($every, dense: embed linear);
-        $crate::conformance!($rigs, dense: copies linears rms_norm add add_norm gather_rows gated_norm);
-        $crate::conformance!($rigs, attention: norm_rope norm_rope_append attention long_attention eight_bit_cache eight_bit_bytes);
+        $crate::conformance!($rigs, dense: linears rms_norm add add_norm gather_rows gated_norm);
+        $crate::conformance!($rigs, copies: copies copies_of_ranges);
+        $crate::conformance!($rigs, rope: norm_rope norm_rope_append);
+        $crate::conformance!($rigs, attention: attention long_attention attention_of_several);
+        $crate::conformance!($rigs, attention: eight_bit_cache eight_bit_bytes);
         $crate::conformance!($rigs, recurrent: short_conv linears_conv delta_rule gated_delta_rule);
         $crate::conformance!($rigs, experts: mlp route expert_mlp routed_mlp routed_layer combine combine_norm);
         $crate::conformance!($rigs, errors: shapes tokens nan_routes);
+        $crate::conformance!($rigs, refusals: segments pages slots ranges empty_segments);
     };
     ($rigs:ident, $module:ident: $($op:ident)*) => {
         $(#[test]
@@ -100,6 +108,13 @@ impl Rng {
         self.next() & 1 == 1
     }
 
+    /// Any order of `items`.
+    pub fn shuffle<T>(&mut self, items: &mut [T]) {
+        for i in (1..items.len()).rev() {
+            items.swap(i, self.within(0..=i));
+        }
+    }
+
     /// A value of about unit variance, bell-shaped.
     pub fn value(&mut self) -> f32 {
         let sum: f32 = (0..4).map(|_| (self.next() >> 40) as f32 / (1 << 24) as f32 - 0.5).sum();
@@ -130,9 +145,12 @@ pub fn tensor(b: &dyn Backend, rows: usize, cols: usize, values: &[f32]) -> Tens
     Tensor::new(block, rows, cols).unwrap()
 }
 
-/// A tensor full of a value that no op leaves behind by chance.
+/// A value that no op leaves behind by chance.
+pub const OUTPUT: f32 = -777.25;
+
+/// A tensor full of it.
 pub fn output(b: &dyn Backend, rows: usize, cols: usize) -> Tensor {
-    tensor(b, rows, cols, &vec![-777.25; rows * cols])
+    tensor(b, rows, cols, &vec![OUTPUT; rows * cols])
 }
 
 /// Downloads activations.

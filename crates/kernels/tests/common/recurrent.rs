@@ -1,37 +1,38 @@
 //! The short convolution and the gated delta rule.
 
-use tidemill_kernels::ops::{Convolution, DeltaInput, DeltaSpec, Gate, Product, Segment};
+use tidemill_kernels::ops::{Convolution, DeltaInput, DeltaSpec, Gate, Product};
 
+use super::plan::{Plan, Work, mix, same_apart};
 use super::*;
 
 pub fn short_conv(rig: &Rig) {
     let mut rng = Rng::new(21);
     for round in 0..16 {
-        let (channels, kernel, rows) = (rng.within(1..=300), rng.within(1..=5), rng.within(1..=100));
-        let (x, weight) = (rng.values(rows * channels, 1.0), rng.values(channels * kernel, 1.0));
-        let state = rng.values((kernel - 1) * channels, 1.0);
-        // Returns outputs and final state after steps that end at the given rows.
-        let run = |rig: &Rig, ends: &[usize]| {
-            let b = &*rig.backend;
-            let (x, weight) = (tensor(b, rows, channels, &x), tensor(b, channels, kernel, &weight));
-            let mut state = tensor(b, kernel - 1, channels, &state);
-            let mut out = output(b, rows, channels);
-            let mut start = 0;
-            for &end in ends {
-                let segment = Segment { rows: start..end, position: start };
-                b.short_conv(&x, &weight, &segment, &mut state, &mut out).unwrap();
-                start = end;
+        let (channels, kernel) = (rng.within(1..=300), rng.within(1..=5));
+        let counts = mix(&mut rng, round, 100);
+        let work = Work::step(&mut rng, &counts, 5000);
+        let x: Vec<Vec<f32>> = counts.iter().map(|rows| rng.values(rows * channels, 1.0)).collect();
+        let states: Vec<Vec<f32>> = counts.iter().map(|_| rng.values((kernel - 1) * channels, 1.0)).collect();
+        let weight = rng.values(channels * kernel, 1.0);
+        // Outputs of each sequence, and its state after them.
+        let run = |rig: &Rig, plan: &Plan| {
+            let (b, mut answers) = (&*rig.backend, plan.answers());
+            let (weight, mut state) = (tensor(b, channels, kernel, &weight), plan.states(b, &states));
+            for step in &plan.steps {
+                let (x, mut out) = (step.tensor(b, channels, |s| &x[s]), output(b, step.rows, channels));
+                b.short_conv(&x, &weight, &step.segments(), &mut state, &mut out).unwrap();
+                step.take(rig, &out, OUTPUT, &mut answers);
             }
-            [values(b, &out), values(b, &state)].concat()
+            plan.take_states(rig, &state, &mut answers);
+            answers
         };
-        let (got, want) = (run(rig, &[rows]), run(&Rig::reference(), &[rows]));
-        let what = format!("round {round}: {channels} channels, kernel {kernel}, {rows} rows");
-        close(rig, &what, &got, &want, |i| 4e-6 * (want[i].abs() + 1.0));
-        if rig.batch_invariant {
-            let each: Vec<usize> = (1..=rows).collect();
-            same(rig, &what, &run(rig, &[rng.within(1..=rows), rows]), &got);
-            same(rig, &what, &run(rig, &each), &got);
+        let plan = work.plan(&mut rng);
+        let (got, want) = (run(rig, &plan), run(&Rig::reference(), &plan));
+        let what = format!("round {round}: {channels} channels, kernel {kernel}, {counts:?} rows");
+        for (got, want) in got.iter().zip(&want) {
+            close(rig, &what, got, want, |i| 4e-6 * (want[i].abs() + 1.0));
         }
+        same_apart(rig, &what, (&mut rng, &work), &got, |plan| run(rig, plan));
     }
 }
 
@@ -48,45 +49,116 @@ pub fn linears_conv(rig: &Rig) {
             .into_iter()
             .map(|rows| Encoded::random(format, rows, cols, &mut rng))
             .collect();
-        let steps = [1, 1, 3, 1];
-        let x = rng.values(6 * cols, 1.0);
-        let (conv, state) = (rng.values(channels * kernel, 1.0), rng.values((kernel - 1) * channels, 1.0));
+        // One sequence, then two of them, in one row, in three, and here and there in more.
+        let more = if i % 3 == 0 { vec![2, 4] } else { vec![1, 0] };
+        let steps = vec![vec![1, 0], vec![0, 1], vec![2, 1], more, vec![1, 0]];
+        let work = Work { steps, gaps: i % 3 == 0, empty: false, ..Work::step(&mut rng, &[0, 0], 50) };
+        let x = [0, 1].map(|_| rng.values(10 * cols, 1.0));
+        let conv = rng.values(channels * kernel, 1.0);
+        let states: Vec<Vec<f32>> = (0..2).map(|_| rng.values((kernel - 1) * channels, 1.0)).collect();
+        let plan = work.plan(&mut rng);
         let run = |rig: &Rig, apart: bool| {
-            let b = &*rig.backend;
+            let (b, mut answers) = (&*rig.backend, plan.answers());
             let weights = match apart_from_others {
                 true => all.iter().map(|w| w.weight(rig)).collect(),
                 false => Encoded::weights(rig, &all.iter().collect::<Vec<_>>()),
             };
             let conv = tensor(b, channels, kernel, &conv);
-            let mut state = tensor(b, kernel - 1, channels, &state);
-            let (mut answers, mut start) = (Vec::new(), 0);
-            for rows in steps {
-                let x = tensor(b, rows, cols, &x[start * cols..][..rows * cols]);
-                let mut outs: Vec<Tensor> = all.iter().map(|w| output(b, rows, w.rows)).collect();
-                let mut convolved = output(b, rows, channels);
+            let (mut state, mut others) = (plan.states(b, &states), Vec::new());
+            for step in &plan.steps {
+                let (x, segments) = (step.tensor(b, cols, |s| &x[s]), step.segments());
+                let mut outs: Vec<Tensor> = all.iter().map(|w| output(b, step.rows, w.rows)).collect();
+                let mut convolved = output(b, step.rows, channels);
                 let mut products: Vec<Product<'_>> = weights
                     .iter()
                     .zip(&mut outs)
                     .map(|(weight, out)| Product { weight, bias: None, out })
                     .collect();
-                let segment = Segment { rows: 0..rows, position: start };
                 if apart {
                     b.linears(&x, &mut products).unwrap();
-                    b.short_conv(products[0].out, &conv, &segment, &mut state, &mut convolved).unwrap();
+                    b.short_conv(products[0].out, &conv, &segments, &mut state, &mut convolved).unwrap();
                 } else {
-                    let (segment, state, out) = (&segment, &mut state, &mut convolved);
-                    let conv = Convolution { weight: &conv, segment, state, out };
+                    let (segments, state, out) = (&segments, &mut state, &mut convolved);
+                    let conv = Convolution { weight: &conv, segments, state, out };
                     b.linears_conv(&x, &mut products, conv).unwrap();
                 }
-                answers.extend([&convolved, &outs[1], &outs[2]].map(|t| values(b, t)));
-                start += rows;
+                step.take(rig, &convolved, OUTPUT, &mut answers);
+                others.extend(outs[1..].iter().flat_map(|out| values(b, out)));
             }
-            answers.push(values(b, &state));
-            answers.concat()
+            plan.take_states(rig, &state, &mut answers);
+            [answers.concat(), others].concat()
         };
         let (got, want) = (run(rig, false), run(rig, true));
         let what = format!("{format}, {channels} channels, kernel {kernel}");
         close(rig, &what, &got, &want, |i| 2e-6 * (want[i].abs() + 1.0));
+    }
+}
+
+/// Inputs of the delta rule for some sequences.
+struct Deltas {
+    spec: DeltaSpec,
+    work: Work,
+    /// Of each sequence.
+    qkv: Vec<Vec<f32>>,
+    a: Vec<Vec<f32>>,
+    b: Vec<Vec<f32>>,
+    z: Vec<Vec<f32>>,
+    states: Vec<Vec<f32>>,
+    decay: Vec<f32>,
+    dt_bias: Vec<f32>,
+    norm: Vec<f32>,
+}
+
+/// What to compute: the rule alone, or the norm after it too, in one op or two.
+#[derive(Clone, Copy, PartialEq)]
+enum Ops {
+    Plain,
+    Gated,
+    GatedApart,
+}
+
+impl Deltas {
+    fn random(rng: &mut Rng, spec: DeltaSpec, counts: &[usize]) -> Self {
+        let (heads, dv) = (spec.value_heads, spec.value_head_dim);
+        let mut each = |cols: usize, scale: f32| -> Vec<Vec<f32>> {
+            counts.iter().map(|rows| rng.values(rows * cols, scale)).collect()
+        };
+        let (qkv, z) = (each(spec.channels(), 1.0), each(heads * dv, 2.0));
+        let (a, b) = (each(heads, 2.0), each(heads, 2.0));
+        let states = counts.iter().map(|_| rng.values(heads * spec.key_head_dim * dv, 0.3)).collect();
+        let decay = rng.values(heads, 1.0).iter().map(|v| -v.exp()).collect();
+        let (dt_bias, norm) = (rng.values(heads, 1.0), rng.values(dv, 1.0));
+        let work = Work::step(rng, counts, 5000);
+        Self { spec, work, qkv, a, b, z, states, decay, dt_bias, norm }
+    }
+
+    /// Outputs of each sequence, and its state after them.
+    fn run(&self, rig: &Rig, plan: &Plan, ops: Ops) -> Vec<Vec<f32>> {
+        let (d, mut answers, spec) = (&*rig.backend, plan.answers(), &self.spec);
+        let (heads, dv) = (spec.value_heads, spec.value_head_dim);
+        let (decay, dt_bias) = (tensor(d, 1, heads, &self.decay), tensor(d, 1, heads, &self.dt_bias));
+        let (weight, mut state) = (tensor(d, 1, dv, &self.norm), plan.states(d, &self.states));
+        for step in &plan.steps {
+            let segments = step.segments();
+            let qkv = step.tensor(d, spec.channels(), |s| &self.qkv[s]);
+            let (a, b) = (step.tensor(d, heads, |s| &self.a[s]), step.tensor(d, heads, |s| &self.b[s]));
+            let z = step.tensor(d, heads * dv, |s| &self.z[s]);
+            let mut out = output(d, step.rows, heads * dv);
+            let (segments, qkv, a, b, decay, dt_bias) = (&segments, &qkv, &a, &b, &decay, &dt_bias);
+            let input = DeltaInput { segments, qkv, a, b, decay, dt_bias };
+            let gate = Gate { z: &z, weight: &weight, eps: 1e-6 };
+            if ops == Ops::Gated {
+                d.gated_delta_rule(&input, spec, &mut state, gate, &mut out).unwrap();
+            } else {
+                d.delta_rule(&input, spec, &mut state, &mut out).unwrap();
+            }
+            if ops == Ops::GatedApart {
+                d.gated_norm(&mut out, gate.z, gate.weight, gate.eps).unwrap();
+            }
+            step.take(rig, &out, OUTPUT, &mut answers);
+        }
+        plan.take_states(rig, &state, &mut answers);
+        answers
     }
 }
 
@@ -105,37 +177,15 @@ pub fn delta_rule(rig: &Rig) {
             value_head_dim: 4 * rng.within(1..=20),
             tiled,
         };
-        let (rows, heads, dv) = (rng.within(1..=24), spec.value_heads, spec.value_head_dim);
-        let qkv = rng.values(rows * spec.channels(), 1.0);
-        let (a, b) = (rng.values(rows * heads, 2.0), rng.values(rows * heads, 2.0));
-        let decay: Vec<f32> = rng.values(heads, 1.0).iter().map(|v| -v.exp()).collect();
-        let dt_bias = rng.values(heads, 1.0);
-        let state = rng.values(heads * spec.key_head_dim * dv, 0.3);
-        let run = |rig: &Rig, ends: &[usize]| {
-            let d = &*rig.backend;
-            let (qkv, a) = (tensor(d, rows, spec.channels(), &qkv), tensor(d, rows, heads, &a));
-            let (b, decay) = (tensor(d, rows, heads, &b), tensor(d, 1, heads, &decay));
-            let dt_bias = tensor(d, 1, heads, &dt_bias);
-            let mut state = tensor(d, heads, spec.key_head_dim * dv, &state);
-            let mut out = output(d, rows, heads * dv);
-            let mut start = 0;
-            for &end in ends {
-                let segment = Segment { rows: start..end, position: start };
-                let (segment, qkv, a, b, decay, dt_bias) = (&segment, &qkv, &a, &b, &decay, &dt_bias);
-                let input = DeltaInput { segment, qkv, a, b, decay, dt_bias };
-                d.delta_rule(&input, &spec, &mut state, &mut out).unwrap();
-                start = end;
-            }
-            [values(d, &out), values(d, &state)].concat()
-        };
-        let (got, want) = (run(rig, &[rows]), run(&Rig::reference(), &[rows]));
-        let what = format!("round {round}: {spec:?}, {rows} rows");
-        close(rig, &what, &got, &want, |i| 2e-5 * (want[i].abs() + 0.5));
-        if rig.batch_invariant {
-            let each: Vec<usize> = (1..=rows).collect();
-            same(rig, &what, &run(rig, &[rng.within(1..=rows), rows]), &got);
-            same(rig, &what, &run(rig, &each), &got);
+        let counts = mix(&mut rng, round, 24);
+        let what = format!("round {round}: {spec:?}, {counts:?} rows");
+        let case = Deltas::random(&mut rng, spec, &counts);
+        let plan = case.work.plan(&mut rng);
+        let (got, want) = (case.run(rig, &plan, Ops::Plain), case.run(&Rig::reference(), &plan, Ops::Plain));
+        for (got, want) in got.iter().zip(&want) {
+            close(rig, &what, got, want, |i| 2e-5 * (want[i].abs() + 0.5));
         }
+        same_apart(rig, &what, (&mut rng, &case.work), &got, |plan| case.run(rig, plan, Ops::Plain));
     }
 }
 
@@ -155,37 +205,22 @@ pub fn gated_delta_rule(rig: &Rig) {
             value_head_dim: if round == 0 { 132 } else { 4 * rng.within(1..=32) },
             tiled,
         };
-        let (rows, heads, dv) = (rng.within(1..=9), spec.value_heads, spec.value_head_dim);
-        let qkv = rng.values(rows * spec.channels(), 1.0);
-        let (a, b) = (rng.values(rows * heads, 2.0), rng.values(rows * heads, 2.0));
-        let decay: Vec<f32> = rng.values(heads, 1.0).iter().map(|v| -v.exp()).collect();
-        let (dt_bias, z) = (rng.values(heads, 1.0), rng.values(rows * heads * dv, 2.0));
-        let (state, weight) = (rng.values(heads * spec.key_head_dim * dv, 0.3), rng.values(dv, 1.0));
-        let run = |rig: &Rig, apart: bool| {
-            let d = &*rig.backend;
-            let (qkv, a) = (tensor(d, rows, spec.channels(), &qkv), tensor(d, rows, heads, &a));
-            let (b, decay) = (tensor(d, rows, heads, &b), tensor(d, 1, heads, &decay));
-            let (dt_bias, z) = (tensor(d, 1, heads, &dt_bias), tensor(d, rows, heads * dv, &z));
-            let mut state = tensor(d, heads, spec.key_head_dim * dv, &state);
-            let (weight, mut out) = (tensor(d, 1, dv, &weight), output(d, rows, heads * dv));
-            let segment = Segment { rows: 0..rows, position: 0 };
-            let (segment, qkv, a, b, decay, dt_bias) = (&segment, &qkv, &a, &b, &decay, &dt_bias);
-            let input = DeltaInput { segment, qkv, a, b, decay, dt_bias };
-            if apart {
-                d.delta_rule(&input, &spec, &mut state, &mut out).unwrap();
-                d.gated_norm(&mut out, &z, &weight, 1e-6).unwrap();
-            } else {
-                let gate = Gate { z: &z, weight: &weight, eps: 1e-6 };
-                d.gated_delta_rule(&input, &spec, &mut state, gate, &mut out).unwrap();
-            }
-            [values(d, &out), values(d, &state)].concat()
-        };
-        let (got, want) = (run(rig, false), run(&Rig::reference(), true));
-        let what = format!("round {round}: {spec:?}, {rows} rows");
-        // The norm divides by as little as a row's own size.
-        close_norm(rig, &what, &got, &want, 2e-5, 2e-5);
-        if rig.batch_invariant {
-            same(rig, &what, &got, &run(rig, true));
+        let counts = mix(&mut rng, round, 9);
+        let what = format!("round {round}: {spec:?}, {counts:?} rows");
+        let mut case = Deltas::random(&mut rng, spec, &counts);
+        // Every row is normed.
+        case.work.gaps = false;
+        let plan = case.work.plan(&mut rng);
+        let got = case.run(rig, &plan, Ops::Gated);
+        for (got, want) in got.iter().zip(case.run(&Rig::reference(), &plan, Ops::GatedApart)) {
+            // The norm divides by as little as a row's own size.
+            close_norm(rig, &what, got, &want, 2e-5, 2e-5);
         }
+        if rig.batch_invariant {
+            for (got, apart) in got.iter().zip(case.run(rig, &plan, Ops::GatedApart)) {
+                same(rig, &what, got, &apart);
+            }
+        }
+        same_apart(rig, &what, (&mut rng, &case.work), &got, |plan| case.run(rig, plan, Ops::Gated));
     }
 }

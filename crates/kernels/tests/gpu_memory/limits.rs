@@ -35,10 +35,10 @@ fn work_that_a_driver_drops_is_noticed_by_the_next_answer() {
     // A copy between two passes, in whatever else runs after it.
     let gpu = gpu_of(false).unwrap();
     let (mut x, mut y) = (tensor(&gpu, 1, 4, &[1.0; 4]), tensor(&gpu, 1, 4, &[2.0; 4]));
-    gpu.copy(x.block(), y.block_mut()).unwrap();
+    gpu.copy(x.block(), 0..16, y.block_mut(), 0).unwrap();
     gpu.lose(Lost::Commands);
     gpu.submit().unwrap();
-    gpu.clear(x.block_mut()).unwrap();
+    gpu.clear(x.block_mut(), 0..16).unwrap();
     dropped(&gpu, y.block());
 }
 

@@ -5,7 +5,7 @@ use crate::cpu::shared::Parts;
 use crate::cpu::wide::{LANES, for_each_width};
 
 /// Channels that are worked on together.
-const WIDTH: usize = 64;
+pub(in crate::cpu) const WIDTH: usize = 64;
 /// Taps that are laid out for them once; more than models have.
 const TAPS: usize = 8;
 

@@ -11,7 +11,7 @@ mod route;
 
 pub(super) use attention::{Append, Attention, append, attention};
 pub(super) use combine::{add, combine};
-pub(super) use conv::{Conv, short_conv};
+pub(super) use conv::{Conv, WIDTH as CONV_CHANNELS, short_conv};
 pub(super) use delta::{Delta, delta_rule, factors};
 pub(super) use linear::{products_of, silu_mul};
 pub(super) use norm::{gated_norm, rms_norm};

@@ -1,27 +1,28 @@
 // Causal attention with an online softmax (Milakov & Gimelshein 2018; Dao et al. 2022). A workgroup takes HEADS query heads
 // that share keys and values, and `span` positions, in blocks of 32: four threads score a position, for all heads at
-// once, and then each thread sums two dimensions of the values. What several spans answer is merged in another pass
-// (Dao et al. 2023, flash decoding); a span alone answers itself. Blocks begin at absolute positions.
+// once, and then each thread sums two dimensions of the values. What several spans of a row answer is merged in another pass
+// (Dao et al. 2023, flash decoding); a span alone answers itself. Blocks begin at absolute positions, so each is in one page.
 
 struct Params {
+    rows: vec4<u32>,
+    // The first row of the dispatch.
+    first: u32,
     heads: u32,
     // Query heads to a head of keys and values, and the tiles of HEADS that they make.
     group: u32,
     tiles: u32,
-    capacity: u32,
-    first_row: u32,
-    position: u32,
+    kv_heads: u32,
     scale: f32,
     span: u32,
-    spans: u32,
 }
 var<immediate> p: Params;
 @group(0) @binding(0) var<storage, read> q: array<f32>;
 @group(0) @binding(1) var<storage, read> keys: array<vec2<u32>>;
 @group(0) @binding(2) var<storage, read> values: array<vec2<u32>>;
 @group(0) @binding(3) var<storage, read_write> out: array<f32>;
-// For each row, head and span: HEAD_DIM sums, the largest score, and the sum of the weights.
+// For each row of several spans, head and span: HEAD_DIM sums, the largest score, and the sum of the weights.
 @group(0) @binding(4) var<storage, read_write> pieces: array<f32>;
+@group(0) @binding(5) var<storage, read> table: array<u32>;
 
 const BLOCK = LANES;
 // Loads that are on their way together.
@@ -58,7 +59,7 @@ fn value_word(i: u32) -> u32 {
     return values[i >> 1u][i & 1u];
 }
 
-// Values 4 i .. 4 i + 4 of the key in slot `slot`.
+// Values 4 i .. 4 i + 4 of key number `slot`.
 fn key4(slot: u32, i: u32) -> vec4<f32> {
     if FORMAT == BYTES {
         let start = slot * HEAD_WORDS;
@@ -74,7 +75,7 @@ fn key4(slot: u32, i: u32) -> vec4<f32> {
     return bitcast<vec4<f32>>(vec4<u32>(keys[at], keys[at + 1u]));
 }
 
-// Values 2 i and 2 i + 1 of slot `slot`.
+// Values 2 i and 2 i + 1 of value number `slot`.
 fn value2(slot: u32, i: u32) -> vec2<f32> {
     if FORMAT == BYTES {
         let start = slot * HEAD_WORDS;
@@ -150,26 +151,31 @@ fn weigh_block(count: u32, at: u32) {
 fn main(@builtin(workgroup_id) group: vec3<u32>, $WORKGROUP_ARGUMENTS) {
     $WORKGROUP_SETUP
     let place = position(t);
-    let row = p.first_row + group.z;
+    let own = row_of(p.first + group.z);
+    let start = group.y * p.span;
+    let end = min(start + p.span, own.position + 1u);
+    // Other rows have more spans.
+    if start >= end {
+        return;
+    }
     let kv_head = group.x / p.tiles;
     let in_group = group.x % p.tiles * HEADS;
     let first_head = kv_head * p.group + in_group;
     let stride = HEAD_DIM * (1u + GATED);
+    var page = page_of(own, start, kv_head, p.kv_heads);
     for (var i = t; i < HEADS * HEAD_DIM / 4u; i += THREADS) {
         // Heads beyond the last of the group are copies of it, and store nothing.
         let h = min(i / (HEAD_DIM / 4u), p.group - 1u - in_group);
-        let at = (row * p.heads + first_head + h) * stride + i % (HEAD_DIM / 4u) * 4u;
+        let at = (own.row * p.heads + first_head + h) * stride + i % (HEAD_DIM / 4u) * 4u;
         query[i] = vec4<f32>(q[at], q[at + 1u], q[at + 2u], q[at + 3u]);
     }
     own_highest = vec4<f32>(LEAST);
     own_totals = vec4<f32>();
     workgroupBarrier();
-    let start = group.y * p.span;
-    let end = min(start + p.span, p.position + group.z + 1u);
     var sums: array<vec2<f32>, HEADS * PER_THREAD>;
     for (var block = start; block < end; block += BLOCK) {
         let count = min(BLOCK, end - block);
-        let slot = kv_head * p.capacity + block;
+        let slot = page + block % $PAGE;
         score_block(slot + min(place / 4u, count - 1u), place % 4u, place);
         workgroupBarrier();
         weigh_block(count, place);
@@ -191,6 +197,10 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, $WORKGROUP_ARGUMENTS) {
                 }
             }
         }
+        let next = block + BLOCK;
+        if next % $PAGE == 0u && next < end {
+            page = page_of(own, next, kv_head, p.kv_heads);
+        }
         workgroupBarrier();
     }
     for (var i = 0u; i < PASSES; i++) {
@@ -201,14 +211,15 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, $WORKGROUP_ARGUMENTS) {
         }
     }
     workgroupBarrier();
+    let spans = own.position / p.span + 1u;
     for (var h = 0u; h < min(HEADS, p.group - in_group); h++) {
-        let head = row * p.heads + first_head + h;
-        let to = ((group.z * p.heads + first_head + h) * p.spans + group.y) * (HEAD_DIM + 2u);
+        let head = own.row * p.heads + first_head + h;
+        let to = (own.pieces * p.heads + (first_head + h) * spans + group.y) * (HEAD_DIM + 2u);
         for (var i = 0u; i < PER_THREAD; i++) {
             let pair = t + i * THREADS;
             if pair < PAIRS {
                 var value = sums[i * HEADS + h];
-                if p.spans > 1u {
+                if spans > 1u {
                     pieces[to + 2u * pair] = value.x;
                     pieces[to + 2u * pair + 1u] = value.y;
                 } else {
@@ -222,7 +233,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, $WORKGROUP_ARGUMENTS) {
                 }
             }
         }
-        if t == 0u && p.spans > 1u {
+        if t == 0u && spans > 1u {
             pieces[to + HEAD_DIM] = highest[h];
             pieces[to + HEAD_DIM + 1u] = totals[h];
         }

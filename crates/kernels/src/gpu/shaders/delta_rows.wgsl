@@ -1,12 +1,11 @@
-// The gated delta rule over many rows, token after token: LANES neighbours take a column of one value head's state and
-// keep it in registers, a slice of the keys each, so that a token costs two short sums and no barrier.
+// The gated delta rule over many rows, token after token: LANES neighbours take a column of one value head's state of a
+// segment and keep it in registers, a slice of the keys each, so that a token costs two short sums and no barrier.
 
 struct Params {
+    segments: vec4<u32>,
     key_heads: u32,
     value_heads: u32,
     value_dim: u32,
-    first_row: u32,
-    rows: u32,
 }
 var<immediate> p: Params;
 // The same values twice: four at a time, and one by one.
@@ -18,6 +17,7 @@ var<immediate> p: Params;
 @group(0) @binding(5) var<storage, read> dt_bias: array<f32>;
 @group(0) @binding(6) var<storage, read_write> state: array<f32>;
 @group(0) @binding(7) var<storage, read_write> out: array<f32>;
+@group(0) @binding(8) var<storage, read> table: array<u32>;
 
 const FOURS = KEY_DIM / LANES / 4u;
 
@@ -25,6 +25,7 @@ const FOURS = KEY_DIM / LANES / 4u;
 fn main(@builtin(workgroup_id) group: vec3<u32>, $WORKGROUP_ARGUMENTS) {
     $WORKGROUP_SETUP
     let at = position(t);
+    let own = segment_of(group.z);
     let h = group.x;
     let d = group.y * (THREADS / LANES) + at / LANES;
     // Threads beyond the last column work on a copy of its values, with no state, and store nothing.
@@ -37,7 +38,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, $WORKGROUP_ARGUMENTS) {
     let channels = 2u * key_channels + p.value_heads * p.value_dim;
     // This thread's keys: FOURS vectors of four, a vector of each neighbour between them.
     let lane = at % LANES;
-    let first_state = (h * KEY_DIM + lane * 4u) * p.value_dim + column;
+    let first_state = ((own.slot * p.value_heads + h) * KEY_DIM + lane * 4u) * p.value_dim + column;
     var s: array<vec4<f32>, FOURS>;
     for (var i = 0u; i < FOURS && d < p.value_dim; i++) {
         let begin = first_state + i * LANES * 4u * p.value_dim;
@@ -50,8 +51,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, $WORKGROUP_ARGUMENTS) {
     var next_key: array<vec4<f32>, FOURS>;
     var next_v = 0.0;
     var next_gates = vec2<f32>();
-    let end = p.first_row + p.rows;
-    for (var row = p.first_row; row <= end; row++) {
+    let end = own.first_row + own.rows;
+    for (var row = own.first_row; row <= end; row++) {
         var query = next_query;
         var key = next_key;
         let v = next_v;
@@ -66,7 +67,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, $WORKGROUP_ARGUMENTS) {
             next_v = qkv[row * channels + 2u * key_channels + h * p.value_dim + column];
             next_gates = vec2<f32>(a[row * p.value_heads + h], b[row * p.value_heads + h]);
         }
-        if row == p.first_row {
+        if row == own.first_row {
             continue;
         }
         var sums = vec4<f32>();

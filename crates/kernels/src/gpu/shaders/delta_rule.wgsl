@@ -1,13 +1,12 @@
-// The gated delta rule, token after token; a workgroup takes COLUMNS columns of one value head's state and keeps them in
-// registers, each thread one of SLICES parts of as many columns as it takes values at a time. GATED (a head's columns
+// The gated delta rule, token after token; a workgroup takes COLUMNS columns of one value head's state of a segment and keeps
+// them in registers, each thread one of SLICES parts of as many columns as it takes values at a time. GATED (a head's columns
 // are then one workgroup's): the answer is normed over the head, and gated.
 
 struct Params {
+    segments: vec4<u32>,
     key_heads: u32,
     value_heads: u32,
     value_dim: u32,
-    first_row: u32,
-    rows: u32,
     eps: f32,
 }
 var<immediate> p: Params;
@@ -22,6 +21,7 @@ var<immediate> p: Params;
 @group(0) @binding(7) var<storage, read> weight: array<Values>;
 @group(0) @binding(8) var<storage, read_write> state: array<Values>;
 @group(0) @binding(9) var<storage, read_write> out: array<Values>;
+@group(0) @binding(10) var<storage, read> table: array<u32>;
 
 const SLICES = 8u;
 // Of VALUES columns each.
@@ -46,13 +46,14 @@ fn column_sum(value: Values, t: u32) -> Values {
 @compute @workgroup_size(THREADS)
 fn main(@builtin(workgroup_id) group: vec3<u32>, $WORKGROUP_ARGUMENTS) {
     $WORKGROUP_SETUP
+    let own = segment_of(group.z);
     let h = group.x;
     let width = p.value_dim / VALUES;
     let d = group.y * COLUMNS + t % COLUMNS;
     let start = t / COLUMNS * SLICE;
     // Threads beyond the last column work on a copy of its values, with no state, and store nothing.
     let column = min(d, width - 1u);
-    let state_at = (h * KEY_DIM + start) * width + column;
+    let state_at = ((own.slot * p.value_heads + h) * KEY_DIM + start) * width + column;
     var key_head = h / (p.value_heads / p.key_heads);
     if TILED == 1u {
         key_head = h % p.key_heads;
@@ -66,7 +67,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, $WORKGROUP_ARGUMENTS) {
             s[i] = state[state_at + i * width];
         }
     }
-    for (var row = p.first_row; row < p.first_row + p.rows; row++) {
+    for (var row = own.first_row; row < own.first_row + own.rows; row++) {
         var squares = vec2<f32>(0.0);
         for (var i = t; i < SLICES * SLICE; i += THREADS) {
             var qk = vec2<f32>(0.0);

@@ -2,13 +2,11 @@
 // head of a row. Queries come first; a caller may have none of them, or none of keys and values.
 
 struct Params {
+    rows: vec4<u32>,
     q_heads: u32,
     q_stride: u32,
     kv_heads: u32,
     rotary_dim: u32,
-    capacity: u32,
-    first_row: u32,
-    position: u32,
     amplitude: f32,
     q_eps: f32,
     k_eps: f32,
@@ -22,6 +20,7 @@ var<immediate> p: Params;
 @group(0) @binding(5) var<storage, read> k_weight: array<f32>;
 @group(0) @binding(6) var<storage, read_write> keys: array<u32>;
 @group(0) @binding(7) var<storage, read_write> values: array<u32>;
+@group(0) @binding(8) var<storage, read> table: array<u32>;
 
 var<workgroup> head: array<f32, HEAD_DIM>;
 
@@ -165,7 +164,7 @@ fn blocks(source: u32, to: u32, pair: u32) {
     values[to + HEAD_DIM / 4u + pair] = v_scales;
 }
 
-// Stores the head as a key, and the value from `source` on, in slot `slot` of the cache.
+// Stores the head as a key, and the value from `source` on, as number `slot` of the cache.
 fn store(source: u32, slot: u32, t: u32) {
     if FORMAT == BYTES {
         for (var pair = t; pair < (HEAD_DIM + 63u) / 64u; pair += THREADS) {
@@ -189,11 +188,15 @@ fn store(source: u32, slot: u32, t: u32) {
 @compute @workgroup_size(THREADS)
 fn main(@builtin(workgroup_id) group: vec3<u32>, $WORKGROUP_ARGUMENTS) {
     $WORKGROUP_SETUP
-    let row = p.first_row + group.y;
+    let row = row_of(group.y);
     let is_query = group.x < p.q_heads;
     let kv_head = group.x - p.q_heads;
-    let kv_base = (row * p.kv_heads + kv_head) * HEAD_DIM;
-    let q_base = (row * p.q_heads + group.x) * p.q_stride;
+    let kv_base = (row.row * p.kv_heads + kv_head) * HEAD_DIM;
+    let q_base = (row.row * p.q_heads + group.x) * p.q_stride;
+    var slot = 0u;
+    if !is_query {
+        slot = page_of(row, row.position, kv_head, p.kv_heads) + row.position % $PAGE;
+    }
     var squares = 0.0;
     for (var i = t; i < HEAD_DIM; i += THREADS) {
         var value = 0.0;
@@ -217,7 +220,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, $WORKGROUP_ARGUMENTS) {
     }
     workgroupBarrier();
     for (var i = t; i < p.rotary_dim / 2u; i += THREADS) {
-        let turn = p.amplitude * cos_sin(f32(p.position + group.y) * frequencies[i]);
+        let turn = p.amplitude * cos_sin(f32(row.position) * frequencies[i]);
         var j = vec2<u32>(i, i + p.rotary_dim / 2u);
         if INTERLEAVED == 1u {
             j = vec2<u32>(2u * i, 2u * i + 1u);
@@ -233,6 +236,6 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, $WORKGROUP_ARGUMENTS) {
             q[q_base + i] = head[i];
         }
     } else {
-        store(kv_base, kv_head * p.capacity + p.position + group.y, t);
+        store(kv_base, slot, t);
     }
 }

@@ -11,6 +11,8 @@ struct Params {
     rows: u32,
     // Steps of the weights' decoder in a row.
     chunks: u32,
+    // Which state of a convolution.
+    slot: u32,
 }
 var<immediate> p: Params;
 @group(0) @binding(0) var<storage, read> x: array<XItem>;

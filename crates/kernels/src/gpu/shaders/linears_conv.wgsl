@@ -13,7 +13,7 @@ fn before_first(c: u32) {
         weights[i] = conv_weight[c * KERNEL + i];
     }
     for (var i = 1u; i < KERNEL; i++) {
-        seen[i - 1u] = conv_state[(i - 1u) * p.w_0.w + c];
+        seen[i - 1u] = conv_state[(p.slot * (KERNEL - 1u) + i - 1u) * p.w_0.w + c];
     }
 }
 
@@ -25,6 +25,6 @@ fn put_first(c: u32, value: f32) {
     }
     out_0[c] = silu(sum);
     for (var i = 1u; i < KERNEL; i++) {
-        conv_state[(i - 1u) * p.w_0.w + c] = seen[i];
+        conv_state[(p.slot * (KERNEL - 1u) + i - 1u) * p.w_0.w + c] = seen[i];
     }
 }

@@ -7,58 +7,48 @@ use crate::cpu::isa::Isa;
 use crate::cpu::math::{to_bf16, widen};
 use crate::cpu::shared::Parts;
 use crate::cpu::wide::{LANES, Wide, for_each_width};
-use crate::ops::{KvCache, KvFormat};
+use crate::ops::{KvCache, KvFormat, PAGE};
 
 /// What [`append`] works on.
 #[derive(Clone, Copy)]
 pub(in crate::cpu) struct Append<'a> {
-    /// `[rows, kv_heads * head_dim]`, the segment's rows alone, keys and values.
+    /// `[rows, kv_heads * head_dim]`, keys and values.
     rows: [&'a [f32]; 2],
     blocks: [Parts<'a, u8>; 2],
-    /// Of the first row.
-    position: usize,
     heads: usize,
     dim: usize,
-    capacity: usize,
     format: KvFormat,
     /// Whether halves get values of bf16.
     rounds: bool,
 }
 
 impl<'a> Append<'a> {
-    /// Rows of keys and values that go to `position` and after.
+    /// Rows of keys and values that go into `cache`.
     ///
     /// # Errors
     /// [`files::ErrorKind::Device`] when the cache is not in host memory.
-    pub(in crate::cpu) fn new(
-        rows: [&'a [f32]; 2],
-        position: usize,
-        cache: &'a mut KvCache,
-        rounds: bool,
-    ) -> Result<Self> {
+    pub(in crate::cpu) fn new(rows: [&'a [f32]; 2], cache: &'a mut KvCache, rounds: bool) -> Result<Self> {
         Ok(Self {
             rows,
-            blocks: [Parts::new(cache.keys.host_mut()?), Parts::new(cache.values.host_mut()?)],
-            position,
             heads: cache.kv_heads,
             dim: cache.head_dim,
-            capacity: cache.capacity,
             format: cache.format,
+            blocks: [Parts::new(cache.keys.host_mut()?), Parts::new(cache.values.host_mut()?)],
             rounds,
         })
     }
 }
 
-/// Stores row number `row`; see [`crate::Backend::kv_append`].
+/// Stores row number `row` at `position`, which lies in `page`; see [`crate::Backend::kv_append`].
 ///
 /// # Safety
-/// Nobody else accesses the row's position of the cache.
-pub(in crate::cpu) unsafe fn append(isa: Isa, a: Append<'_>, row: usize) {
+/// Nobody else accesses this position of the page, which is one of the cache's.
+pub(in crate::cpu) unsafe fn append(isa: Isa, a: Append<'_>, row: usize, position: usize, page: u32) {
     let bytes = a.format.head_bytes(a.dim);
     for (source, target) in a.rows.iter().zip(a.blocks) {
         for (h, values) in source[row * a.heads * a.dim..][..a.heads * a.dim].chunks_exact(a.dim).enumerate()
         {
-            let at = h * a.capacity + a.position + row;
+            let at = (page as usize * a.heads + h) * PAGE + position % PAGE;
             // SAFETY: this head belongs to this call, and has the bytes that the format says.
             unsafe { store(isa, values, a.format, a.rounds, target.part(at * bytes, bytes)) };
         }

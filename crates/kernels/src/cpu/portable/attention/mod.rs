@@ -21,12 +21,12 @@ use crate::cpu::pool::Pool;
 use crate::cpu::scratch::Scratch;
 use crate::cpu::shared::Parts;
 use crate::cpu::wide::LANES;
-use crate::ops::{AttentionSpec, KvCache, Segment};
+use crate::ops::{AttentionSpec, KvCache, PAGE, Segment, rows_of};
 use lanes::KEYS;
 use tiles::{Job, Stored};
 
-/// Positions of a chunk.
-const CHUNK: usize = 512;
+/// Positions of a chunk: those of a page, whose heads lie side by side.
+const CHUNK: usize = PAGE;
 /// Queries that share the reading and widening of keys and values, if the rows give that many.
 const QUERIES: usize = 128;
 /// The same if there are too few rows for [`ITEMS`].
@@ -54,32 +54,59 @@ pub(in crate::cpu) struct Attention<'a> {
     pub partials: &'a Scratch<Vec<f32>>,
 }
 
-/// Rows that are worked on together, and the KV head whose queries are.
+/// Rows of a sequence that are worked on together, and the KV head whose queries are.
 #[derive(Clone)]
-struct Tile {
+struct Tile<'a> {
     rows: Range<usize>,
     /// Of the first row.
     position: usize,
     kv_head: usize,
+    pages: &'a [u32],
 }
 
-/// All rows of a segment; see [`crate::Backend::attention`].
+/// The rows of a segment in tiles.
+struct Tiles<'a> {
+    segment: &'a Segment,
+    tile_rows: usize,
+    /// The first of its items, one for each tile and KV head.
+    first: usize,
+}
+
+impl<'a> Tiles<'a> {
+    fn count(&self) -> usize {
+        self.segment.rows.len().div_ceil(self.tile_rows)
+    }
+
+    /// Item number `item` of `heads` for each tile. Late rows see the most positions: they come first, so that no thread
+    /// ends with one of them.
+    fn tile(&self, item: usize, heads: usize) -> Tile<'a> {
+        let Segment { rows, position, pages, .. } = self.segment;
+        let from = (self.count() - 1 - item / heads) * self.tile_rows;
+        let rows = rows.start + from..rows.end.min(rows.start + from + self.tile_rows);
+        Tile { rows, position: position + from, kv_head: item % heads, pages }
+    }
+}
+
+/// All rows of all segments; see [`crate::Backend::attention`].
 ///
 /// # Errors
 /// [`files::ErrorKind::Device`] when the cache is not in host memory.
-pub(in crate::cpu) fn attention(pool: &Pool, a: Attention<'_>, segment: &Segment) -> Result<()> {
+pub(in crate::cpu) fn attention(pool: &Pool, a: Attention<'_>, segments: &[Segment]) -> Result<()> {
     let heads = a.cache.kv_heads;
-    let fair = segment.rows.len() * heads / (ITEMS * pool.threads());
+    let fair = rows_of(segments) * heads / (ITEMS * pool.threads());
     let tile_rows = fair.clamp(FEW_QUERIES / a.group(), QUERIES / a.group()).max(1);
-    let tiles = segment.rows.len().div_ceil(tile_rows);
+    let mut items = 0;
+    let mut all: Vec<Tiles<'_>> = Vec::with_capacity(segments.len());
+    for segment in segments.iter().filter(|segment| !segment.rows.is_empty()) {
+        let tiles = Tiles { segment, tile_rows, first: items };
+        items += tiles.count() * heads;
+        all.push(tiles);
+    }
     let tile = |item: usize| {
-        // Late rows see the most positions: they come first, so that no thread ends with one of them.
-        let from = (tiles - 1 - item / heads) * tile_rows;
-        let rows = segment.rows.start + from..segment.rows.end.min(segment.rows.start + from + tile_rows);
-        Tile { rows, position: segment.position + from, kv_head: item % heads }
+        let tiles = &all[all.partition_point(|tiles| tiles.first <= item) - 1];
+        tiles.tile(item - tiles.first, heads)
     };
-    let items = tiles * heads;
-    let chunks = (segment.position + segment.rows.len()).div_ceil(CHUNK);
+    let chunks = segments.iter().map(Segment::end).max().unwrap_or(0).div_ceil(CHUNK);
     if chunks > 1 && pool.threads() > 1 && items < ITEMS * pool.threads() {
         return by_chunks(pool, a, items, chunks, tile);
     }
@@ -87,7 +114,7 @@ pub(in crate::cpu) fn attention(pool: &Pool, a: Attention<'_>, segment: &Segment
 }
 
 /// A tile, chunk after chunk.
-fn whole(a: Attention<'_>, tile: &Tile) -> Result<()> {
+fn whole(a: Attention<'_>, tile: &Tile<'_>) -> Result<()> {
     let sizes = Sizes::new(a, tile);
     a.scratch.with(|buffer| {
         let (work, results) = at_least(buffer, sizes.work + 2 * sizes.result).split_at_mut(sizes.work);
@@ -105,15 +132,14 @@ fn whole(a: Attention<'_>, tile: &Tile) -> Result<()> {
 }
 
 /// Few tiles and a long context: chunks are computed by all threads, and merged in their order.
-fn by_chunks(
+fn by_chunks<'a>(
     pool: &Pool,
     a: Attention<'_>,
     items: usize,
     chunks: usize,
-    tile: impl Fn(usize) -> Tile + Sync,
+    tile: impl Fn(usize) -> Tile<'a> + Sync,
 ) -> Result<()> {
-    // No tile has more rows than the last item's, which are the segment's first.
-    let most = Sizes::new(a, &tile(items - 1)).result;
+    let most = (0..items).map(|item| Sizes::new(a, &tile(item)).result).max().unwrap_or(0);
     let round = (PARTIALS / (items * most)).clamp(1, chunks);
     a.partials.with(|buffer| {
         let buffer = at_least(buffer, items * (round + 1) * most);
@@ -148,7 +174,7 @@ fn by_chunks(
                     let part = unsafe { parts.part((item * round + chunk - first) * most, sizes.result) };
                     merge(a.isa, total, part, sizes.count);
                 }
-                if first + here >= chunks {
+                if (first..first + here).contains(&(tile.chunks() - 1)) {
                     finish_tile(a, &tile, total);
                 }
                 Ok(())
@@ -175,13 +201,13 @@ impl Attention<'_> {
     }
 
     /// The number of query `q` of a tile among all heads of all rows.
-    fn head(&self, tile: &Tile, q: usize) -> usize {
+    fn head(&self, tile: &Tile<'_>, q: usize) -> usize {
         let group = self.group();
         (tile.rows.start + q / group) * self.spec.heads + tile.kv_head * group + q % group
     }
 }
 
-impl Tile {
+impl Tile<'_> {
     /// Chunks that its last row sees.
     fn chunks(&self) -> usize {
         (self.position + self.rows.len()).div_ceil(CHUNK)
@@ -204,7 +230,7 @@ struct Sizes {
 }
 
 impl Sizes {
-    fn new(a: Attention<'_>, tile: &Tile) -> Self {
+    fn new(a: Attention<'_>, tile: &Tile<'_>) -> Self {
         let count = tile.rows.len() * a.group();
         let padded = a.spec.head_dim.next_multiple_of(2 * LANES);
         let blocks = if count < LANES { 0 } else { count.div_ceil(LANES) };
@@ -240,7 +266,7 @@ fn at_least(buffer: &mut Vec<f32>, len: usize) -> &mut [f32] {
 }
 
 /// Writes a tile's queries, times the factor on the scores, as [`Job::queries`] has them.
-fn scale(a: Attention<'_>, tile: &Tile, sizes: &Sizes, queries: &mut [f32]) {
+fn scale(a: Attention<'_>, tile: &Tile<'_>, sizes: &Sizes, queries: &mut [f32]) {
     let (dim, padded) = (a.spec.head_dim, sizes.padded);
     let query = |q: usize| &a.q[a.head(tile, q) * a.stride()..][..dim];
     for (block, to) in queries.chunks_exact_mut(padded * LANES).take(sizes.blocks).enumerate() {
@@ -282,7 +308,7 @@ for_each_isa! {
 /// The result of one chunk of positions for the queries of a tile.
 fn one_chunk(
     a: Attention<'_>,
-    tile: &Tile,
+    tile: &Tile<'_>,
     sizes: &Sizes,
     chunk: usize,
     queries: &[f32],
@@ -292,7 +318,7 @@ fn one_chunk(
     let (dim, first) = (a.spec.head_dim, chunk * CHUNK);
     let positions = CHUNK.min(tile.position + tile.rows.len() - first);
     let bytes = a.cache.format.head_bytes(dim);
-    let start = (tile.kv_head * a.cache.capacity + first) * bytes;
+    let start = a.cache.head(tile.pages, tile.kv_head, first) * bytes;
     let span = start..start + positions * bytes;
     let (keys, values) = (&a.cache.keys.host::<u8>()?[span.clone()], &a.cache.values.host::<u8>()?[span]);
     let (scores, widened) = work.split_at_mut(sizes.count.max(sizes.blocks * LANES) * CHUNK);
@@ -401,7 +427,7 @@ for_each_isa! {
 }
 
 /// Writes the outputs of a tile.
-fn finish_tile(a: Attention<'_>, tile: &Tile, total: &[f32]) {
+fn finish_tile(a: Attention<'_>, tile: &Tile<'_>, total: &[f32]) {
     let (dim, count) = (a.spec.head_dim, tile.rows.len() * a.group());
     let values = total.len() - 2 * count;
     for (q, sums) in total[..values].chunks_exact(values / count).enumerate() {
