@@ -6,8 +6,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use engine::generate::{FinishReason, GenerateEvent, GenerateOptions, Generated, generate};
 use engine::text::{
-    ChatPrompt, ChatRequest, CivilTime, Content, Json, JsonMap, Message, ReplyEvent, ReplyOptions,
-    ReplyParser, Role, StopStrings, Tokenizer, ToolCall, ToolSpec,
+    ChatPrompt, ChatRequest, CivilTime, Json, JsonMap, Message, ReplyEvent, ReplyOptions, ReplyTurn,
+    Templates, Tokenizer, ToolCall, ToolSpec,
 };
 use engine::{Error, Session};
 use indicatif::ProgressBar;
@@ -15,7 +15,7 @@ use serde_json::{Map, Value, json};
 
 use crate::failure::{Failure, Result};
 use crate::interrupt::Work;
-use crate::load::{Loaded, Templates, count_bar};
+use crate::load::{Loaded, count_bar};
 use crate::{out, read};
 
 /// Prompts of at least this many tokens get a progress bar.
@@ -56,12 +56,8 @@ impl Conversation<'_> {
 
 /// An answer and its numbers.
 pub(crate) struct Reply {
-    /// The text.
-    pub(crate) text: String,
-    /// The thoughts before it.
-    pub(crate) thinking: String,
-    /// The calls it makes.
-    pub(crate) calls: Vec<ToolCall>,
+    /// The answer, taken apart.
+    pub(crate) turn: ReplyTurn,
     /// Times and counts.
     pub(crate) generated: Generated,
     /// What the drive did for it.
@@ -105,22 +101,6 @@ impl Reply {
         self.generated.finish == FinishReason::Cancelled
     }
 
-    /// Whether there is nothing in it.
-    pub(crate) fn is_empty(&self) -> bool {
-        self.text.is_empty() && self.thinking.is_empty() && self.calls.is_empty()
-    }
-
-    /// As a turn of the conversation.
-    pub(crate) fn message(&self) -> Message {
-        let mut message = Message::new(Role::Assistant, self.text.clone());
-        if self.text.is_empty() && !self.calls.is_empty() {
-            message.content = Some(Content::Text(String::new()));
-        }
-        message.reasoning_content = Some(self.thinking.clone()).filter(|t| !t.is_empty());
-        message.tool_calls.clone_from(&self.calls);
-        message
-    }
-
     /// Tokens that were computed: read or generated.
     fn computed_tokens(&self) -> usize {
         self.generated.prompt_tokens - self.generated.reused_tokens + self.generated.tokens.len()
@@ -128,7 +108,7 @@ impl Reply {
 
     fn finish(&self) -> &'static str {
         match self.generated.finish {
-            FinishReason::Stop if !self.calls.is_empty() => "tool_calls",
+            FinishReason::Stop if !self.turn.calls.is_empty() => "tool_calls",
             FinishReason::Stop => "stop",
             FinishReason::Length => "length",
             FinishReason::Context => "context",
@@ -172,9 +152,9 @@ impl Reply {
     pub(crate) fn to_json(&self, loaded: &Loaded) -> Value {
         let g = &self.generated;
         let mut map = Map::new();
-        map.insert("text".into(), json!(self.text));
-        map.insert("thinking".into(), json!(Some(&self.thinking).filter(|t| !t.is_empty())));
-        map.insert("tool_calls".into(), json!(self.calls));
+        map.insert("text".into(), json!(self.turn.text));
+        map.insert("thinking".into(), json!(Some(&self.turn.thinking).filter(|t| !t.is_empty())));
+        map.insert("tool_calls".into(), json!(self.turn.calls));
         map.insert("finish_reason".into(), json!(self.finish()));
         map.insert("prompt_tokens".into(), json!(g.prompt_tokens));
         map.insert("reused_tokens".into(), json!(g.reused_tokens));
@@ -213,28 +193,24 @@ pub(crate) fn answer(
 ) -> Result<Reply> {
     let work = Work::begin();
     session.model().reset_read_stats();
-    let mut options = options.clone();
-    let parser = ReplyParser::new(ReplyOptions {
+    let reply = ReplyOptions {
         opens_thinking: prompt.opens_thinking,
         json_calls: prompt.json_calls,
         tools: tools.to_vec(),
-        stop: StopStrings::new(std::mem::take(&mut options.stop))?,
-    });
-    let mut reply =
-        Streamed { parser, text: String::new(), thinking: String::new(), calls: Vec::new(), each };
+        ..ReplyOptions::default()
+    };
+    let options = GenerateOptions { reply: Some(reply), ..options.clone() };
+    let mut turn = ReplyTurn::default();
     let mut failed = None;
     let mut bar = PromptBar(None);
     let generated = generate(session, tokenizer, &prompt.tokens, &options, &mut |event| {
         match event {
             GenerateEvent::Prompt { done_tokens, total_tokens } => bar.show(done_tokens, total_tokens),
-            GenerateEvent::Text(text) => {
+            GenerateEvent::Reply(event) => {
                 bar.clear();
-                let events = reply.parser.push(text);
-                if let Err(e) = reply.take(&events) {
+                turn.take(&event);
+                if let Err(e) = each(&event) {
                     failed = Some(e);
-                    return ControlFlow::Break(());
-                }
-                if reply.parser.is_stopped() {
                     return ControlFlow::Break(());
                 }
             }
@@ -245,40 +221,8 @@ pub(crate) fn answer(
     if let Some(failure) = failed {
         return Err(failure);
     }
-    let mut generated = generated?;
-    if reply.parser.is_stopped() {
-        generated.finish = FinishReason::Stop;
-    }
-    let events = reply.parser.finish();
-    reply.take(&events)?;
-    let Streamed { text, thinking, calls, .. } = reply;
     let seed = options.sampling.seed.filter(|_| options.sampling.temperature > 0.0);
-    Ok(Reply { text, thinking, calls, generated, reads: Reads::of(session), seed })
-}
-
-/// What has come of a reply so far.
-struct Streamed<'a> {
-    parser: ReplyParser,
-    text: String,
-    thinking: String,
-    calls: Vec<ToolCall>,
-    each: &'a mut dyn FnMut(&ReplyEvent) -> Result<()>,
-}
-
-impl Streamed<'_> {
-    fn take(&mut self, events: &[ReplyEvent]) -> Result<()> {
-        for event in events {
-            match event {
-                ReplyEvent::Text(text) => self.text.push_str(text),
-                ReplyEvent::Thinking(text) => self.thinking.push_str(text),
-                ReplyEvent::TextWasThinking => self.thinking = std::mem::take(&mut self.text),
-                ReplyEvent::ToolCall { call, .. } => self.calls.push(call.clone()),
-                ReplyEvent::ToolCallStart { .. } | ReplyEvent::MalformedToolCall { .. } => {}
-            }
-            (self.each)(event)?;
-        }
-        Ok(())
-    }
+    Ok(Reply { turn, generated: generated?, reads: Reads::of(session), seed })
 }
 
 /// The progress of a long prompt.

@@ -90,6 +90,9 @@ pub(crate) struct MachineArgs {
     /// Use K experts per token instead of the model's own number: changes the answers
     #[arg(long, value_name = "K", value_parser = positive)]
     pub(crate) experts_per_token: Option<usize>,
+    /// Sequences that share steps.
+    #[arg(skip)]
+    pub(crate) sequences: Option<usize>,
 }
 
 /// How to open and run a model.
@@ -142,6 +145,7 @@ impl MachineArgs {
             memory_bytes: self.memory,
             threads: self.threads,
             context: self.ctx,
+            sessions: self.sequences,
             experts_per_token: self.experts_per_token,
             drive: DriveOptions {
                 throttle_bytes_per_s: self.throttle.map(|rate| rate * 1e9),

@@ -1,5 +1,6 @@
 //! `tidemill bench`: how fast a prompt is read and an answer is generated.
 
+mod company;
 mod replay;
 mod report;
 
@@ -7,8 +8,8 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use engine::sample::{SampleParams, Sampler};
-use engine::{DeviceCounts, Error, ErrorKind, Guess, KernelTime, ReadStats, Session, trace_of};
+use company::Company;
+use engine::{DeviceCounts, Error, ErrorKind, Guess, KernelTime, Model, ReadStats, trace_of};
 
 use crate::args::{ComputeArgs, positive};
 use crate::failure::{Failure, Result};
@@ -21,6 +22,7 @@ const EXAMPLES: &str = "\
 Examples:
   tidemill bench model.gguf --memory 12GiB
   tidemill bench --prompt-tokens 512 --gen-tokens 64 --json
+  tidemill bench model.gguf --sequences 8                eight answers at once
   tidemill bench model.gguf --record-trace run.trace     keep what the routers chose
   tidemill bench --trace run.trace                       how each eviction policy would have done
 
@@ -37,8 +39,8 @@ const TEXT: &str = "The mill stands where the river meets the sea. Twice a day t
 
 /// What means nothing to a replay.
 #[rustfmt::skip]
-const NOT_REPLAYED: [&str; 24] = [
-    "model", "prompt_tokens", "gen_tokens", "warm_up_tokens", "warm_up_prompt", "text", "lookahead", "profile",
+const NOT_REPLAYED: [&str; 25] = [
+    "model", "prompt_tokens", "gen_tokens", "warm_up_tokens", "warm_up_prompt", "text", "lookahead", "profile", "sequences",
     "device", "exact", "kv", "memory", "throttle", "threads", "ctx", "experts_per_token",
     "vram", "cache", "disk", "mirror", "policy", "max_slots", "fixed_slots", "chunk_tokens",
 ];
@@ -58,6 +60,9 @@ pub(crate) struct Args {
     /// Tokens to generate after it
     #[arg(long, value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..))]
     gen_tokens: u32,
+    /// Sequences that read such a prompt and make such an answer, all in the same steps; rates are of all together
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=4096))]
+    sequences: u32,
     /// Tokens to generate before measuring, to fill the expert slots as they would be in mid-answer
     #[arg(long, value_name = "N", default_value_t = 0)]
     warm_up_tokens: u32,
@@ -69,7 +74,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "FILE")]
     text: Option<PathBuf>,
     /// Write what the routers choose to a file
-    #[arg(long, value_name = "FILE", conflicts_with = "trace")]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["trace", "sequences"])]
     record_trace: Option<PathBuf>,
     /// Run no model: replay a recorded file through every eviction policy and several pool sizes
     #[arg(long, value_name = "FILE", conflicts_with_all = NOT_REPLAYED)]
@@ -116,6 +121,8 @@ impl Lookahead {
 
 /// What was measured.
 struct Measured {
+    sequences: usize,
+    /// Of all sequences, as all that follows.
     prompt_tokens: usize,
     prefill: Duration,
     prompt_reads: Option<ReadStats>,
@@ -154,6 +161,7 @@ pub(crate) fn main(args: &Args) -> Result<()> {
     let mut compute = args.compute.clone();
     let context = tokens.max(args.warm_up_prompt.unwrap_or(0) as usize);
     compute.machine.ctx = compute.machine.ctx.or(Some(context));
+    compute.machine.sequences = Some(args.sequences as usize);
     let loaded = Loaded::open(args.model.as_deref(), &compute)?;
     if context > loaded.model.context() {
         let message = format!("{context} tokens do not fit --ctx {}", loaded.model.context());
@@ -174,13 +182,13 @@ pub(crate) fn main(args: &Args) -> Result<()> {
         Some(tokens) => prompt(&loaded, tokens as usize),
         None => given.iter().copied().take(16).collect(),
     };
-    let mut session = Session::new(&loaded.model)?;
+    let mut company = Company::new(&loaded.model, args.sequences as usize)?;
     if args.record_trace.is_some() {
-        session.record_routes();
+        company.record_routes();
     }
-    let measured = measure(&mut session, [&warm_up, given, answer], args)?;
+    let measured = measure(&loaded, &mut company, [&warm_up, given, answer], args)?;
     if let Some(mut trace) = trace {
-        trace.put(&trace_of(&loaded.model, &session.take_routes()).encode()?)?;
+        trace.put(&trace_of(&loaded.model, &company.take_routes()).encode()?)?;
         trace.finish()?;
     }
     if let Some(bytes_per_s) = measured.drive() {
@@ -218,25 +226,39 @@ fn given_text(loaded: &Loaded, file: &Path, tokens: usize) -> Result<Vec<u32>> {
     Ok(all)
 }
 
-/// Feeds `warm_up` and forgets it, then feeds the prompt, then `answer` as far as it goes and what the model likes best
-/// after that.
-fn measure(session: &mut Session, [warm_up, prompt, answer]: [&[u32]; 3], args: &Args) -> Result<Measured> {
-    let (warm_up_tokens, gen_tokens) = (args.warm_up_tokens as usize, args.gen_tokens as usize);
-    let work = Work::begin();
-    let mut go = |_: f64, _: usize| work.flow();
-    let model = session.model().clone();
-    let mut drive_bytes_per_s = Vec::new();
-    drive_bytes_per_s.extend(model.measure_drive(DRIVE_TIME)?);
-    // Warm-up: code, threads, the drive's first reads.
-    session.set_prompt(warm_up, &mut go)?;
-    session.reset()?;
+/// The words of a prompt from another one on, for sequence `i` of `all`.
+fn rotated(prompt: &[u32], i: usize, all: usize) -> Vec<u32> {
+    let from = prompt.len() * i / all;
+    [&prompt[from..], &prompt[..from]].concat()
+}
+
+/// Warms up code, threads and the drive's first reads with a prompt, and forgets it.
+fn warm(model: &Model, company: &mut Company, prompt: &[u32], work: &Work) -> Result<()> {
+    company.feed(|_| prompt, &mut |_, _| work.flow())?;
+    company.reset()?;
     // Where all experts fit, the measurement is of a model that has them.
     while model.warm_up() && !work.is_interrupted() {
         std::thread::sleep(Duration::from_millis(2));
     }
-    session.take_routes();
+    company.take_routes();
     model.reset_read_stats();
+    Ok(())
+}
 
+/// Feeds `warm_up` and forgets it, then feeds the prompt, then `answer` as far as it goes and what the model likes best
+/// after that.
+fn measure(
+    loaded: &Loaded,
+    company: &mut Company,
+    [warm_up, prompt, answer]: [&[u32]; 3],
+    args: &Args,
+) -> Result<Measured> {
+    let (warm_up_tokens, gen_tokens) = (args.warm_up_tokens as usize, args.gen_tokens as usize);
+    let work = Work::begin();
+    let model = loaded.model.clone();
+    let mut drive_bytes_per_s = Vec::new();
+    drive_bytes_per_s.extend(model.measure_drive(DRIVE_TIME)?);
+    warm(&model, company, warm_up, &work)?;
     let profile = || {
         if args.profile && !model.profile_device(true) {
             let message = "--profile needs a GPU with timestamps; try --device gpu";
@@ -245,32 +267,33 @@ fn measure(session: &mut Session, [warm_up, prompt, answer]: [&[u32]; 3], args: 
         Ok(())
     };
     profile()?;
-    let bar = count_bar("measuring", (prompt.len() + warm_up_tokens + gen_tokens) as u64);
+    // Others read the same words from another one on.
+    let prompts: Vec<Vec<u32>> = (0..company.len()).map(|i| rotated(prompt, i, company.len())).collect();
+    let bar = count_bar("measuring", ((prompt.len() + warm_up_tokens + gen_tokens) * company.len()) as u64);
     let start = Instant::now();
-    session.set_prompt(prompt, &mut |done, _| {
+    company.feed(|i| &prompts[i], &mut |done, _| {
         bar.set_position(done as u64);
         work.flow()
     })?;
     let prefill = start.elapsed();
     let mut answer = answer.iter().copied();
-    let mut sampler = Sampler::new(&SampleParams::greedy())?;
-    let mut choose = |session: &Session| match answer.next() {
-        Some(token) => Ok(token),
-        None => sampler.sample(session.logits(), session.tokens()),
+    let mut choose = |company: &mut Company| match answer.next() {
+        Some(token) => Ok(vec![token; company.len()]),
+        None => company.best(),
     };
-    let mut token = choose(session)?;
+    let mut tokens = choose(company)?;
     let time_to_first_token = start.elapsed();
     let prompt_reads = model.read_stats();
     let prompt_kernels = model.device_profile();
-    let mut generate = |tokens: usize| {
+    let mut generate = |count: usize| {
         let start = Instant::now();
-        for _ in 0..tokens {
+        for _ in 0..count {
             if work.is_interrupted() {
                 return Err(Failure::interrupted());
             }
-            session.append(&[token], &mut |_, _| ControlFlow::Continue(()))?;
-            token = choose(session)?;
-            bar.inc(1);
+            company.feed(|i| std::slice::from_ref(&tokens[i]), &mut |_, _| ControlFlow::Continue(()))?;
+            tokens = choose(company)?;
+            bar.inc(company.len() as u64);
         }
         Ok(start.elapsed())
     };
@@ -285,11 +308,12 @@ fn measure(session: &mut Session, [warm_up, prompt, answer]: [&[u32]; 3], args: 
     bar.finish_and_clear();
     drive_bytes_per_s.extend(model.measure_drive(DRIVE_TIME)?);
     Ok(Measured {
-        prompt_tokens: prompt.len(),
+        sequences: company.len(),
+        prompt_tokens: prompt.len() * company.len(),
         prefill,
         prompt_reads,
         time_to_first_token,
-        gen_tokens,
+        gen_tokens: gen_tokens * company.len(),
         decode,
         reads,
         gpu,

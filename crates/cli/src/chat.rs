@@ -6,13 +6,13 @@ mod input;
 use std::path::PathBuf;
 
 use engine::generate::GenerateOptions;
-use engine::text::{Message, Role, Tokenizer, ToolCall, ToolSpec};
+use engine::text::{Message, Role, Templates, Tokenizer, ToolCall, ToolSpec};
 use engine::{Error, ErrorKind, Session};
 
 use crate::answer::{Conversation, Display, answer, read_tools};
 use crate::args::ComputeArgs;
 use crate::failure::{Failure, Result, one_line};
-use crate::load::{Loaded, Templates, inputs};
+use crate::load::{Loaded, inputs};
 use crate::run::parse_switch;
 use crate::sampling::SamplingArgs;
 use crate::{out, remembered};
@@ -156,11 +156,11 @@ impl Chat<'_> {
         if reply.is_interrupted() {
             out::note("stopped");
         }
-        if reply.is_interrupted() && reply.is_empty() {
+        if reply.is_interrupted() && reply.turn.is_empty() {
             return Ok(false);
         }
-        self.messages.push(reply.message());
-        if let [first, ..] = reply.calls.as_slice() {
+        self.messages.push(reply.turn.message());
+        if let [first, ..] = reply.turn.calls.as_slice() {
             out::note(format_args!("give the result of {} with /tool RESULT", first.name));
         }
         Ok(true)

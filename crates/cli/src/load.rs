@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use engine::text::{Template, Tokenizer};
+use engine::text::{Templates, Tokenizer};
 use engine::{Error, ErrorKind, Meta, Model};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Map, Value, json};
@@ -153,21 +153,13 @@ impl Loaded {
     /// `Unsupported` when the model has none, `Corrupt` when it cannot be read.
     pub(crate) fn templates(&self) -> Result<Templates> {
         let shown = self.model.path().display().to_string();
-        let meta = self.meta();
-        let plain = match &meta.chat_template {
-            Some(source) if !source.trim().is_empty() => {
-                Template::new(source).map_err(|e| e.context(&shown))?
+        let templates = Templates::of_model(self.meta(), &shown);
+        Ok(templates.map_err(|e| match e.kind() {
+            ErrorKind::Unsupported => {
+                Error::unsupported(format!("{}; `tidemill run --raw` continues plain text", e.message()))
             }
-            _ => {
-                let message =
-                    format!("{shown} has no chat template; `tidemill run --raw` continues plain text");
-                return Err(Error::unsupported(message).into());
-            }
-        };
-        let tool =
-            meta.tool_template.as_deref().filter(|source| !source.trim().is_empty()).map(Template::new);
-        let tool = tool.transpose().map_err(|e| e.context(&shown))?;
-        Ok(Templates { plain, tool })
+            _ => e,
+        })?)
     }
 
     /// What every JSON object says about the model and how it runs.
@@ -196,19 +188,6 @@ fn without_effect(compute: &ComputeArgs, model: &Model) -> Vec<&'static str> {
         notes.push("--threads has no effect: the GPU computes");
     }
     notes
-}
-
-/// A model's chat templates.
-pub(crate) struct Templates {
-    plain: Template,
-    tool: Option<Template>,
-}
-
-impl Templates {
-    /// The one for a conversation with or without tools.
-    pub(crate) fn pick(&self, tools: bool) -> &Template {
-        self.tool.as_ref().filter(|_| tools).unwrap_or(&self.plain)
-    }
 }
 
 /// A bar over bytes on stderr; nothing where stderr is not a terminal.

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use files::{Dialect, Error, ErrorKind, Format, Meta, Result, Tensor, TensorIndex, TokenizerSource};
 use kernels::Backend;
-use kernels::ops::KvFormat;
+use kernels::ops::{KvFormat, PAGE};
 use kernels::reference::Reference;
 use store::ExpertLayout;
 
@@ -148,9 +148,7 @@ impl Footprint {
         }
         let states = decoder.state_shapes(KvFormat::F16)?;
         found.recurrent_bytes = states.iter().map(LayerShape::recurrent_bytes).sum();
-        // The difference of two lengths: what is fixed falls out.
-        let at = |context: usize| states.iter().map(|s| s.bytes(context)).sum::<u64>();
-        found.kv_bytes_per_token = (at(2048) - at(1024)) / 1024;
+        found.kv_bytes_per_token = states.iter().map(LayerShape::page_bytes).sum::<u64>() / PAGE as u64;
         Ok(found)
     }
 }

@@ -8,7 +8,7 @@
 //! use std::path::Path;
 //!
 //! use tidemill_engine::generate::{GenerateEvent, GenerateOptions, generate};
-//! use tidemill_engine::text::{Specials, Tokenizer};
+//! use tidemill_engine::text::{ReplyEvent, Specials, Tokenizer};
 //! use tidemill_engine::{Model, OpenOptions, Session};
 //!
 //! # fn main() -> tidemill_engine::Result<()> {
@@ -19,7 +19,7 @@
 //! let mut session = Session::new(&model)?;
 //! let limits = GenerateOptions { max_tokens: Some(100), ..GenerateOptions::default() };
 //! let answer = generate(&mut session, &tokenizer, &prompt, &limits, &mut |event| {
-//!     if let GenerateEvent::Text(text) = event {
+//!     if let GenerateEvent::Reply(ReplyEvent::Text(text)) = event {
 //!         print!("{text}");
 //!     }
 //!     Continue(())
@@ -33,12 +33,14 @@
 //! [`text::ReplyParser`]. Nothing here prints, reads the environment, or keeps state outside of its values.
 
 mod ahead;
+mod batch;
 mod bridge;
 mod device;
 pub mod doctor;
 pub mod drive;
 pub mod eval;
 pub mod generate;
+mod generation;
 pub mod inspect;
 mod layers;
 mod limits;
@@ -52,7 +54,9 @@ mod pool;
 mod rehearsal;
 pub mod sample;
 mod scratch;
+mod sequence;
 mod session;
+mod sizes;
 mod state;
 mod step;
 pub mod synth;
@@ -60,6 +64,7 @@ pub mod text;
 mod trace;
 mod vram;
 
+pub use batch::{Batch, LogitSink, Logits, Part};
 pub use device::Device;
 pub use files::{Dialect, Error, ErrorKind, Meta, Result};
 pub use kernels::ops::{DeviceCounts, KernelTime, KvFormat};
@@ -68,7 +73,8 @@ pub use lookahead::Guess;
 pub use model::{CacheKind, LoadProgress, Model, OpenOptions};
 pub use models::ARCHITECTURES;
 pub use part::is_part_of_model;
-pub use session::{FeedProgress, RouteRecord, Session};
+pub use sequence::{RouteRecord, Sequence};
+pub use session::{FeedProgress, Session};
 pub use store::plan::rss_peak_bytes;
 pub use store::policy::{PolicyKind, Replay, Trace, TraceReplay, replay_all};
 pub use store::{LayerStats, ReadStats};

@@ -9,10 +9,15 @@ const DEFAULT_CONTEXT: usize = 8192;
 /// Logits are made for at most this many rows at a time.
 pub(crate) const LOGIT_ROWS: usize = 32;
 
-/// Rows of logits that have their place at the same time in steps of up to `chunk` rows: a token's are still read while
-/// those of the next have theirs.
-pub(crate) fn logit_places(chunk: usize) -> usize {
-    LOGIT_ROWS.min(chunk).max(2)
+/// Rows of a step: a prompt chunk of `chunk`, and a token of each other of `sequences`.
+pub(crate) fn step_rows(chunk: usize, sequences: usize) -> usize {
+    chunk + sequences - 1
+}
+
+/// Rows of logits that have their place at the same time in steps of up to `chunk` rows of one of `sequences`: those of
+/// a token of each are still read while those of the next have theirs.
+pub(crate) fn logit_places(chunk: usize, sequences: usize) -> usize {
+    LOGIT_ROWS.min(step_rows(chunk, sequences)).max(2 * sequences)
 }
 
 /// Rows of a prompt chunk where memory allows: each expert is read once per chunk, so more rows are fewer reads.

@@ -49,8 +49,8 @@ pub(crate) struct Lookahead {
     fixed: Option<Guess>,
     /// Pairs that the running trial has had.
     pairs: usize,
-    /// The time of the first step of a pair whose second is to come.
-    first: Option<Duration>,
+    /// Of the first step of a pair whose second is to come, its rows and its time.
+    first: Option<(usize, Duration)>,
     /// How many more of the pairs were won with guesses than without.
     lead: i32,
     verdict: Guess,
@@ -78,14 +78,16 @@ impl Lookahead {
         self.fixed = Some(guess);
     }
 
-    /// What the step that begins now guesses.
-    pub(crate) fn begin(&self) -> Guess {
+    /// What the step of `rows` rows that begins now guesses.
+    pub(crate) fn begin(&mut self, rows: usize) -> Guess {
         if let Some(guess) = self.fixed {
             return guess;
         }
         if self.stands > 0 {
             return self.verdict;
         }
+        // Only steps of equal widths compare.
+        self.first.take_if(|(first_rows, _)| *first_rows != rows);
         // With, without; without, with: what drifts slowly falls on both alike.
         match self.first.is_none() == self.guesses_first() {
             true => Guess::All,
@@ -98,8 +100,8 @@ impl Lookahead {
         self.pairs.is_multiple_of(2)
     }
 
-    /// The step that began last has succeeded in this time.
-    pub(crate) fn end(&mut self, time: Duration) {
+    /// The step that began last, of `rows` rows, has succeeded in this time.
+    pub(crate) fn end(&mut self, rows: usize, time: Duration) {
         if self.fixed.is_some() {
             return;
         }
@@ -107,8 +109,8 @@ impl Lookahead {
             self.stands -= 1;
             return;
         }
-        let Some(first) = self.first.take() else {
-            self.first = Some(time);
+        let Some((_, first)) = self.first.take() else {
+            self.first = Some((rows, time));
             return;
         };
         let (with, without) = if self.guesses_first() { (first, time) } else { (time, first) };
@@ -134,9 +136,9 @@ mod tests {
     fn run(gate: &mut Lookahead, steps: usize, costs: [u64; 2], noise: &[u64]) -> [usize; 2] {
         let mut counts = [0; 2];
         for i in 0..steps {
-            let guess = usize::from(gate.begin() == Guess::All);
+            let guess = usize::from(gate.begin(1) == Guess::All);
             counts[guess] += 1;
-            gate.end(Duration::from_millis(costs[guess] + noise[i % noise.len()]));
+            gate.end(1, Duration::from_millis(costs[guess] + noise[i % noise.len()]));
         }
         counts
     }
@@ -146,7 +148,7 @@ mod tests {
     #[test]
     fn a_clear_trial_is_short_and_what_wins_stays_for_a_while() {
         let mut gate = Lookahead::new(true);
-        assert_eq!(gate.begin(), Guess::All, "the first token of a short answer has its guesses");
+        assert_eq!(gate.begin(1), Guess::All, "the first token of a short answer has its guesses");
         for _ in 0..2 {
             assert_eq!(run(&mut gate, CLEAR, [100, 80], &[0, 3, 1]), [CLEAR / 2; 2]);
             assert_eq!(run(&mut gate, VERDICT_STEPS, [100, 80], &[0]), [0, VERDICT_STEPS]);
@@ -191,8 +193,8 @@ mod tests {
     #[test]
     fn what_is_fixed_never_asks_and_a_step_that_failed_is_tried_again() {
         let mut gate = Lookahead::new(true);
-        gate.end(Duration::from_millis(80));
-        let asked = [gate.begin(), gate.begin()];
+        gate.end(1, Duration::from_millis(80));
+        let asked = [gate.begin(1), gate.begin(1)];
         assert_eq!(asked, [Guess::None; 2], "only a step that succeeded counts");
         gate.fix(Guess::All);
         assert_eq!(run(&mut gate, 1000, [100, 150], &[0]), [0, 1000]);

@@ -2,32 +2,32 @@
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use files::{Error, Meta, Result, TensorIndex};
 use kernels::Backend;
-use kernels::ops::{DeviceCounts, DeviceInfo, KernelTime, KvFormat};
+use kernels::ops::{DeviceCounts, KernelTime, KvFormat};
 use store::disk::{Disk, DriveRate};
 use store::governor::{Governor, GovernorOptions};
-use store::plan::{Plan, PlanInput, default_budget_bytes, machine_memory, plan};
+use store::plan::Plan;
 use store::policy::{PolicyKind, Trace};
 use store::{ExpertLayout, ExpertStore, StoreOptions};
 
-use crate::ahead::Turn;
+use crate::ahead::StepLock;
 use crate::bridge::Slabs;
 use crate::device::{Device, open_device};
 use crate::drive::{self, DriveOptions, OpenedDrive};
-use crate::limits::{self, CHUNK_TOKENS, CHUNK_TOKENS_MIN, CHUNK_TOKENS_MODEST, LOGIT_ROWS};
+use crate::limits;
 use crate::lookahead::Guess;
-use crate::mapped::Mapped;
 use crate::models::{self, Bound, Decoder};
 use crate::overhead::{Overhead, tokenizer_bytes};
 use crate::pool::{self, ExpertPool};
 use crate::rehearsal::{meanwhile, rehearse};
 use crate::scratch::Scratch;
-use crate::state::{self, LayerShape, SequenceState};
+use crate::sequence::SequenceId;
+use crate::sizes::{Plans, Sizes};
+use crate::state::{Ledger, SequenceState, StatePool};
 use crate::vram::{Cut, DeviceSlots};
 
 /// Who keeps experts in memory.
@@ -64,7 +64,8 @@ pub struct OpenOptions {
     pub experts_per_token: Option<usize>,
     /// Tokens of a prompt chunk; `None` lets the plan decide.
     pub chunk_tokens: Option<usize>,
-    /// Sessions that live at once; `None` is one. Each has a context of its own in the plan.
+    /// Sequences that live at once, and may share a step. Each has a context of its own in the plan. `None` is one, and
+    /// some more that are not planned where `memory_bytes` is no ceiling.
     pub sessions: Option<usize>,
     /// Most expert slots; `None` as many as the budget holds.
     pub slots_max: Option<usize>,
@@ -92,12 +93,12 @@ pub struct Model {
     pub(crate) backend: Arc<dyn Backend>,
     device_note: Option<String>,
     pub(crate) scratch: Arc<Scratch>,
-    states: Vec<LayerShape>,
     experts: Option<(Mutex<ExpertPool>, Slabs)>,
-    turn: Mutex<Turn>,
-    /// Sessions that live now, and the most that the budget has room for.
-    sessions: AtomicUsize,
-    sessions_max: usize,
+    step: Mutex<StepLock>,
+    /// Who has which of the step's states.
+    ledger: Ledger,
+    /// Sequences that a step may have.
+    sequences_max: usize,
     plans: Plans,
     context: usize,
     chunk_tokens: usize,
@@ -165,7 +166,7 @@ impl Model {
         let total_experts = overhead.experts;
         let sizes = Sizes::new(&decoder, &states, &experts, arena.bytes(), overhead, context, sessions)?;
         let (plans, chunk_tokens) = sizes.plan(options, &meta, backend.info())?;
-        let sessions_max = sizes.sessions_max(&plans);
+        let sequences_max = sizes.sequences_max(&plans, options, backend.info());
         let streamed = (plans.memory.slots < total_experts).then(|| part_bytes(&experts));
         let drive = drive::open(index.files(), options, streamed)?;
         let device_slots = plans.vram.as_ref().unwrap_or(&plans.memory).slots;
@@ -175,17 +176,17 @@ impl Model {
         let fingerprint = fingerprint(&meta, index, backend, decoder.top_k(), &sample);
         let experts = open_pool(backend, &drive.disk, experts, &plans, decoder.top_k(), options)?;
         let scratch = Scratch::new(backend.clone(), plans.memory.scratch_bytes as usize);
+        let states = StatePool::new(backend.clone(), &states, sequences_max, context)?;
         Ok(Self {
             meta,
             decoder,
             backend: backend.clone(),
             device_note: None,
             scratch,
-            states,
+            ledger: states.ledger().clone(),
             experts,
-            turn: Mutex::default(),
-            sessions: AtomicUsize::new(0),
-            sessions_max,
+            step: Mutex::new(StepLock::new(states)),
+            sequences_max,
             plans,
             context,
             chunk_tokens,
@@ -364,26 +365,22 @@ impl Model {
         pool.store.is_warming()
     }
 
-    /// An empty state for one more session, which says [`Self::session_ended`] at its end.
+    /// An empty state for one more sequence.
     pub(crate) fn new_state(&self) -> Result<SequenceState> {
-        let state = SequenceState::new(self.backend.clone(), &self.states, self.context)?;
-        let take = |live: usize| (live < self.sessions_max).then_some(live + 1);
-        match self.sessions.fetch_update(Ordering::AcqRel, Ordering::Acquire, take) {
-            Ok(_) => Ok(state),
-            Err(live) => Err(Error::memory(format!(
-                "{live} sessions live, and the budget has no room for the state of another: end one, open the \
-                 model for more sessions, or give more memory"
-            ))),
+        SequenceState::new(&self.ledger)
+    }
+
+    /// What was recorded for a sequence is for nobody now.
+    pub(crate) fn sequence_ended(&self, id: &SequenceId) {
+        // A step that runs leaves nothing for it that another would use.
+        if let Ok(mut step) = self.step.try_lock() {
+            step.forget(id);
         }
     }
 
-    /// Gives a session's place back.
-    pub(crate) fn session_ended(&self, session: &Arc<()>) {
-        // A step that has the turn forgets the session by itself.
-        if let Ok(mut turn) = self.turn.try_lock() {
-            turn.end(session);
-        }
-        self.sessions.fetch_sub(1, Ordering::AcqRel);
+    /// Pages of keys and values that no sequence has, and sequences that there is room for besides those that live.
+    pub fn free_states(&self) -> (usize, usize) {
+        self.ledger.free()
     }
 
     /// A number that tells this model, its weights and its precision from others.
@@ -392,8 +389,18 @@ impl Model {
     }
 
     /// Held while a step runs: the plan has the working memory of one.
-    pub(crate) fn wait_for_turn(&self) -> MutexGuard<'_, Turn> {
-        self.turn.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(crate) fn lock_step(&self) -> MutexGuard<'_, StepLock> {
+        self.step.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Sequences that may live at once.
+    pub fn sequences_max(&self) -> usize {
+        self.sequences_max
+    }
+
+    /// Rows of a step: a prompt chunk, and a token of each other sequence.
+    pub(crate) fn step_rows_max(&self) -> usize {
+        limits::step_rows(self.chunk_tokens, self.sequences_max)
     }
 
     /// The experts, for the one step that runs.
@@ -405,130 +412,6 @@ impl Model {
     /// The memory of the expert slots.
     pub(crate) fn slabs(&self) -> Option<&Slabs> {
         self.experts.as_ref().map(|(_, slabs)| slabs)
-    }
-}
-
-/// How both kinds of memory are divided.
-struct Plans {
-    memory: Plan,
-    /// Of a GPU's memory, where that has a ceiling.
-    vram: Option<Plan>,
-    /// Why a ceiling that was given is not the plan's.
-    note: Option<String>,
-}
-
-impl Plans {
-    fn all(&self) -> impl Iterator<Item = &Plan> {
-        [&self.memory].into_iter().chain(&self.vram)
-    }
-}
-
-/// What the plan is made from.
-struct Sizes<'a> {
-    decoder: &'a Decoder,
-    context: usize,
-    slot_bytes: u64,
-    resident_bytes: u64,
-    /// Of one session.
-    session_bytes: u64,
-    sessions: usize,
-    overhead: Overhead,
-}
-
-impl<'a> Sizes<'a> {
-    fn new(
-        decoder: &'a Decoder,
-        states: &[LayerShape],
-        experts: &[Vec<ExpertLayout>],
-        resident_bytes: u64,
-        overhead: Overhead,
-        context: usize,
-        sessions: usize,
-    ) -> Result<Self> {
-        let slot_bytes = if overhead.experts == 0 { 0 } else { store::slot_bytes(experts.iter().flatten())? };
-        Ok(Self {
-            decoder,
-            context,
-            slot_bytes: slot_bytes as u64,
-            resident_bytes,
-            session_bytes: state::session_bytes(states, context),
-            sessions,
-            overhead,
-        })
-    }
-
-    /// The plan and the chunk size: the largest chunk that leaves room for the fewest slots.
-    fn plan(&self, options: &OpenOptions, meta: &Meta, device: &DeviceInfo) -> Result<(Plans, usize)> {
-        let most = options.chunk_tokens.unwrap_or(CHUNK_TOKENS).clamp(1, self.context);
-        let least = options.chunk_tokens.unwrap_or(CHUNK_TOKENS_MIN).clamp(1, self.context);
-        let modest = least.max(CHUNK_TOKENS_MODEST);
-        let much = |plan: &Plan| plan.scratch_bytes > plan.budget_bytes / 8;
-        let mut chunk = most;
-        loop {
-            match self.plan_chunk(options, meta, chunk, device) {
-                Err(_) if chunk > least => chunk = (chunk / 2).max(least),
-                Ok(plans) if plans.all().any(much) && chunk > modest => chunk /= 2,
-                Ok(plans) => return Ok((plans, chunk)),
-                Err(e) => return Err(e),
-            }
-        }
-    }
-
-    /// Sessions that were asked for, and those that what is left of the budget has room for.
-    fn sessions_max(&self, plans: &Plans) -> usize {
-        let left_bytes = plans.all().map(|plan| plan.budget_bytes.saturating_sub(plan.total_bytes)).min();
-        let more = left_bytes.unwrap_or(0).checked_div(self.session_bytes).unwrap_or(0);
-        self.sessions.saturating_add(more as usize)
-    }
-
-    fn plan_chunk(
-        &self,
-        options: &OpenOptions,
-        meta: &Meta,
-        chunk: usize,
-        device: &DeviceInfo,
-    ) -> Result<Plans> {
-        let logit_rows = LOGIT_ROWS.min(chunk);
-        let available_bytes = match options.memory_bytes {
-            Some(_) => 0,
-            None => machine_memory()?.available_bytes,
-        };
-        let (in_use, total_experts) = (self.decoder.top_k() as u64, self.overhead.experts);
-        let slots_max = match options.cache {
-            CacheKind::Slots => options.slots_max.map_or(total_experts, |n| n as u64),
-            CacheKind::Os => 2 * in_use,
-        };
-        let named = |e: Error| e.context(meta.name.as_deref().unwrap_or(&meta.arch));
-        let overhead_bytes = self.overhead.bytes(logit_rows);
-        let unified = device.mapped_bytes_max.filter(|_| device.unified_memory);
-        let given = options.memory_bytes.unwrap_or_else(|| default_budget_bytes(available_bytes));
-        let mapped = Mapped::below(given, unified, overhead_bytes);
-        let input = PlanInput {
-            budget_bytes: mapped.as_ref().map(|m| m.budget_bytes).or(options.memory_bytes),
-            available_bytes,
-            resident_bytes: self.resident_bytes,
-            state_bytes: self.session_bytes.saturating_mul(self.sessions as u64),
-            scratch_bytes: self.decoder.scratch_bytes(chunk, limits::logit_places(chunk)),
-            overhead_bytes,
-            slot_bytes: self.slot_bytes,
-            total_experts: total_experts.min(slots_max),
-            min_slots: in_use.min(slots_max),
-        };
-        let limited = |mapped: &Option<Mapped>, e: Error| match mapped {
-            Some(mapped) => e.context(mapped.limit()),
-            None => e,
-        };
-        let memory = plan(&input).map_err(|e| named(limited(&mapped, e)))?;
-        // The same parts lie in a GPU's memory, but for the overhead, and expert slots of its own.
-        let given_vram = options.vram_bytes.filter(|_| !device.unified_memory);
-        let mapped_vram = given_vram.and_then(|given| Mapped::below(given, device.mapped_bytes_max, 0));
-        let vram = given_vram.map(|vram_bytes| {
-            let budget_bytes = Some(mapped_vram.as_ref().map_or(vram_bytes, |m| m.budget_bytes));
-            plan(&PlanInput { budget_bytes, overhead_bytes: 0, total_experts, min_slots: in_use, ..input })
-                .map_err(|e| named(limited(&mapped_vram, e).context("a GPU's memory")))
-        });
-        let asked = mapped.filter(|_| options.memory_bytes.is_some()).or(mapped_vram);
-        Ok(Plans { memory, vram: vram.transpose()?, note: asked.map(|mapped| mapped.note()) })
     }
 }
 

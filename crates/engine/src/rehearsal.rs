@@ -13,8 +13,8 @@ use crate::bridge::{ExpertShape, Placeholder};
 use crate::layers::FeedForward;
 use crate::models::Decoder;
 use crate::scratch::Scratch;
-use crate::state::{LayerShape, SequenceState};
-use crate::step::{SequenceRows, Step};
+use crate::state::{LayerShape, StatePool};
+use crate::step::Step;
 
 /// Rows of the steps: a token, a few rows, and as many as make a prompt. Where a device multiplies more rows otherwise, it
 /// knows by itself.
@@ -96,14 +96,15 @@ pub(crate) fn rehearse(
         let rehearsal =
             Rehearsal { layers: decoder.layers.iter().enumerate().map(layer).collect::<Result<_>>()? };
         let capacity = POSITION + ROWS.iter().max().unwrap_or(&0);
-        let mut state = SequenceState::new(backend.clone(), states, capacity)?;
+        let mut states = StatePool::new(backend.clone(), states, 1, capacity)?;
         let scratch = Scratch::new(backend.clone(), usize::MAX);
         for rows in ROWS {
             let tokens = vec![0; rows];
-            let segment = Segment { rows: 0..rows, position: POSITION };
+            let segments = [Segment { rows: 0..rows, position: POSITION, pages: vec![0], slot: 0 }];
             let mut step = Step {
                 tokens: &tokens,
-                sequences: vec![SequenceRows { segment, state: &mut state }],
+                segments: &segments,
+                states: &mut states,
                 backend: backend.as_ref(),
                 experts: None,
                 scratch: &scratch,

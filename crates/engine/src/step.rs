@@ -13,15 +13,7 @@ use crate::lookahead::Guess;
 use crate::pool::ExpertPool;
 use crate::rehearsal::Rehearsal;
 use crate::scratch::{Activation, RouteActivation, Scratch};
-use crate::state::{LayerState, SequenceState};
-
-/// Tokens of one sequence within a step.
-pub(crate) struct SequenceRows<'a> {
-    /// Which rows, and at which position they start.
-    pub(crate) segment: Segment,
-    /// What the sequence remembers; the step advances it.
-    pub(crate) state: &'a mut SequenceState,
-}
+use crate::state::StatePool;
 
 /// Where an expert's bytes become weights: the streaming store and the memory it fills.
 pub(crate) struct Experts<'a> {
@@ -63,8 +55,10 @@ impl Experts<'_> {
 pub(crate) struct Step<'a> {
     /// Token ids, one a row.
     pub(crate) tokens: &'a [u32],
-    /// The sequences, in the order of their rows.
-    pub(crate) sequences: Vec<SequenceRows<'a>>,
+    /// Whose they are, in the order of the rows.
+    pub(crate) segments: &'a [Segment],
+    /// What sequences remember; the step appends to it.
+    pub(crate) states: &'a mut StatePool,
     /// The device.
     pub(crate) backend: &'a dyn Backend,
     /// Experts on disk; `None` for dense models.
@@ -123,7 +117,7 @@ impl Step<'_> {
         Ok(outs)
     }
 
-    /// [`Self::linears`], and the short convolution with `weight` of the first, in the state of layer `layer`.
+    /// [`Self::linears`], and the short convolution with `weight` of the first, in the states of layer `layer`.
     pub(crate) fn linears_conv<const N: usize>(
         &mut self,
         layer: usize,
@@ -133,19 +127,9 @@ impl Step<'_> {
     ) -> Result<(Activation, [Activation; N])> {
         let mut outs = self.outputs(x, ws)?;
         let mut convolved = self.tensor(x.rows(), outs[0].cols())?;
-        // The products are of all rows, so they go with the convolution of a single sequence.
-        let alone = self.sequences.len() == 1;
-        if !alone {
-            self.backend.linears(x, &mut products(ws, &mut outs))?;
-        }
-        self.each_sequence(layer, |backend, segment, state| {
-            let state = &mut state.delta_mut(layer)?.conv;
-            if !alone {
-                return backend.short_conv(&outs[0], weight, segment, state, &mut convolved);
-            }
-            let conv = Convolution { weight, segment, state, out: &mut convolved };
-            backend.linears_conv(x, &mut products(ws, &mut outs), conv)
-        })?;
+        let state = &mut self.states.recurrent(layer)?.conv;
+        let conv = Convolution { weight, segments: self.segments, state, out: &mut convolved };
+        self.backend.linears_conv(x, &mut products(ws, &mut outs), conv)?;
         Ok((convolved, outs))
     }
 
@@ -165,18 +149,6 @@ impl Step<'_> {
         let mut out = self.tensor(x.rows(), x.cols())?;
         self.backend.add_norm(y, Residual { x, weight: &norm.weight, eps: norm.eps, out: &mut out })?;
         Ok(out)
-    }
-
-    /// Runs `op` for each sequence with what it remembers of layer `layer`.
-    pub(crate) fn each_sequence(
-        &mut self,
-        layer: usize,
-        mut op: impl FnMut(&dyn Backend, &Segment, &mut LayerState) -> Result<()>,
-    ) -> Result<()> {
-        for sequence in &mut self.sequences {
-            op(self.backend, &sequence.segment, sequence.state.layer_mut(layer)?)?;
-        }
-        Ok(())
     }
 
     /// Keeps the drive busy while resident weights are at work.

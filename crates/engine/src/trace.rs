@@ -6,7 +6,7 @@ use store::ExpertId;
 use store::policy::{Trace, TraceStep, TraceWant};
 
 use crate::model::Model;
-use crate::session::RouteRecord;
+use crate::sequence::RouteRecord;
 
 /// The trace of what a session of `model` has recorded, in the order of its steps.
 pub fn trace_of(model: &Model, records: &[RouteRecord]) -> Trace {

@@ -6,7 +6,7 @@ use std::ops::ControlFlow;
 
 use tidemill_engine::generate::{FinishReason, GenerateEvent, GenerateOptions, generate};
 use tidemill_engine::sample::SampleParams;
-use tidemill_engine::text::{ChatPrompt, ChatRequest, Message, Role, Template, Tokenizer};
+use tidemill_engine::text::{ChatPrompt, ChatRequest, Message, ReplyEvent, Role, Template, Tokenizer};
 use tidemill_engine::{OpenOptions, Session};
 
 fn ask(session: &mut Session, question: &str) -> (String, FinishReason) {
@@ -26,8 +26,8 @@ fn ask(session: &mut Session, question: &str) -> (String, FinishReason) {
     };
     let mut answer = String::new();
     let done = generate(session, &tokenizer, &prompt.tokens, &options, &mut |event| {
-        if let GenerateEvent::Text(text) = event {
-            answer += text;
+        if let GenerateEvent::Reply(ReplyEvent::Text(text)) = event {
+            answer += &text;
         }
         ControlFlow::Continue(())
     });

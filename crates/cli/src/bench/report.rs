@@ -84,7 +84,8 @@ fn rate(tokens: usize, time: Duration) -> f64 {
 
 /// A table for people.
 pub(super) fn table(loaded: &Loaded, m: &Measured) -> String {
-    let mut text = format!(
+    let mut text = if m.sequences > 1 { format!("sequences  {:>10}\n", m.sequences) } else { String::new() };
+    text += &format!(
         "prefill    {:>10.1} tokens/s   {} tokens\ndecode     {:>10.1} tokens/s   {} tokens\n\
          first token{:>10.3} s\n",
         rate(m.prompt_tokens, m.prefill),
@@ -184,8 +185,9 @@ fn hit_rate(layer: &LayerStats) -> f64 {
 pub(super) fn json(loaded: &Loaded, m: &Measured) -> Value {
     let mut map = Map::new();
     let mut put = |key: &str, value: Value| map.insert(key.into(), value);
-    put("prompt_tokens", json!(m.prompt_tokens));
-    put("gen_tokens", json!(m.gen_tokens));
+    put("sequences", json!(m.sequences));
+    put("prompt_tokens", json!(m.prompt_tokens / m.sequences));
+    put("gen_tokens", json!(m.gen_tokens / m.sequences));
     put("prefill_tokens_per_s", json!(rate(m.prompt_tokens, m.prefill)));
     put("decode_tokens_per_s", json!(rate(m.gen_tokens, m.decode)));
     put("time_to_first_token_s", json!(m.time_to_first_token.as_secs_f64()));

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::ValueEnum;
 use engine::eval::{Dialog, Tally, TokenScore, score_tokens, windows};
-use engine::text::{Message, Role, Specials, Tokenizer, ToolSpec};
+use engine::text::{Message, Role, Specials, Templates, Tokenizer, ToolSpec};
 use engine::{Error, Session};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
@@ -13,7 +13,7 @@ use super::{place, read_lines};
 use crate::args::ComputeArgs;
 use crate::failure::Result;
 use crate::interrupt::Work;
-use crate::load::{Loaded, Templates, count_bar};
+use crate::load::{Loaded, count_bar};
 use crate::{out, read};
 
 const EXAMPLES: &str = "\

@@ -9,7 +9,7 @@ use crate::limits::{self, CHUNK_TOKENS, CHUNK_TOKENS_MIN, CHUNK_TOKENS_MODEST, L
 use crate::model::OpenOptions;
 use crate::models::{Bound, activation_bytes, head_width};
 use crate::overhead::{Overhead, shape_tokenizer_bytes, tokenizer_bytes};
-use crate::state::{self, LayerShape};
+use crate::state::{self, KvShape, LayerShape, RecurrentShape};
 use crate::synth::{Layout, Shape, SynthSizes};
 
 /// What a model keeps in memory besides its resident weights.
@@ -70,15 +70,16 @@ impl Memory {
     ) -> Result<Self> {
         let format = kv_format(options)?;
         format.check(shape.head_dim)?;
-        let attention = LayerShape::Kv { kv_heads: shape.kv_heads, head_dim: shape.head_dim, format };
+        let attention =
+            LayerShape::Kv(KvShape { kv_heads: shape.kv_heads, head_dim: shape.head_dim, format });
         let mut states = vec![attention; work.attention_layers];
         if let (Some((layers, spec)), Some(delta)) = (&work.delta, shape.delta) {
-            let layer = LayerShape::Delta {
+            let layer = LayerShape::Recurrent(RecurrentShape {
                 conv_rows: delta.conv_kernel - 1,
                 channels: spec.channels(),
                 value_heads: spec.value_heads,
                 head_state: spec.key_head_dim * spec.value_head_dim,
-            };
+            });
             states.extend(std::iter::repeat_n(layer, *layers));
         }
         let total_experts = (shape.layers * shape.experts) as u64;
@@ -145,7 +146,7 @@ fn chunks(context: usize, overhead: &Overhead, scratch: impl Fn(usize, usize) ->
     let least = CHUNK_TOKENS_MIN.min(context);
     let halves = |rows: &usize| (*rows > least).then(|| (rows / 2).max(least));
     let chunk = |rows: usize| {
-        let scratch_bytes = scratch(rows, limits::logit_places(rows));
+        let scratch_bytes = scratch(rows, limits::logit_places(rows, 1));
         Chunk { rows, scratch_bytes, overhead_bytes: overhead.bytes(LOGIT_ROWS.min(rows)) }
     };
     std::iter::successors(Some(CHUNK_TOKENS.min(context)), halves).map(chunk).collect()

@@ -16,6 +16,7 @@ use store::policy::PolicyKind;
 use store::{ExpertLayout, ExpertStore, StoreOptions};
 
 use super::work::{Bench, Formats};
+use crate::batch::check_finite;
 use crate::bridge::{ExpertShape, MatrixShape, Slabs};
 use crate::layers::{Attention, Delta, FeedForward, Mixer, Mlp, Moe, Rope, SharedExpert};
 use crate::limits::CHUNK_TOKENS;
@@ -24,9 +25,8 @@ use crate::models::{Block, Decoder};
 use crate::pool::ExpertPool;
 use crate::sample::{SampleParams, Sampler};
 use crate::scratch::Scratch;
-use crate::session::check_finite;
-use crate::state::{LayerState, SequenceState};
-use crate::step::{Experts, Linear, Norm, SequenceRows, Step, Sweep};
+use crate::state::{SequenceState, StatePool};
+use crate::step::{Experts, Linear, Norm, Step, Sweep};
 
 /// Weights and activations to go through, in bytes: larger than caches, if the model is.
 const WEIGHT_BYTES: u64 = 128 << 20;
@@ -172,22 +172,17 @@ impl<'a> Stand<'a> {
     ) -> Result<f64> {
         let (backend, Rows { count, position, .. }) = (self.bench.backend, rows);
         let scratch = Scratch::new(backend.clone(), decoder.scratch_bytes(count, 1) as usize);
-        let mut state =
-            SequenceState::new(backend.clone(), &decoder.state_shapes(KvFormat::F16)?, position + count)?;
-        state.reset()?; // memory that nobody wrote is one page of zeros, which lies in a cache
-        for layer in 0..decoder.layers.len() {
-            if let LayerState::Kv(cache) = state.layer_mut(layer)? {
-                for block in [&mut cache.keys, &mut cache.values] {
-                    let zeros = vec![0; block.bytes() / 4 * 4];
-                    backend.write(block, 0, &zeros)?;
-                }
-            }
-        }
+        let shapes = decoder.state_shapes(KvFormat::F16)?;
+        let mut states = StatePool::new(backend.clone(), &shapes, 1, position + count)?;
+        let mut state = SequenceState::new(states.ledger())?;
+        // Memory that nobody wrote is one page of zeros, which lies in a cache.
+        state.prepare(&mut states, position + count)?;
+        states.fill_with_zeros()?;
+        let segments = [Segment { position, ..state.segment(0..count) }];
         // Zeros for one row, else what differs.
         let tokens: Vec<u32> =
             (0..count).map(|row| if count == 1 { 0 } else { 1 + row % VARIED } as u32).collect();
         self.bench.time(&mut self.bench.tensor(1, 1)?, |_, _| {
-            let segment = Segment { rows: 0..count, position };
             let experts = experts.as_deref_mut().map(|(pool, slabs)| Experts {
                 pool,
                 slabs,
@@ -198,7 +193,8 @@ impl<'a> Stand<'a> {
             });
             let mut step = Step {
                 tokens: &tokens,
-                sequences: vec![SequenceRows { segment, state: &mut state }],
+                segments: &segments,
+                states: &mut states,
                 backend: backend.as_ref(),
                 experts,
                 scratch: &scratch,

@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 use files::quant::ScaleType;
 use files::{Format, Meta, Result, TensorIndex};
 use kernels::ops::{
-    AttentionSpec, DeltaInput, DeltaSpec, ExpertBatch, KvCache, KvFormat, MlpWeights, Residual, RouteBuffers,
-    RouteSpec, RoutedRow, Segment,
+    AttentionSpec, DeltaInput, DeltaSpec, ExpertBatch, KvCache, KvFormat, MlpWeights, PAGE, Residual,
+    RouteBuffers, RouteSpec, RoutedRow, Segment,
 };
 use kernels::{Backend, Tensor, Weight};
 
@@ -364,37 +364,39 @@ impl<'a> Bench<'a> {
         if attention_layers == 0 {
             return Ok(0.0);
         }
-        let (capacity, format) = (position + rows, KvFormat::F16);
-        let half = KvCache::bytes(kv_heads, head_dim, capacity, format) / 2;
+        let (pages, format) = ((position + rows).div_ceil(PAGE), KvFormat::F16);
+        let half = pages * KvCache::page_bytes(kv_heads, head_dim, format) / 2;
         let (keys, values) = (self.backend.alloc(half)?, self.backend.alloc(half)?);
-        let mut cache = KvCache { keys, values, kv_heads, head_dim, capacity, format };
+        let mut cache = KvCache { keys, values, kv_heads, head_dim, pages, format };
+        let segment =
+            |position| [Segment { rows: 0..rows, position, pages: (0..pages as u32).collect(), slot: 0 }];
         let new = self.tensor(rows, kv_heads * head_dim)?;
         for position in (0..position).step_by(rows).chain([position]) {
-            self.backend.kv_append(&new, &new, &Segment { rows: 0..rows, position }, &mut cache)?;
+            self.backend.kv_append(&new, &new, &segment(position), &mut cache)?;
         }
         let q = self.tensor(rows, heads * head_dim)?;
         let spec = AttentionSpec { heads, head_dim, gated: false, scale: 1.0 };
-        let segment = Segment { rows: 0..rows, position };
+        let segments = segment(position);
         let mut out = self.tensor(rows, heads * head_dim)?;
-        let one = self.time(&mut out, |_, out| self.backend.attention(&q, &segment, &cache, &spec, out))?;
+        let one = self.time(&mut out, |_, out| self.backend.attention(&q, &segments, &cache, &spec, out))?;
         Ok(one * attention_layers as f64)
     }
 
     /// The delta rule and its convolution.
     fn delta(&self, rows: usize) -> Result<f64> {
         let Some((layers, spec)) = &self.work.delta else { return Ok(0.0) };
-        let segment = Segment { rows: 0..rows, position: 0 };
+        let segments = [Segment { rows: 0..rows, ..Segment::default() }];
         let (mut qkv, raw) = (self.tensor(rows, spec.channels())?, self.tensor(rows, spec.channels())?);
         let (a, decay) = (self.tensor(rows, spec.value_heads)?, self.tensor(1, spec.value_heads)?);
-        let (taps, mut before) = (self.tensor(spec.channels(), 4)?, self.tensor(3, spec.channels())?);
+        let (taps, mut before) = (self.tensor(spec.channels(), 4)?, self.tensor(1, 3 * spec.channels())?);
         // As many states as one row finds none of in a cache.
-        let state = || self.tensor(spec.value_heads, spec.key_head_dim * spec.value_head_dim);
+        let state = || self.tensor(1, spec.value_heads * spec.key_head_dim * spec.value_head_dim);
         let mut states = (0..*layers).map(|_| state()).collect::<Result<Vec<_>>>()?;
         let mut out = self.tensor(rows, spec.value_heads * spec.value_head_dim)?;
         let one = self.time(&mut out, |run, out| {
-            self.backend.short_conv(&raw, &taps, &segment, &mut before, &mut qkv)?;
+            self.backend.short_conv(&raw, &taps, &segments, &mut before, &mut qkv)?;
             let input =
-                DeltaInput { segment: &segment, qkv: &qkv, a: &a, b: &a, decay: &decay, dt_bias: &decay };
+                DeltaInput { segments: &segments, qkv: &qkv, a: &a, b: &a, decay: &decay, dt_bias: &decay };
             let state = run % states.len();
             self.backend.delta_rule(&input, spec, &mut states[state], out)
         })?;

@@ -1,12 +1,11 @@
 //! Softmax attention with grouped queries, optional q/k norm, partial rotary embedding and output gate.
 
-use files::{Error, Result};
+use files::Result;
 use kernels::Tensor;
 use kernels::ops::{AttentionSpec, Heads, RopeSpec, Turn};
 
 use super::Rope;
 use crate::scratch::Activation;
-use crate::state::LayerState;
 use crate::step::{Linear, Norm, Step};
 
 /// The weights of one attention layer.
@@ -40,15 +39,11 @@ impl Attention {
         let k_rope = self.rope_spec(self.kv_heads, dim);
         let (q_norm, k_norm) = (norm_argument(&self.q_norm), norm_argument(&self.k_norm));
         let mut mixed = s.tensor(h.rows(), self.spec.heads * dim)?;
-        s.each_sequence(layer, |backend, segment, state| {
-            let LayerState::Kv(cache) = state else {
-                return Err(Error::invalid(format!("layer {layer} has no KV cache")));
-            };
-            let turns = [Turn { spec: &q_rope, norm: q_norm }, Turn { spec: &k_rope, norm: k_norm }];
-            let heads = Heads { q: &mut q, k: &mut k, v: &v };
-            backend.norm_rope_append(heads, segment, turns, &self.rope.frequencies, cache)?;
-            backend.attention(&q, segment, cache, &self.spec, &mut mixed)
-        })?;
+        let turns = [Turn { spec: &q_rope, norm: q_norm }, Turn { spec: &k_rope, norm: k_norm }];
+        let heads = Heads { q: &mut q, k: &mut k, v: &v };
+        let cache = s.states.kv(layer)?;
+        s.backend.norm_rope_append(heads, s.segments, turns, &self.rope.frequencies, cache)?;
+        s.backend.attention(&q, s.segments, cache, &self.spec, &mut mixed)?;
         s.linear(&mixed, &self.out)
     }
 

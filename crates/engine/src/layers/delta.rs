@@ -37,21 +37,11 @@ impl Delta {
         let linears = [&self.qkv, &self.a, &self.b, &self.z];
         let (convolved, [_, a, b, z]) = s.linears_conv(layer, h, linears, &self.conv)?;
         let mut mixed = s.tensor(h.rows(), self.spec.value_heads * self.spec.value_head_dim)?;
-        // The norm is of all rows, so it goes with the last op of a single sequence.
-        let alone = s.sequences.len() == 1;
+        let (qkv, decay, dt_bias) = (&*convolved, &self.decay, &self.dt_bias);
+        let input = DeltaInput { segments: s.segments, qkv, a: &a, b: &b, decay, dt_bias };
         let gate = Gate { z: &z, weight: &self.norm.weight, eps: self.norm.eps };
-        s.each_sequence(layer, |backend, segment, state| {
-            let state = &mut state.delta_mut(layer)?.delta;
-            let (qkv, decay, dt_bias) = (&*convolved, &self.decay, &self.dt_bias);
-            let input = DeltaInput { segment, qkv, a: &a, b: &b, decay, dt_bias };
-            if alone {
-                return backend.gated_delta_rule(&input, &self.spec, state, gate, &mut mixed);
-            }
-            backend.delta_rule(&input, &self.spec, state, &mut mixed)
-        })?;
-        if !alone {
-            s.backend.gated_norm(&mut mixed, gate.z, gate.weight, gate.eps)?;
-        }
+        let state = &mut s.states.recurrent(layer)?.delta;
+        s.backend.gated_delta_rule(&input, &self.spec, state, gate, &mut mixed)?;
         s.linear(&mixed, &self.out)
     }
 }

@@ -194,16 +194,20 @@ impl Moe {
     }
 
     /// Lets the drive read what this layer's router will probably choose, once it has read what is wanted: the router is
-    /// asked about `h`, an earlier state `[1, hidden]`, and as much of its answer as `guess` says is believed.
+    /// asked about `h`, an earlier state `[rows, hidden]`, and as much of its answer as `guess` says is believed.
     pub(crate) fn look_ahead(&self, s: &mut Step<'_>, layer: usize, h: &Tensor, guess: Guess) -> Result<()> {
         let spec = RouteSpec { top_k: guess.experts(self.spec.top_k), ..self.spec };
         let mut chosen = s.route_buffers(spec.top_k)?;
         s.backend.route(h, &self.router, &spec, &mut chosen)?;
         let routes = s.backend.read_routes(&chosen, h.rows(), &spec)?;
-        let guessed = routes.ids.iter().map(|&id| ExpertId(id as u16)); // the likeliest first
+        // The likeliest of every row first, each once.
+        let mut seen = ExpertMask::default();
+        let by_rank = (0..spec.top_k).flat_map(|rank| routes.ids.iter().skip(rank).step_by(spec.top_k));
+        let guessed: Vec<ExpertId> =
+            by_rank.map(|&id| ExpertId(id as u16)).filter(|&id| seen.insert(id)).collect();
         if let Some(experts) = &mut s.experts {
             let layer = LayerId(layer as u16);
-            experts.pool.store.hint(layer, experts.slabs.missing(layer, guessed));
+            experts.pool.store.hint(layer, experts.slabs.missing(layer, guessed.into_iter()));
         }
         Ok(())
     }

@@ -8,7 +8,7 @@ use store::{ExpertId, LayerId};
 use crate::layers::{FeedForward, Mixer};
 use crate::lookahead::Guess;
 use crate::scratch::Activation;
-use crate::state::LayerShape;
+use crate::state::{KvShape, LayerShape, RecurrentShape};
 use crate::step::{Linear, Norm, Step, Sweep};
 
 /// One layer.
@@ -106,14 +106,15 @@ impl Decoder {
         let shape = |block: &Block| match &block.mixer {
             Mixer::Attention(a) => {
                 format.check(a.spec.head_dim)?;
-                Ok(LayerShape::Kv { kv_heads: a.kv_heads, head_dim: a.spec.head_dim, format })
+                let (kv_heads, head_dim) = (a.kv_heads, a.spec.head_dim);
+                Ok(LayerShape::Kv(KvShape { kv_heads, head_dim, format }))
             }
-            Mixer::Delta(d) => Ok(LayerShape::Delta {
+            Mixer::Delta(d) => Ok(LayerShape::Recurrent(RecurrentShape {
                 conv_rows: d.conv.cols() - 1,
                 channels: d.spec.channels(),
                 value_heads: d.spec.value_heads,
                 head_state: d.spec.key_head_dim * d.spec.value_head_dim,
-            }),
+            })),
         };
         self.layers.iter().map(shape).collect()
     }

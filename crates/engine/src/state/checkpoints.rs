@@ -1,8 +1,8 @@
-//! The snapshots that a session of a recurrent model keeps to go back to.
+//! The snapshots that a sequence of a recurrent model keeps to go back to.
 
 use files::Result;
 
-use super::{SequenceState, Snapshot};
+use super::{SequenceState, Snapshot, StatePool};
 
 /// Ends of prompts that are remembered.
 const ENDS: usize = 2;
@@ -21,23 +21,23 @@ impl Checkpoints {
     pub(crate) const MOST: usize = ENDS + 1;
 
     /// Holds the state here until the next call, in the memory of the one before.
-    pub(crate) fn roll(&mut self, state: &SequenceState) -> Result<()> {
+    pub(crate) fn roll(&mut self, states: &StatePool, state: &SequenceState) -> Result<()> {
         if self.holds(state.position()) {
             return Ok(());
         }
         let old = self.rolling.take();
-        self.rolling = Some(state.snapshot(old)?);
+        self.rolling = Some(state.snapshot(states, old)?);
         Ok(())
     }
 
     /// Holds the state here, the end of a prompt, in place of the oldest such.
-    pub(crate) fn keep(&mut self, state: &SequenceState) -> Result<()> {
+    pub(crate) fn keep(&mut self, states: &StatePool, state: &SequenceState) -> Result<()> {
         let rolled = self.rolling.take_if(|s| s.position() == state.position());
         if rolled.is_none() && self.holds(state.position()) {
             return Ok(());
         }
         let oldest = (self.ends.len() == ENDS).then(|| self.ends.remove(0));
-        self.ends.push(rolled.map_or_else(|| state.snapshot(oldest), Ok)?);
+        self.ends.push(rolled.map_or_else(|| state.snapshot(states, oldest), Ok)?);
         Ok(())
     }
 

@@ -1,8 +1,9 @@
 //! A sequence's state as a file: written aside and renamed, so that a full disk or a crash loses nothing.
 //!
-//! Layout, little-endian: magic `TMSTATE2`, model fingerprint u64, number format of keys and values u64 (0 none, 1 f32,
-//! 2 f16, 3 8-bit), token count u64, token ids u32 each, then per layer: for KV caches keys then values, head by head, the held positions only; for recurrent layers the
-//! convolution's inputs, then the delta matrices. Last the FNV-1a hash u64 of everything before it.
+//! Layout, little-endian: magic `TMSTATE3`, model fingerprint u64, number format of keys and values u64 (0 none, 1 f32,
+//! 2 f16, 3 8-bit), token count u64, token ids u32 each, then per layer: for KV caches keys then values, in pages of
+//! 512 positions, head by head, the held positions only; for recurrent layers the convolution's inputs, then the delta
+//! matrices. Last the FNV-1a hash u64 of everything before it.
 
 use std::fs::{self, File};
 use std::io::{BufReader, BufWriter, Read, Write};
@@ -12,9 +13,9 @@ use files::{Error, Result};
 use kernels::Block;
 use kernels::ops::KvFormat;
 
-use super::{COPY_BYTES, LayerState, SequenceState};
+use super::{COPY_BYTES, LayerState, Page, Ranges, SequenceState, StatePool, kv, recurrent};
 
-const MAGIC: &[u8; 8] = b"TMSTATE2";
+const MAGIC: &[u8; 8] = b"TMSTATE3";
 
 /// FNV-1a, 64 bits: finds damage, not malice.
 struct Hash(u64);
@@ -35,11 +36,17 @@ impl Hash {
 ///
 /// # Errors
 /// `Io` naming the file; what was at `path` before is untouched then.
-pub(crate) fn save(state: &SequenceState, tokens: &[u32], fingerprint: u64, path: &Path) -> Result<()> {
+pub(crate) fn save(
+    states: &StatePool,
+    state: &SequenceState,
+    tokens: &[u32],
+    fingerprint: u64,
+    path: &Path,
+) -> Result<()> {
     let mut aside = path.as_os_str().to_owned();
     aside.push(".partial");
     let aside = Path::new(&aside);
-    let written = write_file(state, tokens, fingerprint, aside)
+    let written = write_file(states, state, tokens, fingerprint, aside)
         .and_then(|()| fs::rename(aside, path).map_err(|e| Error::io(path.display(), e)));
     if written.is_err() {
         let _ = fs::remove_file(aside); // the first error is the one to tell
@@ -47,7 +54,13 @@ pub(crate) fn save(state: &SequenceState, tokens: &[u32], fingerprint: u64, path
     written
 }
 
-fn write_file(state: &SequenceState, tokens: &[u32], fingerprint: u64, path: &Path) -> Result<()> {
+fn write_file(
+    states: &StatePool,
+    state: &SequenceState,
+    tokens: &[u32],
+    fingerprint: u64,
+    path: &Path,
+) -> Result<()> {
     let io = |e| Error::io(format!("writing {}", path.display()), e);
     let _ = fs::remove_file(path); // of a run that was killed; a link is not followed
     let mut out = BufWriter::new(File::create_new(path).map_err(io)?);
@@ -58,16 +71,16 @@ fn write_file(state: &SequenceState, tokens: &[u32], fingerprint: u64, path: &Pa
     };
     put(MAGIC)?;
     put(&fingerprint.to_le_bytes())?;
-    put(&format_code(state).to_le_bytes())?;
+    put(&format_code(states).to_le_bytes())?;
     put(&(tokens.len() as u64).to_le_bytes())?;
     for token in tokens {
         put(&token.to_le_bytes())?;
     }
     let mut data = vec![0; COPY_BYTES];
-    for layer in &state.layers {
-        for (block, ranges) in pieces(layer, tokens.len()) {
+    for layer in &states.layers {
+        for (block, ranges) in pieces(layer, state, tokens.len()) {
             for (offset, bytes) in ranges.into_iter().flat_map(cut) {
-                state.backend.read(block, offset, &mut data[..bytes])?;
+                states.backend.read(block, offset, &mut data[..bytes])?;
                 put(&data[..bytes])?;
             }
         }
@@ -83,20 +96,28 @@ fn write_file(state: &SequenceState, tokens: &[u32], fingerprint: u64, path: &Pa
 /// # Errors
 /// `Corrupt` or `InvalidRequest` for a file that is damaged, of another model, or too long; `state` is empty then.
 pub(crate) fn load(
+    states: &mut StatePool,
     state: &mut SequenceState,
     vocab: usize,
     fingerprint: u64,
     path: &Path,
 ) -> Result<Vec<u32>> {
-    let loaded = read_file(state, vocab, fingerprint, path);
+    state.reset();
+    let loaded = read_file(states, state, vocab, fingerprint, path);
     match &loaded {
         Ok(tokens) => state.position = tokens.len(),
-        Err(_) => state.reset()?,
+        Err(_) => state.reset(),
     }
     loaded
 }
 
-fn read_file(state: &mut SequenceState, vocab: usize, fingerprint: u64, path: &Path) -> Result<Vec<u32>> {
+fn read_file(
+    states: &mut StatePool,
+    state: &mut SequenceState,
+    vocab: usize,
+    fingerprint: u64,
+    path: &Path,
+) -> Result<Vec<u32>> {
     let name = path.display();
     let mut input = BufReader::new(File::open(path).map_err(|e| Error::io(format!("opening {name}"), e))?);
     let mut hash = Hash::new();
@@ -115,23 +136,24 @@ fn read_file(state: &mut SequenceState, vocab: usize, fingerprint: u64, path: &P
         return Err(Error::invalid(format!("{name} was saved with another model or precision")));
     }
     get(&mut word)?;
-    if u64::from_le_bytes(word) != format_code(state) {
+    if u64::from_le_bytes(word) != format_code(states) {
         return Err(Error::invalid(format!(
             "{name} was saved with keys and values in another number format"
         )));
     }
     get(&mut word)?;
     let count = u64::from_le_bytes(word);
-    if count > state.capacity as u64 {
-        let capacity = state.capacity;
+    if count > state.capacity() as u64 {
+        let capacity = state.capacity();
         return Err(Error::invalid(format!("{name} holds {count} tokens, the context is {capacity}")));
     }
     let mut tokens = vec![0u32; count as usize];
     get(bytemuck::cast_slice_mut(&mut tokens))?;
-    let backend = state.backend.clone();
+    state.prepare(states, tokens.len())?;
+    let backend = states.backend.clone();
     let mut data = vec![0; COPY_BYTES];
-    for layer in &mut state.layers {
-        for (block, ranges) in pieces_mut(layer, tokens.len()) {
+    for layer in &mut states.layers {
+        for (block, ranges) in pieces_mut(layer, state, tokens.len()) {
             for (offset, bytes) in ranges.into_iter().flat_map(cut) {
                 get(&mut data[..bytes])?;
                 backend.write(block, offset, &data[..bytes])?;
@@ -154,8 +176,8 @@ fn read_file(state: &mut SequenceState, vocab: usize, fingerprint: u64, path: &P
 }
 
 /// The number of the format of keys and values in a file.
-fn format_code(state: &SequenceState) -> u64 {
-    match state.kv_format() {
+fn format_code(states: &StatePool) -> u64 {
+    match states.kv_format() {
         None => 0,
         Some(KvFormat::F32) => 1,
         Some(KvFormat::F16) => 2,
@@ -163,38 +185,41 @@ fn format_code(state: &SequenceState) -> u64 {
     }
 }
 
-type Ranges = Vec<(usize, usize)>;
-
 /// A range in pieces that fit the copying buffer.
 fn cut((offset, bytes): (usize, usize)) -> impl Iterator<Item = (usize, usize)> {
     (0..bytes).step_by(COPY_BYTES).map(move |start| (offset + start, COPY_BYTES.min(bytes - start)))
 }
 
-fn kv_ranges(kv_heads: usize, head_bytes: usize, capacity: usize, positions: usize) -> Ranges {
-    (0..kv_heads).map(|h| (h * capacity * head_bytes, positions * head_bytes)).collect()
-}
-
-fn pieces(layer: &LayerState, positions: usize) -> [(&Block, Ranges); 2] {
+/// Where a layer's state of a sequence lies.
+fn ranges(layer: &LayerState, state: &SequenceState, positions: usize) -> [Ranges; 2] {
     match layer {
-        LayerState::Kv(kv) => {
-            let ranges = kv_ranges(kv.kv_heads, kv.format.head_bytes(kv.head_dim), kv.capacity, positions);
-            [(&kv.keys, ranges.clone()), (&kv.values, ranges)]
+        LayerState::Kv(cache) => {
+            let pages: Vec<u32> = state.pages.iter().map(Page::id).collect();
+            let ranges = kv::ranges(cache, &pages, positions);
+            [ranges.clone(), ranges]
         }
-        LayerState::Delta(s) => {
-            [(s.conv.block(), vec![(0, s.conv.len() * 4)]), (s.delta.block(), vec![(0, s.delta.len() * 4)])]
+        LayerState::Recurrent(s) => {
+            [&s.conv, &s.delta].map(|tensor| recurrent::ranges(tensor, state.slot.id()))
         }
     }
 }
 
-fn pieces_mut(layer: &mut LayerState, positions: usize) -> [(&mut Block, Ranges); 2] {
+fn pieces<'a>(layer: &'a LayerState, state: &SequenceState, positions: usize) -> [(&'a Block, Ranges); 2] {
+    let [first, second] = ranges(layer, state, positions);
     match layer {
-        LayerState::Kv(kv) => {
-            let ranges = kv_ranges(kv.kv_heads, kv.format.head_bytes(kv.head_dim), kv.capacity, positions);
-            [(&mut kv.keys, ranges.clone()), (&mut kv.values, ranges)]
-        }
-        LayerState::Delta(s) => {
-            let (conv, delta) = (vec![(0, s.conv.len() * 4)], vec![(0, s.delta.len() * 4)]);
-            [(s.conv.block_mut(), conv), (s.delta.block_mut(), delta)]
-        }
+        LayerState::Kv(cache) => [(&cache.keys, first), (&cache.values, second)],
+        LayerState::Recurrent(s) => [(s.conv.block(), first), (s.delta.block(), second)],
+    }
+}
+
+fn pieces_mut<'a>(
+    layer: &'a mut LayerState,
+    state: &SequenceState,
+    positions: usize,
+) -> [(&'a mut Block, Ranges); 2] {
+    let [first, second] = ranges(layer, state, positions);
+    match layer {
+        LayerState::Kv(cache) => [(&mut cache.keys, first), (&mut cache.values, second)],
+        LayerState::Recurrent(s) => [(s.conv.block_mut(), first), (s.delta.block_mut(), second)],
     }
 }

@@ -1,21 +1,23 @@
 //! Token ids to text as they arrive, in whole UTF-8 characters only.
 
+use std::ops::Deref;
+
 use super::tokenizer::Tokenizer;
 
 /// Turns a stream of ids into text. Bytes of an unfinished character wait for the next token.
-pub struct Detokenizer<'a> {
-    tokenizer: &'a Tokenizer,
+pub struct Detokenizer<T> {
+    tokenizer: T,
     held: Vec<u8>,
     at_start: bool,
     keep_specials: bool,
     kept: Vec<u32>,
 }
 
-impl<'a> Detokenizer<'a> {
+impl<T: Deref<Target = Tokenizer>> Detokenizer<T> {
     /// A stream at the beginning of a text: a space that the tokenizer itself adds there is dropped.
     /// Control tokens are left out, except the markup that replies are made of (`<think>`, `<tool_call>` and
     /// their kin), which some tokenizers declare as control tokens too.
-    pub fn new(tokenizer: &'a Tokenizer) -> Self {
+    pub fn new(tokenizer: T) -> Self {
         let kept = super::reply::MARKUP.iter().filter_map(|m| tokenizer.token_id(m)).collect();
         Self { tokenizer, held: Vec::new(), at_start: true, keep_specials: false, kept }
     }

@@ -16,8 +16,10 @@ mod spm;
 pub mod stop;
 mod strftime;
 pub mod template;
+mod templates;
 pub mod tokenizer;
 mod tool_markup;
+mod turn;
 mod vocab;
 
 pub use chat::{Content, Message, Role, ToolCall, ToolSpec};
@@ -28,5 +30,7 @@ pub use reply::{ReplyEvent, ReplyOptions, ReplyParser};
 pub use stop::StopStrings;
 pub use strftime::CivilTime;
 pub use template::Template;
+pub use templates::Templates;
 pub use tokenizer::{Specials, Tokenizer};
+pub use turn::ReplyTurn;
 pub use vocab::TokenKind;

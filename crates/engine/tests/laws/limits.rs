@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 
 use tidemill_engine::generate::{FinishReason, GenerateEvent, GenerateOptions, generate};
 use tidemill_engine::sample::SampleParams;
-use tidemill_engine::text::Tokenizer;
+use tidemill_engine::text::{ReplyEvent, Tokenizer};
 use tidemill_engine::{CacheKind, Error, ErrorKind, OpenOptions, Session};
 
 use super::identity::floor_bytes;
@@ -76,8 +76,8 @@ fn an_answer_ends_where_the_context_does() {
     let options = GenerateOptions { ignore_end: true, ..GenerateOptions::default() };
     let mut text = String::new();
     let answer = generate(&mut session, &tokenizer, &prompt, &options, &mut |event| {
-        if let GenerateEvent::Text(more) = event {
-            text += more;
+        if let GenerateEvent::Reply(ReplyEvent::Text(more)) = event {
+            text += &more;
         }
         ControlFlow::Continue(())
     })
@@ -106,7 +106,7 @@ fn an_answer_ends_where_another_turn_begins() {
             ignore_end,
             ..GenerateOptions::default()
         };
-        let mut go = |_: GenerateEvent<'_>| ControlFlow::Continue(());
+        let mut go = |_: GenerateEvent| ControlFlow::Continue(());
         let answer = generate(&mut session, &tokenizer, &[1, 2, 3], &options, &mut go).expect("runs");
         let want = if ignore_end { (FinishReason::Length, 5) } else { (FinishReason::Stop, 1) };
         assert_eq!((answer.finish, answer.tokens.len()), want);
@@ -162,7 +162,7 @@ fn each_session_needs_room_in_the_budget() {
         open(&path, &OpenOptions { memory_bytes: Some(floor_bytes(&path, &options)), ..options.clone() });
     let first = Session::new(&one).expect("the plan has one");
     let error = Session::new(&one).map(|_| ()).expect_err("and no other");
-    says(&error, ErrorKind::Memory, &["1 sessions live", "no room"]);
+    says(&error, ErrorKind::Memory, &["1 sequences live", "no room"]);
     drop(first);
     drop(Session::new(&one).expect("its place is free again"));
 

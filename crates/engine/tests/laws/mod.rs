@@ -1,6 +1,7 @@
 //! The laws of the engine, each as a test: same numbers whatever the cache, the drive, the threads and the chunks;
 //! a state that can go back and survive; faults that are errors and no more; memory that was planned.
 
+mod batch;
 mod drive;
 mod faults;
 mod gpu;

@@ -1,0 +1,352 @@
+//! A step of several sequences: any mix of prompt chunks and single tokens. The only place that builds a step.
+
+use std::ops::ControlFlow;
+use std::time::Instant;
+
+use files::{Error, ErrorKind, Result};
+use kernels::ops::{Routes, Segment};
+
+use crate::ahead::{Ahead, Places, StepLock};
+use crate::limits::LOGIT_ROWS;
+use crate::lookahead::Guess;
+use crate::model::Model;
+use crate::pool::ExpertPool;
+use crate::scratch::Activation;
+use crate::sequence::{RouteRecord, Sequence};
+use crate::session::FeedProgress;
+use crate::step::{Experts, Step, go_on};
+
+/// Which positions somebody wants the logits of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Logits {
+    /// None.
+    None,
+    /// The last of the part's.
+    Last,
+    /// Those from this position of the sequence on.
+    From(usize),
+}
+
+/// Pending tokens of one sequence in a step.
+pub struct Part<'a> {
+    /// Whose.
+    pub sequence: &'a mut Sequence,
+    /// The first so many of its pending tokens, at least 1.
+    pub rows: usize,
+    /// What is wanted of them.
+    pub logits: Logits,
+}
+
+/// Takes the logits of one position, `[vocab]`: which part's, the position.
+pub type LogitSink<'a> = &'a mut dyn FnMut(usize, usize, &[f32]) -> Result<()>;
+
+/// Builds and runs steps. It holds nothing but memory that is used again.
+#[derive(Default)]
+pub struct Batch {
+    /// Logits as they are read, `[rows, vocab]`.
+    read: Vec<f32>,
+}
+
+/// Rows whose logits are wanted.
+struct Wanted {
+    part: usize,
+    row: u32,
+    position: usize,
+}
+
+impl Batch {
+    /// Computes one step of `parts`, all of `model`; their sequences are then so many tokens further. The logits go to
+    /// `sink`, part by part. `between_layers` hears how many layers are done, and may break off.
+    ///
+    /// # Errors
+    /// `InvalidRequest` for no parts, sequences of another model, or more rows than [`Model::chunk_tokens`] and one for
+    /// each sequence; `Memory` without a free page; `Cancelled`, and what the drive, the device or `sink` report. The
+    /// tokens stay then, and those that were not computed are pending again.
+    pub fn run(
+        &mut self,
+        model: &Model,
+        parts: &mut [Part<'_>],
+        between_layers: &mut dyn FnMut(usize) -> ControlFlow<()>,
+        sink: LogitSink<'_>,
+    ) -> Result<()> {
+        check(model, parts)?;
+        let mut lock = model.lock_step();
+        let before: Vec<usize> = parts.iter().map(|part| part.sequence.position()).collect();
+        let run = self.step(model, &mut lock, parts, between_layers, sink);
+        if run.is_err() {
+            for (part, before) in parts.iter_mut().zip(before) {
+                part.sequence.go_back(&mut lock.states, before)?;
+            }
+        }
+        run
+    }
+
+    /// Computes all that is pending in `sequences`, step after step: a token of each where none has more, else chunks of
+    /// prompts, which share a step as far as it has room. The logits after the last token of each go to `sink`, with its
+    /// place in the list. `progress` hears how many of how many tokens are done.
+    ///
+    /// # Errors
+    /// As [`Self::run`]; what was computed before stays.
+    pub fn feed(
+        &mut self,
+        model: &Model,
+        sequences: &mut [Sequence],
+        progress: FeedProgress<'_>,
+        sink: &mut dyn FnMut(usize, &[f32]) -> Result<()>,
+    ) -> Result<()> {
+        let all: usize = sequences.iter().map(Sequence::pending).sum();
+        let layers = model.meta.layers as f64;
+        let mut done = 0;
+        while done < all {
+            let decodes = sequences.iter().all(|sequence| sequence.pending() <= 1);
+            let mut room = if decodes { model.step_rows_max() } else { model.chunk_tokens() };
+            let (mut places, mut parts) = (Vec::new(), Vec::new());
+            for (place, sequence) in sequences.iter_mut().enumerate() {
+                let pending = sequence.pending();
+                let rows = pending.min(room);
+                if rows > 0 {
+                    room -= rows;
+                    places.push(place);
+                    let logits = if rows == pending { Logits::Last } else { Logits::None };
+                    parts.push(Part { sequence, rows, logits });
+                }
+            }
+            let rows: usize = parts.iter().map(|part| part.rows).sum();
+            let mut between = |layer: usize| progress(done as f64 + rows as f64 * layer as f64 / layers, all);
+            self.run(model, &mut parts, &mut between, &mut |part, _, values| sink(places[part], values))?;
+            done += rows;
+        }
+        Ok(())
+    }
+
+    fn step(
+        &mut self,
+        model: &Model,
+        lock: &mut StepLock,
+        parts: &mut [Part<'_>],
+        between_layers: &mut dyn FnMut(usize) -> ControlFlow<()>,
+        sink: LogitSink<'_>,
+    ) -> Result<()> {
+        for part in &mut *parts {
+            part.sequence.prepare(&mut lock.states, part.rows)?;
+        }
+        let segments = segments(parts);
+        let wanted = wanted(parts, &segments);
+        let decodes = parts.iter().all(|part| part.rows == 1);
+        let here = if decodes { places(parts) } else { Places::new() };
+        let (ahead, again) = lock.begin(&here);
+        let tokens = tokens(parts);
+        let mut pool = model.lock_pool();
+        let records = parts.iter().any(|part| part.sequence.routes.is_some());
+        let answers_all = wanted.len() == parts.len() && wanted.len() <= LOGIT_ROWS / 2;
+        let looks_up =
+            decodes && answers_all && !records && pool.as_deref().is_none_or(ExpertPool::all_resident);
+        if let Some(ahead) = ahead.filter(|_| looks_up) {
+            go_on(between_layers(0))?;
+            let logits = ahead.run(model.backend.as_ref(), &tokens)?;
+            if let Some(pool) = &mut pool {
+                pool.count_recorded(tokens.len() * model.top_k());
+            }
+            advance(parts);
+            let next = record(model, lock, pool.as_deref_mut(), parts)?;
+            lock.end(places(parts), next);
+            self.read_logits(model, &logits, &wanted, sink)?;
+            return go_on(between_layers(model.meta.layers));
+        }
+        let started = Instant::now();
+        let more_follows = parts.iter().any(|part| part.sequence.pending() > part.rows);
+        let experts = pool.as_deref_mut().zip(model.slabs()).map(|(pool, slabs)| {
+            let guess = if decodes { pool.lookahead.begin(tokens.len()) } else { Guess::None };
+            Experts { pool, slabs, sweep: None, more_follows, guess, runs: true }
+        });
+        let mut recorded = Vec::new();
+        let mut step = Step {
+            tokens: &tokens,
+            segments: &segments,
+            states: &mut lock.states,
+            backend: model.backend.as_ref(),
+            experts,
+            scratch: &model.scratch,
+            rehearsal: None,
+            routes: records.then_some(&mut recorded),
+            between_layers,
+        };
+        let x = model.decoder.forward(&mut step)?;
+        for wanted in wanted.chunks(LOGIT_ROWS) {
+            let rows: Vec<u32> = wanted.iter().map(|wanted| wanted.row).collect();
+            let logits = model.decoder.logits(&step, &x, &rows)?;
+            self.read_logits(model, &logits, wanted, sink)?;
+        }
+        drop((step, x));
+        if let Some(pool) = &mut pool {
+            // Weights that are written while they are read are no weights.
+            pool.store.check_unchanged()?;
+            if decodes {
+                pool.lookahead.end(tokens.len(), started.elapsed());
+            }
+        }
+        advance(parts);
+        keep_routes(parts, &segments, &recorded);
+        let next = if looks_up && again { record(model, lock, pool.as_deref_mut(), parts)? } else { None };
+        lock.end(places(parts), next);
+        Ok(())
+    }
+
+    /// Waits for logits, and hands them on.
+    fn read_logits(
+        &mut self,
+        model: &Model,
+        logits: &Activation,
+        wanted: &[Wanted],
+        sink: LogitSink<'_>,
+    ) -> Result<()> {
+        self.read.resize(logits.len(), 0f32);
+        model.backend.read(logits.block(), 0, bytemuck::cast_slice_mut(&mut self.read))?;
+        for (at, values) in wanted.iter().zip(self.read.chunks_exact(model.meta.vocab_size)) {
+            check_finite(values, at.position)?;
+            sink(at.part, at.position, values)?;
+        }
+        Ok(())
+    }
+}
+
+fn check(model: &Model, parts: &[Part<'_>]) -> Result<()> {
+    if parts.is_empty() {
+        return Err(Error::invalid("a step of no sequences"));
+    }
+    let rows: usize = parts.iter().map(|part| part.rows).sum();
+    let most = model.step_rows_max();
+    if rows > most {
+        return Err(Error::invalid(format!("a step of {rows} rows: the plan has memory for {most}")));
+    }
+    for part in parts {
+        if !std::ptr::eq(&raw const **part.sequence.model(), model) {
+            return Err(Error::invalid("a sequence of another model"));
+        }
+        if part.rows == 0 || part.rows > part.sequence.pending() {
+            let pending = part.sequence.pending();
+            return Err(Error::invalid(format!("{} rows of {pending} pending tokens", part.rows)));
+        }
+    }
+    Ok(())
+}
+
+fn segments(parts: &[Part<'_>]) -> Vec<Segment> {
+    let mut row = 0;
+    let segment = |part: &Part<'_>| {
+        row += part.rows;
+        part.sequence.state.segment(row - part.rows..row)
+    };
+    parts.iter().map(segment).collect()
+}
+
+fn tokens(parts: &[Part<'_>]) -> Vec<u32> {
+    let of = |part: &Part<'_>| {
+        let from = part.sequence.position();
+        part.sequence.tokens()[from..from + part.rows].to_vec()
+    };
+    parts.iter().flat_map(of).collect()
+}
+
+fn places(parts: &[Part<'_>]) -> Places {
+    parts.iter().map(|part| (part.sequence.id().clone(), part.sequence.position())).collect()
+}
+
+fn wanted(parts: &[Part<'_>], segments: &[Segment]) -> Vec<Wanted> {
+    let mut all = Vec::new();
+    for (i, (part, segment)) in parts.iter().zip(segments).enumerate() {
+        let first = match part.logits {
+            Logits::None => segment.end(),
+            Logits::Last => segment.end() - 1,
+            Logits::From(position) => position,
+        };
+        let rows = segment.positions().filter(|(_, position)| *position >= first);
+        all.extend(rows.map(|(row, position)| Wanted { part: i, row: row as u32, position }));
+    }
+    all
+}
+
+fn advance(parts: &mut [Part<'_>]) {
+    for part in parts {
+        part.sequence.state.advance(part.rows);
+    }
+}
+
+/// Gives each sequence that records its rows of what the routers chose.
+fn keep_routes(parts: &mut [Part<'_>], segments: &[Segment], recorded: &[(store::LayerId, Routes)]) {
+    for (part, segment) in parts.iter_mut().zip(segments) {
+        let Some(kept) = &mut part.sequence.routes else { continue };
+        kept.extend(recorded.iter().map(|(layer, all)| {
+            let range = segment.rows.start * all.top_k..segment.rows.end * all.top_k;
+            let (ids, weights) = (all.ids[range.clone()].to_vec(), all.weights[range].to_vec());
+            let routes = Routes { ids, weights, ..all.clone() };
+            RouteRecord { layer: *layer, position: segment.position, routes }
+        }));
+    }
+}
+
+/// Records the step of the next token of each sequence; `None` where that cannot be.
+fn record(
+    model: &Model,
+    lock: &mut StepLock,
+    pool: Option<&mut ExpertPool>,
+    parts: &mut [Part<'_>],
+) -> Result<Option<Ahead>> {
+    for part in &mut *parts {
+        // No room: the step itself will say so.
+        if part.sequence.prepare(&mut lock.states, 1).is_err() {
+            return Ok(None);
+        }
+    }
+    let mut row = 0;
+    let segment = |part: &Part<'_>| {
+        row += 1;
+        part.sequence.state.segment(row - 1..row)
+    };
+    let segments: Vec<Segment> = parts.iter().map(segment).collect();
+    let experts = pool.zip(model.slabs()).map(|(pool, slabs)| Experts {
+        pool,
+        slabs,
+        sweep: None,
+        more_follows: false,
+        guess: Guess::None,
+        runs: false,
+    });
+    let rows: Vec<u32> = (0..segments.len() as u32).collect();
+    let mut step = Step {
+        tokens: &vec![0; segments.len()],
+        segments: &segments,
+        states: &mut lock.states,
+        backend: model.backend.as_ref(),
+        experts,
+        scratch: &model.scratch,
+        rehearsal: None,
+        routes: None,
+        between_layers: &mut |_| ControlFlow::Continue(()),
+    };
+    let mut logits = None;
+    let recorded = model.backend.record(&mut || {
+        let x = model.decoder.forward(&mut step)?;
+        logits = Some(model.decoder.logits(&step, &x, &rows)?);
+        Ok(())
+    });
+    match recorded {
+        Ok(recorded) => Ok(recorded.zip(logits).map(|(recorded, logits)| Ahead { recorded, logits })),
+        // A layer that is no longer resident, or no room: the step itself will do without.
+        Err(e) if matches!(e.kind(), ErrorKind::Unsupported | ErrorKind::Memory) => Ok(None),
+        Err(e) => Err(e),
+    }
+}
+
+/// Refuses logits of position `at` that no model in order answers.
+pub(crate) fn check_finite(logits: &[f32], at: usize) -> Result<()> {
+    // A loop without an exit, which the compiler makes vectors of; who it was is asked when there is one.
+    if logits.iter().fold(true, |all, logit| all & logit.is_finite()) {
+        return Ok(());
+    }
+    let id = logits.iter().position(|logit| !logit.is_finite()).unwrap_or_default();
+    Err(Error::corrupt(format!(
+        "the logit of token {id} at position {at} is {}: weights are damaged, `tidemill inspect --check` finds where",
+        logits[id]
+    )))
+}
