@@ -53,6 +53,7 @@ mod part;
 mod pool;
 mod rehearsal;
 pub mod sample;
+pub mod scheduler;
 mod scratch;
 mod sequence;
 mod session;

@@ -8,5 +8,6 @@ mod gpu;
 mod identity;
 mod limits;
 mod loading;
+mod scheduler;
 mod state;
 mod tools;

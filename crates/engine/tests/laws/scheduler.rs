@@ -1,0 +1,161 @@
+//! Requests that share steps: each gets the answer that it gets alone, whatever becomes of the others.
+
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::time::Instant;
+
+use store::Range;
+use store::disk::{Fault, FaultKind, SimDisk};
+use tidemill_engine::generate::{FinishReason, GenerateOptions, Generated, generate};
+use tidemill_engine::sample::SampleParams;
+use tidemill_engine::scheduler::{Request, RequestEvent, Scheduler, SchedulerOptions, Ticket};
+use tidemill_engine::text::Tokenizer;
+use tidemill_engine::{ErrorKind, Model, OpenOptions, Session};
+
+use super::tools::{Dice, on_sim, tokens};
+use crate::common::{open, root};
+
+const PARALLEL: usize = 4;
+const TOGETHER: SchedulerOptions = SchedulerOptions { parallel: PARALLEL, prompt_rows_beside_answers: 16 };
+
+fn demo() -> (Arc<SimDisk>, Arc<Model>, Arc<Tokenizer>) {
+    let path = root().join("models/demo");
+    let (disk, options) = on_sim(&path, 5, false);
+    let options = OpenOptions {
+        sessions: Some(PARALLEL + 1),
+        chunk_tokens: Some(32),
+        context: Some(160),
+        slots_max: Some(40),
+        ..options
+    };
+    let model = open(&path, &options);
+    let tokenizer = Arc::new(Tokenizer::of_model(model.meta()).expect("a tokenizer"));
+    (disk, model, tokenizer)
+}
+
+fn request(model: &Model, seed: u64, prompt: usize, answer: usize) -> Request {
+    let sampling = match seed % 2 {
+        0 => SampleParams::greedy(),
+        _ => SampleParams { temperature: 0.9, seed: Some(seed), ..SampleParams::default() },
+    };
+    let options =
+        GenerateOptions { sampling, max_tokens: Some(answer), ignore_end: true, ..Default::default() };
+    Request { prompt: tokens(model, seed, prompt), options, priority: 0, deadline: None }
+}
+
+fn alone(model: &Arc<Model>, tokenizer: &Tokenizer, request: &Request) -> Vec<u32> {
+    let mut session = Session::new(model).expect("a place is left");
+    let mut go = |_| ControlFlow::Continue(());
+    generate(&mut session, tokenizer, &request.prompt, &request.options, &mut go).expect("runs").tokens
+}
+
+fn wait(ticket: &Ticket) -> tidemill_engine::Result<Generated> {
+    loop {
+        match ticket.next_event().expect("the last event is the end") {
+            RequestEvent::Ended(end) => return end,
+            RequestEvent::Prompt { done_tokens, total_tokens } => assert!(done_tokens <= total_tokens as f64),
+            RequestEvent::Reply(_) => {}
+        }
+    }
+}
+
+#[test]
+fn answers_in_company_are_those_alone() {
+    let (_, model, tokenizer) = demo();
+    let scheduler = Scheduler::start(model.clone(), tokenizer.clone(), TOGETHER).expect("starts");
+    let requests: Vec<Request> =
+        (0..10).map(|i| request(&model, i, 5 + 13 * i as usize % 90, 3 + 5 * i as usize % 17)).collect();
+    let tickets: Vec<Ticket> =
+        requests.iter().map(|request| scheduler.submit(request.clone()).expect("queues")).collect();
+    for (request, ticket) in requests.iter().zip(&tickets) {
+        let answer = wait(ticket).expect("answers");
+        assert_eq!(answer.finish, FinishReason::Length);
+        assert_eq!(answer.prompt_tokens, request.prompt.len());
+        assert_eq!(answer.tokens, alone(&model, &tokenizer, request));
+    }
+    let counts = scheduler.counts();
+    let rows: usize = requests.iter().map(|r| r.prompt.len()).sum();
+    assert_eq!((counts.ended, counts.prompt_tokens), (10, rows as u64));
+    assert!(counts.steps < counts.answer_tokens, "{counts:?}: nothing was shared");
+    drop(scheduler);
+    assert_eq!(model.free_states().1, PARALLEL + 1);
+}
+
+#[test]
+fn whoever_gives_up_leaves_nothing_behind_and_disturbs_nobody() {
+    let (_, model, tokenizer) = demo();
+    let free = model.free_states();
+    let scheduler = Scheduler::start(model.clone(), tokenizer.clone(), TOGETHER).expect("starts");
+    let stays = request(&model, 3, 60, 60);
+    let mut dice = Dice(17);
+    let ticket = scheduler.submit(stays.clone()).expect("queues");
+    for round in 0..60 {
+        let other = scheduler.submit(request(&model, round, 1 + dice.below(90), 40)).expect("queues");
+        for _ in 0..dice.below(6) {
+            other.next_event();
+        }
+        match round % 3 {
+            0 => drop(other), // as a client that goes away
+            _ => {
+                other.cancel();
+                let answer = wait(&other).expect("cancelling is no error");
+                assert!(matches!(answer.finish, FinishReason::Cancelled | FinishReason::Length));
+            }
+        }
+    }
+    assert_eq!(wait(&ticket).expect("answers").tokens, alone(&model, &tokenizer, &stays));
+    drop(scheduler);
+    assert_eq!(model.free_states(), free, "all pages and places came back");
+}
+
+#[test]
+fn a_drive_that_fails_once_costs_nobody_an_answer_and_one_that_stays_broken_ends_no_process() {
+    let (disk, model, tokenizer) = demo();
+    let scheduler = Scheduler::start(model.clone(), tokenizer.clone(), TOGETHER).expect("starts");
+    let everything = Range { file: 0, offset: 0, bytes: u64::MAX };
+    let requests: Vec<Request> = (0..4).map(|i| request(&model, i, 40, 30)).collect();
+    let submit = || -> Vec<Ticket> {
+        requests.iter().map(|request| scheduler.submit(request.clone()).expect("queues")).collect()
+    };
+    let tickets = submit();
+    tickets[0].next_event();
+    disk.inject(Fault { range: everything, kind: FaultKind::Io, times: 1 });
+    for (request, ticket) in requests.iter().zip(&tickets) {
+        let answer = wait(ticket).expect("tried again");
+        disk.clear_faults();
+        assert_eq!(answer.tokens, alone(&model, &tokenizer, request));
+    }
+    model.use_slots(8);
+    disk.inject(Fault { range: everything, kind: FaultKind::Io, times: u32::MAX });
+    for ticket in &submit() {
+        assert_eq!(wait(ticket).expect_err("nothing can be read").kind(), ErrorKind::Io);
+    }
+    disk.clear_faults();
+    for (request, ticket) in requests.iter().zip(&submit()) {
+        assert_eq!(wait(ticket).expect("the drive is back").tokens, alone(&model, &tokenizer, request));
+    }
+}
+
+#[test]
+fn requests_that_cannot_be_are_refused_by_name() {
+    let (_, model, tokenizer) = demo();
+    for (parallel, prompt_rows_beside_answers, says) in
+        [(0, 1, "0 requests"), (PARALLEL + 2, 1, "6 requests at once"), (1, 0, "at least one row")]
+    {
+        let options = SchedulerOptions { parallel, prompt_rows_beside_answers };
+        let error = Scheduler::start(model.clone(), tokenizer.clone(), options).map(|_| ()).expect_err(says);
+        assert!(error.message().contains(says), "{error}");
+    }
+    let scheduler = Scheduler::start(model.clone(), tokenizer, TOGETHER).expect("starts");
+    let refused = |request: Request| scheduler.submit(request).map(|_| ()).expect_err("cannot be").kind();
+    let good = request(&model, 1, 5, 3);
+    assert_eq!(refused(Request { prompt: Vec::new(), ..good.clone() }), ErrorKind::InvalidRequest);
+    assert_eq!(refused(Request { prompt: vec![u32::MAX], ..good.clone() }), ErrorKind::InvalidRequest);
+    assert_eq!(refused(request(&model, 1, 161, 3)), ErrorKind::ContextFull);
+    let sampling = SampleParams { top_p: 2.0, ..SampleParams::default() };
+    let options = GenerateOptions { sampling, ..good.options.clone() };
+    assert_eq!(refused(Request { options, ..good.clone() }), ErrorKind::InvalidRequest);
+    let late = scheduler.submit(Request { deadline: Some(Instant::now()), ..good.clone() }).expect("queues");
+    assert_eq!(wait(&late).expect("no error").finish, FinishReason::Cancelled);
+    assert_eq!(wait(&scheduler.submit(good).expect("queues")).expect("answers").tokens.len(), 3);
+}
