@@ -275,12 +275,16 @@ impl Model {
     }
 
     /// Reads on what nobody has asked for yet; false when there is nothing left of that. On a GPU that all experts fit
-    /// into, these are the experts.
+    /// into, these are the experts, which are also copied there.
     pub fn warm_up(&self) -> bool {
-        self.lock_pool().is_some_and(|mut pool| {
-            pool.store.poll();
-            pool.store.is_warming()
-        })
+        self.lock_pool().is_some_and(|mut pool| self.warm_pool(&mut pool))
+    }
+
+    fn warm_pool(&self, pool: &mut ExpertPool) -> bool {
+        pool.store.poll();
+        // What fails here fails in a step again, which has somebody to tell.
+        let settles = |slabs| pool.settle(slabs, self.decoder.expert_layers()).unwrap_or(false);
+        self.slabs().is_some_and(settles) || pool.store.is_warming()
     }
 
     /// Begins to time the device's dispatches, or stops; false where it cannot be done. The host then waits for each
@@ -361,8 +365,7 @@ impl Model {
         let Some((pool, _)) = &self.experts else { return false };
         let Ok(mut pool) = pool.try_lock() else { return false };
         pool.govern();
-        pool.store.poll();
-        pool.store.is_warming()
+        self.warm_pool(&mut pool)
     }
 
     /// An empty state for one more sequence.

@@ -109,6 +109,21 @@ impl ExpertPool {
         Ok(self.resident.get(&layer).map(ResidentLayer::table))
     }
 
+    /// Makes one more of `layers` resident, so that no step has to copy what could have been copied before; whether it did.
+    pub(crate) fn settle<'a>(
+        &mut self,
+        slabs: &Slabs,
+        layers: impl Iterator<Item = (LayerId, usize, &'a ExpertShape)>,
+    ) -> Result<bool> {
+        for (layer, experts, shape) in layers {
+            if !self.resident.contains_key(&layer) && self.resident(slabs, layer, experts, shape)?.is_some() {
+                self.backend.submit()?;
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
     /// Whether the device looks up the experts of every layer.
     pub(crate) fn all_resident(&self) -> bool {
         self.resident.len() == self.layers

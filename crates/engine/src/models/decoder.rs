@@ -5,6 +5,7 @@ use kernels::ops::KvFormat;
 use kernels::{Tensor, Weight};
 use store::{ExpertId, LayerId};
 
+use crate::bridge::ExpertShape;
 use crate::layers::{FeedForward, Mixer};
 use crate::lookahead::Guess;
 use crate::scratch::Activation;
@@ -128,6 +129,14 @@ impl Decoder {
         let layer = 4 * hidden + widest.max().unwrap_or(0);
         let head = head_width(hidden, self.head.weight.rows());
         activation_bytes([rows, layer], [logit_rows, head])
+    }
+
+    /// The layers with routed experts, how many, and their shape.
+    pub(crate) fn expert_layers(&self) -> impl Iterator<Item = (LayerId, usize, &ExpertShape)> {
+        self.layers.iter().enumerate().filter_map(|(layer, block)| match &block.mlp {
+            FeedForward::Moe(moe) => Some((LayerId(layer as u16), moe.router.rows(), &moe.expert)),
+            FeedForward::Dense(_) => None,
+        })
     }
 
     /// Routed experts of each layer; 0 for a layer without.

@@ -101,6 +101,21 @@ fn an_expert_is_copied_once_for_as_long_as_it_stays_in_its_slot() {
     assert!(counts.submissions <= steps * (2 * layers + 1), "{counts:?}");
 }
 
+/// A prompt that uses experts for the first time must not wait for their copies: they were made while nobody asked.
+#[test]
+fn what_fits_is_copied_before_it_is_asked_for() {
+    let Some(all) = options(None) else { return };
+    let model = open(&golden(SET), &all);
+    let mut session = Session::new(&model).expect("a session");
+    session.append(&tokens(&model, 1, 1), &mut go).expect("runs");
+    while model.warm_up() {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let prompt = tokens(&model, 2, 60);
+    let (_, counts) = counted(&model, || session.append(&prompt, &mut go).expect("runs"));
+    assert!(counts.copied_bytes < model.plan().slot_bytes, "{counts:?}");
+}
+
 #[test]
 fn a_slot_that_is_filled_anew_is_copied_again() {
     let Some(all) = options(None) else { return };
