@@ -3,7 +3,7 @@
 use std::hash::{BuildHasher, Hasher, RandomState};
 
 use engine::generate::GenerateOptions;
-use engine::sample::SampleParams;
+use engine::sample::SampleRequest;
 
 /// How to choose tokens. What is not given comes from the model's generation_config.json (or GGUF
 /// general.sampling keys): sampled if that says so, else the best token each time.
@@ -52,30 +52,18 @@ impl SamplingArgs {
     /// # Errors
     /// `InvalidRequest` naming the option that is out of range.
     pub(crate) fn options(&self, model: &engine::Meta) -> engine::Result<GenerateOptions> {
-        let advice = &model.generation;
-        // Hugging Face samples only where `do_sample` says so; GGUF has no such key, and gives a temperature.
-        let samples = advice
-            .do_sample
-            .unwrap_or(model.dialect == engine::Dialect::Gguf && advice.temperature.is_some());
-        let asked = self.top_k.is_some() || self.top_p.is_some() || self.min_p.is_some();
-        let temperature = match self.temperature {
-            Some(given) => given,
-            None if samples || asked => advice.temperature.unwrap_or(1.0),
-            None => 0.0,
-        };
-        let sampling = SampleParams {
-            temperature,
-            top_k: self.top_k.unwrap_or(advice.top_k.unwrap_or(0) as usize),
-            top_p: self.top_p.unwrap_or(advice.top_p.filter(|p| *p > 0.0).unwrap_or(1.0)),
-            min_p: self.min_p.unwrap_or(advice.min_p.unwrap_or(0.0)),
-            repetition_penalty: self.repetition_penalty.unwrap_or(advice.repetition_penalty.unwrap_or(1.0)),
+        let request = SampleRequest {
+            temperature: self.temperature,
+            top_k: self.top_k,
+            top_p: self.top_p,
+            min_p: self.min_p,
+            repetition_penalty: self.repetition_penalty,
             presence_penalty: self.presence_penalty,
             frequency_penalty: self.frequency_penalty,
-            penalty_window: None,
             logit_bias: self.logit_bias.clone(),
             seed: Some(self.seed.unwrap_or_else(random_seed)),
         };
-        sampling.check()?;
+        let sampling = request.params(model)?;
         Ok(GenerateOptions {
             sampling,
             max_tokens: self.max_tokens,

@@ -9,7 +9,7 @@ use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::hash::{BuildHasher, Hasher, RandomState};
 
-use files::{Error, Result};
+use files::{Dialect, Error, Meta, Result};
 
 /// How tokens are chosen. The default is the model's own distribution: temperature 1, nothing cut.
 #[derive(Clone, Debug, PartialEq)]
@@ -34,6 +34,63 @@ pub struct SampleParams {
     pub logit_bias: Vec<(u32, f32)>,
     /// Makes the choices repeatable; `None` takes a random seed.
     pub seed: Option<u64>,
+}
+
+/// What somebody asks for. What is not given comes from the model's makers: generation_config.json, or GGUF's
+/// general.sampling keys.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct SampleRequest {
+    /// As in [`SampleParams`]; so are all that follow.
+    pub temperature: Option<f32>,
+    /// Keep the best tokens.
+    pub top_k: Option<usize>,
+    /// Keep a share of the probability.
+    pub top_p: Option<f32>,
+    /// Keep what is about as likely as the best one.
+    pub min_p: Option<f32>,
+    /// Against tokens seen before.
+    pub repetition_penalty: Option<f32>,
+    /// The same, subtracted once.
+    pub presence_penalty: f32,
+    /// The same, subtracted each time.
+    pub frequency_penalty: f32,
+    /// Added to logits.
+    pub logit_bias: Vec<(u32, f32)>,
+    /// Makes the choices repeatable.
+    pub seed: Option<u64>,
+}
+
+impl SampleRequest {
+    /// With what the makers of the model recommend: sampled if they say so, else the best token each time.
+    ///
+    /// # Errors
+    /// `InvalidRequest` naming the value that is out of range.
+    pub fn params(&self, model: &Meta) -> Result<SampleParams> {
+        let advice = &model.generation;
+        // Hugging Face samples only where `do_sample` says so; GGUF has no such key, and gives a temperature.
+        let samples =
+            advice.do_sample.unwrap_or(model.dialect == Dialect::Gguf && advice.temperature.is_some());
+        let asked = self.top_k.is_some() || self.top_p.is_some() || self.min_p.is_some();
+        let temperature = match self.temperature {
+            Some(given) => given,
+            None if samples || asked => advice.temperature.unwrap_or(1.0),
+            None => 0.0,
+        };
+        let params = SampleParams {
+            temperature,
+            top_k: self.top_k.unwrap_or(advice.top_k.unwrap_or(0) as usize),
+            top_p: self.top_p.unwrap_or(advice.top_p.filter(|p| *p > 0.0).unwrap_or(1.0)),
+            min_p: self.min_p.unwrap_or(advice.min_p.unwrap_or(0.0)),
+            repetition_penalty: self.repetition_penalty.unwrap_or(advice.repetition_penalty.unwrap_or(1.0)),
+            presence_penalty: self.presence_penalty,
+            frequency_penalty: self.frequency_penalty,
+            penalty_window: None,
+            logit_bias: self.logit_bias.clone(),
+            seed: self.seed,
+        };
+        params.check()?;
+        Ok(params)
+    }
 }
 
 impl Default for SampleParams {
