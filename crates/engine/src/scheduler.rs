@@ -24,7 +24,8 @@ use crate::text::{ReplyEvent, Tokenizer};
 /// How requests share steps.
 #[derive(Clone, Copy, Debug)]
 pub struct SchedulerOptions {
-    /// Requests that run at once; others wait. At most what the model was opened for.
+    /// Requests that run at once; others wait. At most what the model was opened for. What it has room for besides keeps
+    /// ended sequences, whose beginnings other prompts need not compute again.
     pub parallel: usize,
     /// Most rows of prompts in a step that also has tokens of answers: what an answer waits for a prompt.
     pub prompt_rows_beside_answers: usize,
@@ -158,6 +159,7 @@ impl Scheduler {
             arrivals,
             waiting: Vec::new(),
             running: Vec::new(),
+            kept: Vec::new(),
             batch: Batch::default(),
             counts: Arc::clone(&counts),
         };
@@ -217,6 +219,8 @@ struct Running {
     cancel: Arc<AtomicBool>,
     deadline: Option<Instant>,
     prompt_tokens: usize,
+    /// Those that another sequence had computed.
+    reused_tokens: usize,
     /// When it arrived, when its prompt was begun, and when its first token came.
     arrived: Instant,
     begun: Instant,
@@ -243,9 +247,11 @@ impl Running {
         }
     }
 
-    fn end(mut self, why: Result<()>) {
+    /// Says how it ended; what it computed is still of use.
+    fn end(mut self, why: Result<()>) -> Sequence {
         if let Err(e) = why {
-            return self.say(RequestEvent::Ended(Err(e)));
+            self.say(RequestEvent::Ended(Err(e)));
+            return self.sequence;
         }
         for event in self.generation.end(FinishReason::Cancelled) {
             self.say(RequestEvent::Reply(event));
@@ -255,12 +261,13 @@ impl Running {
         self.say(RequestEvent::Ended(Ok(Generated {
             finish: self.generation.finish().unwrap_or(FinishReason::Cancelled),
             prompt_tokens: self.prompt_tokens.min(self.sequence.position()),
-            reused_tokens: 0,
+            reused_tokens: self.reused_tokens.min(self.sequence.position()),
             tokens: self.generation.tokens().to_vec(),
             time_to_first_token: first - self.arrived,
             prefill: first - self.begun,
             decode: if self.first.is_some() { now - first } else { Duration::ZERO },
         })));
+        self.sequence
     }
 
     /// Takes the logits of its last token: the next token, or the end. Whether it goes on.
@@ -285,6 +292,8 @@ struct Work {
     arrivals: Receiver<Waiting>,
     waiting: Vec<Waiting>,
     running: Vec<Running>,
+    /// Sequences that have ended, the oldest first.
+    kept: Vec<Sequence>,
     batch: Batch,
     counts: Arc<Mutex<SchedulerCounts>>,
 }
@@ -327,9 +336,49 @@ impl Work {
         });
         let unheard = given_up.map(|waiting| waiting.give_up()).count();
         self.publish(|counts| counts.ended += unheard as u64);
-        let over = self.running.extract_if(.., |running| running.is_over());
-        let ended = over.map(|running| running.end(Ok(()))).count();
-        self.publish(|counts| counts.ended += ended as u64);
+        let over: Vec<Running> = self.running.extract_if(.., |running| running.is_over()).collect();
+        for running in over {
+            self.end(running, Ok(()));
+        }
+    }
+
+    /// Ends a request, and keeps what it computed as long as nobody needs the place.
+    fn end(&mut self, running: Running, why: Result<()>) {
+        self.kept.push(running.end(why));
+        self.make_room(self.model.sequences_max() - self.options.parallel);
+        self.publish(|counts| counts.ended += 1);
+    }
+
+    /// Keeps at most so many ended sequences.
+    fn make_room(&mut self, most: usize) {
+        self.kept.drain(..self.kept.len().saturating_sub(most));
+    }
+
+    /// A sequence with the tokens of `prompt`, and how many of them somebody has computed: of the living and the kept
+    /// sequences the one is taken that has the longest beginning. Its last token is never reused, since its logits are
+    /// wanted.
+    fn sequence(&mut self, prompt: &[u32]) -> Result<(Sequence, usize)> {
+        let reusable = |sequence: &Sequence| {
+            let same = sequence.tokens().iter().zip(prompt).take_while(|(a, b)| a == b).count();
+            let same = same.min(prompt.len() - 1);
+            (sequence.reusable(same), same)
+        };
+        let all = self.kept.iter().chain(self.running.iter().map(|running| &running.sequence));
+        let best = all.map(reusable).enumerate().max_by_key(|(_, (reused, _))| *reused);
+        let mut sequence = match best.filter(|(_, (reused, _))| *reused > 0) {
+            Some((at, (_, same))) if at < self.kept.len() && same == self.kept[at].tokens().len() => {
+                self.kept.remove(at) // goes on itself
+            }
+            Some((at, (_, same))) => {
+                let from =
+                    self.kept.get(at).or_else(|| Some(&self.running.get(at - self.kept.len())?.sequence));
+                from.map_or_else(|| Sequence::new(&self.model), |from| from.fork(same))?
+            }
+            None => Sequence::new(&self.model)?,
+        };
+        let reused = sequence.position();
+        sequence.extend(&prompt[sequence.tokens().len()..])?;
+        Ok((sequence, reused))
     }
 
     /// Begins requests while there is room: the highest priority first, of equals the oldest.
@@ -337,18 +386,19 @@ impl Work {
         self.waiting.sort_by_key(|waiting| (Reverse(waiting.request.priority), waiting.arrived));
         while self.running.len() < self.options.parallel && !self.waiting.is_empty() {
             let Waiting { request, arrived, events, cancel } = self.waiting.remove(0);
-            let begun = Sequence::new(&self.model).and_then(|mut sequence| {
-                sequence.extend(&request.prompt)?;
-                Ok((sequence, Generation::new(self.tokenizer.clone(), &request.options)?))
-            });
+            // One place for it, whoever it forks.
+            self.make_room((self.model.sequences_max() - self.running.len()).saturating_sub(1));
+            let begun = Generation::new(self.tokenizer.clone(), &request.options)
+                .and_then(|generation| Ok((generation, self.sequence(&request.prompt)?)));
             match begun {
-                Ok((sequence, generation)) => self.running.push(Running {
+                Ok((generation, (sequence, reused_tokens))) => self.running.push(Running {
                     sequence,
                     generation,
                     events,
                     cancel,
                     deadline: request.deadline,
                     prompt_tokens: request.prompt.len(),
+                    reused_tokens,
                     arrived,
                     begun: Instant::now(),
                     first: None,
@@ -446,7 +496,6 @@ impl Work {
             counts.prompt_tokens += (all - answer_tokens) as u64;
         });
         let context = self.model.context();
-        let mut ended = 0;
         let all = std::mem::take(&mut self.running);
         for ((mut running, rows), logits) in all.into_iter().zip(rows).zip(logits) {
             running.alone &= *rows == 0 || running.sequence.pending() > 0;
@@ -459,17 +508,10 @@ impl Work {
             let kept = if first { running.sequence.keep_end(&self.model.lock_step().states) } else { Ok(()) };
             match kept.and_then(|()| running.accept(context)) {
                 Ok(true) => self.running.push(running),
-                Ok(false) => {
-                    ended += 1;
-                    running.end(Ok(()));
-                }
-                Err(e) => {
-                    ended += 1;
-                    running.end(Err(e));
-                }
+                Ok(false) => self.end(running, Ok(())),
+                Err(e) => self.end(running, Err(e)),
             }
         }
-        self.publish(|counts| counts.ended += ended);
     }
 
     /// A step that failed is tried again by each of its requests alone; who fails then has failed.
@@ -477,8 +519,8 @@ impl Work {
         if let [one] = who
             && self.running[*one].alone
         {
-            self.running.remove(*one).end(Err(error));
-            return self.publish(|counts| counts.ended += 1);
+            let running = self.running.remove(*one);
+            return self.end(running, Err(error));
         }
         for &i in who {
             self.running[i].alone = true;

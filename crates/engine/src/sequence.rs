@@ -148,6 +148,15 @@ impl Sequence {
         Ok(fork)
     }
 
+    /// How many of its first `len` tokens [`Self::fork`] need not compute again.
+    pub fn reusable(&self, len: usize) -> usize {
+        match len >= self.state.position() {
+            true => self.state.position(),
+            false if !self.state.is_recurrent() => len,
+            false => self.checkpoints.last_until(len).map_or(0, |snapshot| snapshot.position()),
+        }
+    }
+
     /// Replaces tokens and state by saved ones. The sequence is empty after an error.
     ///
     /// # Errors

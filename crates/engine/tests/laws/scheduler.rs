@@ -12,17 +12,18 @@ use tidemill_engine::scheduler::{Request, RequestEvent, Scheduler, SchedulerOpti
 use tidemill_engine::text::Tokenizer;
 use tidemill_engine::{ErrorKind, Model, OpenOptions, Session};
 
-use super::tools::{Dice, on_sim, tokens};
+use super::tools::{Dice, golden, on_sim, tokens};
 use crate::common::{open, root};
 
 const PARALLEL: usize = 4;
 const TOGETHER: SchedulerOptions = SchedulerOptions { parallel: PARALLEL, prompt_rows_beside_answers: 16 };
 
-fn demo() -> (Arc<SimDisk>, Arc<Model>, Arc<Tokenizer>) {
+/// A drive, a model on it for requests, the same model for those who are alone, and its tokenizer.
+fn demo() -> (Arc<SimDisk>, Arc<Model>, Arc<Model>, Arc<Tokenizer>) {
     let path = root().join("models/demo");
     let (disk, options) = on_sim(&path, 5, false);
     let options = OpenOptions {
-        sessions: Some(PARALLEL + 1),
+        sessions: Some(PARALLEL + 2),
         chunk_tokens: Some(32),
         context: Some(160),
         slots_max: Some(40),
@@ -30,7 +31,8 @@ fn demo() -> (Arc<SimDisk>, Arc<Model>, Arc<Tokenizer>) {
     };
     let model = open(&path, &options);
     let tokenizer = Arc::new(Tokenizer::of_model(model.meta()).expect("a tokenizer"));
-    (disk, model, tokenizer)
+    let judge = open(&path, &OpenOptions { context: Some(160), ..OpenOptions::default() });
+    (disk, model, judge, tokenizer)
 }
 
 fn request(model: &Model, seed: u64, prompt: usize, answer: usize) -> Request {
@@ -61,7 +63,7 @@ fn wait(ticket: &Ticket) -> tidemill_engine::Result<Generated> {
 
 #[test]
 fn answers_in_company_are_those_alone() {
-    let (_, model, tokenizer) = demo();
+    let (_, model, judge, tokenizer) = demo();
     let scheduler = Scheduler::start(model.clone(), tokenizer.clone(), TOGETHER).expect("starts");
     let requests: Vec<Request> =
         (0..10).map(|i| request(&model, i, 5 + 13 * i as usize % 90, 3 + 5 * i as usize % 17)).collect();
@@ -71,19 +73,65 @@ fn answers_in_company_are_those_alone() {
         let answer = wait(ticket).expect("answers");
         assert_eq!(answer.finish, FinishReason::Length);
         assert_eq!(answer.prompt_tokens, request.prompt.len());
-        assert_eq!(answer.tokens, alone(&model, &tokenizer, request));
+        assert_eq!(answer.tokens, alone(&judge, &tokenizer, request));
     }
     let counts = scheduler.counts();
     let rows: usize = requests.iter().map(|r| r.prompt.len()).sum();
     assert_eq!((counts.ended, counts.prompt_tokens), (10, rows as u64));
     assert!(counts.steps < counts.answer_tokens, "{counts:?}: nothing was shared");
     drop(scheduler);
-    assert_eq!(model.free_states().1, PARALLEL + 1);
+    assert_eq!(model.free_states().1, PARALLEL + 2);
+}
+
+/// Turns of two conversations that begin alike: what was computed is not computed again, and never shows.
+#[test]
+fn what_ended_or_living_sequences_have_computed_is_reused() {
+    let path = root().join("models/demo");
+    for set in [None, Some("qwen3_moe-e16/gguf-Q4_0")] {
+        let tokenizer =
+            Arc::new(Tokenizer::of_model(open(&path, &OpenOptions::default()).meta()).expect("has one"));
+        let options = OpenOptions {
+            sessions: Some(PARALLEL + 3),
+            context: Some(160),
+            exact: true,
+            ..OpenOptions::default()
+        };
+        let path = set.map_or(path.clone(), golden);
+        let (model, judge) =
+            (open(&path, &options), open(&path, &OpenOptions { sessions: None, ..options.clone() }));
+        let free = model.free_states();
+        let scheduler = Scheduler::start(model.clone(), tokenizer.clone(), TOGETHER).expect("starts");
+        let ask = |prompt: Vec<u32>| {
+            let options = GenerateOptions { max_tokens: Some(6), ignore_end: true, ..Default::default() };
+            let options = GenerateOptions { sampling: SampleParams::greedy(), ..options };
+            let request = Request { prompt, options, priority: 0, deadline: None };
+            let answer = wait(&scheduler.submit(request.clone()).expect("queues")).expect("answers");
+            assert_eq!(answer.tokens, alone(&judge, &tokenizer, &request));
+            (request.prompt, answer)
+        };
+        let mut reused = Vec::new();
+        for branch in 0..2 {
+            let mut prompt = tokens(&model, 1, 40);
+            for turn in 0..3 {
+                let (mut all, answer) = ask(prompt);
+                reused.push(answer.reused_tokens);
+                all.extend(answer.tokens);
+                all.extend(tokens(&model, 10 * branch + turn, 9));
+                prompt = all;
+            }
+        }
+        // The last token of an answer was never computed, nor that of a prompt which is the same.
+        assert_eq!(reused[..3], [0, 45, 60], "{set:?}");
+        assert!(reused[3] >= 39 || set.is_none(), "{set:?}: {reused:?}");
+        assert_eq!(reused[5], 60, "{set:?}: {reused:?}");
+        drop(scheduler);
+        assert_eq!(model.free_states(), free);
+    }
 }
 
 #[test]
 fn whoever_gives_up_leaves_nothing_behind_and_disturbs_nobody() {
-    let (_, model, tokenizer) = demo();
+    let (_, model, judge, tokenizer) = demo();
     let free = model.free_states();
     let scheduler = Scheduler::start(model.clone(), tokenizer.clone(), TOGETHER).expect("starts");
     let stays = request(&model, 3, 60, 60);
@@ -103,14 +151,14 @@ fn whoever_gives_up_leaves_nothing_behind_and_disturbs_nobody() {
             }
         }
     }
-    assert_eq!(wait(&ticket).expect("answers").tokens, alone(&model, &tokenizer, &stays));
+    assert_eq!(wait(&ticket).expect("answers").tokens, alone(&judge, &tokenizer, &stays));
     drop(scheduler);
     assert_eq!(model.free_states(), free, "all pages and places came back");
 }
 
 #[test]
 fn a_drive_that_fails_once_costs_nobody_an_answer_and_one_that_stays_broken_ends_no_process() {
-    let (disk, model, tokenizer) = demo();
+    let (disk, model, judge, tokenizer) = demo();
     let scheduler = Scheduler::start(model.clone(), tokenizer.clone(), TOGETHER).expect("starts");
     let everything = Range { file: 0, offset: 0, bytes: u64::MAX };
     let requests: Vec<Request> = (0..4).map(|i| request(&model, i, 40, 30)).collect();
@@ -123,7 +171,7 @@ fn a_drive_that_fails_once_costs_nobody_an_answer_and_one_that_stays_broken_ends
     for (request, ticket) in requests.iter().zip(&tickets) {
         let answer = wait(ticket).expect("tried again");
         disk.clear_faults();
-        assert_eq!(answer.tokens, alone(&model, &tokenizer, request));
+        assert_eq!(answer.tokens, alone(&judge, &tokenizer, request));
     }
     model.use_slots(8);
     disk.inject(Fault { range: everything, kind: FaultKind::Io, times: u32::MAX });
@@ -132,15 +180,15 @@ fn a_drive_that_fails_once_costs_nobody_an_answer_and_one_that_stays_broken_ends
     }
     disk.clear_faults();
     for (request, ticket) in requests.iter().zip(&submit()) {
-        assert_eq!(wait(ticket).expect("the drive is back").tokens, alone(&model, &tokenizer, request));
+        assert_eq!(wait(ticket).expect("the drive is back").tokens, alone(&judge, &tokenizer, request));
     }
 }
 
 #[test]
 fn requests_that_cannot_be_are_refused_by_name() {
-    let (_, model, tokenizer) = demo();
+    let (_, model, _, tokenizer) = demo();
     for (parallel, prompt_rows_beside_answers, says) in
-        [(0, 1, "0 requests"), (PARALLEL + 2, 1, "6 requests at once"), (1, 0, "at least one row")]
+        [(0, 1, "0 requests"), (PARALLEL + 3, 1, "7 requests at once"), (1, 0, "at least one row")]
     {
         let options = SchedulerOptions { parallel, prompt_rows_beside_answers };
         let error = Scheduler::start(model.clone(), tokenizer.clone(), options).map(|_| ()).expect_err(says);
