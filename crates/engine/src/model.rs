@@ -102,6 +102,7 @@ pub struct Model {
     plans: Plans,
     context: usize,
     chunk_tokens: usize,
+    step_rows_max: usize,
     fingerprint: u64,
     drive: OpenedDrive,
     path: PathBuf,
@@ -190,6 +191,7 @@ impl Model {
             plans,
             context,
             chunk_tokens,
+            step_rows_max: limits::step_rows(chunk_tokens, sessions),
             fingerprint,
             drive,
             path: path.to_path_buf(),
@@ -401,9 +403,9 @@ impl Model {
         self.sequences_max
     }
 
-    /// Rows of a step: a prompt chunk, and a token of each other sequence.
+    /// Rows of a step that the plan has memory for: a prompt chunk, and a token of each other planned sequence.
     pub(crate) fn step_rows_max(&self) -> usize {
-        limits::step_rows(self.chunk_tokens, self.sequences_max)
+        self.step_rows_max
     }
 
     /// The experts, for the one step that runs.

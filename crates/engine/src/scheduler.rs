@@ -141,7 +141,8 @@ impl Scheduler {
     /// # Errors
     /// `InvalidRequest` for options out of range, `Io` when no thread can be started.
     pub fn start(model: Arc<Model>, tokenizer: Arc<Tokenizer>, options: SchedulerOptions) -> Result<Self> {
-        let most = model.sequences_max();
+        // A step has a row of each.
+        let most = model.sequences_max().min(model.step_rows_max());
         if options.parallel == 0 || options.parallel > most {
             let asked = options.parallel;
             return Err(Error::invalid(format!("{asked} requests at once: the model is open for {most}")));
@@ -225,8 +226,6 @@ struct Running {
     arrived: Instant,
     begun: Instant,
     first: Option<Instant>,
-    /// After the last token, as the last step left them.
-    logits: Vec<f32>,
     /// Its step failed, and the next one is its own.
     alone: bool,
 }
@@ -271,9 +270,9 @@ impl Running {
     }
 
     /// Takes the logits of its last token: the next token, or the end. Whether it goes on.
-    fn accept(&mut self, context: usize) -> Result<bool> {
+    fn accept(&mut self, logits: &[f32], context: usize) -> Result<bool> {
         self.first.get_or_insert_with(Instant::now);
-        let events = self.generation.accept(&self.logits, self.sequence.tokens(), context)?;
+        let events = self.generation.accept(logits, self.sequence.tokens(), context)?;
         for event in events {
             self.say(RequestEvent::Reply(event));
         }
@@ -402,7 +401,6 @@ impl Work {
                     arrived,
                     begun: Instant::now(),
                     first: None,
-                    logits: Vec::new(),
                     alone: false,
                 }),
                 Err(e) => {
@@ -420,9 +418,12 @@ impl Work {
             let rows = self.running[alone].sequence.pending().min(self.model.chunk_tokens());
             return (0..self.running.len()).map(|i| if i == alone { rows } else { 0 }).collect();
         }
-        let answers = self.running.iter().any(Running::answers);
-        let chunk = self.model.chunk_tokens();
-        let mut room = if answers { chunk.min(self.options.prompt_rows_beside_answers) } else { chunk };
+        let answers = self.running.iter().filter(|running| running.answers()).count();
+        // The plan has memory for so many rows, and each answer has one.
+        let mut room = self.model.chunk_tokens().min(self.model.step_rows_max() - answers);
+        if answers > 0 {
+            room = room.min(self.options.prompt_rows_beside_answers);
+        }
         let rows = |running: &Running| match running.sequence.pending() {
             1 if running.answers() => 1,
             pending => {
@@ -503,10 +504,12 @@ impl Work {
                 self.running.push(running);
                 continue;
             };
-            let first = running.logits.is_empty();
-            running.logits = logits;
-            let kept = if first { running.sequence.keep_end(&self.model.lock_step().states) } else { Ok(()) };
-            match kept.and_then(|()| running.accept(context)) {
+            let kept = if running.first.is_none() {
+                running.sequence.keep_end(&self.model.lock_step().states)
+            } else {
+                Ok(())
+            };
+            match kept.and_then(|()| running.accept(&logits, context)) {
                 Ok(true) => self.running.push(running),
                 Ok(false) => self.end(running, Ok(())),
                 Err(e) => self.end(running, Err(e)),

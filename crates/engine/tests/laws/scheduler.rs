@@ -184,6 +184,26 @@ fn a_drive_that_fails_once_costs_nobody_an_answer_and_one_that_stays_broken_ends
     }
 }
 
+/// Sequences that nobody planned have places, and the steps' memory is that of the plan.
+#[test]
+fn steps_stay_within_the_plan_whoever_shares_them() {
+    let path = root().join("models/demo");
+    let options = OpenOptions { chunk_tokens: Some(8), context: Some(160), ..OpenOptions::default() };
+    let model = open(&path, &options);
+    let tokenizer = Arc::new(Tokenizer::of_model(model.meta()).expect("a tokenizer"));
+    let all = SchedulerOptions { parallel: 8, prompt_rows_beside_answers: 64 };
+    let scheduler = Scheduler::start(model.clone(), tokenizer.clone(), all).expect("starts");
+    let requests: Vec<Request> = (0..12).map(|i| request(&model, i, 3 + 9 * i as usize, 20)).collect();
+    let tickets: Vec<Ticket> =
+        requests.iter().map(|request| scheduler.submit(request.clone()).expect("queues")).collect();
+    for (request, ticket) in requests.iter().zip(&tickets) {
+        let answer = wait(ticket).expect("answers");
+        assert_eq!(answer.tokens, alone(&model, &tokenizer, request));
+    }
+    let more = SchedulerOptions { parallel: 9, ..all };
+    assert!(Scheduler::start(model, tokenizer, more).is_err(), "a step has no row for the ninth");
+}
+
 #[test]
 fn requests_that_cannot_be_are_refused_by_name() {
     let (_, model, _, tokenizer) = demo();
