@@ -298,12 +298,7 @@ fn record(
             return Ok(None);
         }
     }
-    let mut row = 0;
-    let segment = |part: &Part<'_>| {
-        row += 1;
-        part.sequence.state.segment(row - 1..row)
-    };
-    let segments: Vec<Segment> = parts.iter().map(segment).collect();
+    let segments = segments(parts);
     let experts = pool.zip(model.slabs()).map(|(pool, slabs)| Experts {
         pool,
         slabs,

@@ -190,14 +190,14 @@ pub fn ranges(rig: &Rig) {
     let mut within = b.alloc(64).unwrap();
     let ranges = [(0..8, 4, "overlaps"), (8..16, 8, "overlaps"), (8..20, 0, "overlaps")];
     let leaving = [(60..68, 0, "leaves 64 bytes"), (0..8, 60, "leaves"), (0..8, usize::MAX - 3, "leaves")];
-    let halves = [(2..4, 8, "whole words"), (0..4, 6, "whole words")];
-    for (range, at, word) in ranges.into_iter().chain(leaving).chain(halves) {
+    let parts_of_words = [(2..4, 8, "whole words"), (0..4, 6, "whole words")];
+    for (range, at, word) in ranges.into_iter().chain(leaving).chain(parts_of_words) {
         let result = b.copy_within(&mut within, range, at);
         refused(rig, result, word);
     }
     let outside = [(60..68, "leaves 64 bytes"), (68..72, "leaves"), (Range { start: 8, end: 4 }, "8..4")];
-    let halves = [(2..8, "whole words"), (0..7, "whole words")];
-    for (range, word) in outside.into_iter().chain(halves) {
+    let parts_of_words = [(2..8, "whole words"), (0..7, "whole words")];
+    for (range, word) in outside.into_iter().chain(parts_of_words) {
         refused(rig, b.clear(&mut within, range.clone()), word);
         refused(rig, b.clear(&mut within, range), "clear");
     }
