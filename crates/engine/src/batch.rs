@@ -1,6 +1,7 @@
 //! A step of several sequences: any mix of prompt chunks and single tokens. The only place that builds a step.
 
 use std::ops::ControlFlow;
+use std::sync::Arc;
 use std::time::Instant;
 
 use files::{Error, ErrorKind, Result};
@@ -11,9 +12,11 @@ use crate::limits::LOGIT_ROWS;
 use crate::lookahead::Guess;
 use crate::model::Model;
 use crate::pool::ExpertPool;
+use crate::round::rounds;
 use crate::scratch::Activation;
 use crate::sequence::{RouteRecord, Sequence};
 use crate::session::FeedProgress;
+use crate::state::{Snapshot, StatePool};
 use crate::step::{Experts, Step, go_on};
 
 /// Which positions somebody wants the logits of.
@@ -132,6 +135,8 @@ impl Batch {
         }
         let segments = segments(parts);
         let wanted = wanted(parts, &segments);
+        let (marks, mut snapshots) = snapshots(parts, &mut lock.states)?;
+        let rounds = rounds(&segments, &marks);
         let decodes = parts.iter().all(|part| part.rows == 1);
         let here = if decodes { places(parts) } else { Places::new() };
         let (ahead, again) = lock.begin(&here);
@@ -163,6 +168,8 @@ impl Batch {
         let mut step = Step {
             tokens: &tokens,
             segments: &segments,
+            rounds: &rounds,
+            snapshots: &mut snapshots,
             states: &mut lock.states,
             backend: model.backend.as_ref(),
             experts,
@@ -185,6 +192,7 @@ impl Batch {
                 pool.lookahead.end(tokens.len(), started.elapsed());
             }
         }
+        keep_borders(model, parts, &marks, snapshots, &mut lock.states);
         advance(parts);
         keep_routes(parts, &segments, &recorded);
         let next = if looks_up && again { record(model, lock, pool.as_deref_mut(), parts)? } else { None };
@@ -268,7 +276,55 @@ fn wanted(parts: &[Part<'_>], segments: &[Segment]) -> Vec<Wanted> {
 
 fn advance(parts: &mut [Part<'_>]) {
     for part in parts {
-        part.sequence.state.advance(part.rows);
+        part.sequence.advance(part.rows);
+    }
+}
+
+/// Borders that the step passes: whose, by rising position, and memory for their snapshots if layers are recurrent. Where
+/// that is not enough, those go without that save least.
+fn snapshots(parts: &[Part<'_>], states: &mut StatePool) -> Result<(Vec<(usize, usize)>, Vec<Snapshot>)> {
+    let mut marks: Vec<(usize, usize)> = Vec::new();
+    if !states.ledger().recurrent() {
+        return Ok((marks, Vec::new()));
+    }
+    for (i, part) in parts.iter().enumerate() {
+        marks.extend(part.sequence.borders(part.rows).map(|border| (i, border)));
+    }
+    while marks.len() > states.prefixes.snapshots_max() {
+        let saves = |at: usize| {
+            let (of, border) = marks[at];
+            let before = marks[..at].iter().rev().find(|(other, _)| *other == of);
+            border - before.map_or(parts[of].sequence.position(), |(_, border)| *border)
+        };
+        let least = (0..marks.len()).min_by_key(|&at| saves(at));
+        least.map(|at| marks.remove(at));
+    }
+    let snapshots = marks.iter().map(|(_, border)| states.new_snapshot(*border)).collect::<Result<_>>()?;
+    Ok((marks, snapshots))
+}
+
+/// Keeps the states of borders that a step has passed.
+fn keep_borders(
+    model: &Model,
+    parts: &[Part<'_>],
+    marks: &[(usize, usize)],
+    snapshots: Vec<Snapshot>,
+    states: &mut StatePool,
+) {
+    let mut keeps = !marks.is_empty();
+    for ((of, border), snapshot) in marks.iter().zip(snapshots) {
+        parts[*of].sequence.keep_at(states, *border, Some(Arc::new(snapshot)));
+    }
+    if !states.ledger().recurrent() {
+        for part in parts {
+            for border in part.sequence.borders(part.rows) {
+                keeps = true;
+                part.sequence.keep_at(states, border, None);
+            }
+        }
+    }
+    if keeps {
+        model.states_kept();
     }
 }
 
@@ -311,6 +367,8 @@ fn record(
     let mut step = Step {
         tokens: &vec![0; segments.len()],
         segments: &segments,
+        rounds: &rounds(&segments, &[]),
+        snapshots: &mut [],
         states: &mut lock.states,
         backend: model.backend.as_ref(),
         experts,

@@ -68,3 +68,19 @@ pub(crate) fn context(limit: usize, asked: Option<usize>) -> Result<usize> {
         asked => Ok(asked.unwrap_or(limit.min(DEFAULT_CONTEXT))),
     }
 }
+
+/// Most that is kept of what ended sequences have computed, where nobody said how much.
+const KEPT_BYTES: u64 = 1 << 30;
+
+/// How much of `budget_bytes` is kept for prompts that begin as others did, the best first; less where the plan does not fit
+/// else. `None` keeps nothing.
+pub(crate) fn kept_bytes(budget_bytes: u64, asked: Option<u64>) -> Vec<Option<u64>> {
+    match asked {
+        Some(0) => vec![None],
+        Some(bytes) => vec![Some(bytes)],
+        None => {
+            let most = KEPT_BYTES.min(budget_bytes / 4);
+            [most, most / 2, most / 4, most / 8, 0].map(Some).to_vec()
+        }
+    }
+}

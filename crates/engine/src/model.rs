@@ -2,7 +2,7 @@
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use files::{Error, Meta, Result, TensorIndex};
@@ -18,6 +18,7 @@ use crate::ahead::StepLock;
 use crate::bridge::Slabs;
 use crate::device::{Device, open_device};
 use crate::drive::{self, DriveOptions, OpenedDrive};
+use crate::keeper::Keeper;
 use crate::limits;
 use crate::lookahead::Guess;
 use crate::models::{self, Bound, Decoder};
@@ -27,7 +28,7 @@ use crate::rehearsal::{meanwhile, rehearse};
 use crate::scratch::Scratch;
 use crate::sequence::SequenceId;
 use crate::sizes::{Plans, Sizes};
-use crate::state::{Ledger, SequenceState, StatePool};
+use crate::state::{Ledger, SequenceState, StateDirectory, StatePool};
 use crate::vram::{Cut, DeviceSlots};
 
 /// Who keeps experts in memory.
@@ -64,9 +65,11 @@ pub struct OpenOptions {
     pub experts_per_token: Option<usize>,
     /// Tokens of a prompt chunk; `None` lets the plan decide.
     pub chunk_tokens: Option<usize>,
-    /// Sequences that live at once, and may share a step. Each has a context of its own in the plan. `None` is one, and
-    /// some more that are not planned where `memory_bytes` is no ceiling.
+    /// Sequences that live at once, and may share a step. Each has a context of its own in the plan. `None` is one.
     pub sessions: Option<usize>,
+    /// Memory for what ended sequences have computed, so that prompts which begin alike need not compute it again; `None` is a
+    /// quarter of all, at most 1 GiB, 0 keeps nothing.
+    pub kept_bytes: Option<u64>,
     /// Most expert slots; `None` as many as the budget holds.
     pub slots_max: Option<usize>,
     /// Where a GPU's driver keeps what it compiled between runs; `None` for nowhere.
@@ -106,6 +109,8 @@ pub struct Model {
     fingerprint: u64,
     drive: OpenedDrive,
     path: PathBuf,
+    /// Where states outlive the process.
+    keeper: OnceLock<Keeper>,
 }
 
 impl Model {
@@ -167,7 +172,6 @@ impl Model {
         let total_experts = overhead.experts;
         let sizes = Sizes::new(&decoder, &states, &experts, arena.bytes(), overhead, context, sessions)?;
         let (plans, chunk_tokens) = sizes.plan(options, &meta, backend.info())?;
-        let sequences_max = sizes.sequences_max(&plans, options, backend.info());
         let streamed = (plans.memory.slots < total_experts).then(|| part_bytes(&experts));
         let drive = drive::open(index.files(), options, streamed)?;
         let device_slots = plans.vram.as_ref().unwrap_or(&plans.memory).slots;
@@ -177,7 +181,7 @@ impl Model {
         let fingerprint = fingerprint(&meta, index, backend, decoder.top_k(), &sample);
         let experts = open_pool(backend, &drive.disk, experts, &plans, decoder.top_k(), options)?;
         let scratch = Scratch::new(backend.clone(), plans.memory.scratch_bytes as usize);
-        let states = StatePool::new(backend.clone(), &states, sequences_max, context)?;
+        let states = StatePool::new(backend.clone(), &states, &plans.room)?;
         Ok(Self {
             meta,
             decoder,
@@ -187,7 +191,7 @@ impl Model {
             ledger: states.ledger().clone(),
             experts,
             step: Mutex::new(StepLock::new(states)),
-            sequences_max,
+            sequences_max: sessions,
             plans,
             context,
             chunk_tokens,
@@ -195,6 +199,7 @@ impl Model {
             fingerprint,
             drive,
             path: path.to_path_buf(),
+            keeper: OnceLock::new(),
         })
     }
 
@@ -383,9 +388,45 @@ impl Model {
         }
     }
 
-    /// Pages of keys and values that no sequence has, and sequences that there is room for besides those that live.
+    /// Forgets what ended sequences have computed; the state directory keeps it. Waits for a running step.
+    pub fn forget_kept(&self) {
+        self.lock_step().states.prefixes.clear();
+    }
+
+    /// Pages of keys and values that no sequence has and none has kept, and sequences that there is room for besides those that live.
     pub fn free_states(&self) -> (usize, usize) {
         self.ledger.free()
+    }
+
+    /// From now on states outlive the process in `directory`, which may take `space_bytes` in all: what sequences keep is
+    /// written there by a thread, and [`Sequence::reuse`](crate::Sequence::reuse) looks there too.
+    ///
+    /// # Errors
+    /// `Io` when the directory cannot be made, read or written, or another process has it; nothing is stored then.
+    pub fn store_states(self: &Arc<Self>, directory: &Path, space_bytes: u64) -> Result<()> {
+        let opened = StateDirectory::open(directory, space_bytes, self.fingerprint, self.meta.vocab_size)?;
+        self.keeper.get_or_init(|| Keeper::new(opened)).start(self)
+    }
+
+    /// Waits until all that sequences keep is in the state directory. Why the directory is no longer written, if so.
+    pub fn flush_states(&self) -> Option<Error> {
+        self.keeper.get()?.flush(self)
+    }
+
+    /// The state directory, if there is one.
+    pub(crate) fn state_directory(&self) -> Option<MutexGuard<'_, StateDirectory>> {
+        self.keeper.get().map(Keeper::directory)
+    }
+
+    pub(crate) fn keeper(&self) -> Option<&Keeper> {
+        self.keeper.get()
+    }
+
+    /// There is something new to store.
+    pub(crate) fn states_kept(&self) {
+        if let Some(keeper) = self.keeper.get() {
+            keeper.wake();
+        }
     }
 
     /// A number that tells this model, its weights and its precision from others.

@@ -12,8 +12,9 @@ use store::ExpertLayout;
 use crate::bridge::{ExpertShape, Placeholder};
 use crate::layers::FeedForward;
 use crate::models::Decoder;
+use crate::round::Round;
 use crate::scratch::Scratch;
-use crate::state::{LayerShape, StatePool};
+use crate::state::{LayerShape, Room, StatePool};
 use crate::step::Step;
 
 /// Rows of the steps: a token, a few rows, and as many as make a prompt. Where a device multiplies more rows otherwise, it
@@ -96,7 +97,7 @@ pub(crate) fn rehearse(
         let rehearsal =
             Rehearsal { layers: decoder.layers.iter().enumerate().map(layer).collect::<Result<_>>()? };
         let capacity = POSITION + ROWS.iter().max().unwrap_or(&0);
-        let mut states = StatePool::new(backend.clone(), states, 1, capacity)?;
+        let mut states = StatePool::new(backend.clone(), states, &Room::new(states, 1, capacity, None))?;
         let scratch = Scratch::new(backend.clone(), usize::MAX);
         for rows in ROWS {
             let tokens = vec![0; rows];
@@ -104,6 +105,8 @@ pub(crate) fn rehearse(
             let mut step = Step {
                 tokens: &tokens,
                 segments: &segments,
+                rounds: &[Round::whole(&segments)],
+                snapshots: &mut [],
                 states: &mut states,
                 backend: backend.as_ref(),
                 experts: None,

@@ -24,8 +24,7 @@ use crate::text::{ReplyEvent, Tokenizer};
 /// How requests share steps.
 #[derive(Clone, Copy, Debug)]
 pub struct SchedulerOptions {
-    /// Requests that run at once; others wait. At most what the model was opened for. What it has room for besides keeps
-    /// ended sequences, whose beginnings other prompts need not compute again.
+    /// Requests that run at once; others wait. At most what the model was opened for.
     pub parallel: usize,
     /// Most rows of prompts in a step that also has tokens of answers: what an answer waits for a prompt.
     pub prompt_rows_beside_answers: usize,
@@ -36,6 +35,8 @@ pub struct SchedulerOptions {
 pub struct Request {
     /// The prompt's tokens.
     pub prompt: Vec<u32>,
+    /// Positions of it whose state prompts to come may want: see [`Sequence::name_borders`].
+    pub borders: Vec<usize>,
     /// How the answer is made.
     pub options: GenerateOptions,
     /// Higher ones are begun first.
@@ -160,7 +161,6 @@ impl Scheduler {
             arrivals,
             waiting: Vec::new(),
             running: Vec::new(),
-            kept: Vec::new(),
             batch: Batch::default(),
             counts: Arc::clone(&counts),
         };
@@ -291,8 +291,6 @@ struct Work {
     arrivals: Receiver<Waiting>,
     waiting: Vec<Waiting>,
     running: Vec<Running>,
-    /// Sequences that have ended, the oldest first.
-    kept: Vec<Sequence>,
     batch: Batch,
     counts: Arc<Mutex<SchedulerCounts>>,
 }
@@ -341,42 +339,19 @@ impl Work {
         }
     }
 
-    /// Ends a request, and keeps what it computed as long as nobody needs the place.
+    /// Ends a request, and keeps what it computed.
     fn end(&mut self, running: Running, why: Result<()>) {
-        self.kept.push(running.end(why));
-        self.make_room(self.model.sequences_max() - self.options.parallel);
+        // A copy that fails is one less to begin with.
+        let _ = running.end(why).keep();
         self.publish(|counts| counts.ended += 1);
     }
 
-    /// Keeps at most so many ended sequences.
-    fn make_room(&mut self, most: usize) {
-        self.kept.drain(..self.kept.len().saturating_sub(most));
-    }
-
-    /// A sequence with the tokens of `prompt`, and how many of them somebody has computed: of the living and the kept
-    /// sequences the one is taken that has the longest beginning. Its last token is never reused, since its logits are
-    /// wanted.
-    fn sequence(&mut self, prompt: &[u32]) -> Result<(Sequence, usize)> {
-        let reusable = |sequence: &Sequence| {
-            let same = sequence.tokens().iter().zip(prompt).take_while(|(a, b)| a == b).count();
-            let same = same.min(prompt.len() - 1);
-            (sequence.reusable(same), same)
-        };
-        let all = self.kept.iter().chain(self.running.iter().map(|running| &running.sequence));
-        let best = all.map(reusable).enumerate().max_by_key(|(_, (reused, _))| *reused);
-        let mut sequence = match best.filter(|(_, (reused, _))| *reused > 0) {
-            Some((at, (_, same))) if at < self.kept.len() && same == self.kept[at].tokens().len() => {
-                self.kept.remove(at) // goes on itself
-            }
-            Some((at, (_, same))) => {
-                let from =
-                    self.kept.get(at).or_else(|| Some(&self.running.get(at - self.kept.len())?.sequence));
-                from.map_or_else(|| Sequence::new(&self.model), |from| from.fork(same))?
-            }
-            None => Sequence::new(&self.model)?,
-        };
-        let reused = sequence.position();
-        sequence.extend(&prompt[sequence.tokens().len()..])?;
+    /// A sequence with the tokens of `prompt`, and how many of them somebody has computed.
+    fn sequence(&mut self, request: &Request) -> Result<(Sequence, usize)> {
+        let mut sequence = Sequence::new(&self.model)?;
+        sequence.extend(&request.prompt)?;
+        let reused = sequence.reuse()?;
+        sequence.name_borders(request.borders.iter().copied());
         Ok((sequence, reused))
     }
 
@@ -385,10 +360,8 @@ impl Work {
         self.waiting.sort_by_key(|waiting| (Reverse(waiting.request.priority), waiting.arrived));
         while self.running.len() < self.options.parallel && !self.waiting.is_empty() {
             let Waiting { request, arrived, events, cancel } = self.waiting.remove(0);
-            // One place for it, whoever it forks.
-            self.make_room((self.model.sequences_max() - self.running.len()).saturating_sub(1));
             let begun = Generation::new(self.tokenizer.clone(), &request.options)
-                .and_then(|generation| Ok((generation, self.sequence(&request.prompt)?)));
+                .and_then(|generation| Ok((generation, self.sequence(&request)?)));
             match begun {
                 Ok((generation, (sequence, reused_tokens))) => self.running.push(Running {
                     sequence,
@@ -504,12 +477,7 @@ impl Work {
                 self.running.push(running);
                 continue;
             };
-            let kept = if running.first.is_none() {
-                running.sequence.keep_end(&self.model.lock_step().states)
-            } else {
-                Ok(())
-            };
-            match kept.and_then(|()| running.accept(&logits, context)) {
+            match running.accept(&logits, context) {
                 Ok(true) => self.running.push(running),
                 Ok(false) => self.end(running, Ok(())),
                 Err(e) => self.end(running, Err(e)),

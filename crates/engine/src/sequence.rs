@@ -7,7 +7,7 @@ use kernels::ops::Routes;
 use store::LayerId;
 
 use crate::model::Model;
-use crate::state::{Checkpoints, SequenceState, StatePool};
+use crate::state::{Found, SequenceState, Snapshot, StatePool};
 
 /// What tells a sequence from others.
 #[derive(Clone, Debug, Default)]
@@ -35,12 +35,18 @@ pub struct RouteRecord {
 /// The tokens are the truth and the state follows them: those that are not computed yet are *pending*, and a
 /// [`Batch`](crate::Batch) computes them. When a step fails half way, the state goes back to the last snapshot and more
 /// tokens are pending, so no error costs more than time.
+///
+/// What it has computed at its [borders](Self::name_borders) stays in the model's memory for sequences that begin alike,
+/// also after its end, as long as there is room.
 pub struct Sequence {
     model: Arc<Model>,
     id: SequenceId,
     tokens: Vec<u32>,
     pub(crate) state: SequenceState,
-    checkpoints: Checkpoints,
+    /// Where the step that runs began, to go back there when it fails; layers that only forget need none.
+    start: Option<Arc<Snapshot>>,
+    /// Positions whose state others may want, rising; those after [`Self::position`].
+    borders: Vec<usize>,
     pub(crate) routes: Option<Vec<RouteRecord>>,
 }
 
@@ -55,7 +61,8 @@ impl Sequence {
             model: model.clone(),
             id: SequenceId::default(),
             tokens: Vec::new(),
-            checkpoints: Checkpoints::default(),
+            start: None,
+            borders: Vec::new(),
             routes: None,
         })
     }
@@ -115,12 +122,69 @@ impl Sequence {
             return Err(Error::invalid(format!("cannot keep {len} of {} tokens", self.tokens.len())));
         }
         self.tokens.truncate(len);
-        self.checkpoints.forget_after(len);
+        self.borders.retain(|border| *border <= len);
         if len >= self.state.position() {
             return Ok(());
         }
         let model = self.model.clone();
         self.go_back(&mut model.lock_step().states, len)
+    }
+
+    /// Names positions whose state others may want: where prompts to come are likely to differ from this one. Their states
+    /// are kept when a step has passed them.
+    pub fn name_borders(&mut self, positions: impl IntoIterator<Item = usize>) {
+        let (position, len) = (self.position(), self.tokens.len());
+        self.borders.extend(positions.into_iter().filter(|border| *border > position && *border <= len));
+        self.borders.sort_unstable();
+        self.borders.dedup();
+    }
+
+    /// Keeps what is computed so far for sequences that begin alike. Waits for a running step.
+    ///
+    /// # Errors
+    /// `Device` when copying fails.
+    pub fn keep(&self) -> Result<()> {
+        let position = self.position();
+        let states = &mut self.model.lock_step().states;
+        let known = states.prefixes.holds(&self.tokens[..position]);
+        if position == 0 || known || !states.prefixes.has_room(self.state.is_recurrent()) {
+            return Ok(());
+        }
+        let snapshot = self.state.snapshot(states)?;
+        self.keep_at(states, position, snapshot);
+        self.model.states_kept();
+        Ok(())
+    }
+
+    /// Keeps the state after `position` tokens, with the snapshot of there.
+    pub(crate) fn keep_at(&self, states: &mut StatePool, position: usize, snapshot: Option<Arc<Snapshot>>) {
+        self.state.keep(states, &self.tokens, position, snapshot);
+    }
+
+    /// Takes over what others have computed of its tokens, and what the state directory holds, as far as that is more than
+    /// it has; the last token is never taken over, since its logits are wanted. Returns how many of its tokens are computed
+    /// now. Waits for a running step.
+    ///
+    /// # Errors
+    /// `Device` when copying fails.
+    pub fn reuse(&mut self) -> Result<usize> {
+        let model = self.model.clone();
+        let tokens = &self.tokens[..self.tokens.len().saturating_sub(1)];
+        let directory = model.state_directory();
+        let states = &mut model.lock_step().states;
+        let position = self.state.position();
+        let mut found = states.prefixes.longest(tokens);
+        if let Some(mut directory) = directory {
+            let known = found.as_ref().map_or(0, |found| found.position).max(position);
+            if directory.fetch(states, tokens, known) {
+                found = states.prefixes.longest(tokens);
+            }
+        }
+        if let Some(found) = found.filter(|found| found.position > position) {
+            self.state.adopt(states, &found)?;
+            self.start = None;
+        }
+        Ok(self.state.position())
     }
 
     /// A sequence with the first `len` tokens of this one, which shares what is computed of them: keys and values lie in the
@@ -135,26 +199,28 @@ impl Sequence {
         }
         let mut fork = Self::new(&self.model)?;
         fork.tokens.extend_from_slice(&self.tokens[..len]);
-        let position = len.min(self.state.position());
         let states = &mut self.model.lock_step().states;
-        if !self.state.is_recurrent() {
-            fork.state.share(states, &self.state, position, None)?;
-        } else if position == self.state.position() {
-            let here = self.state.snapshot(states, None)?;
-            fork.state.share(states, &self.state, position, Some(&here))?;
-        } else if let Some(snapshot) = self.checkpoints.last_until(position) {
-            fork.state.share(states, &self.state, snapshot.position(), Some(snapshot))?;
+        let found = if len >= self.position() {
+            let snapshot = self.state.snapshot(states)?;
+            Some(self.state.found(self.position(), snapshot))
+        } else {
+            self.before(states, len)
+        };
+        if let Some(found) = found {
+            fork.state.adopt(states, &found)?;
         }
         Ok(fork)
     }
 
-    /// How many of its first `len` tokens [`Self::fork`] need not compute again.
-    pub fn reusable(&self, len: usize) -> usize {
-        match len >= self.state.position() {
-            true => self.state.position(),
-            false if !self.state.is_recurrent() => len,
-            false => self.checkpoints.last_until(len).map_or(0, |snapshot| snapshot.position()),
+    /// The last state at or before `position` that can be gone back to; `None` is the empty one.
+    fn before(&self, states: &mut StatePool, position: usize) -> Option<Found> {
+        if !self.state.is_recurrent() {
+            return Some(self.state.found(position, None));
         }
+        let start = self.start.as_ref().filter(|start| start.position() <= position);
+        let start = start.map(|start| self.state.found(start.position(), Some(start.clone())));
+        let kept = states.prefixes.longest(&self.tokens[..position]);
+        [start, kept].into_iter().flatten().max_by_key(|found| found.position)
     }
 
     /// Replaces tokens and state by saved ones. The sequence is empty after an error.
@@ -165,9 +231,11 @@ impl Sequence {
         self.truncate(0)?;
         let model = self.model.clone();
         let states = &mut model.lock_step().states;
-        let vocab = model.meta.vocab_size;
-        self.tokens = crate::state::load(states, &mut self.state, vocab, model.fingerprint(), path)?;
-        self.keep_end(states)
+        let (tokens, found) = crate::state::load(states, model.meta.vocab_size, model.fingerprint(), path)?;
+        self.state.adopt(states, &found)?;
+        self.tokens = tokens;
+        self.start = found.into_snapshot();
+        Ok(())
     }
 
     /// Writes tokens and state to a file; all are computed.
@@ -175,35 +243,50 @@ impl Sequence {
     /// # Errors
     /// As [`crate::Session::save`].
     pub(crate) fn save(&self, path: &std::path::Path) -> Result<()> {
-        let states = &self.model.lock_step().states;
+        let states = &mut self.model.lock_step().states;
         crate::state::save(states, &self.state, &self.tokens, self.model.fingerprint(), path)
     }
 
     /// Makes ready for a step of the first `rows` pending tokens.
     pub(crate) fn prepare(&mut self, states: &mut StatePool, rows: usize) -> Result<()> {
-        if rows > 1 && self.state.is_recurrent() {
-            self.checkpoints.roll(states, &self.state)?;
+        let position = self.position();
+        let held = self.start.as_ref().is_some_and(|start| start.position() == position);
+        if rows > 1 && self.state.is_recurrent() && !held {
+            self.start = None; // its memory is needed
+            let kept = states.prefixes.longest(&self.tokens[..position]);
+            self.start = match kept.filter(|kept| kept.position == position) {
+                Some(kept) => kept.into_snapshot(),
+                None if position == 0 => None,
+                None => self.state.snapshot(states)?,
+            };
         }
         self.state.prepare(states, rows)
     }
 
-    /// Holds the state here, the end of a prompt, to go back to.
-    pub(crate) fn keep_end(&mut self, states: &StatePool) -> Result<()> {
-        if self.state.is_recurrent() { self.checkpoints.keep(states, &self.state) } else { Ok(()) }
+    /// Borders that a step of `rows` of its tokens passes or ends at.
+    pub(crate) fn borders(&self, rows: usize) -> impl Iterator<Item = usize> + '_ {
+        let position = self.position();
+        self.borders.iter().copied().filter(move |border| (position + 1..=position + rows).contains(border))
+    }
+
+    /// Counts `rows` tokens that a step has computed.
+    pub(crate) fn advance(&mut self, rows: usize) {
+        self.state.advance(rows);
+        let position = self.position();
+        self.borders.retain(|border| *border > position);
     }
 
     /// Goes back to at most `position` computed tokens: exactly there if no layer is recurrent, else to the last snapshot
     /// before. Also where the state is already: after a step that broke off, recurrent layers before the break have moved
     /// on.
     pub(crate) fn go_back(&mut self, states: &mut StatePool, position: usize) -> Result<()> {
-        if !self.state.is_recurrent() {
-            return self.state.truncate(position);
+        match self.before(states, position) {
+            Some(found) => self.state.adopt(states, &found),
+            None => {
+                self.state.reset();
+                Ok(())
+            }
         }
-        match self.checkpoints.last_until(position) {
-            Some(snapshot) => self.state.restore(states, snapshot)?,
-            None => self.state.reset(),
-        }
-        Ok(())
     }
 
     /// A clear error where `len` tokens do not fit.

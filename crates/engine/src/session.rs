@@ -35,6 +35,8 @@ pub struct Session {
     logits_at: usize,
     /// Memory for the next.
     next: Vec<f32>,
+    /// Of the next prompt.
+    borders: Vec<usize>,
 }
 
 impl Session {
@@ -44,7 +46,8 @@ impl Session {
     /// `Memory` when as many sequences live as the model was opened for.
     pub fn new(model: &Arc<Model>) -> Result<Self> {
         let sequence = Sequence::new(model)?;
-        Ok(Self { sequence, batch: Batch::default(), logits: Vec::new(), logits_at: 0, next: Vec::new() })
+        let batch = Batch::default();
+        Ok(Self { sequence, batch, logits: Vec::new(), logits_at: 0, next: Vec::new(), borders: Vec::new() })
     }
 
     /// The model.
@@ -87,6 +90,9 @@ impl Session {
     /// As [`Self::append`]; when computing fails or is interrupted, the tokens that are the same and the chunks that
     /// were finished remain, so that the same call goes on from there.
     pub fn set_prompt(&mut self, prompt: &[u32], progress: FeedProgress<'_>) -> Result<usize> {
+        if prompt.is_empty() {
+            return Err(Error::invalid("there are no tokens to compute"));
+        }
         check_tokens(prompt, self.model().meta.vocab_size)?;
         self.sequence.check_context(prompt.len())?;
         let same = self.tokens().iter().zip(prompt).take_while(|(a, b)| a == b).count();
@@ -94,11 +100,25 @@ impl Session {
             return Ok(same);
         }
         // At least one token is computed, since the logits are wanted.
-        let kept = same.min(prompt.len().saturating_sub(1));
+        let kept = same.min(prompt.len() - 1);
         self.shorten(kept)?;
-        let reused = self.sequence.position();
-        self.extend(&prompt[kept..], progress, Unfinished::KeepChunks)?;
+        self.sequence.extend(&prompt[kept..])?;
+        let reused = self.sequence.reuse()?;
+        self.compute(kept, progress, Unfinished::KeepChunks)?;
         Ok(reused)
+    }
+
+    /// Names positions whose state prompts to come may want, for the next [`Self::set_prompt`]: those within its prompt.
+    pub fn name_borders(&mut self, positions: &[usize]) {
+        self.borders = positions.to_vec();
+    }
+
+    /// Keeps what is computed so far for prompts that begin alike, of this session and of others.
+    ///
+    /// # Errors
+    /// `Device` when copying fails.
+    pub fn keep(&self) -> Result<()> {
+        self.sequence.keep()
     }
 
     /// Feeds `tokens` after those so far; then [`Self::logits`] has the last one's.
@@ -116,7 +136,16 @@ impl Session {
         }
         let before = self.tokens().len();
         self.sequence.extend(tokens)?;
+        self.compute(before, progress, unfinished)
+    }
+
+    /// Computes what is pending, most of it after the first `before` tokens.
+    fn compute(&mut self, before: usize, progress: FeedProgress<'_>, unfinished: Unfinished) -> Result<()> {
         let end = self.tokens().len();
+        if end - before > 1 {
+            let named = std::mem::take(&mut self.borders);
+            self.sequence.name_borders(named.into_iter().chain([end]));
+        }
         let mut next = std::mem::take(&mut self.next);
         let fed = self.feed(end - 1..end, progress, &mut |_, values| {
             next.clear();
@@ -131,10 +160,6 @@ impl Session {
         }
         std::mem::swap(&mut self.logits, &mut self.next);
         self.logits_at = end;
-        if tokens.len() > 1 {
-            let model = self.model().clone();
-            self.sequence.keep_end(&model.lock_step().states)?;
-        }
         Ok(())
     }
 

@@ -10,14 +10,13 @@ use crate::mapped::Mapped;
 use crate::model::{CacheKind, OpenOptions};
 use crate::models::Decoder;
 use crate::overhead::Overhead;
-use crate::state::{self, LayerShape};
-
-/// Sequences that a model has room for at most where nobody said how many.
-const SEQUENCES_SPARE: u64 = 15;
+use crate::state::{LayerShape, Room};
 
 /// How both kinds of memory are divided.
 pub(crate) struct Plans {
     pub(crate) memory: Plan,
+    /// What sequences may remember.
+    pub(crate) room: Room,
     /// Of a GPU's memory, where that has a ceiling.
     pub(crate) vram: Option<Plan>,
     /// Why a ceiling that was given is not the plan's.
@@ -33,11 +32,10 @@ impl Plans {
 /// What the plan is made from.
 pub(crate) struct Sizes<'a> {
     decoder: &'a Decoder,
+    states: &'a [LayerShape],
     context: usize,
     slot_bytes: u64,
     resident_bytes: u64,
-    /// Of one session.
-    session_bytes: u64,
     sessions: usize,
     overhead: Overhead,
 }
@@ -45,7 +43,7 @@ pub(crate) struct Sizes<'a> {
 impl<'a> Sizes<'a> {
     pub(crate) fn new(
         decoder: &'a Decoder,
-        states: &[LayerShape],
+        states: &'a [LayerShape],
         experts: &[Vec<ExpertLayout>],
         resident_bytes: u64,
         overhead: Overhead,
@@ -55,10 +53,10 @@ impl<'a> Sizes<'a> {
         let slot_bytes = if overhead.experts == 0 { 0 } else { store::slot_bytes(experts.iter().flatten())? };
         Ok(Self {
             decoder,
+            states,
             context,
             slot_bytes: slot_bytes as u64,
             resident_bytes,
-            session_bytes: state::session_bytes(states, context),
             sessions,
             overhead,
         })
@@ -86,17 +84,6 @@ impl<'a> Sizes<'a> {
         }
     }
 
-    /// Sequences that were asked for; where nobody gave a ceiling, also those that what is left has room for: memory that
-    /// nobody touches costs nothing on the host.
-    pub(crate) fn sequences_max(&self, plans: &Plans, options: &OpenOptions, device: &DeviceInfo) -> usize {
-        if device.staging_bytes > 0 || options.memory_bytes.is_some() || options.sessions.is_some() {
-            return self.sessions;
-        }
-        let left_bytes = plans.memory.budget_bytes.saturating_sub(plans.memory.total_bytes);
-        let more = left_bytes.checked_div(self.session_bytes).unwrap_or(0).min(SEQUENCES_SPARE);
-        self.sessions + more as usize
-    }
-
     fn plan_chunk(
         &self,
         options: &OpenOptions,
@@ -119,11 +106,12 @@ impl<'a> Sizes<'a> {
         let unified = device.mapped_bytes_max.filter(|_| device.unified_memory);
         let given = options.memory_bytes.unwrap_or_else(|| default_budget_bytes(available_bytes));
         let mapped = Mapped::below(given, unified, overhead_bytes);
+        let room_for = |kept_bytes| Room::new(self.states, self.sessions, self.context, kept_bytes);
         let input = PlanInput {
             budget_bytes: mapped.as_ref().map(|m| m.budget_bytes).or(options.memory_bytes),
             available_bytes,
             resident_bytes: self.resident_bytes,
-            state_bytes: self.session_bytes.saturating_mul(self.sessions as u64),
+            state_bytes: 0,
             scratch_bytes: self.decoder.scratch_bytes(
                 limits::step_rows(chunk, self.sessions),
                 limits::logit_places(chunk, self.sessions),
@@ -137,16 +125,34 @@ impl<'a> Sizes<'a> {
             Some(mapped) => e.context(mapped.limit()),
             None => e,
         };
-        let memory = plan(&input).map_err(|e| named(limited(&mapped, e)))?;
-        // The same parts lie in a GPU's memory, but for the overhead, and expert slots of its own.
         let given_vram = options.vram_bytes.filter(|_| !device.unified_memory);
         let mapped_vram = given_vram.and_then(|given| Mapped::below(given, device.mapped_bytes_max, 0));
-        let vram = given_vram.map(|vram_bytes| {
-            let budget_bytes = Some(mapped_vram.as_ref().map_or(vram_bytes, |m| m.budget_bytes));
-            plan(&PlanInput { budget_bytes, overhead_bytes: 0, total_experts, min_slots: in_use, ..input })
+        let divide = |room: &Room| {
+            let input = PlanInput { state_bytes: room.bytes, ..input };
+            let memory = plan(&input).map_err(|e| named(limited(&mapped, e)))?;
+            // The same parts lie in a GPU's memory, but for the overhead, and expert slots of its own.
+            let vram = given_vram.map(|vram_bytes| {
+                let budget_bytes = Some(mapped_vram.as_ref().map_or(vram_bytes, |m| m.budget_bytes));
+                plan(&PlanInput {
+                    budget_bytes,
+                    overhead_bytes: 0,
+                    total_experts,
+                    min_slots: in_use,
+                    ..input
+                })
                 .map_err(|e| named(limited(&mapped_vram, e).context("a GPU's memory")))
-        });
+            });
+            Ok((memory, vram.transpose()?))
+        };
+        let mut rooms = limits::kept_bytes(given, options.kept_bytes).into_iter().map(room_for).peekable();
+        let (room, (memory, vram)) = loop {
+            let room = rooms.next().ok_or_else(|| Error::invalid("nothing to plan"))?;
+            match divide(&room) {
+                Err(_) if rooms.peek().is_some() => {}
+                divided => break (room, divided?),
+            }
+        };
         let asked = mapped.filter(|_| options.memory_bytes.is_some()).or(mapped_vram);
-        Ok(Plans { memory, vram: vram.transpose()?, note: asked.map(|mapped| mapped.note()) })
+        Ok(Plans { memory, room, vram, note: asked.map(|mapped| mapped.note()) })
     }
 }

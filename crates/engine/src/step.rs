@@ -12,8 +12,9 @@ use crate::bridge::Slabs;
 use crate::lookahead::Guess;
 use crate::pool::ExpertPool;
 use crate::rehearsal::Rehearsal;
+use crate::round::Round;
 use crate::scratch::{Activation, RouteActivation, Scratch};
-use crate::state::StatePool;
+use crate::state::{Snapshot, StatePool};
 
 /// Where an expert's bytes become weights: the streaming store and the memory it fills.
 pub(crate) struct Experts<'a> {
@@ -57,6 +58,10 @@ pub(crate) struct Step<'a> {
     pub(crate) tokens: &'a [u32],
     /// Whose they are, in the order of the rows.
     pub(crate) segments: &'a [Segment],
+    /// The same for layers with recurrent states, which are wanted of some positions in the midst.
+    pub(crate) rounds: &'a [Round],
+    /// What is filled at the rounds' ends.
+    pub(crate) snapshots: &'a mut [Snapshot],
     /// What sequences remember; the step appends to it.
     pub(crate) states: &'a mut StatePool,
     /// The device.
@@ -128,9 +133,18 @@ impl Step<'_> {
         let mut outs = self.outputs(x, ws)?;
         let mut convolved = self.tensor(x.rows(), outs[0].cols())?;
         let state = &mut self.states.recurrent(layer)?.conv;
-        let conv = Convolution { weight, segments: self.segments, state, out: &mut convolved };
+        let segments = self.rounds.first().map_or(&[][..], |round| &round.segments);
+        let conv = Convolution { weight, segments, state, out: &mut convolved };
         self.backend.linears_conv(x, &mut products(ws, &mut outs), conv)?;
         Ok((convolved, outs))
+    }
+
+    /// Copies the states of layer `layer` that are wanted where `round` ends.
+    pub(crate) fn round_done(&mut self, layer: usize, round: &Round) -> Result<()> {
+        for end in &round.ends {
+            self.states.snapshot_layer(layer, end.slot, &mut self.snapshots[end.snapshot])?;
+        }
+        Ok(())
     }
 
     fn outputs<const N: usize>(&self, x: &Tensor, ws: [&Linear; N]) -> Result<[Activation; N]> {

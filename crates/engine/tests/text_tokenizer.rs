@@ -110,6 +110,11 @@ fn broken_tokenizer_files_are_errors() {
     assert_eq!(e.kind(), ErrorKind::Corrupt);
     let e = Tokenizer::from_json(Path::new("no/such/tokenizer.json")).err().unwrap();
     assert_eq!(e.kind(), ErrorKind::NotFound);
+    // The library panics at this one.
+    for decoder in [&br#"{"type":"ByteLevel",}"#[..], br#""\ud800""#, b"{\"type\":\"\xff\"}"] {
+        let no_json = [&br#"{"version":"1.0","decoder":"#[..], decoder, b"}"].concat();
+        assert_eq!(Tokenizer::from_json_bytes(&no_json).err().unwrap().kind(), ErrorKind::Corrupt);
+    }
     let far =
         br#"{"version":"1.0","added_tokens":[],"model":{"type":"BPE","vocab":{"a":4000000000},"merges":[]}}"#;
     assert!(Tokenizer::from_json_bytes(far).err().unwrap().message().contains("4000000000"));

@@ -9,14 +9,17 @@ use crate::limits::{self, CHUNK_TOKENS, CHUNK_TOKENS_MIN, CHUNK_TOKENS_MODEST, L
 use crate::model::OpenOptions;
 use crate::models::{Bound, activation_bytes, head_width};
 use crate::overhead::{Overhead, shape_tokenizer_bytes, tokenizer_bytes};
-use crate::state::{self, KvShape, LayerShape, RecurrentShape};
+use crate::state::{KvShape, LayerShape, RecurrentShape, Room};
 use crate::synth::{Layout, Shape, SynthSizes};
 
 /// What a model keeps in memory besides its resident weights.
 #[derive(Clone, Debug)]
 pub struct Memory {
-    /// KV cache and recurrent state of one session at the full context.
+    /// What one sequence of the full context remembers, and the least that is kept for its next turn.
     pub state_bytes: u64,
+    states: Vec<LayerShape>,
+    context: usize,
+    kept_bytes: Option<u64>,
     /// One expert slot.
     pub slot_bytes: u64,
     /// Routed experts in all layers.
@@ -52,7 +55,10 @@ impl Memory {
         let states = bound.decoder.state_shapes(kv_format(options)?)?;
         let scratch = |rows, logit_rows| bound.decoder.scratch_bytes(rows, logit_rows);
         Ok(Self {
-            state_bytes: state::session_bytes(&states, context),
+            state_bytes: floor_bytes(&states, context, options),
+            states,
+            context,
+            kept_bytes: options.kept_bytes,
             slot_bytes,
             total_experts,
             chunks: chunks(context, &overhead, scratch),
@@ -89,7 +95,10 @@ impl Memory {
         let scratch = |rows, logit_rows| activation_bytes([rows, layer], [logit_rows, head]);
         let parts = if layout == Layout::Mlx4Bit { 9 } else { 3 };
         Ok(Self {
-            state_bytes: state::session_bytes(&states, context),
+            state_bytes: floor_bytes(&states, context, options),
+            states,
+            context,
+            kept_bytes: options.kept_bytes,
             // Pages that its parts begin or end in the midst of.
             slot_bytes: found.expert_bytes + parts * (4096 + 2048),
             total_experts,
@@ -106,12 +115,17 @@ impl Memory {
     /// The rows of a chunk and the expert slots that the plan takes with `left_bytes` of a budget besides the resident
     /// weights; `None` below the floor.
     pub(super) fn divide(&self, budget_bytes: u64, left_bytes: u64, top_k: usize) -> Option<(usize, u64)> {
-        let least_bytes = |chunk: &Chunk| self.fixed_bytes(chunk) + self.slots_min_bytes(top_k);
         let modest =
             |chunk: &Chunk| chunk.scratch_bytes <= budget_bytes / 8 || chunk.rows <= CHUNK_TOKENS_MODEST;
-        let chunk = self.chunks.iter().find(|chunk| least_bytes(chunk) <= left_bytes && modest(chunk))?;
-        let slots = (left_bytes - self.fixed_bytes(chunk)).checked_div(self.slot_bytes).unwrap_or(0);
-        Some((chunk.rows, slots.min(self.total_experts)))
+        let slots_min_bytes = self.slots_min_bytes(top_k);
+        let kept = limits::kept_bytes(budget_bytes, self.kept_bytes).into_iter();
+        let rooms: Vec<u64> = kept.map(|kept| Room::new(&self.states, 1, self.context, kept).bytes).collect();
+        self.chunks.iter().filter(|chunk| modest(chunk)).find_map(|chunk| {
+            let fixed = |room: &u64| room + chunk.scratch_bytes + chunk.overhead_bytes;
+            let fixed = rooms.iter().map(fixed).find(|fixed| fixed + slots_min_bytes <= left_bytes)?;
+            let slots = (left_bytes - fixed).checked_div(self.slot_bytes).unwrap_or(0);
+            Some((chunk.rows, slots.min(self.total_experts)))
+        })
     }
 
     fn fixed_bytes(&self, chunk: &Chunk) -> u64 {
@@ -121,6 +135,12 @@ impl Memory {
     fn slots_min_bytes(&self, top_k: usize) -> u64 {
         (top_k as u64).min(self.total_experts) * self.slot_bytes
     }
+}
+
+/// The least for what one sequence remembers.
+fn floor_bytes(states: &[LayerShape], context: usize, options: &OpenOptions) -> u64 {
+    let kept = limits::kept_bytes(0, options.kept_bytes);
+    kept.into_iter().map(|kept| Room::new(states, 1, context, kept).bytes).min().unwrap_or(0)
 }
 
 fn kv_format(options: &OpenOptions) -> Result<KvFormat> {

@@ -23,9 +23,10 @@ use crate::limits::CHUNK_TOKENS;
 use crate::lookahead::Guess;
 use crate::models::{Block, Decoder};
 use crate::pool::ExpertPool;
+use crate::round::Round;
 use crate::sample::{SampleParams, Sampler};
 use crate::scratch::Scratch;
-use crate::state::{SequenceState, StatePool};
+use crate::state::{Room, SequenceState, StatePool};
 use crate::step::{Experts, Linear, Norm, Step, Sweep};
 
 /// Weights and activations to go through, in bytes: larger than caches, if the model is.
@@ -173,12 +174,14 @@ impl<'a> Stand<'a> {
         let (backend, Rows { count, position, .. }) = (self.bench.backend, rows);
         let scratch = Scratch::new(backend.clone(), decoder.scratch_bytes(count, 1) as usize);
         let shapes = decoder.state_shapes(KvFormat::F16)?;
-        let mut states = StatePool::new(backend.clone(), &shapes, 1, position + count)?;
+        let room = Room::new(&shapes, 1, position + count, None);
+        let mut states = StatePool::new(backend.clone(), &shapes, &room)?;
         let mut state = SequenceState::new(states.ledger())?;
         // Memory that nobody wrote is one page of zeros, which lies in a cache.
         state.prepare(&mut states, position + count)?;
         states.fill_with_zeros()?;
         let segments = [Segment { position, ..state.segment(0..count) }];
+        let rounds = [Round::whole(&segments)];
         // Zeros for one row, else what differs.
         let tokens: Vec<u32> =
             (0..count).map(|row| if count == 1 { 0 } else { 1 + row % VARIED } as u32).collect();
@@ -194,6 +197,8 @@ impl<'a> Stand<'a> {
             let mut step = Step {
                 tokens: &tokens,
                 segments: &segments,
+                rounds: &rounds,
+                snapshots: &mut [],
                 states: &mut states,
                 backend: backend.as_ref(),
                 experts,

@@ -5,6 +5,7 @@ use kernels::Tensor;
 use kernels::ops::{DeltaInput, DeltaSpec, Gate};
 
 use crate::scratch::Activation;
+use crate::state::Recurrent;
 use crate::step::{Linear, Norm, Step};
 
 /// The weights of one gated delta net layer.
@@ -35,13 +36,27 @@ impl Delta {
     /// See [`super::Mixer::run`].
     pub(crate) fn run(&self, s: &mut Step<'_>, layer: usize, h: &Tensor) -> Result<Activation> {
         let linears = [&self.qkv, &self.a, &self.b, &self.z];
-        let (convolved, [_, a, b, z]) = s.linears_conv(layer, h, linears, &self.conv)?;
+        let (mut convolved, [projected, a, b, z]) = s.linears_conv(layer, h, linears, &self.conv)?;
         let mut mixed = s.tensor(h.rows(), self.spec.value_heads * self.spec.value_head_dim)?;
-        let (qkv, decay, dt_bias) = (&*convolved, &self.decay, &self.dt_bias);
-        let input = DeltaInput { segments: s.segments, qkv, a: &a, b: &b, decay, dt_bias };
         let gate = Gate { z: &z, weight: &self.norm.weight, eps: self.norm.eps };
-        let state = &mut s.states.recurrent(layer)?.delta;
-        s.backend.gated_delta_rule(&input, &self.spec, state, gate, &mut mixed)?;
+        let rounds = s.rounds;
+        for (i, round) in rounds.iter().enumerate() {
+            let Recurrent { conv, delta } = s.states.recurrent(layer)?;
+            if i > 0 {
+                s.backend.short_conv(&projected, &self.conv, &round.segments, conv, &mut convolved)?;
+            }
+            let (segments, qkv, decay, dt_bias) =
+                (&round.segments[..], &*convolved, &self.decay, &self.dt_bias);
+            let input = DeltaInput { segments, qkv, a: &a, b: &b, decay, dt_bias };
+            match rounds.len() {
+                1 => s.backend.gated_delta_rule(&input, &self.spec, delta, gate, &mut mixed)?,
+                _ => s.backend.delta_rule(&input, &self.spec, delta, &mut mixed)?,
+            }
+            s.round_done(layer, round)?;
+        }
+        if rounds.len() > 1 {
+            s.backend.gated_norm(&mut mixed, gate.z, gate.weight, gate.eps)?;
+        }
         s.linear(&mixed, &self.out)
     }
 }

@@ -55,12 +55,12 @@ pub(super) fn fill_with_zeros(backend: &dyn Backend, cache: &mut KvCache) -> Res
     Ok(())
 }
 
-/// Where the keys, and the values, of the first `positions` positions lie: page after page, head after head.
-pub(super) fn ranges(cache: &KvCache, pages: &[u32], positions: usize) -> Ranges {
+/// Where the keys, and the values, of `positions` lie, which begin with a page: page after page, head after head.
+pub(super) fn ranges(cache: &KvCache, pages: &[u32], positions: std::ops::Range<usize>) -> Ranges {
     let bytes = cache.format.head_bytes(cache.head_dim);
     let mut ranges = Vec::new();
-    for first in (0..positions).step_by(PAGE) {
-        let held = PAGE.min(positions - first);
+    for first in positions.clone().step_by(PAGE) {
+        let held = PAGE.min(positions.end - first);
         let head = |h| (cache.head(pages, h, first) * bytes, held * bytes);
         ranges.extend((0..cache.kv_heads).map(head));
     }

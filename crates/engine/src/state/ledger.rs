@@ -1,17 +1,24 @@
-//! Who has which page and which slot. Sequences give theirs back when they end, whatever a step is doing meanwhile.
+//! Who has which page, slot and snapshot. Sequences give theirs back when they end, whatever a step is doing meanwhile.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use files::{Error, Result};
+use kernels::Block;
+use kernels::ops::PAGE;
 
 /// What is free.
 #[derive(Debug)]
 struct Free {
     pages: Vec<u32>,
     slots: Vec<u32>,
+    /// Memory of snapshots that are gone, of each recurrent layer.
+    snapshots: Vec<Vec<[Block; 2]>>,
+    /// Snapshots that may still be made besides.
+    unmade_snapshots: usize,
 }
 
-/// The pages and slots of a model's states.
+/// The pages, slots and snapshots of a model's states.
 #[derive(Clone, Debug)]
 pub(crate) struct Ledger {
     free: Arc<Mutex<Free>>,
@@ -30,6 +37,9 @@ pub(crate) struct Page(Arc<PageOwner>);
 #[derive(Debug)]
 struct PageOwner {
     id: u32,
+    /// Positions that somebody has written, or is about to: whoever shares the page goes on here without a copy, if nobody
+    /// else has.
+    written: AtomicUsize,
     ledger: Ledger,
 }
 
@@ -40,17 +50,31 @@ pub(crate) struct Slot {
     ledger: Ledger,
 }
 
+/// A copy of one sequence's recurrent states, whose memory is used again when it is gone.
+#[derive(Debug)]
+pub(crate) struct SnapshotMemory {
+    /// Of the device, as the states themselves: of each recurrent layer.
+    pub(super) layers: Vec<[Block; 2]>,
+    ledger: Ledger,
+}
+
 impl Ledger {
-    /// All of `pages` pages and `slots` slots are free; the lowest are taken first.
-    pub(super) fn new(pages: usize, slots: usize, context: usize, recurrent: bool) -> Self {
+    /// All of `pages` pages and `slots` slots are free, the lowest are taken first; there may be `snapshots` snapshots.
+    pub(super) fn new(pages: usize, slots: usize, snapshots: usize, context: usize, recurrent: bool) -> Self {
         let all = |count: usize| (0..count as u32).rev().collect();
-        let free = Arc::new(Mutex::new(Free { pages: all(pages), slots: all(slots) }));
-        Self { free, context, sequences: slots, recurrent }
+        let free =
+            Free { pages: all(pages), slots: all(slots), snapshots: Vec::new(), unmade_snapshots: snapshots };
+        Self { free: Arc::new(Mutex::new(free)), context, sequences: slots, recurrent }
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Free> {
         // Lists of what is free are whole at any time.
         self.free.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether a sequence that goes back needs a snapshot.
+    pub(crate) fn recurrent(&self) -> bool {
+        self.recurrent
     }
 
     /// Pages and slots that are free.
@@ -60,13 +84,35 @@ impl Ledger {
     }
 
     /// A free page.
-    ///
-    /// # Errors
-    /// `Memory` when there is none.
-    pub(super) fn page(&self) -> Result<Page> {
-        let id = self.lock().pages.pop();
-        let id = id.ok_or_else(|| Error::memory("all pages of keys and values are in use"))?;
-        Ok(Page(Arc::new(PageOwner { id, ledger: self.clone() })))
+    pub(super) fn page(&self) -> Option<Page> {
+        let id = self.lock().pages.pop()?;
+        Some(Page(Arc::new(PageOwner { id, written: AtomicUsize::new(0), ledger: self.clone() })))
+    }
+
+    /// Memory for a snapshot: used again, or made by `make`.
+    pub(super) fn snapshot(
+        &self,
+        make: impl FnOnce() -> Result<Vec<[Block; 2]>>,
+    ) -> Result<Option<SnapshotMemory>> {
+        let found = {
+            let mut free = self.lock();
+            match free.snapshots.pop() {
+                Some(layers) => Some(layers),
+                None if free.unmade_snapshots == 0 => return Ok(None),
+                None => {
+                    free.unmade_snapshots -= 1;
+                    None
+                }
+            }
+        };
+        let layers = match found.map_or_else(make, Ok) {
+            Ok(layers) => layers,
+            Err(e) => {
+                self.lock().unmade_snapshots += 1;
+                return Err(e);
+            }
+        };
+        Ok(Some(SnapshotMemory { layers, ledger: self.clone() }))
     }
 
     /// A free slot.
@@ -91,9 +137,19 @@ impl Page {
         self.0.id
     }
 
-    /// Whether another sequence has it too.
+    /// Whether another sequence has it too, or a kept beginning.
     pub(super) fn is_shared(&self) -> bool {
         Arc::strong_count(&self.0) > 1
+    }
+
+    /// Positions of it that somebody has written.
+    pub(super) fn written(&self) -> usize {
+        self.0.written.load(Ordering::Relaxed)
+    }
+
+    /// Says that its first so many positions are written; under the lock of the step.
+    pub(super) fn set_written(&self, positions: usize) {
+        self.0.written.store(positions.min(PAGE), Ordering::Relaxed);
     }
 }
 
@@ -112,5 +168,12 @@ impl Drop for PageOwner {
 impl Drop for Slot {
     fn drop(&mut self) {
         self.ledger.lock().slots.push(self.id);
+    }
+}
+
+impl Drop for SnapshotMemory {
+    fn drop(&mut self) {
+        let layers = std::mem::take(&mut self.layers);
+        self.ledger.lock().snapshots.push(layers);
     }
 }

@@ -1,27 +1,29 @@
 //! What sequences remember. State comes in kinds, a file each with the same few functions: its bytes, a new one, going back,
 //! a snapshot, where it lies. Nothing outside of this folder asks of which kind a layer's is.
 
-mod checkpoints;
-mod disk;
+mod directory;
+mod file;
 mod kv;
 mod ledger;
+mod prefixes;
 mod recurrent;
+mod room;
 
 use std::sync::Arc;
 
 use files::{Error, ErrorKind, Result};
+use kernels::Backend;
 use kernels::ops::{KvCache, KvFormat, PAGE, Segment};
-use kernels::{Backend, Block};
 
-pub(crate) use checkpoints::Checkpoints;
-pub(crate) use disk::{load, save};
+pub(crate) use directory::StateDirectory;
+pub(crate) use file::{load, save};
 pub(crate) use kv::KvShape;
 pub(crate) use ledger::Ledger;
-use ledger::{Page, Slot};
+use ledger::{Page, Slot, SnapshotMemory};
+use prefixes::Prefix;
+pub(crate) use prefixes::{Found, Prefixes};
 pub(crate) use recurrent::{Recurrent, RecurrentShape};
-
-/// States are copied to and from files in pieces of this many bytes.
-const COPY_BYTES: usize = 1 << 20;
+pub(crate) use room::Room;
 
 /// Where bytes lie in a block: the first and how many.
 type Ranges = Vec<(usize, usize)>;
@@ -58,13 +60,6 @@ pub(crate) fn pages(context: usize) -> usize {
     context.div_ceil(PAGE)
 }
 
-/// Bytes of a session at a context of `context` positions: its state, and the snapshots of what cannot be forgotten.
-pub(crate) fn session_bytes(shapes: &[LayerShape], context: usize) -> u64 {
-    let recurrent: u64 = shapes.iter().map(LayerShape::recurrent_bytes).sum();
-    let page: u64 = shapes.iter().map(LayerShape::page_bytes).sum();
-    pages(context) as u64 * page + (1 + Checkpoints::MOST as u64) * recurrent
-}
-
 /// One layer's states of all sequences.
 #[derive(Debug)]
 enum LayerState {
@@ -77,17 +72,14 @@ pub(crate) struct StatePool {
     backend: Arc<dyn Backend>,
     layers: Vec<LayerState>,
     ledger: Ledger,
+    /// What others may begin with.
+    pub(crate) prefixes: Prefixes,
 }
 
 impl StatePool {
-    /// Room for `sequences` sequences of up to `context` positions each.
-    pub(crate) fn new(
-        backend: Arc<dyn Backend>,
-        shapes: &[LayerShape],
-        sequences: usize,
-        context: usize,
-    ) -> Result<Self> {
-        let pages = sequences * pages(context);
+    /// The states that there is `room` for.
+    pub(crate) fn new(backend: Arc<dyn Backend>, shapes: &[LayerShape], room: &Room) -> Result<Self> {
+        let &Room { sequences, context, pages, kept_snapshots, .. } = room;
         let layer = |shape: &LayerShape| {
             Ok(match shape {
                 LayerShape::Kv(shape) => LayerState::Kv(shape.new_state(backend.as_ref(), pages)?),
@@ -98,7 +90,10 @@ impl StatePool {
         };
         let layers = shapes.iter().map(layer).collect::<Result<_>>()?;
         let recurrent = shapes.iter().any(|shape| shape.recurrent_bytes() > 0);
-        Ok(Self { backend, layers, ledger: Ledger::new(pages, sequences, context, recurrent) })
+        // Each sequence has one to go back to, besides those that are kept.
+        let snapshots = if recurrent { sequences + kept_snapshots } else { 0 };
+        let ledger = Ledger::new(pages, sequences, snapshots, context, recurrent);
+        Ok(Self { backend, layers, ledger, prefixes: Prefixes::new(room.keeps, kept_snapshots) })
     }
 
     /// Who has which pages and slots.
@@ -148,6 +143,57 @@ impl StatePool {
     fn has_pages(&self) -> bool {
         self.layers.iter().any(|layer| matches!(layer, LayerState::Kv(_)))
     }
+
+    /// A free page; what is kept for others makes room for it.
+    ///
+    /// # Errors
+    /// `Memory` when sequences have all of them.
+    fn page(&mut self) -> Result<Page> {
+        loop {
+            if let Some(page) = self.ledger.page() {
+                return Ok(page);
+            }
+            if !self.prefixes.evict() {
+                return Err(Error::memory("all pages of keys and values are in use"));
+            }
+        }
+    }
+
+    /// Memory for a snapshot at `position`; what is kept for others makes room for it.
+    ///
+    /// # Errors
+    /// `Memory` when sequences have all of them.
+    pub(crate) fn new_snapshot(&mut self, position: usize) -> Result<Snapshot> {
+        loop {
+            let make = || {
+                let recurrent = self.layers.iter().filter_map(|layer| match layer {
+                    LayerState::Recurrent(state) => Some(state),
+                    LayerState::Kv(_) => None,
+                });
+                recurrent.map(|state| recurrent::new_snapshot(self.backend.as_ref(), state)).collect()
+            };
+            if let Some(memory) = self.ledger.snapshot(make)? {
+                return Ok(Snapshot { position, memory });
+            }
+            if !self.prefixes.evict() {
+                return Err(Error::memory("all snapshots are in use"));
+            }
+        }
+    }
+
+    /// Copies the state of layer `layer` in `slot` to its place in `to`.
+    ///
+    /// # Errors
+    /// `Device` when copying fails.
+    pub(crate) fn snapshot_layer(&self, layer: usize, slot: u32, to: &mut Snapshot) -> Result<()> {
+        let before = self.layers[..layer].iter().filter(|l| matches!(l, LayerState::Recurrent(_))).count();
+        match self.layers.get(layer) {
+            Some(LayerState::Recurrent(state)) => {
+                recurrent::snapshot(self.backend.as_ref(), state, slot, &mut to.memory.layers[before])
+            }
+            _ => Ok(()),
+        }
+    }
 }
 
 /// What one sequence remembers: which pages and which slot are its own, and how many tokens they hold.
@@ -156,14 +202,15 @@ pub(crate) struct SequenceState {
     pages: Vec<Page>,
     slot: Slot,
     position: usize,
+    /// Positions of the last page are this sequence's to write, up to here.
+    claimed: usize,
 }
 
 /// What is needed to go back to a position: KV caches only forget, recurrent states must be put back.
 #[derive(Debug)]
 pub(crate) struct Snapshot {
     position: usize,
-    /// Of the device, as the states themselves: of each recurrent layer.
-    recurrent: Vec<[Block; 2]>,
+    memory: SnapshotMemory,
 }
 
 impl Snapshot {
@@ -179,7 +226,7 @@ impl SequenceState {
     /// # Errors
     /// `Memory` when as many sequences live as there is room for.
     pub(crate) fn new(ledger: &Ledger) -> Result<Self> {
-        Ok(Self { slot: ledger.slot()?, ledger: ledger.clone(), pages: Vec::new(), position: 0 })
+        Ok(Self { slot: ledger.slot()?, ledger: ledger.clone(), pages: Vec::new(), position: 0, claimed: 0 })
     }
 
     /// Tokens it holds.
@@ -209,11 +256,13 @@ impl SequenceState {
         if !states.has_pages() {
             return Ok(());
         }
-        let first = self.position / PAGE;
+        let (first, within) = (self.position / PAGE, self.position % PAGE);
         self.pages.truncate(pages(self.position));
-        // What is not full is written after its last position, and only by one.
-        if let Some(page) = self.pages.get_mut(first).filter(|page| page.is_shared()) {
-            let own = self.ledger.page()?;
+        // What somebody else has written after this position stays theirs.
+        let mine = if self.claimed >= self.position { self.claimed - first * PAGE } else { within };
+        if let Some(page) = self.pages.get_mut(first).filter(|page| page.is_shared() && page.written() > mine)
+        {
+            let own = states.page()?;
             for layer in &mut states.layers {
                 if let LayerState::Kv(cache) = layer {
                     kv::copy_page(states.backend.as_ref(), cache, page.id(), own.id())?;
@@ -221,16 +270,25 @@ impl SequenceState {
             }
             *page = own;
         }
-        while self.pages.len() < pages(self.position + rows) {
-            self.pages.push(self.ledger.page()?);
+        let end = self.position + rows;
+        while self.pages.len() < pages(end) {
+            self.pages.push(states.page()?);
         }
+        for (i, page) in self.pages.iter().enumerate().skip(first) {
+            page.set_written(end - i * PAGE);
+        }
+        self.claimed = end;
         Ok(())
+    }
+
+    /// Where its keys and values lie.
+    fn page_ids(&self) -> Vec<u32> {
+        self.pages.iter().map(Page::id).collect()
     }
 
     /// The next tokens of the sequence, as rows of a step.
     pub(crate) fn segment(&self, rows: std::ops::Range<usize>) -> Segment {
-        let pages = self.pages.iter().map(Page::id).collect();
-        Segment { rows, position: self.position, pages, slot: self.slot.id() }
+        Segment { rows, position: self.position, pages: self.page_ids(), slot: self.slot.id() }
     }
 
     fn clear(&self, states: &mut StatePool) -> Result<()> {
@@ -247,45 +305,60 @@ impl SequenceState {
         self.position += tokens;
     }
 
-    /// A copy of what cannot be forgotten, in the memory of `old` if there is one.
-    pub(crate) fn snapshot(&self, states: &StatePool, old: Option<Snapshot>) -> Result<Snapshot> {
-        let backend = states.backend.as_ref();
-        let layers = || {
-            states.layers.iter().filter_map(|layer| match layer {
-                LayerState::Recurrent(state) => Some(state),
-                LayerState::Kv(_) => None,
-            })
-        };
-        let mut recurrent = match old {
-            Some(old) => old.recurrent,
-            None => layers().map(|state| recurrent::new_snapshot(backend, state)).collect::<Result<_>>()?,
-        };
-        for (state, to) in layers().zip(&mut recurrent) {
-            recurrent::snapshot(backend, state, self.slot.id(), to)?;
+    /// A copy of what cannot be forgotten; `None` where everything can.
+    ///
+    /// # Errors
+    /// `Memory` when sequences have all snapshots, `Device` when copying fails.
+    pub(crate) fn snapshot(&self, states: &mut StatePool) -> Result<Option<Arc<Snapshot>>> {
+        if !self.is_recurrent() {
+            return Ok(None);
         }
-        Ok(Snapshot { position: self.position, recurrent })
+        let mut snapshot = states.new_snapshot(self.position)?;
+        for layer in 0..states.layers.len() {
+            states.snapshot_layer(layer, self.slot.id(), &mut snapshot)?;
+        }
+        Ok(Some(Arc::new(snapshot)))
     }
 
-    /// Becomes what `other` was at `position`, with the same pages, as far as they are full of what both hold. `snapshot`
-    /// is of there, if a layer is recurrent.
-    pub(crate) fn share(
-        &mut self,
+    /// Keeps the first of `tokens`, as many as are in `snapshot`, or at `position` where nothing is recurrent, for sequences
+    /// that begin alike.
+    pub(crate) fn keep(
+        &self,
         states: &mut StatePool,
-        other: &Self,
+        tokens: &[u32],
         position: usize,
-        snapshot: Option<&Snapshot>,
-    ) -> Result<()> {
-        if let Some(snapshot) = snapshot {
+        snapshot: Option<Arc<Snapshot>>,
+    ) {
+        let Found { pages, snapshot, .. } = self.found(position, snapshot);
+        states.prefixes.keep(Prefix { tokens: tokens[..position].to_vec(), pages, snapshot }, false);
+    }
+
+    /// Its beginning at `position`, with the snapshot of there.
+    pub(crate) fn found(&self, position: usize, snapshot: Option<Arc<Snapshot>>) -> Found {
+        let pages = self.pages[..pages(position).min(self.pages.len())].to_vec();
+        Found { position, pages, snapshot }
+    }
+
+    /// Becomes what somebody else has computed of the same tokens.
+    ///
+    /// # Errors
+    /// `Device` when copying fails.
+    pub(crate) fn adopt(&mut self, states: &mut StatePool, found: &Found) -> Result<()> {
+        if let Some(snapshot) = &found.snapshot {
             self.restore(states, snapshot)?;
         }
-        self.pages = other.pages[..pages(position)].to_vec();
-        self.position = position;
+        // Positions after it are nobody's claim any more.
+        self.pages.clone_from(&found.pages);
+        (self.position, self.claimed) = (found.position, found.position);
         Ok(())
     }
 
     /// Goes back to a snapshot of this sequence.
+    ///
+    /// # Errors
+    /// `Device` when copying fails.
     pub(crate) fn restore(&mut self, states: &mut StatePool, snapshot: &Snapshot) -> Result<()> {
-        let mut from = snapshot.recurrent.iter();
+        let mut from = snapshot.memory.layers.iter();
         for layer in &mut states.layers {
             if let LayerState::Recurrent(state) = layer
                 && let Some(from) = from.next()
@@ -302,17 +375,9 @@ impl SequenceState {
         self.forget_after(0);
     }
 
-    /// Forgets the tokens from `position` on, if no layer is recurrent.
-    pub(crate) fn truncate(&mut self, position: usize) -> Result<()> {
-        if position > self.position || self.is_recurrent() && position != self.position {
-            return Err(Error::invalid(format!("cannot go from position {} to {position}", self.position)));
-        }
-        self.forget_after(position);
-        Ok(())
-    }
-
     fn forget_after(&mut self, position: usize) {
         self.position = position;
+        self.claimed = self.claimed.min(position);
         self.pages.truncate(pages(position));
     }
 

@@ -4,8 +4,6 @@
 use files::Result;
 use kernels::{Backend, Block, Tensor};
 
-use super::Ranges;
-
 /// The shape of a gated delta rule layer's state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct RecurrentShape {
@@ -45,12 +43,6 @@ pub(crate) struct Recurrent {
 pub(super) fn range(tensor: &Tensor, slot: u32) -> std::ops::Range<usize> {
     let bytes = 4 * tensor.cols();
     slot as usize * bytes..(slot as usize + 1) * bytes
-}
-
-/// The same as a list.
-pub(super) fn ranges(tensor: &Tensor, slot: u32) -> Ranges {
-    let range = range(tensor, slot);
-    vec![(range.start, range.len())]
 }
 
 /// Makes a slot's state that of no tokens.

@@ -47,6 +47,13 @@ pub struct Tokenizer {
     notes: Vec<String>,
 }
 
+/// The part of a `tokenizer.json` that must be JSON before the library sees it.
+#[derive(serde::Deserialize)]
+struct Decoder {
+    #[serde(default, rename = "decoder")]
+    _decoder: serde_json::Value,
+}
+
 impl Tokenizer {
     /// Reads a Hugging Face `tokenizer.json`. Beginning and end of sequence are named elsewhere: see
     /// [`Tokenizer::of_model`].
@@ -58,10 +65,13 @@ impl Tokenizer {
     /// [`Tokenizer::from_json`] on the content of the file.
     pub fn from_json_bytes(bytes: &[u8]) -> Result<Self> {
         let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes); // a byte-order mark
-        let mut first = tokenizers::Tokenizer::from_bytes(bytes).map_err(|e| {
+        let unusable = |e: Box<dyn std::error::Error + Send + Sync>| {
             let message = format!("not a tokenizer.json that this build can use: {e}");
             Error::new(files::ErrorKind::Corrupt, message).with_source(e)
-        })?;
+        };
+        // The library panics where a decoder is no JSON.
+        serde_json::from_slice::<Decoder>(bytes).map_err(|e| unusable(e.into()))?;
+        let mut first = tokenizers::Tokenizer::from_bytes(bytes).map_err(unusable)?;
         // Truncation and padding are habits of training that some files carry along.
         first.with_padding(None);
         let cut = first.with_truncation(None).map(|_| ());

@@ -40,9 +40,10 @@ pub fn open(path: &Path, options: &OpenOptions) -> std::sync::Arc<Model> {
     try_open(path, options).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
 }
 
-/// Opens without progress.
+/// Opens without progress, for a few sequences: those that are tested and those that judge.
 pub fn try_open(path: &Path, options: &OpenOptions) -> tidemill_engine::Result<std::sync::Arc<Model>> {
-    Model::open(path, options, &mut |_, _| ControlFlow::Continue(()))
+    let options = OpenOptions { sessions: options.sessions.or(Some(4)), ..options.clone() };
+    Model::open(path, &options, &mut |_, _| ControlFlow::Continue(()))
 }
 
 /// Goes on.

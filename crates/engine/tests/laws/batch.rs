@@ -20,6 +20,7 @@ struct Counts {
     mixed: usize,
     failed: usize,
     cancelled: usize,
+    reused: usize,
 }
 
 /// Sequences that join, share beginnings, go on, go back and leave, in an order that the dice choose.
@@ -43,11 +44,20 @@ impl Company<'_> {
     fn change(&mut self) {
         let context = self.model.context();
         if self.live.is_empty() || (self.live.len() < COMPANY && self.dice.below(2) == 0) {
-            let joins = match self.dice.below(3) {
+            let joins = match self.dice.below(4) {
                 0 if !self.live.is_empty() => {
                     let from = self.dice.below(self.live.len());
                     let len = self.dice.below(self.live[from].tokens().len() + 1);
                     self.live[from].fork(len).expect("there is room")
+                }
+                1 if !self.live.is_empty() => {
+                    // As a client that comes back.
+                    let from = self.dice.below(self.live.len());
+                    let len = self.dice.below(self.live[from].tokens().len() + 1);
+                    let mut joins = Sequence::new(self.model).expect("there is room");
+                    joins.extend(&self.live[from].tokens()[..len]).expect("fits");
+                    self.counts.reused += usize::from(joins.reuse().expect("copies") > 0);
+                    joins
                 }
                 _ => Sequence::new(self.model).expect("there is room"),
             };
@@ -71,6 +81,15 @@ impl Company<'_> {
             let add = self.fresh(most);
             let room = context - self.live[i].tokens().len();
             self.live[i].extend(&add[..add.len().min(room)]).expect("fits");
+            let len = self.live[i].tokens().len();
+            let borders: Vec<usize> = (0..self.dice.below(4)).map(|_| self.dice.below(len + 1)).collect();
+            self.live[i].name_borders(borders);
+            match self.dice.below(6) {
+                0 => self.live[i].keep().expect("copies"),
+                // What somebody kept, perhaps in a file.
+                1 => self.counts.reused += usize::from(self.live[i].reuse().expect("copies") > 0),
+                _ => {}
+            }
         }
     }
 
@@ -135,6 +154,8 @@ fn histories(model: &Arc<Model>, disk: Option<&SimDisk>, seed: u64, rounds: usiz
     }
     let counts = company.counts;
     drop(company.live);
+    assert!(model.flush_states().is_none(), "what is kept is stored");
+    model.forget_kept();
     assert_eq!(model.free_states(), free, "all pages and places came back");
     counts
 }
@@ -150,7 +171,9 @@ fn company_never_changes_a_bit_in_any_golden_set() {
         for exact in [true, false] {
             let options = for_all(OpenOptions { exact, ..OpenOptions::default() });
             let model = open(&model_path(&dir), &options);
-            let counts = histories(&model, None, 7, 8);
+            let states = tempfile::tempdir().expect("a directory");
+            model.store_states(states.path(), 1 << 20).expect("it is nobody else's");
+            let counts = histories(&model, None, 7, 12);
             assert!(counts.compared >= 5 && counts.mixed >= 3, "{}: {counts:?}", dir.display());
         }
     }
@@ -163,9 +186,16 @@ fn company_never_changes_a_bit_from_a_drive_that_fails() {
         let path = golden(set);
         let (disk, options) = on_sim(&path, 3, true);
         let model = open(&path, &OpenOptions { slots_max: Some(24), ..for_all(options) });
-        let counts = histories(&model, Some(&disk), 11, 150);
-        assert!(counts.compared > 100 && counts.mixed > 60, "{set}: {counts:?}");
-        assert!(counts.failed > 3 && counts.cancelled > 3, "{set}: {counts:?}");
+        let states = tempfile::tempdir().expect("a directory");
+        for stored in [false, true] {
+            if stored {
+                model.store_states(states.path(), 1 << 20).expect("it is nobody else's");
+            }
+            let counts = histories(&model, Some(&disk), 11, 150);
+            assert!(counts.compared > 100 && counts.mixed > 60, "{set}: {counts:?}");
+            assert!(counts.reused > 10, "{set}: {counts:?}");
+            assert!(counts.failed > 3 && counts.cancelled > 3, "{set}: {counts:?}");
+        }
     }
 }
 

@@ -130,6 +130,7 @@ fn a_trace_says_what_was_wanted_and_a_warm_set_what_was_kept() {
 }
 
 fn interrupted(model: &Arc<Model>, prompt: &[u32], call: usize) -> (Session, usize) {
+    model.forget_kept(); // nobody else's
     let mut session = Session::new(model).expect("a session");
     let mut calls = 0;
     let result = session.set_prompt(prompt, &mut |_, _| {

@@ -67,6 +67,7 @@ fn a_read_error_in_mid_prompt_leaves_the_session_as_it_was() {
         let all = [&before[..], &prompt].concat();
         let expected = last_bits(&model, &all);
         for stop in [1.0, 9.0, 20.0, 49.0] {
+            model.forget_kept(); // what is computed again can fail again
             let mut session = Session::new(&model).expect("a session");
             session.append(&before, &mut go).expect("runs");
             let mut broken = false;

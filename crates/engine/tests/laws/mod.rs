@@ -8,6 +8,7 @@ mod gpu;
 mod identity;
 mod limits;
 mod loading;
+mod prefixes;
 mod scheduler;
 mod state;
 mod tools;

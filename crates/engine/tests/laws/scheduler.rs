@@ -42,7 +42,7 @@ fn request(model: &Model, seed: u64, prompt: usize, answer: usize) -> Request {
     };
     let options =
         GenerateOptions { sampling, max_tokens: Some(answer), ignore_end: true, ..Default::default() };
-    Request { prompt: tokens(model, seed, prompt), options, priority: 0, deadline: None }
+    Request { prompt: tokens(model, seed, prompt), options, borders: Vec::new(), priority: 0, deadline: None }
 }
 
 fn alone(model: &Arc<Model>, tokenizer: &Tokenizer, request: &Request) -> Vec<u32> {
@@ -104,7 +104,7 @@ fn what_ended_or_living_sequences_have_computed_is_reused() {
         let ask = |prompt: Vec<u32>| {
             let options = GenerateOptions { max_tokens: Some(6), ignore_end: true, ..Default::default() };
             let options = GenerateOptions { sampling: SampleParams::greedy(), ..options };
-            let request = Request { prompt, options, priority: 0, deadline: None };
+            let request = Request { prompt, options, borders: Vec::new(), priority: 0, deadline: None };
             let answer = wait(&scheduler.submit(request.clone()).expect("queues")).expect("answers");
             assert_eq!(answer.tokens, alone(&judge, &tokenizer, &request));
             (request.prompt, answer)
@@ -125,6 +125,7 @@ fn what_ended_or_living_sequences_have_computed_is_reused() {
         assert!(reused[3] >= 39 || set.is_none(), "{set:?}: {reused:?}");
         assert_eq!(reused[5], 60, "{set:?}: {reused:?}");
         drop(scheduler);
+        model.forget_kept();
         assert_eq!(model.free_states(), free);
     }
 }
@@ -153,6 +154,7 @@ fn whoever_gives_up_leaves_nothing_behind_and_disturbs_nobody() {
     }
     assert_eq!(wait(&ticket).expect("answers").tokens, alone(&judge, &tokenizer, &stays));
     drop(scheduler);
+    model.forget_kept();
     assert_eq!(model.free_states(), free, "all pages and places came back");
 }
 
@@ -182,26 +184,6 @@ fn a_drive_that_fails_once_costs_nobody_an_answer_and_one_that_stays_broken_ends
     for (request, ticket) in requests.iter().zip(&submit()) {
         assert_eq!(wait(ticket).expect("the drive is back").tokens, alone(&judge, &tokenizer, request));
     }
-}
-
-/// Sequences that nobody planned have places, and the steps' memory is that of the plan.
-#[test]
-fn steps_stay_within_the_plan_whoever_shares_them() {
-    let path = root().join("models/demo");
-    let options = OpenOptions { chunk_tokens: Some(8), context: Some(160), ..OpenOptions::default() };
-    let model = open(&path, &options);
-    let tokenizer = Arc::new(Tokenizer::of_model(model.meta()).expect("a tokenizer"));
-    let all = SchedulerOptions { parallel: 8, prompt_rows_beside_answers: 64 };
-    let scheduler = Scheduler::start(model.clone(), tokenizer.clone(), all).expect("starts");
-    let requests: Vec<Request> = (0..12).map(|i| request(&model, i, 3 + 9 * i as usize, 20)).collect();
-    let tickets: Vec<Ticket> =
-        requests.iter().map(|request| scheduler.submit(request.clone()).expect("queues")).collect();
-    for (request, ticket) in requests.iter().zip(&tickets) {
-        let answer = wait(ticket).expect("answers");
-        assert_eq!(answer.tokens, alone(&model, &tokenizer, request));
-    }
-    let more = SchedulerOptions { parallel: 9, ..all };
-    assert!(Scheduler::start(model, tokenizer, more).is_err(), "a step has no row for the ninth");
 }
 
 #[test]

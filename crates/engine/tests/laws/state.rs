@@ -247,18 +247,20 @@ fn a_damaged_foreign_or_cut_state_is_refused_and_the_session_stays_usable() {
     session.append(&tokens(&model, 4, 20), &mut go).expect("runs");
     session.save(&path).expect("saves");
     let good = fs::read(&path).expect("is there");
-    for at in [0, 7, 32, 38, 100, good.len() / 2, good.len() - 1] {
+    for at in [0, 7, 60, 66, 100, good.len() / 2, good.len() - 1] {
         let mut bad = good.clone();
         bad[at] ^= 0x10;
         refused(&mut session, &path, &bad, ErrorKind::Corrupt, &format!("byte {at} flipped"));
     }
-    for len in [0, 3, 8, 23, 31, 50, good.len() / 3, good.len() - 1] {
+    for len in [0, 3, 8, 23, 55, 70, good.len() / 3, good.len() - 1] {
         refused(&mut session, &path, &good[..len], ErrorKind::Corrupt, &format!("cut at {len}"));
     }
     refused(&mut session, &path, &[&good[..], &[0]].concat(), ErrorKind::Corrupt, "a byte too many");
     let mut absurd = good.clone();
-    absurd[24..32].copy_from_slice(&u64::MAX.to_le_bytes());
+    absurd[40..48].copy_from_slice(&(1u64 << 31).to_le_bytes());
     refused(&mut session, &path, &absurd, ErrorKind::InvalidRequest, "absurd count");
+    absurd[40..48].copy_from_slice(&u64::MAX.to_le_bytes());
+    refused(&mut session, &path, &absurd, ErrorKind::Corrupt, "more than any context");
     let (_, other) = attention_only();
     let mut foreign = Session::new(&other).expect("a session");
     foreign.append(&tokens(&other, 4, 20), &mut go).expect("runs");
@@ -281,11 +283,9 @@ fn a_state_with_tokens_outside_the_vocabulary_is_refused() {
     session.append(&tokens(&model, 4, 20), &mut go).expect("runs");
     session.save(&path).expect("saves");
     let mut bad = fs::read(&path).expect("is there");
-    bad[32..36].copy_from_slice(&u32::MAX.to_le_bytes());
+    bad[56..60].copy_from_slice(&u32::MAX.to_le_bytes());
     let end = bad.len() - 8;
-    let sum = bad[..end].iter().fold(0xcbf2_9ce4_8422_2325u64, |hash, byte| {
-        (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
-    });
+    let sum = twox_hash::XxHash3_64::oneshot(&bad[..end]);
     bad[end..].copy_from_slice(&sum.to_le_bytes());
     refused(&mut session, &path, &bad, ErrorKind::Corrupt, "a token outside the vocabulary");
 }

@@ -57,8 +57,8 @@ fn next_tag(text: &str) -> Option<usize> {
 
 /// The only word of a tag such as `{%- raw -%}`.
 fn word_of(tag: &str) -> Option<&str> {
-    let inner = &tag[2..tag.find("%}")?];
-    Some(inner.trim_matches(|c: char| c == '-' || c == '+' || c.is_whitespace()))
+    let inner = &tag[2..]; // `{%}` is no tag
+    Some(inner[..inner.find("%}")?].trim_matches(|c: char| c == '-' || c == '+' || c.is_whitespace()))
 }
 
 /// Where the block ends that begins with the tag `raw`.
@@ -193,6 +193,7 @@ mod tests {
             ("{# open", ""),
             ("{% raw %} open", ""),
             ("{", ""),
+            ("{%}", ""),
         ] {
             assert_eq!(prepared(source).as_deref(), Ok(if want.is_empty() { source } else { want }));
         }

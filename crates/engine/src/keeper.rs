@@ -1,0 +1,107 @@
+//! Writes what sequences keep to the state directory, behind everybody's back.
+
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+
+use files::{Error, Result};
+
+use crate::model::Model;
+use crate::state::StateDirectory;
+
+/// A state directory and the thread that fills it.
+pub(crate) struct Keeper {
+    directory: Mutex<StateDirectory>,
+    /// Threads that want to read; who writes makes way.
+    readers: AtomicUsize,
+    /// Why nothing more is written.
+    failed: Mutex<Option<Error>>,
+    stopped: AtomicBool,
+    news: Sender<()>,
+    /// Until the thread takes it.
+    inbox: Mutex<Option<Receiver<()>>>,
+}
+
+impl Keeper {
+    pub(crate) fn new(directory: StateDirectory) -> Self {
+        let (news, inbox) = channel();
+        Self {
+            directory: Mutex::new(directory),
+            readers: AtomicUsize::new(0),
+            failed: Mutex::new(None),
+            stopped: AtomicBool::new(false),
+            news,
+            inbox: Mutex::new(Some(inbox)),
+        }
+    }
+
+    /// Starts the thread, which ends with the model.
+    ///
+    /// # Errors
+    /// `Io` when there is no thread to be had.
+    pub(crate) fn start(&self, model: &Arc<Model>) -> Result<()> {
+        let Some(inbox) = self.inbox.lock().unwrap_or_else(PoisonError::into_inner).take() else {
+            return Ok(());
+        };
+        let model = Arc::downgrade(model);
+        let write = move || write_behind(&model, &inbox);
+        let started = std::thread::Builder::new().name("states".into()).spawn(write);
+        started.map(|_| ()).map_err(|e| Error::io("a thread that stores states", e))
+    }
+
+    /// There is something new to store.
+    pub(crate) fn wake(&self) {
+        let _ = self.news.send(()); // a thread that has ended has a reason
+    }
+
+    /// The directory; whoever writes to it makes way.
+    pub(crate) fn directory(&self) -> MutexGuard<'_, StateDirectory> {
+        self.readers.fetch_add(1, Ordering::AcqRel);
+        let directory = self.directory.lock().unwrap_or_else(PoisonError::into_inner);
+        self.readers.fetch_sub(1, Ordering::AcqRel);
+        directory
+    }
+
+    /// Stores all that is kept, on the thread of the caller. Why that failed, now or before.
+    pub(crate) fn flush(&self, model: &Model) -> Option<Error> {
+        while self.store_next(model, &|| true) {}
+        self.failed.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    /// Stores what is kept and not stored yet, one beginning; false when there is none. Breaks off, to try again, when `goes`
+    /// says no.
+    fn store_next(&self, model: &Model, goes: &dyn Fn() -> bool) -> bool {
+        if self.stopped.load(Ordering::Acquire) {
+            return false;
+        }
+        let mut directory = self.directory.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(id) = model.lock_step().states.prefixes.unstored() else { return false };
+        match directory.store(id, &|| model.lock_step(), goes) {
+            // What was given up, or has no room, is not tried again.
+            Ok(_) => model.lock_step().states.prefixes.set_stored(id),
+            Err(_) if !goes() => {}
+            Err(e) => {
+                self.stopped.store(true, Ordering::Release);
+                *self.failed.lock().unwrap_or_else(PoisonError::into_inner) = Some(e);
+            }
+        }
+        true
+    }
+}
+
+fn write_behind(model: &Weak<Model>, inbox: &Receiver<()>) {
+    while inbox.recv().is_ok() {
+        loop {
+            let Some(model) = model.upgrade() else { return };
+            let Some(keeper) = model.keeper() else { return };
+            let goes = || keeper.readers.load(Ordering::Acquire) == 0;
+            if !keeper.store_next(&model, &goes) {
+                break;
+            }
+            if !goes() {
+                std::thread::sleep(Duration::from_millis(1)); // a lock is nobody's turn
+            }
+        }
+    }
+}

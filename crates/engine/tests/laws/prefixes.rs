@@ -1,0 +1,228 @@
+//! Beginnings that were computed before: found again in memory and on the disk, and never different from computed ones.
+
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tidemill_engine::{ErrorKind, Model, OpenOptions, Session};
+
+use super::tools::{bits, golden, last_bits, tokens};
+use crate::common::{go, open};
+
+const SETS: [&str; 2] = ["qwen3_5_moe-e32/mlx-4bit", "qwen3_moe-e16/gguf-Q4_0"];
+
+/// Space for all states of these tests.
+const MUCH: u64 = 1 << 30;
+
+fn model(set: &str) -> Arc<Model> {
+    open(&golden(set), &OpenOptions { context: Some(1200), ..OpenOptions::default() })
+}
+
+/// Whether every turn can be cut where it likes.
+fn is_hybrid(set: &str) -> bool {
+    set.contains("qwen3_5")
+}
+
+/// Computes a prompt in a new session; how much of it was computed before.
+fn ask(model: &Arc<Model>, prompt: &[u32], borders: &[usize]) -> usize {
+    let mut session = Session::new(model).expect("a session");
+    session.name_borders(borders);
+    let reused = session.set_prompt(prompt, &mut go).expect("runs");
+    assert_eq!(bits(session.logits()), last_bits(model, prompt), "{reused} of {} reused", prompt.len());
+    reused
+}
+
+/// A preamble, then questions that differ: with a border where they part, and without.
+#[test]
+fn prompts_go_on_from_the_borders_of_others() {
+    for set in SETS {
+        let model = model(set);
+        let text = tokens(&model, 1, 900);
+        let question = |seed| [&text[..700], &tokens(&model, seed, 40)[..]].concat();
+        assert_eq!(ask(&model, &question(2), &[700]), 0, "{set}");
+        assert_eq!(ask(&model, &question(3), &[]), 700, "{set}: a border of a session that has ended");
+        assert_eq!(ask(&model, &question(3), &[]), if is_hybrid(set) { 700 } else { 739 }, "{set}");
+        let longer = [&question(3)[..], &tokens(&model, 4, 30)].concat();
+        assert_eq!(ask(&model, &longer, &[]), 740, "{set}: the end of a prompt is a border");
+        // Within what a border is of, only keys and values can be cut.
+        let shorter = [&text[..600], &tokens(&model, 5, 9)[..]].concat();
+        assert_eq!(ask(&model, &shorter, &[]), if is_hybrid(set) { 0 } else { 600 }, "{set}");
+        model.forget_kept();
+        assert_eq!(ask(&model, &longer, &[]), 0, "{set}: forgotten");
+    }
+}
+
+/// Sequences that share a preamble share its pages, and go on in the page where it ends without a copy each.
+#[test]
+fn a_shared_preamble_is_held_once() {
+    for set in SETS {
+        let options = OpenOptions { context: Some(1200), sessions: Some(8), ..OpenOptions::default() };
+        let model = open(&golden(set), &options);
+        let (all, _) = model.free_states();
+        let text = tokens(&model, 1, 1024);
+        let mut sessions: Vec<Session> =
+            (0..8).map(|_| Session::new(&model).expect("there is room")).collect();
+        for (i, session) in sessions.iter_mut().enumerate() {
+            session.name_borders(&[1024]);
+            let prompt = [&text[..], &tokens(&model, 7 + i as u64, 20)].concat();
+            let reused = session.set_prompt(&prompt, &mut go).expect("runs");
+            assert_eq!(reused, if i == 0 { 0 } else { 1024 }, "{set}");
+        }
+        assert_eq!(all - model.free_states().0, 2 + 8, "{set}: two pages of all, and one of each");
+    }
+}
+
+fn with_states(set: &str, directory: &Path, space_bytes: u64) -> Arc<Model> {
+    let model = model(set);
+    let give_up = Instant::now() + Duration::from_secs(20);
+    // A thread of the model before may still end.
+    while let Err(error) = model.store_states(directory, space_bytes) {
+        assert!(Instant::now() < give_up, "{error}");
+    }
+    model
+}
+
+fn stored_bytes(directory: &Path) -> u64 {
+    let entries = fs::read_dir(directory).expect("is there").map(|entry| entry.expect("is there"));
+    entries
+        .map(|entry| match entry.file_type().expect("is there").is_dir() {
+            true => stored_bytes(&entry.path()),
+            false => entry.metadata().expect("is there").len(),
+        })
+        .sum()
+}
+
+/// All files of states, by rising size.
+fn files(directory: &Path) -> Vec<std::path::PathBuf> {
+    let mut entries = fs::read_dir(directory).expect("is there").map(|entry| entry.expect("is there").path());
+    let folder = entries.find(|path| path.is_dir()).expect("the model's");
+    let files = fs::read_dir(folder).expect("is there").map(|entry| entry.expect("is there").path());
+    let mut files: Vec<_> =
+        files.filter(|file| file.file_name().is_some_and(|name| name != "lock")).collect();
+    files.sort_by_key(|file| (fs::metadata(file).expect("is there").len(), file.clone()));
+    files
+}
+
+#[test]
+fn states_survive_the_process() {
+    for set in SETS {
+        let directory = tempfile::tempdir().expect("a directory");
+        let first = with_states(set, directory.path(), MUCH);
+        let text = tokens(&first, 1, 1100);
+        ask(&first, &text[..1050], &[700]);
+        assert!(first.flush_states().is_none());
+        let bytes = stored_bytes(directory.path());
+        // A page is a file that all borders share.
+        let pages =
+            files(directory.path()).iter().filter(|f| f.extension().is_some_and(|e| e == "page")).count();
+        assert_eq!(pages, 2, "{set}");
+        ask(&first, &text[..1050], &[]);
+        assert!(first.flush_states().is_none());
+        assert_eq!(stored_bytes(directory.path()), bytes, "{set}: nothing is written twice");
+        drop(first);
+
+        let second = with_states(set, directory.path(), MUCH);
+        assert_eq!(ask(&second, &text, &[]), 1050, "{set}");
+        let other = [&text[..700], &tokens(&second, 9, 20)[..]].concat();
+        assert_eq!(ask(&second, &other, &[]), 700, "{set}");
+        #[cfg(unix)]
+        for file in files(directory.path()) {
+            let mode = std::os::unix::fs::PermissionsExt::mode(
+                &fs::metadata(&file).expect("is there").permissions(),
+            );
+            assert_eq!(mode & 0o777, 0o600, "{}", file.display());
+        }
+    }
+}
+
+/// Whatever happened to a file, a prompt gets its own logits.
+#[test]
+fn damaged_files_are_misses_and_go() {
+    for set in SETS {
+        let directory = tempfile::tempdir().expect("a directory");
+        let text = {
+            let model = with_states(set, directory.path(), MUCH);
+            let text = tokens(&model, 1, 1100);
+            ask(&model, &text[..1050], &[700]);
+            assert!(model.flush_states().is_none());
+            text
+        };
+        let whole: Vec<_> =
+            files(directory.path()).into_iter().map(|f| (fs::read(&f).expect("is there"), f)).collect();
+        for damage in
+            [flip as fn(&mut Vec<u8>), |bytes| bytes.truncate(bytes.len() / 2), |bytes| bytes.clear()]
+        {
+            for (bytes, file) in &whole {
+                whole.iter().for_each(|(bytes, file)| fs::write(file, bytes).expect("writable"));
+                let mut bad = bytes.clone();
+                damage(&mut bad);
+                fs::write(file, &bad).expect("writable");
+                let model = with_states(set, directory.path(), MUCH);
+                let reused = ask(&model, &text, &[]);
+                assert!([0, 512, 700, 1024, 1050].contains(&reused), "{set}: {reused}");
+                // Not every file is wanted; one that is and was damaged is gone, or another has its name.
+                if reused < 1050 {
+                    assert_ne!(fs::read(file).ok(), Some(bad), "{set}: {} stays", file.display());
+                }
+            }
+        }
+    }
+}
+
+fn flip(bytes: &mut Vec<u8>) {
+    let middle = bytes.len() * 2 / 3;
+    bytes[middle] ^= 4;
+}
+
+#[test]
+fn a_directory_keeps_within_its_space() {
+    for set in SETS {
+        let directory = tempfile::tempdir().expect("a directory");
+        fs::create_dir(directory.path().join("other")).expect("a folder");
+        fs::write(directory.path().join("other/file"), vec![0; 100_000]).expect("writable");
+        let space = 100_000 + stored_of_one(set) * 5 / 2;
+        let model = with_states(set, directory.path(), space);
+        for seed in 0..5 {
+            ask(&model, &tokens(&model, seed, 600), &[]);
+            assert!(model.flush_states().is_none());
+            let bytes = stored_bytes(directory.path());
+            assert!(bytes <= space, "{set}: {bytes} of {space}");
+        }
+        drop(model);
+        let model = with_states(set, directory.path(), space);
+        assert_eq!(ask(&model, &tokens(&model, 0, 600), &[]), 0, "{set}: the oldest is gone");
+        let last = [tokens(&model, 4, 600), vec![1]].concat();
+        assert_eq!(ask(&model, &last, &[]), 600, "{set}: the last one is there");
+        assert!(directory.path().join("other/file").exists());
+    }
+}
+
+fn stored_of_one(set: &str) -> u64 {
+    let directory = tempfile::tempdir().expect("a directory");
+    let model = with_states(set, directory.path(), MUCH);
+    ask(&model, &tokens(&model, 0, 600), &[]);
+    assert!(model.flush_states().is_none());
+    stored_bytes(directory.path())
+}
+
+#[test]
+fn a_directory_that_cannot_be_used_is_refused_by_name() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let first = with_states(SETS[0], directory.path(), MUCH);
+    let second = model(SETS[0]);
+    let error = second.store_states(directory.path(), MUCH).expect_err("the first has it");
+    assert!(
+        error.kind() == ErrorKind::Io && error.message().contains("in use by another process"),
+        "{error}"
+    );
+    drop(first);
+    let file = directory.path().join("file");
+    fs::write(&file, "").expect("writable");
+    let error = second.store_states(&file, MUCH).expect_err("it is a file");
+    assert!(error.message().contains("file"), "{error}");
+    second.store_states(directory.path(), 0).expect("no space is no error");
+    ask(&second, &tokens(&second, 0, 600), &[]);
+    assert!(second.flush_states().is_none());
+    assert!(files(directory.path()).is_empty());
+}
