@@ -203,6 +203,7 @@ pub(crate) fn answer(
     let mut turn = ReplyTurn::default();
     let mut failed = None;
     let mut bar = PromptBar(None);
+    session.name_borders(&prompt.borders);
     let generated = generate(session, tokenizer, &prompt.tokens, &options, &mut |event| {
         match event {
             GenerateEvent::Prompt { done_tokens, total_tokens } => bar.show(done_tokens, total_tokens),
@@ -221,8 +222,10 @@ pub(crate) fn answer(
     if let Some(failure) = failed {
         return Err(failure);
     }
+    let generated = generated?;
+    session.keep()?; // the next turn goes on from here
     let seed = options.sampling.seed.filter(|_| options.sampling.temperature > 0.0);
-    Ok(Reply { turn, generated: generated?, reads: Reads::of(session), seed })
+    Ok(Reply { turn, generated, reads: Reads::of(session), seed })
 }
 
 /// The progress of a long prompt.

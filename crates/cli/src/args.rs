@@ -126,6 +126,22 @@ pub(crate) struct ComputeArgs {
     /// Tokens of a prompt to compute at a time; default: as many as memory allows, 2048 at most
     #[arg(long, value_name = "N", value_parser = positive)]
     pub(crate) chunk_tokens: Option<usize>,
+    /// Whether there is memory for what a next prompt may begin with.
+    #[arg(skip)]
+    pub(crate) keeps_states: bool,
+}
+
+/// Where what the model has computed outlives the process.
+#[derive(clap::Args, Clone, Debug)]
+pub(crate) struct StateArgs {
+    /// Keep what the model has computed in this directory: a prompt that begins like an earlier one, also of a run before,
+    /// goes on from there
+    #[arg(long, value_name = "DIR", help_heading = "Running the model")]
+    pub(crate) state_dir: Option<PathBuf>,
+    /// The most that it may take; what was not used for longest goes first
+    #[arg(long, value_name = "SIZE", value_parser = parse_bytes, default_value = "16GiB", requires = "state_dir")]
+    #[arg(help_heading = "Running the model")]
+    pub(crate) state_space: u64,
 }
 
 impl MachineArgs {
@@ -188,6 +204,7 @@ impl ComputeArgs {
                 PolicyArg::Lru => PolicyKind::Lru,
                 PolicyArg::S3fifo => PolicyKind::S3Fifo,
             },
+            kept_bytes: if self.keeps_states { None } else { Some(0) },
             slots_max: self.max_slots,
             fixed_slots: self.fixed_slots,
             ..own

@@ -10,7 +10,7 @@ use engine::text::{Message, Role, Templates, Tokenizer, ToolCall, ToolSpec};
 use engine::{Error, ErrorKind, Session};
 
 use crate::answer::{Conversation, Display, answer, read_tools};
-use crate::args::ComputeArgs;
+use crate::args::{ComputeArgs, StateArgs};
 use crate::failure::{Failure, Result, one_line};
 use crate::load::{Loaded, inputs};
 use crate::run::parse_switch;
@@ -47,12 +47,16 @@ pub(crate) struct Args {
     sampling: SamplingArgs,
     #[command(flatten)]
     compute: ComputeArgs,
+    #[command(flatten)]
+    states: StateArgs,
 }
 
 /// Chats until the user leaves.
 pub(crate) fn main(args: &Args) -> Result<()> {
     let tools = args.tools.as_deref().map(read_tools).transpose()?.unwrap_or_default();
-    let loaded = Loaded::open(args.model.as_deref(), &args.compute)?;
+    let compute = ComputeArgs { keeps_states: true, ..args.compute.clone() };
+    let loaded = Loaded::open(args.model.as_deref(), &compute)?;
+    loaded.store_states(&args.states);
     remembered::warm(&loaded.model);
     let mut input = Input::open();
     let mut chat = Chat {
@@ -77,6 +81,7 @@ pub(crate) fn main(args: &Args) -> Result<()> {
     }
     let done = chat.talk(&mut input);
     remembered::keep_warm(&loaded.model);
+    loaded.flush_states();
     done
 }
 

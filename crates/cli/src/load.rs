@@ -8,9 +8,9 @@ use engine::{Error, ErrorKind, Meta, Model};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Map, Value, json};
 
-use crate::args::{ComputeArgs, DeviceArg};
+use crate::args::{ComputeArgs, DeviceArg, StateArgs};
 use crate::drivers::DriverTalk;
-use crate::failure::Result;
+use crate::failure::{Result, one_line};
 use crate::interrupt::Work;
 use crate::{bundled, out, pull, remembered};
 
@@ -122,6 +122,23 @@ impl Loaded {
         }
         let as_probed = compute.reads_as_probed();
         Ok(Self { model, name: model_name, lossy, as_probed })
+    }
+
+    /// From now on keeps what the model computes in the state directory, if one was named. That it cannot be used is said,
+    /// and nothing more.
+    pub(crate) fn store_states(&self, args: &StateArgs) {
+        if let Some(directory) = &args.state_dir
+            && let Err(e) = self.model.store_states(directory, args.state_space)
+        {
+            out::note(format_args!("states are not kept beyond this run: {}", one_line(&e)));
+        }
+    }
+
+    /// Waits until the state directory holds what was computed.
+    pub(crate) fn flush_states(&self) {
+        if let Some(e) = self.model.flush_states() {
+            out::note(format_args!("some states are not kept beyond this run: {}", one_line(&e)));
+        }
     }
 
     /// Remembers what was read of the drive in `busy_s` seconds of reading, if it contradicts what a probe saw.

@@ -6,7 +6,7 @@ use engine::text::{ChatPrompt, Message, Role, Specials, Tokenizer};
 use engine::{Error, Session};
 
 use crate::answer::{Conversation, Display, answer, read_tools};
-use crate::args::ComputeArgs;
+use crate::args::{ComputeArgs, StateArgs};
 use crate::failure::{Failure, Result};
 use crate::load::Loaded;
 use crate::sampling::SamplingArgs;
@@ -50,6 +50,8 @@ pub(crate) struct Args {
     sampling: SamplingArgs,
     #[command(flatten)]
     compute: ComputeArgs,
+    #[command(flatten)]
+    states: StateArgs,
 }
 
 /// `on` and `off`.
@@ -68,7 +70,10 @@ pub(crate) fn main(args: &Args) -> Result<()> {
         text => text.to_owned(),
     };
     let tools = args.tools.as_deref().map(read_tools).transpose()?.unwrap_or_default();
-    let loaded = Loaded::open(args.model.as_deref(), &args.compute)?;
+    let keeps_states = args.states.state_dir.is_some();
+    let compute = ComputeArgs { keeps_states, ..args.compute.clone() };
+    let loaded = Loaded::open(args.model.as_deref(), &compute)?;
+    loaded.store_states(&args.states);
     let tokenizer = loaded.tokenizer()?;
     let options = args.sampling.options(loaded.meta())?;
     let prompt = if args.raw {
@@ -90,6 +95,7 @@ pub(crate) fn main(args: &Args) -> Result<()> {
     display.end_line()?; // also before an error, which has a line of its own
     let reply = reply?;
     loaded.judge_drive(reply.reads.bytes, reply.reads.busy_s);
+    loaded.flush_states();
     if args.json {
         out::json(&reply.to_json(&loaded))?;
     }
@@ -104,7 +110,7 @@ fn raw_prompt(tokenizer: &Tokenizer, text: String) -> Result<ChatPrompt> {
     let mut tokens = tokenizer.encode_document("")?;
     tokens.extend(tokenizer.encode(&text, Specials::Parse)?);
     let opens_thinking = text.trim_end().ends_with("<think>");
-    Ok(ChatPrompt { text, tokens, opens_thinking, json_calls: false })
+    Ok(ChatPrompt { text, tokens, opens_thinking, json_calls: false, borders: Vec::new() })
 }
 
 fn read_stdin() -> Result<String> {

@@ -43,6 +43,23 @@ pub struct Part<'a> {
 /// Takes the logits of one position, `[vocab]`: which part's, the position.
 pub type LogitSink<'a> = &'a mut dyn FnMut(usize, usize, &[f32]) -> Result<()>;
 
+/// A step between two layers, or before the first: what it uses, for a step of others.
+pub struct Pause<'a> {
+    pub(crate) layers_done: usize,
+    pub(crate) states: &'a mut StatePool,
+    pub(crate) pool: Option<&'a mut ExpertPool>,
+}
+
+impl Pause<'_> {
+    /// Layers that are done.
+    pub fn layers_done(&self) -> usize {
+        self.layers_done
+    }
+}
+
+/// Hears how far a step is; may break off.
+pub type BetweenLayers<'a> = &'a mut dyn FnMut(&mut Pause<'_>) -> ControlFlow<()>;
+
 /// Builds and runs steps. It holds nothing but memory that is used again.
 #[derive(Default)]
 pub struct Batch {
@@ -59,7 +76,7 @@ struct Wanted {
 
 impl Batch {
     /// Computes one step of `parts`, all of `model`; their sequences are then so many tokens further. The logits go to
-    /// `sink`, part by part. `between_layers` hears how many layers are done, and may break off.
+    /// `sink`, part by part. `between_layers` may break off, and may have [`Self::run_between`] run a step of others.
     ///
     /// # Errors
     /// `InvalidRequest` for no parts, sequences of another model, or more rows than [`Model::chunk_tokens`] and one for
@@ -69,17 +86,39 @@ impl Batch {
         &mut self,
         model: &Model,
         parts: &mut [Part<'_>],
-        between_layers: &mut dyn FnMut(usize) -> ControlFlow<()>,
+        between_layers: BetweenLayers<'_>,
         sink: LogitSink<'_>,
     ) -> Result<()> {
-        check(model, parts)?;
+        check(model, parts, model.step_rows_max())?;
         let mut lock = model.lock_step();
-        let before: Vec<usize> = parts.iter().map(|part| part.sequence.position()).collect();
+        let before = positions(parts);
         let run = self.step(model, &mut lock, parts, between_layers, sink);
         if run.is_err() {
-            for (part, before) in parts.iter_mut().zip(before) {
-                part.sequence.go_back(&mut lock.states, before)?;
-            }
+            go_back(parts, &before, &mut lock.states)?;
+        }
+        run
+    }
+
+    /// Computes one token of each of `parts` while a step of others pauses, which then goes on as if nothing had been. The
+    /// plan has memory for both.
+    ///
+    /// # Errors
+    /// As [`Self::run`]; also for more parts than [`Model::sequences_max`].
+    pub fn run_between(
+        &mut self,
+        model: &Model,
+        pause: &mut Pause<'_>,
+        parts: &mut [Part<'_>],
+        sink: LogitSink<'_>,
+    ) -> Result<()> {
+        check(model, parts, model.sequences_max())?;
+        let before = positions(parts);
+        let go_on = &mut |_: &mut Pause<'_>| ControlFlow::Continue(());
+        let run = prepare(parts, pause.states).and_then(|()| {
+            self.compute(model, pause.states, pause.pool.as_deref_mut(), parts, Guess::None, go_on, sink)
+        });
+        if run.is_err() {
+            go_back(parts, &before, pause.states)?;
         }
         run
     }
@@ -115,7 +154,9 @@ impl Batch {
                 }
             }
             let rows: usize = parts.iter().map(|part| part.rows).sum();
-            let mut between = |layer: usize| progress(done as f64 + rows as f64 * layer as f64 / layers, all);
+            let mut between = |pause: &mut Pause<'_>| {
+                progress(done as f64 + rows as f64 * pause.layers_done as f64 / layers, all)
+            };
             self.run(model, &mut parts, &mut between, &mut |part, _, values| sink(places[part], values))?;
             done += rows;
         }
@@ -127,50 +168,81 @@ impl Batch {
         model: &Model,
         lock: &mut StepLock,
         parts: &mut [Part<'_>],
-        between_layers: &mut dyn FnMut(usize) -> ControlFlow<()>,
+        between_layers: BetweenLayers<'_>,
         sink: LogitSink<'_>,
     ) -> Result<()> {
-        for part in &mut *parts {
-            part.sequence.prepare(&mut lock.states, part.rows)?;
-        }
+        prepare(parts, &mut lock.states)?;
         let segments = segments(parts);
         let wanted = wanted(parts, &segments);
-        let (marks, mut snapshots) = snapshots(parts, &mut lock.states)?;
-        let rounds = rounds(&segments, &marks);
         let decodes = parts.iter().all(|part| part.rows == 1);
         let here = if decodes { places(parts) } else { Places::new() };
         let (ahead, again) = lock.begin(&here);
-        let tokens = tokens(parts);
         let mut pool = model.lock_pool();
         let records = parts.iter().any(|part| part.sequence.routes.is_some());
         let answers_all = wanted.len() == parts.len() && wanted.len() <= LOGIT_ROWS / 2;
         let looks_up =
             decodes && answers_all && !records && pool.as_deref().is_none_or(ExpertPool::all_resident);
         if let Some(ahead) = ahead.filter(|_| looks_up) {
-            go_on(between_layers(0))?;
+            let tokens = tokens(parts);
+            let pool = &mut pool.as_deref_mut();
+            go_on(between_layers(&mut pause(&mut lock.states, pool, 0)))?;
             let logits = ahead.run(model.backend.as_ref(), &tokens)?;
-            if let Some(pool) = &mut pool {
+            if let Some(pool) = pool {
                 pool.count_recorded(tokens.len() * model.top_k());
             }
             advance(parts);
             let next = record(model, lock, pool.as_deref_mut(), parts)?;
             lock.end(places(parts), next);
             self.read_logits(model, &logits, &wanted, sink)?;
-            return go_on(between_layers(model.meta.layers));
+            return go_on(between_layers(&mut pause(&mut lock.states, pool, model.meta.layers)));
         }
-        let started = Instant::now();
+        let (started, rows) = (Instant::now(), segments.len());
+        let guess = match &mut pool {
+            Some(pool) if decodes => pool.lookahead.begin(rows),
+            _ => Guess::None,
+        };
+        self.compute(model, &mut lock.states, pool.as_deref_mut(), parts, guess, between_layers, sink)?;
+        if let Some(pool) = pool.as_mut().filter(|_| decodes) {
+            pool.lookahead.end(rows, started.elapsed());
+        }
+        let next = if looks_up && again { record(model, lock, pool.as_deref_mut(), parts)? } else { None };
+        lock.end(places(parts), next);
+        Ok(())
+    }
+
+    /// The step itself, of parts that are ready for it.
+    #[allow(clippy::too_many_arguments)] // what a step uses
+    fn compute(
+        &mut self,
+        model: &Model,
+        states: &mut StatePool,
+        mut pool: Option<&mut ExpertPool>,
+        parts: &mut [Part<'_>],
+        guess: Guess,
+        between_layers: BetweenLayers<'_>,
+        sink: LogitSink<'_>,
+    ) -> Result<()> {
+        let segments = segments(parts);
+        let wanted = wanted(parts, &segments);
+        let (marks, mut snapshots) = snapshots(parts, states)?;
         let more_follows = parts.iter().any(|part| part.sequence.pending() > part.rows);
-        let experts = pool.as_deref_mut().zip(model.slabs()).map(|(pool, slabs)| {
-            let guess = if decodes { pool.lookahead.begin(tokens.len()) } else { Guess::None };
-            Experts { pool, slabs, sweep: None, more_follows, guess, runs: true }
+        let experts = pool.as_deref_mut().zip(model.slabs());
+        let experts = experts.map(|(pool, slabs)| Experts {
+            pool,
+            slabs,
+            sweep: None,
+            more_follows,
+            guess,
+            runs: true,
         });
+        let records = parts.iter().any(|part| part.sequence.routes.is_some());
         let mut recorded = Vec::new();
         let mut step = Step {
-            tokens: &tokens,
+            tokens: &tokens(parts),
             segments: &segments,
-            rounds: &rounds,
+            rounds: &rounds(&segments, &marks),
             snapshots: &mut snapshots,
-            states: &mut lock.states,
+            states,
             backend: model.backend.as_ref(),
             experts,
             scratch: &model.scratch,
@@ -185,18 +257,13 @@ impl Batch {
             self.read_logits(model, &logits, wanted, sink)?;
         }
         drop((step, x));
-        if let Some(pool) = &mut pool {
+        if let Some(pool) = pool {
             // Weights that are written while they are read are no weights.
             pool.store.check_unchanged()?;
-            if decodes {
-                pool.lookahead.end(tokens.len(), started.elapsed());
-            }
         }
-        keep_borders(model, parts, &marks, snapshots, &mut lock.states);
+        keep_borders(model, parts, &marks, snapshots, states);
         advance(parts);
         keep_routes(parts, &segments, &recorded);
-        let next = if looks_up && again { record(model, lock, pool.as_deref_mut(), parts)? } else { None };
-        lock.end(places(parts), next);
         Ok(())
     }
 
@@ -218,12 +285,33 @@ impl Batch {
     }
 }
 
-fn check(model: &Model, parts: &[Part<'_>]) -> Result<()> {
+fn pause<'a>(
+    states: &'a mut StatePool,
+    pool: &'a mut Option<&mut ExpertPool>,
+    layers_done: usize,
+) -> Pause<'a> {
+    Pause { layers_done, states, pool: pool.as_deref_mut() }
+}
+
+fn positions(parts: &[Part<'_>]) -> Vec<usize> {
+    parts.iter().map(|part| part.sequence.position()).collect()
+}
+
+fn prepare(parts: &mut [Part<'_>], states: &mut StatePool) -> Result<()> {
+    parts.iter_mut().try_for_each(|part| part.sequence.prepare(states, part.rows))
+}
+
+/// After a step that failed.
+fn go_back(parts: &mut [Part<'_>], positions: &[usize], states: &mut StatePool) -> Result<()> {
+    let mut parts = parts.iter_mut().zip(positions);
+    parts.try_for_each(|(part, position)| part.sequence.go_back(states, *position))
+}
+
+fn check(model: &Model, parts: &[Part<'_>], most: usize) -> Result<()> {
     if parts.is_empty() {
         return Err(Error::invalid("a step of no sequences"));
     }
     let rows: usize = parts.iter().map(|part| part.rows).sum();
-    let most = model.step_rows_max();
     if rows > most {
         return Err(Error::invalid(format!("a step of {rows} rows: the plan has memory for {most}")));
     }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use files::{Error, Result};
 
-use crate::batch::{Batch, Logits, Part};
+use crate::batch::{Batch, Logits, Part, Pause};
 use crate::model::Model;
 use crate::sequence::{RouteRecord, Sequence, check_tokens};
 
@@ -218,8 +218,8 @@ impl Session {
             let rows = self.sequence.pending().min(model.chunk_tokens());
             let logits = if wanted.is_empty() { Logits::None } else { Logits::From(wanted.start) };
             let layers = model.meta.layers as f64;
-            let mut between = |done: usize| {
-                let done_rows = rows as f64 * done as f64 / layers;
+            let mut between = |pause: &mut Pause<'_>| {
+                let done_rows = rows as f64 * pause.layers_done() as f64 / layers;
                 progress((from - start) as f64 + done_rows, total - start)
             };
             let mut parts = [Part { sequence: &mut self.sequence, rows, logits }];

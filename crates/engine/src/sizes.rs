@@ -84,6 +84,16 @@ impl<'a> Sizes<'a> {
         }
     }
 
+    /// Of a step with a chunk of a prompt, and where there are several sequences of a step of answers between its layers.
+    fn scratch_bytes(&self, chunk: usize) -> u64 {
+        let rows = limits::step_rows(chunk, self.sessions);
+        let step = self.decoder.scratch_bytes(rows, limits::logit_places(chunk, self.sessions));
+        match self.sessions {
+            1 => step,
+            answers => step + self.decoder.scratch_bytes(answers, answers.min(LOGIT_ROWS)),
+        }
+    }
+
     fn plan_chunk(
         &self,
         options: &OpenOptions,
@@ -112,10 +122,7 @@ impl<'a> Sizes<'a> {
             available_bytes,
             resident_bytes: self.resident_bytes,
             state_bytes: 0,
-            scratch_bytes: self.decoder.scratch_bytes(
-                limits::step_rows(chunk, self.sessions),
-                limits::logit_places(chunk, self.sessions),
-            ),
+            scratch_bytes: self.scratch_bytes(chunk),
             overhead_bytes,
             slot_bytes: self.slot_bytes,
             total_experts: total_experts.min(slots_max),

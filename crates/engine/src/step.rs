@@ -8,6 +8,7 @@ use kernels::ops::{Convolution, Product, Residual, Routes, Segment};
 use kernels::{Backend, Tensor, Weight};
 use store::{ExpertMask, LayerId};
 
+use crate::batch::{BetweenLayers, Pause};
 use crate::bridge::Slabs;
 use crate::lookahead::Guess;
 use crate::pool::ExpertPool;
@@ -74,8 +75,8 @@ pub(crate) struct Step<'a> {
     pub(crate) rehearsal: Option<&'a Rehearsal>,
     /// Takes what the routers chose, layer by layer, if somebody asked for it.
     pub(crate) routes: Option<&'a mut Vec<(LayerId, Routes)>>,
-    /// Called between layers with the number done; may break off.
-    pub(crate) between_layers: &'a mut dyn FnMut(usize) -> ControlFlow<()>,
+    /// Called between layers; may break off.
+    pub(crate) between_layers: BetweenLayers<'a>,
 }
 
 impl Step<'_> {
@@ -172,9 +173,10 @@ impl Step<'_> {
         }
     }
 
-    /// Reports that `done` layers are done.
-    pub(crate) fn layer_done(&mut self, done: usize) -> Result<()> {
-        go_on((self.between_layers)(done))
+    /// Reports that so many layers are done.
+    pub(crate) fn layer_done(&mut self, layers_done: usize) -> Result<()> {
+        let pool = self.experts.as_mut().map(|experts| &mut *experts.pool);
+        go_on((self.between_layers)(&mut Pause { layers_done, states: self.states, pool }))
     }
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use store::Range;
 use store::disk::{Fault, FaultKind, SimDisk};
-use tidemill_engine::{Batch, ErrorKind, Logits, Model, OpenOptions, Part, Sequence};
+use tidemill_engine::{Batch, ErrorKind, Logits, Model, OpenOptions, Part, Pause, Sequence};
 
 use super::tools::{Bits, Dice, attention_only, bits, golden, hybrid, last_bits, on_sim, tokens};
 use crate::common::{golden_dirs, model_path, open};
@@ -113,8 +113,12 @@ impl Company<'_> {
             let range = Range { file: 0, offset: self.dice.below(1 << 20) as u64, bytes: 1 << 16 };
             disk.inject(Fault { range, kind: FaultKind::Io, times: 1 });
         }
-        let mut between = |done| {
-            if done >= breaks_after { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        let mut between = |pause: &mut Pause<'_>| {
+            if pause.layers_done() >= breaks_after {
+                ControlFlow::Break(())
+            } else {
+                ControlFlow::Continue(())
+            }
         };
         let mut got: Vec<Option<Bits>> = vec![None; parts.len()];
         let run = self.batch.run(self.model, &mut parts, &mut between, &mut |part, _, logits| {

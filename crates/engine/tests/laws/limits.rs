@@ -157,7 +157,9 @@ fn a_budget_below_the_floor_is_refused_with_the_floor_and_the_floor_is_enough() 
 #[test]
 fn each_session_needs_room_in_the_budget() {
     let path = golden("qwen3_5_moe-e32/mlx-4bit");
-    let options = OpenOptions { context: Some(4096), sessions: Some(1), ..OpenOptions::default() };
+    let kept_bytes = Some(0);
+    let options =
+        OpenOptions { context: Some(4096), sessions: Some(1), kept_bytes, ..OpenOptions::default() };
     let one =
         open(&path, &OpenOptions { memory_bytes: Some(floor_bytes(&path, &options)), ..options.clone() });
     let first = Session::new(&one).expect("the plan has one");

@@ -16,7 +16,7 @@ use super::tools::{Dice, golden, on_sim, tokens};
 use crate::common::{open, root};
 
 const PARALLEL: usize = 4;
-const TOGETHER: SchedulerOptions = SchedulerOptions { parallel: PARALLEL, prompt_rows_beside_answers: 16 };
+const TOGETHER: SchedulerOptions = SchedulerOptions { parallel: PARALLEL, answers_share: 0.5 };
 
 /// A drive, a model on it for requests, the same model for those who are alone, and its tokenizer.
 fn demo() -> (Arc<SimDisk>, Arc<Model>, Arc<Model>, Arc<Tokenizer>) {
@@ -81,6 +81,40 @@ fn answers_in_company_are_those_alone() {
     assert!(counts.steps < counts.answer_tokens, "{counts:?}: nothing was shared");
     drop(scheduler);
     assert_eq!(model.free_states().1, PARALLEL + 2);
+}
+
+/// A chunk of somebody's prompt pauses between its layers for the answers of others.
+#[test]
+fn an_answer_goes_on_while_a_prompt_is_computed() {
+    let path = root().join("models/demo");
+    let (_, options) = on_sim(&path, 5, false);
+    let options = OpenOptions { sessions: Some(3), context: Some(600), slots_max: Some(40), ..options };
+    let model = open(&path, &options);
+    let judge = open(&path, &OpenOptions { context: Some(600), ..OpenOptions::default() });
+    let tokenizer = Arc::new(Tokenizer::of_model(model.meta()).expect("a tokenizer"));
+    let options = SchedulerOptions { parallel: 3, answers_share: 0.9 };
+    let scheduler = Scheduler::start(model.clone(), tokenizer.clone(), options).expect("starts");
+    let answers = [request(&model, 0, 5, 300), request(&model, 1, 9, 300)];
+    let tickets = answers.each_ref().map(|request| scheduler.submit(request.clone()).expect("queues"));
+    for ticket in &tickets {
+        while !matches!(ticket.next_event().expect("more comes"), RequestEvent::Reply(_)) {}
+    }
+    let prompt = request(&model, 2, 500, 4);
+    let ticket = scheduler.submit(prompt.clone()).expect("queues");
+    let mut between = Vec::new();
+    let answer = loop {
+        match ticket.next_event().expect("the last event is the end") {
+            RequestEvent::Ended(end) => break end.expect("answers"),
+            RequestEvent::Prompt { .. } => between.push(scheduler.counts().answer_tokens),
+            RequestEvent::Reply(_) => {}
+        }
+    };
+    let rises = between.windows(2).filter(|pair| pair[1] > pair[0]).count();
+    assert!(rises + 2 >= model.meta().layers, "answer tokens after each layer: {between:?}");
+    assert_eq!(answer.tokens, alone(&judge, &tokenizer, &prompt));
+    for (request, ticket) in answers.iter().zip(&tickets) {
+        assert_eq!(wait(ticket).expect("answers").tokens, alone(&judge, &tokenizer, request));
+    }
 }
 
 /// Turns of two conversations that begin alike: what was computed is not computed again, and never shows.
@@ -189,10 +223,10 @@ fn a_drive_that_fails_once_costs_nobody_an_answer_and_one_that_stays_broken_ends
 #[test]
 fn requests_that_cannot_be_are_refused_by_name() {
     let (_, model, _, tokenizer) = demo();
-    for (parallel, prompt_rows_beside_answers, says) in
-        [(0, 1, "0 requests"), (PARALLEL + 3, 1, "7 requests at once"), (1, 0, "at least one row")]
+    for (parallel, answers_share, says) in
+        [(0, 0.5, "0 requests"), (PARALLEL + 3, 0.5, "7 requests at once"), (1, 0.95, "0.95 of the time")]
     {
-        let options = SchedulerOptions { parallel, prompt_rows_beside_answers };
+        let options = SchedulerOptions { parallel, answers_share };
         let error = Scheduler::start(model.clone(), tokenizer.clone(), options).map(|_| ()).expect_err(says);
         assert!(error.message().contains(says), "{error}");
     }

@@ -1,11 +1,14 @@
 //! Who computes next: requests in, answers out, all in one stream of steps.
 //!
-//! A thread owns the order of the steps. Every step has a token of each answer that is being made, and as much of the
-//! waiting prompts as it has room for: an expert that is read is read for all of them. Where a step fails, its requests
-//! run alone once, and only those that fail again have failed.
+//! A thread owns the order of the steps. A step has a token of each answer that is being made, or as much of the prompts as
+//! it has room for: an expert that is read is read for all of them. A step of prompts pauses between layers for steps of
+//! answers, so that nobody waits for a chunk that takes a drive half a minute. Where a step fails, its requests run alone
+//! once, and only those that fail again have failed.
+
+mod running;
+mod steps;
 
 use std::cmp::Reverse;
-use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -14,20 +17,29 @@ use std::time::{Duration, Instant};
 
 use files::{Error, ErrorKind, Result};
 
-use crate::batch::{Batch, Logits, Part};
+use crate::batch::Batch;
 use crate::generate::Generated;
 use crate::generation::{FinishReason, GenerateOptions, Generation};
 use crate::model::Model;
 use crate::sequence::Sequence;
 use crate::text::{ReplyEvent, Tokenizer};
+use running::Running;
 
 /// How requests share steps.
 #[derive(Clone, Copy, Debug)]
 pub struct SchedulerOptions {
     /// Requests that run at once; others wait. At most what the model was opened for.
     pub parallel: usize,
-    /// Most rows of prompts in a step that also has tokens of answers: what an answer waits for a prompt.
-    pub prompt_rows_beside_answers: usize,
+    /// What answers get of the time in which prompts are computed, 0 to 0.9.
+    pub answers_share: f64,
+}
+
+impl SchedulerOptions {
+    /// For `parallel` requests at once. While a prompt is computed, answers get half of the time: each goes on at about half
+    /// of its rate, and the prompt takes twice as long.
+    pub fn new(parallel: usize) -> Self {
+        Self { parallel, answers_share: 0.5 }
+    }
 }
 
 /// A prompt that wants an answer.
@@ -148,8 +160,9 @@ impl Scheduler {
             let asked = options.parallel;
             return Err(Error::invalid(format!("{asked} requests at once: the model is open for {most}")));
         }
-        if options.prompt_rows_beside_answers == 0 {
-            return Err(Error::invalid("prompts need at least one row of a step"));
+        if !(0.0..=0.9).contains(&options.answers_share) {
+            let share = options.answers_share;
+            return Err(Error::invalid(format!("answers cannot have {share} of the time: 0 to 0.9")));
         }
         let (requests, arrivals) = channel();
         let counts = Arc::new(Mutex::default());
@@ -161,7 +174,9 @@ impl Scheduler {
             arrivals,
             waiting: Vec::new(),
             running: Vec::new(),
+            left: Vec::new(),
             batch: Batch::default(),
+            batch_between: Batch::default(),
             counts: Arc::clone(&counts),
         };
         let builder = thread::Builder::new().name("scheduler".into());
@@ -212,77 +227,6 @@ impl Drop for Scheduler {
     }
 }
 
-/// A request that runs.
-struct Running {
-    sequence: Sequence,
-    generation: Generation<Arc<Tokenizer>>,
-    events: Sender<RequestEvent>,
-    cancel: Arc<AtomicBool>,
-    deadline: Option<Instant>,
-    prompt_tokens: usize,
-    /// Those that another sequence had computed.
-    reused_tokens: usize,
-    /// When it arrived, when its prompt was begun, and when its first token came.
-    arrived: Instant,
-    begun: Instant,
-    first: Option<Instant>,
-    /// Its step failed, and the next one is its own.
-    alone: bool,
-}
-
-impl Running {
-    fn answers(&self) -> bool {
-        !self.generation.tokens().is_empty()
-    }
-
-    fn is_over(&self) -> bool {
-        self.cancel.load(Ordering::Acquire) || self.deadline.is_some_and(|at| Instant::now() >= at)
-    }
-
-    /// Says something; nobody may be there to hear it.
-    fn say(&self, event: RequestEvent) {
-        if self.events.send(event).is_err() {
-            self.cancel.store(true, Ordering::Release);
-        }
-    }
-
-    /// Says how it ended; what it computed is still of use.
-    fn end(mut self, why: Result<()>) -> Sequence {
-        if let Err(e) = why {
-            self.say(RequestEvent::Ended(Err(e)));
-            return self.sequence;
-        }
-        for event in self.generation.end(FinishReason::Cancelled) {
-            self.say(RequestEvent::Reply(event));
-        }
-        let now = Instant::now();
-        let first = self.first.unwrap_or(now);
-        self.say(RequestEvent::Ended(Ok(Generated {
-            finish: self.generation.finish().unwrap_or(FinishReason::Cancelled),
-            prompt_tokens: self.prompt_tokens.min(self.sequence.position()),
-            reused_tokens: self.reused_tokens.min(self.sequence.position()),
-            tokens: self.generation.tokens().to_vec(),
-            time_to_first_token: first - self.arrived,
-            prefill: first - self.begun,
-            decode: if self.first.is_some() { now - first } else { Duration::ZERO },
-        })));
-        self.sequence
-    }
-
-    /// Takes the logits of its last token: the next token, or the end. Whether it goes on.
-    fn accept(&mut self, logits: &[f32], context: usize) -> Result<bool> {
-        self.first.get_or_insert_with(Instant::now);
-        let events = self.generation.accept(logits, self.sequence.tokens(), context)?;
-        for event in events {
-            self.say(RequestEvent::Reply(event));
-        }
-        match self.generation.next_token() {
-            Some(token) => self.sequence.extend(&[token]).map(|()| true),
-            None => Ok(false),
-        }
-    }
-}
-
 /// The thread's own.
 struct Work {
     model: Arc<Model>,
@@ -290,8 +234,13 @@ struct Work {
     options: SchedulerOptions,
     arrivals: Receiver<Waiting>,
     waiting: Vec<Waiting>,
+    /// Those of the step that runs are not among them.
     running: Vec<Running>,
+    /// Those that ended while a step ran, to be kept after it.
+    left: Vec<Sequence>,
     batch: Batch,
+    /// Of the steps between its layers.
+    batch_between: Batch,
     counts: Arc<Mutex<SchedulerCounts>>,
 }
 
@@ -299,10 +248,12 @@ impl Work {
     fn run(mut self) {
         while self.listen() {
             self.drop_what_is_over();
+            self.keep_left();
             self.begin();
             if !self.running.is_empty() {
                 self.step();
             }
+            self.keep_left();
             self.publish(|_| ());
         }
     }
@@ -339,11 +290,16 @@ impl Work {
         }
     }
 
-    /// Ends a request, and keeps what it computed.
+    /// Ends a request; what it computed is kept before the next step.
     fn end(&mut self, running: Running, why: Result<()>) {
-        // A copy that fails is one less to begin with.
-        let _ = running.end(why).keep();
+        self.left.push(running.end(why));
         self.publish(|counts| counts.ended += 1);
+    }
+
+    fn keep_left(&mut self) {
+        for sequence in self.left.drain(..) {
+            let _ = sequence.keep(); // a copy that fails is one less to begin with
+        }
     }
 
     /// A sequence with the tokens of `prompt`, and how many of them somebody has computed.
@@ -382,119 +338,6 @@ impl Work {
                     self.publish(|counts| counts.ended += 1);
                 }
             }
-        }
-    }
-
-    /// Rows that each request has in the next step.
-    fn rows(&self) -> Vec<usize> {
-        if let Some(alone) = self.running.iter().position(|running| running.alone) {
-            let rows = self.running[alone].sequence.pending().min(self.model.chunk_tokens());
-            return (0..self.running.len()).map(|i| if i == alone { rows } else { 0 }).collect();
-        }
-        let answers = self.running.iter().filter(|running| running.answers()).count();
-        // The plan has memory for so many rows, and each answer has one.
-        let mut room = self.model.chunk_tokens().min(self.model.step_rows_max() - answers);
-        if answers > 0 {
-            room = room.min(self.options.prompt_rows_beside_answers);
-        }
-        let rows = |running: &Running| match running.sequence.pending() {
-            1 if running.answers() => 1,
-            pending => {
-                let rows = pending.min(room);
-                room -= rows;
-                rows
-            }
-        };
-        self.running.iter().map(rows).collect()
-    }
-
-    fn step(&mut self) {
-        let rows = self.rows();
-        let cancels: Vec<_> = self
-            .running
-            .iter()
-            .zip(&rows)
-            .filter(|(_, rows)| **rows > 0)
-            .map(|(r, _)| r.cancel.clone())
-            .collect();
-        let before: Vec<f64> = self.running.iter().map(|r| r.sequence.position() as f64).collect();
-        let layers = self.model.meta().layers as f64;
-        let mut logits = vec![None; self.running.len()];
-        let (mut who, mut parts, mut prompts) = (Vec::new(), Vec::new(), Vec::new());
-        for (i, (running, &rows)) in
-            self.running.iter_mut().zip(&rows).enumerate().filter(|(_, (_, rows))| **rows > 0)
-        {
-            who.push(i);
-            let wanted = if rows == running.sequence.pending() { Logits::Last } else { Logits::None };
-            if running.generation.tokens().is_empty() {
-                prompts.push((running.events.clone(), before[i], rows as f64, running.prompt_tokens));
-            }
-            parts.push(Part { sequence: &mut running.sequence, rows, logits: wanted });
-        }
-        let mut between = |done: usize| {
-            for (events, before, rows, total_tokens) in &prompts {
-                let done_tokens = before + rows * done as f64 / layers;
-                // Who does not listen any more cancels by that.
-                let _ = events.send(RequestEvent::Prompt { done_tokens, total_tokens: *total_tokens });
-            }
-            match cancels.iter().all(|cancel| cancel.load(Ordering::Acquire)) {
-                true => ControlFlow::Break(()),
-                false => ControlFlow::Continue(()),
-            }
-        };
-        let ran = self.batch.run(&self.model, &mut parts, &mut between, &mut |part, _, values| {
-            logits[who[part]] = Some(values.to_vec());
-            Ok(())
-        });
-        drop(parts);
-        match ran {
-            Ok(()) => self.stepped(&rows, logits),
-            // Those who were in it are over, and go before the next step.
-            Err(e) if e.kind() == ErrorKind::Cancelled => {}
-            Err(e) => self.failed(&who, e),
-        }
-    }
-
-    fn stepped(&mut self, rows: &[usize], logits: Vec<Option<Vec<f32>>>) {
-        let answer_tokens: usize = self
-            .running
-            .iter()
-            .zip(rows)
-            .filter(|(running, _)| running.answers())
-            .map(|(_, rows)| rows)
-            .sum();
-        let all: usize = rows.iter().sum();
-        self.publish(|counts| {
-            counts.steps += 1;
-            counts.answer_tokens += answer_tokens as u64;
-            counts.prompt_tokens += (all - answer_tokens) as u64;
-        });
-        let context = self.model.context();
-        let all = std::mem::take(&mut self.running);
-        for ((mut running, rows), logits) in all.into_iter().zip(rows).zip(logits) {
-            running.alone &= *rows == 0 || running.sequence.pending() > 0;
-            let Some(logits) = logits else {
-                self.running.push(running);
-                continue;
-            };
-            match running.accept(&logits, context) {
-                Ok(true) => self.running.push(running),
-                Ok(false) => self.end(running, Ok(())),
-                Err(e) => self.end(running, Err(e)),
-            }
-        }
-    }
-
-    /// A step that failed is tried again by each of its requests alone; who fails then has failed.
-    fn failed(&mut self, who: &[usize], error: Error) {
-        if let [one] = who
-            && self.running[*one].alone
-        {
-            let running = self.running.remove(*one);
-            return self.end(running, Err(error));
-        }
-        for &i in who {
-            self.running[i].alone = true;
         }
     }
 

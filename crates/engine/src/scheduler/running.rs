@@ -1,0 +1,90 @@
+//! A request that runs: its sequence, its answer, and who listens.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::Sender;
+use std::time::{Duration, Instant};
+
+use files::Result;
+
+use super::RequestEvent;
+use crate::generate::Generated;
+use crate::generation::{FinishReason, Generation};
+use crate::sequence::Sequence;
+use crate::text::Tokenizer;
+
+/// A request that runs.
+pub(super) struct Running {
+    pub(super) sequence: Sequence,
+    pub(super) generation: Generation<Arc<Tokenizer>>,
+    pub(super) events: Sender<RequestEvent>,
+    pub(super) cancel: Arc<AtomicBool>,
+    pub(super) deadline: Option<Instant>,
+    pub(super) prompt_tokens: usize,
+    /// Those that another sequence had computed.
+    pub(super) reused_tokens: usize,
+    /// When it arrived, when its prompt was begun, and when its first token came.
+    pub(super) arrived: Instant,
+    pub(super) begun: Instant,
+    pub(super) first: Option<Instant>,
+    /// Its step failed, and the next one is its own.
+    pub(super) alone: bool,
+}
+
+impl Running {
+    pub(super) fn answers(&self) -> bool {
+        !self.generation.tokens().is_empty()
+    }
+
+    pub(super) fn is_over(&self) -> bool {
+        self.cancel.load(Ordering::Acquire) || self.deadline.is_some_and(|at| Instant::now() >= at)
+    }
+
+    /// Says something; nobody may be there to hear it.
+    pub(super) fn say(&self, event: RequestEvent) {
+        if self.events.send(event).is_err() {
+            self.cancel.store(true, Ordering::Release);
+        }
+    }
+
+    /// Says how it ended; what it computed is still of use.
+    pub(super) fn end(mut self, why: Result<()>) -> Sequence {
+        if let Err(e) = why {
+            self.say(RequestEvent::Ended(Err(e)));
+            return self.sequence;
+        }
+        for event in self.generation.end(FinishReason::Cancelled) {
+            self.say(RequestEvent::Reply(event));
+        }
+        let now = Instant::now();
+        let first = self.first.unwrap_or(now);
+        self.say(RequestEvent::Ended(Ok(Generated {
+            finish: self.generation.finish().unwrap_or(FinishReason::Cancelled),
+            prompt_tokens: self.prompt_tokens.min(self.sequence.position()),
+            reused_tokens: self.reused_tokens.min(self.sequence.position()),
+            tokens: self.generation.tokens().to_vec(),
+            time_to_first_token: first - self.arrived,
+            prefill: first - self.begun,
+            decode: if self.first.is_some() { now - first } else { Duration::ZERO },
+        })));
+        self.sequence
+    }
+
+    /// Whether all that it waits for is its next token.
+    pub(super) fn decodes(&self) -> bool {
+        self.answers() && self.sequence.pending() == 1 && !self.alone
+    }
+
+    /// Takes the logits of its last token: the next token, or the end. Whether it goes on.
+    pub(super) fn accept(&mut self, logits: &[f32], context: usize) -> Result<bool> {
+        self.first.get_or_insert_with(Instant::now);
+        let events = self.generation.accept(logits, self.sequence.tokens(), context)?;
+        for event in events {
+            self.say(RequestEvent::Reply(event));
+        }
+        match self.generation.next_token() {
+            Some(token) => self.sequence.extend(&[token]).map(|()| true),
+            None => Ok(false),
+        }
+    }
+}

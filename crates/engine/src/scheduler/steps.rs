@@ -1,0 +1,171 @@
+//! The steps of a scheduler: which requests share one, and what becomes of them.
+
+use std::ops::ControlFlow;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use files::{Error, ErrorKind};
+
+use super::running::Running;
+use super::{RequestEvent, Work};
+use crate::batch::{Logits, Part, Pause};
+
+/// How the time of a step of prompts is shared with answers.
+struct Share {
+    started: Instant,
+    answers: Duration,
+    /// What answers get, 0 to 0.9.
+    wanted: f64,
+}
+
+impl Share {
+    /// Whether the answers are due.
+    fn is_behind(&self) -> bool {
+        self.answers.as_secs_f64() < self.wanted * self.started.elapsed().as_secs_f64()
+    }
+}
+
+/// Logits of the last token of each request of a step; `None` for one whose prompt goes on.
+type LastLogits = Vec<Option<Vec<f32>>>;
+
+impl Work {
+    /// One step, of prompts if there are any, else of answers.
+    pub(super) fn step(&mut self) {
+        let (mut group, rows) = self.take_group();
+        let model = self.model.clone();
+        let mut batch = std::mem::take(&mut self.batch);
+        let cancels: Vec<_> = group.iter().map(|running| running.cancel.clone()).collect();
+        let tell = progress(&group, &rows, model.meta().layers);
+        let mut share =
+            Share { started: Instant::now(), answers: Duration::ZERO, wanted: self.options.answers_share };
+        let mut between = |pause: &mut Pause<'_>| {
+            tell(pause.layers_done());
+            if cancels.iter().all(|cancel| cancel.load(Ordering::Acquire)) {
+                return ControlFlow::Break(());
+            }
+            // Before the first layer and after the last one others need not wait.
+            if (1..model.meta().layers).contains(&pause.layers_done()) {
+                self.answer_between(pause, &mut share);
+            }
+            ControlFlow::Continue(())
+        };
+        let mut logits: LastLogits = vec![None; group.len()];
+        let mut parts: Vec<Part<'_>> = group.iter_mut().zip(&rows).map(|(r, rows)| part(r, *rows)).collect();
+        let ran = batch.run(&model, &mut parts, &mut between, &mut |part, _, values| {
+            logits[part] = Some(values.to_vec());
+            Ok(())
+        });
+        drop(parts);
+        self.batch = batch;
+        match ran {
+            Ok(()) => self.stepped(group, &rows, logits),
+            // They are over, and go before the next step.
+            Err(e) if e.kind() == ErrorKind::Cancelled => self.running.append(&mut group),
+            Err(e) => self.failed(group, e),
+        }
+        self.running.sort_by_key(|running| running.begun);
+    }
+
+    /// Those of the next step, with the rows that each has in it: one whose step failed alone, else prompts as far as there
+    /// is room, else the answers.
+    fn take_group(&mut self) -> (Vec<Running>, Vec<usize>) {
+        let mut room = self.model.chunk_tokens();
+        if let Some(alone) = self.running.iter().position(|running| running.alone) {
+            let running = self.running.remove(alone);
+            let rows = running.sequence.pending().min(room);
+            return (vec![running], vec![rows]);
+        }
+        if self.running.iter().all(Running::decodes) {
+            let rows = vec![1; self.running.len()];
+            return (std::mem::take(&mut self.running), rows);
+        }
+        let mut rows = Vec::new();
+        let group = self.running.extract_if(.., |running| {
+            let taken = if running.decodes() { 0 } else { running.sequence.pending().min(room) };
+            room -= taken;
+            rows.extend(Some(taken).filter(|rows| *rows > 0));
+            taken > 0
+        });
+        (group.collect(), rows)
+    }
+
+    /// Steps of the answers while a step of prompts pauses, as long as they are due.
+    fn answer_between(&mut self, pause: &mut Pause<'_>, share: &mut Share) {
+        while share.is_behind() {
+            let started = Instant::now();
+            let over: Vec<Running> = self.running.extract_if(.., |running| running.is_over()).collect();
+            over.into_iter().for_each(|running| self.end(running, Ok(())));
+            let mut group: Vec<Running> = self.running.extract_if(.., |running| running.decodes()).collect();
+            if group.is_empty() {
+                return;
+            }
+            let rows = vec![1; group.len()];
+            let mut logits: LastLogits = vec![None; group.len()];
+            let mut parts: Vec<Part<'_>> = group.iter_mut().map(|running| part(running, 1)).collect();
+            let model = self.model.clone();
+            let ran = self.batch_between.run_between(&model, pause, &mut parts, &mut |part, _, values| {
+                logits[part] = Some(values.to_vec());
+                Ok(())
+            });
+            drop(parts);
+            match ran {
+                Ok(()) => self.stepped(group, &rows, logits),
+                Err(e) => self.failed(group, e),
+            }
+            share.answers += started.elapsed();
+        }
+    }
+
+    fn stepped(&mut self, group: Vec<Running>, rows: &[usize], logits: LastLogits) {
+        let all: usize = rows.iter().sum();
+        let answers = group.iter().zip(rows).filter(|(running, _)| running.answers());
+        let answer_tokens: usize = answers.map(|(_, rows)| rows).sum();
+        self.publish(|counts| {
+            counts.steps += 1;
+            counts.answer_tokens += answer_tokens as u64;
+            counts.prompt_tokens += (all - answer_tokens) as u64;
+        });
+        let context = self.model.context();
+        for (mut running, logits) in group.into_iter().zip(logits) {
+            running.alone &= running.sequence.pending() > 0;
+            let goes_on = match logits {
+                Some(logits) => running.accept(&logits, context),
+                None => Ok(true),
+            };
+            match goes_on {
+                Ok(true) => self.running.push(running),
+                Ok(false) => self.end(running, Ok(())),
+                Err(e) => self.end(running, Err(e)),
+            }
+        }
+    }
+
+    /// A step that failed is tried again by each of its requests alone; who fails then has failed.
+    fn failed(&mut self, mut group: Vec<Running>, error: Error) {
+        if let Some(alone) = group.pop_if(|running| running.alone) {
+            return self.end(alone, Err(error)); // it had no company
+        }
+        group.iter_mut().for_each(|running| running.alone = true);
+        self.running.append(&mut group);
+    }
+}
+
+fn part(running: &mut Running, rows: usize) -> Part<'_> {
+    let logits = if rows == running.sequence.pending() { Logits::Last } else { Logits::None };
+    Part { sequence: &mut running.sequence, rows, logits }
+}
+
+/// Tells those whose prompts are in a step how far they are.
+fn progress(group: &[Running], rows: &[usize], layers: usize) -> impl Fn(usize) + use<> {
+    let prompts = group.iter().zip(rows).filter(|(running, _)| !running.answers());
+    let prompts: Vec<_> = prompts
+        .map(|(r, rows)| (r.events.clone(), r.sequence.position() as f64, *rows as f64, r.prompt_tokens))
+        .collect();
+    move |layers_done| {
+        for (events, before, rows, total_tokens) in &prompts {
+            let done_tokens = before + rows * layers_done as f64 / layers as f64;
+            // Who does not listen any more cancels by that.
+            let _ = events.send(RequestEvent::Prompt { done_tokens, total_tokens: *total_tokens });
+        }
+    }
+}
