@@ -162,6 +162,7 @@ impl MachineArgs {
             threads: self.threads,
             context: self.ctx,
             sessions: self.sequences,
+            kept_bytes: Some(0),
             experts_per_token: self.experts_per_token,
             drive: DriveOptions {
                 throttle_bytes_per_s: self.throttle.map(|rate| rate * 1e9),
@@ -204,7 +205,7 @@ impl ComputeArgs {
                 PolicyArg::Lru => PolicyKind::Lru,
                 PolicyArg::S3fifo => PolicyKind::S3Fifo,
             },
-            kept_bytes: if self.keeps_states { None } else { Some(0) },
+            kept_bytes: own.kept_bytes.filter(|_| !self.keeps_states),
             slots_max: self.max_slots,
             fixed_slots: self.fixed_slots,
             ..own

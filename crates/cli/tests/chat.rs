@@ -1,6 +1,6 @@
 //! A chat through a pipe.
 
-use crate::common::{edit, fails_with, golden, piped, tidemill};
+use crate::common::{edit, fails_with, golden, json, piped, tidemill};
 
 const GREEDY: [&str; 4] = ["chat", "--temperature", "0", "--exact"];
 
@@ -88,6 +88,52 @@ fn a_saved_conversation_goes_on_where_it_was() {
     edit(&file, |bytes| bytes.truncate(40));
     let (_, err) = piped(&mut tidemill(GREEDY), &resume, 2);
     assert!(err.contains("talk.json") && err.contains("not a saved conversation"), "{err}");
+}
+
+/// Two runs of one conversation, and one that begins like it.
+#[test]
+fn a_state_directory_outlives_the_chat() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let states = folder.path().join("states");
+    let with = || {
+        let mut chat = tidemill(GREEDY);
+        chat.arg("--state-dir").arg(&states);
+        chat
+    };
+    let script =
+        "Please tell me what the capital of Japan is called.\nWhat is the capital of Italy?\n/stats\n";
+    let (expected, err) = piped(&mut with(), script, 0);
+    assert!(!err.contains("states"), "{err}");
+    let reused = |out: &str| {
+        let statistics = out.lines().find(|line| line.starts_with("prompt")).expect("statistics").to_owned();
+        let (_, rest) = statistics.split_once('(').expect("a count");
+        rest.split(' ').next().and_then(|n| n.parse::<usize>().ok()).expect("a number")
+    };
+    let (out, _) = piped(&mut with(), script, 0);
+    let answers = |out: &str| out.lines().take(2).map(str::to_owned).collect::<Vec<_>>();
+    assert_eq!(answers(&out), answers(&expected), "the same answers");
+    assert!(reused(&out) > reused(&expected), "{out}\n{expected}");
+
+    let mut run = tidemill([
+        "run",
+        "--temperature",
+        "0",
+        "--exact",
+        "--json",
+        "-p",
+        "Please tell me what the capital of Japan is called.",
+    ]);
+    let first = json(run.arg("--state-dir").arg(&states));
+    assert!(first["reused_tokens"].as_u64() > Some(10), "{first}");
+
+    // What cannot be used is said, and nothing else changes.
+    let file = folder.path().join("file");
+    std::fs::write(&file, "").expect("written");
+    let mut chat = tidemill(GREEDY);
+    let (out, err) = piped(chat.arg("--state-dir").arg(&file), script, 0);
+    assert_eq!(answers(&out), answers(&expected));
+    assert!(err.contains("states are not kept beyond this run") && err.contains("file"), "{err}");
+    fails_with(&mut tidemill(["chat", "--state-space", "1GiB"]), 2, &["--state-dir"]);
 }
 
 #[test]

@@ -80,7 +80,8 @@ pub(crate) fn kept_bytes(budget_bytes: u64, asked: Option<u64>) -> Vec<Option<u6
         Some(bytes) => vec![Some(bytes)],
         None => {
             let most = KEPT_BYTES.min(budget_bytes / 4);
-            [most, most / 2, most / 4, most / 8, 0].map(Some).to_vec()
+            let some = [most, most / 2, most / 4, most / 8, 0].map(Some);
+            some.into_iter().chain([None]).collect()
         }
     }
 }

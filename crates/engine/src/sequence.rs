@@ -131,10 +131,14 @@ impl Sequence {
     }
 
     /// Names positions whose state others may want: where prompts to come are likely to differ from this one. Their states
-    /// are kept when a step has passed them.
+    /// are kept when a step has passed them. Where layers are recurrent, a coarse grid in what is pending comes to them, for
+    /// prompts that part where nobody knew, or are broken off.
     pub fn name_borders(&mut self, positions: impl IntoIterator<Item = usize>) {
         let (position, len) = (self.position(), self.tokens.len());
-        self.borders.extend(positions.into_iter().filter(|border| *border > position && *border <= len));
+        let grid = self.state.grid(len - position);
+        let grid = (position..len).filter(|at| grid > 0 && at.is_multiple_of(grid));
+        let named = positions.into_iter().chain(grid);
+        self.borders.extend(named.filter(|border| *border > position && *border <= len));
         self.borders.sort_unstable();
         self.borders.dedup();
     }

@@ -22,8 +22,8 @@ use crate::ahead::StepLock;
 const PAGE_SUFFIX: &str = "page";
 const BORDER_SUFFIX: &str = "border";
 
-/// Beginnings shorter than this are computed faster than they are worth a file.
-const TOKENS_MIN: usize = 32;
+/// Beginnings shorter than this are not worth a file.
+const TOKENS_MIN: usize = 16;
 
 /// This share of the disk stays free.
 const DISK_SHARE_LEFT: f64 = 0.05;

@@ -28,6 +28,8 @@ pub(crate) struct Ledger {
     sequences: usize,
     /// Whether a sequence that goes back needs a snapshot: some layer cannot simply forget.
     pub(super) recurrent: bool,
+    /// Snapshots besides one for each sequence.
+    kept_snapshots: usize,
 }
 
 /// A page of keys and values of every attention layer. Clones share it; it is free when the last of them is gone.
@@ -64,7 +66,8 @@ impl Ledger {
         let all = |count: usize| (0..count as u32).rev().collect();
         let free =
             Free { pages: all(pages), slots: all(slots), snapshots: Vec::new(), unmade_snapshots: snapshots };
-        Self { free: Arc::new(Mutex::new(free)), context, sequences: slots, recurrent }
+        let kept_snapshots = snapshots.saturating_sub(slots);
+        Self { free: Arc::new(Mutex::new(free)), context, sequences: slots, recurrent, kept_snapshots }
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Free> {
@@ -75,6 +78,11 @@ impl Ledger {
     /// Whether a sequence that goes back needs a snapshot.
     pub(crate) fn recurrent(&self) -> bool {
         self.recurrent
+    }
+
+    /// Snapshots that can be kept.
+    pub(super) fn kept_snapshots(&self) -> usize {
+        self.kept_snapshots
     }
 
     /// Pages and slots that are free.

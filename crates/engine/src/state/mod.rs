@@ -25,6 +25,9 @@ pub(crate) use prefixes::{Found, Prefixes};
 pub(crate) use recurrent::{Recurrent, RecurrentShape};
 pub(crate) use room::Room;
 
+/// Positions between the borders in long prompts, at least.
+const GRID: usize = 2048;
+
 /// Where bytes lie in a block: the first and how many.
 type Ranges = Vec<(usize, usize)>;
 
@@ -242,6 +245,13 @@ impl SequenceState {
     /// Whether going back needs a snapshot.
     pub(crate) fn is_recurrent(&self) -> bool {
         self.ledger.recurrent
+    }
+
+    /// Positions between the borders of a long prompt of `tokens` that nobody named; 0 for none.
+    pub(crate) fn grid(&self, tokens: usize) -> usize {
+        // Half of what can be kept is for borders that somebody names.
+        let most = self.ledger.kept_snapshots() / 2;
+        if most == 0 || tokens <= GRID { 0 } else { tokens.div_ceil(most).next_multiple_of(GRID) }
     }
 
     /// Makes ready for `rows` tokens more: pages for them that nobody else has, and zeros before the first token.

@@ -5,10 +5,11 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use tidemill_engine::text::{ChatPrompt, ChatRequest, Message, Role, Template, Tokenizer};
 use tidemill_engine::{ErrorKind, Model, OpenOptions, Session};
 
 use super::tools::{bits, golden, last_bits, tokens};
-use crate::common::{go, open};
+use crate::common::{go, open, root};
 
 const SETS: [&str; 2] = ["qwen3_5_moe-e32/mlx-4bit", "qwen3_moe-e16/gguf-Q4_0"];
 
@@ -70,6 +71,119 @@ fn a_shared_preamble_is_held_once() {
             assert_eq!(reused, if i == 0 { 0 } else { 1024 }, "{set}");
         }
         assert_eq!(all - model.free_states().0, 2 + 8, "{set}: two pages of all, and one of each");
+    }
+}
+
+/// A long prompt that is broken off, or parts where nobody knew, goes on from the grid.
+#[test]
+fn long_prompts_have_borders_of_their_own() {
+    let options = OpenOptions { context: Some(4096), chunk_tokens: Some(512), ..OpenOptions::default() };
+    let model = open(&golden(SETS[0]), &options);
+    let text = tokens(&model, 1, 4000);
+    let mut first = Session::new(&model).expect("a session");
+    let mut stop = |done: f64, _| match done > 3200.0 {
+        true => std::ops::ControlFlow::Break(()),
+        false => std::ops::ControlFlow::Continue(()),
+    };
+    first.set_prompt(&text, &mut stop).expect_err("broken off");
+    drop(first);
+    let other = [&text[..3000], &tokens(&model, 2, 50)[..]].concat();
+    for (prompt, expected) in [(&text, 2048), (&other, 2048)] {
+        let mut session = Session::new(&model).expect("a session");
+        assert_eq!(session.set_prompt(prompt, &mut go).expect("runs"), expected);
+    }
+}
+
+/// A loop of calls and the questions after it, with a template that drops thoughts when the next question comes: no turn
+/// computes many more tokens than are new.
+#[test]
+fn a_loop_of_calls_is_never_computed_twice() {
+    let source =
+        fs::read_to_string(root().join("testdata/text/templates/Qwen3.5-4B.jinja")).expect("is there");
+    let template = Template::new(&source).expect("a template");
+    let demo = root().join("models/demo");
+    for path in [demo.clone(), golden(SETS[1])] {
+        for thinking in [true, false] {
+            let options = OpenOptions { context: Some(2048), ..OpenOptions::default() };
+            let model = open(&path, &options);
+            let tokenizer =
+                Tokenizer::of_model(open(&demo, &OpenOptions::default()).meta()).expect("has one");
+            let vocab = model.meta().vocab_size as u32;
+            let mut talk = Talk { model, tokenizer, vocab, template: &template, thinking, seen: Vec::new() };
+            let tool = r#"{"type":"function","function":{"name":"look","parameters":{"type":"object","properties":{}}}}"#;
+            let mut request = ChatRequest {
+                messages: vec![
+                    Message::new(Role::System, "You look things up, again and again, until you know."),
+                    Message::new(Role::User, "How many hens are in the barn, and who counted them?"),
+                ],
+                tools: vec![serde_json::from_str(tool).expect("a tool")],
+                add_generation_prompt: true,
+                enable_thinking: Some(thinking),
+                ..ChatRequest::default()
+            };
+            for call in 0..6 {
+                let mut turn = Message::new(Role::Assistant, "");
+                turn.reasoning_content = thinking.then(|| format!("I should look for the {call}. time."));
+                turn.tool_calls = vec![
+                    serde_json::from_str(
+                        r#"{"id":"1","type":"function","function":{"name":"look","arguments":{}}}"#,
+                    )
+                    .expect("a call"),
+                ];
+                talk.answer(&mut request, turn);
+                let mut result = Message::new(Role::Tool, format!("{call} hens, says the farmer"));
+                result.tool_call_id = Some("1".into());
+                request.messages.push(result);
+            }
+            for question in ["And the cows?", "And the moon?"] {
+                let mut turn = Message::new(Role::Assistant, "There are five, as far as the farmer knows.");
+                turn.reasoning_content = thinking.then(|| "The last answer says so.".into());
+                talk.answer(&mut request, turn);
+                request.messages.push(Message::new(Role::User, question));
+            }
+            talk.answer(&mut request, Message::new(Role::Assistant, "No."));
+        }
+    }
+}
+
+/// A conversation whose answers are given.
+struct Talk<'a> {
+    model: Arc<Model>,
+    tokenizer: Tokenizer,
+    vocab: u32,
+    template: &'a Template,
+    thinking: bool,
+    /// All sequences so far.
+    seen: Vec<Vec<u32>>,
+}
+
+impl Talk<'_> {
+    fn tokens(&self, prompt: &ChatPrompt) -> Vec<u32> {
+        prompt.tokens.iter().map(|id| id % self.vocab).collect()
+    }
+
+    /// Reads the prompt, and answers with `turn`.
+    fn answer(&mut self, request: &mut ChatRequest, turn: Message) {
+        let prompt = ChatPrompt::new(self.template, &self.tokenizer, request).expect("renders");
+        let ids = self.tokens(&prompt);
+        let mut session = Session::new(&self.model).expect("a session");
+        session.name_borders(&prompt.borders);
+        let computed = ids.len() - session.set_prompt(&ids, &mut go).expect("runs");
+        assert_eq!(bits(session.logits()), last_bits(&self.model, &ids));
+        let known = |seen: &Vec<u32>| seen.iter().zip(&ids).take_while(|(a, b)| a == b).count();
+        let new = ids.len() - self.seen.iter().map(known).max().unwrap_or(0);
+        let (thinking, turns) = (self.thinking, request.messages.len());
+        assert!(computed <= new + 24, "thinking {thinking}, {turns} turns: {computed} computed, {new} new");
+        request.messages.push(turn);
+        // What the model would have written: the rest of its turn, up to its end.
+        let whole = ChatRequest { add_generation_prompt: false, ..request.clone() };
+        let whole = ChatPrompt::new(self.template, &self.tokenizer, &whole).expect("renders");
+        let whole = self.tokens(&whole);
+        if whole.starts_with(&ids) {
+            session.append(&whole[ids.len()..whole.len() - 2], &mut go).expect("runs");
+        }
+        session.keep().expect("copies");
+        self.seen.push(session.tokens().to_vec());
     }
 }
 
