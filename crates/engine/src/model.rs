@@ -70,6 +70,9 @@ pub struct OpenOptions {
     /// Memory for what ended sequences have computed, so that prompts which begin alike need not compute it again; `None` is a
     /// quarter of all, at most 1 GiB, 0 keeps nothing.
     pub kept_bytes: Option<u64>,
+    /// Bytes of keys and values of living sequences together, as long as one has its whole context; `None` is a quarter of all
+    /// memory. Where that is not enough, a [`Scheduler`](crate::scheduler::Scheduler) sets the youngest aside.
+    pub pages_bytes: Option<u64>,
     /// Most expert slots; `None` as many as the budget holds.
     pub slots_max: Option<usize>,
     /// Where a GPU's driver keeps what it compiled between runs; `None` for nowhere.

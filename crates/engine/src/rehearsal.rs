@@ -97,7 +97,7 @@ pub(crate) fn rehearse(
         let rehearsal =
             Rehearsal { layers: decoder.layers.iter().enumerate().map(layer).collect::<Result<_>>()? };
         let capacity = POSITION + ROWS.iter().max().unwrap_or(&0);
-        let mut states = StatePool::new(backend.clone(), states, &Room::new(states, 1, capacity, None))?;
+        let mut states = StatePool::new(backend.clone(), states, &Room::new(states, 1, capacity, None, 0))?;
         let scratch = Scratch::new(backend.clone(), usize::MAX);
         for rows in ROWS {
             let tokens = vec![0; rows];

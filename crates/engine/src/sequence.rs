@@ -273,6 +273,13 @@ impl Sequence {
         self.borders.iter().copied().filter(move |border| (position + 1..=position + rows).contains(border))
     }
 
+    /// Gives back all that it has but its tokens, which are pending then.
+    pub(crate) fn release(&mut self) {
+        self.state.reset();
+        self.start = None;
+        self.borders.clear();
+    }
+
     /// Counts `rows` tokens that a step has computed.
     pub(crate) fn advance(&mut self, rows: usize) {
         self.state.advance(rows);

@@ -116,7 +116,10 @@ impl<'a> Sizes<'a> {
         let unified = device.mapped_bytes_max.filter(|_| device.unified_memory);
         let given = options.memory_bytes.unwrap_or_else(|| default_budget_bytes(available_bytes));
         let mapped = Mapped::below(given, unified, overhead_bytes);
-        let room_for = |kept_bytes| Room::new(self.states, self.sessions, self.context, kept_bytes);
+        let pages_bytes = options.pages_bytes.unwrap_or(given / limits::PAGES_SHARE);
+        let room_for = |(kept_bytes, pages_bytes)| {
+            Room::new(self.states, self.sessions, self.context, kept_bytes, pages_bytes)
+        };
         let input = PlanInput {
             budget_bytes: mapped.as_ref().map(|m| m.budget_bytes).or(options.memory_bytes),
             available_bytes,
@@ -151,7 +154,10 @@ impl<'a> Sizes<'a> {
             });
             Ok((memory, vram.transpose()?))
         };
-        let mut rooms = limits::kept_bytes(given, options.kept_bytes).into_iter().map(room_for).peekable();
+        let kept_bytes = limits::kept_bytes(given, options.kept_bytes).into_iter();
+        // The floor has pages for one sequence of the largest size.
+        let rooms = kept_bytes.map(|kept_bytes| (kept_bytes, pages_bytes)).chain([(None, 0)]);
+        let mut rooms = rooms.map(room_for).peekable();
         let (room, (memory, vram)) = loop {
             let room = rooms.next().ok_or_else(|| Error::invalid("nothing to plan"))?;
             match divide(&room) {

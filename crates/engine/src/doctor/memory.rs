@@ -119,7 +119,8 @@ impl Memory {
             |chunk: &Chunk| chunk.scratch_bytes <= budget_bytes / 8 || chunk.rows <= CHUNK_TOKENS_MODEST;
         let slots_min_bytes = self.slots_min_bytes(top_k);
         let kept = limits::kept_bytes(budget_bytes, self.kept_bytes).into_iter();
-        let rooms: Vec<u64> = kept.map(|kept| Room::new(&self.states, 1, self.context, kept).bytes).collect();
+        let rooms: Vec<u64> =
+            kept.map(|kept| Room::new(&self.states, 1, self.context, kept, 0).bytes).collect();
         self.chunks.iter().filter(|chunk| modest(chunk)).find_map(|chunk| {
             let fixed = |room: &u64| room + chunk.scratch_bytes + chunk.overhead_bytes;
             let fixed = rooms.iter().map(fixed).find(|fixed| fixed + slots_min_bytes <= left_bytes)?;
@@ -140,7 +141,7 @@ impl Memory {
 /// The least for what one sequence remembers.
 fn floor_bytes(states: &[LayerShape], context: usize, options: &OpenOptions) -> u64 {
     let kept = limits::kept_bytes(0, options.kept_bytes);
-    kept.into_iter().map(|kept| Room::new(states, 1, context, kept).bytes).min().unwrap_or(0)
+    kept.into_iter().map(|kept| Room::new(states, 1, context, kept, 0).bytes).min().unwrap_or(0)
 }
 
 fn kv_format(options: &OpenOptions) -> Result<KvFormat> {

@@ -174,7 +174,7 @@ impl<'a> Stand<'a> {
         let (backend, Rows { count, position, .. }) = (self.bench.backend, rows);
         let scratch = Scratch::new(backend.clone(), decoder.scratch_bytes(count, 1) as usize);
         let shapes = decoder.state_shapes(KvFormat::F16)?;
-        let room = Room::new(&shapes, 1, position + count, None);
+        let room = Room::new(&shapes, 1, position + count, None, 0);
         let mut states = StatePool::new(backend.clone(), &shapes, &room)?;
         let mut state = SequenceState::new(states.ledger())?;
         // Memory that nobody wrote is one page of zeros, which lies in a cache.

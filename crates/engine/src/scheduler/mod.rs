@@ -112,6 +112,8 @@ pub struct SchedulerCounts {
     pub waiting: usize,
     /// Requests that have ended.
     pub ended: u64,
+    /// How often one was set aside for want of memory, to be computed again.
+    pub set_aside: u64,
 }
 
 /// Runs requests on a model.
@@ -175,6 +177,7 @@ impl Scheduler {
             waiting: Vec::new(),
             running: Vec::new(),
             left: Vec::new(),
+            aside: Vec::new(),
             batch: Batch::default(),
             batch_between: Batch::default(),
             counts: Arc::clone(&counts),
@@ -238,6 +241,8 @@ struct Work {
     running: Vec<Running>,
     /// Those that ended while a step ran, to be kept after it.
     left: Vec<Sequence>,
+    /// Those for whose pages there was no room, the oldest first; they go on when another has ended.
+    aside: Vec<Running>,
     batch: Batch,
     /// Of the steps between its layers.
     batch_between: Batch,
@@ -260,7 +265,7 @@ impl Work {
 
     /// Takes what has arrived; waits for it where nothing else is to be done. False when nothing more will come.
     fn listen(&mut self) -> bool {
-        if self.running.is_empty() && self.waiting.is_empty() {
+        if self.is_idle() {
             match self.arrivals.recv() {
                 Ok(arrived) => self.waiting.push(arrived),
                 Err(_) => return false,
@@ -271,10 +276,14 @@ impl Work {
                 Ok(arrived) => self.waiting.push(arrived),
                 Err(TryRecvError::Empty) => return true,
                 Err(TryRecvError::Disconnected) => {
-                    return !(self.running.is_empty() && self.waiting.is_empty());
+                    return !self.is_idle();
                 }
             }
         }
+    }
+
+    fn is_idle(&self) -> bool {
+        self.running.is_empty() && self.waiting.is_empty() && self.aside.is_empty()
     }
 
     fn drop_what_is_over(&mut self) {
@@ -284,16 +293,23 @@ impl Work {
         });
         let unheard = given_up.map(|waiting| waiting.give_up()).count();
         self.publish(|counts| counts.ended += unheard as u64);
-        let over: Vec<Running> = self.running.extract_if(.., |running| running.is_over()).collect();
-        for running in over {
-            self.end(running, Ok(()));
-        }
+        let mut over: Vec<Running> = self.running.extract_if(.., |running| running.is_over()).collect();
+        over.extend(self.aside.extract_if(.., |running| running.is_over()));
+        over.into_iter().for_each(|running| self.end(running, Ok(())));
     }
 
     /// Ends a request; what it computed is kept before the next step.
     fn end(&mut self, running: Running, why: Result<()>) {
         self.left.push(running.end(why));
         self.publish(|counts| counts.ended += 1);
+        self.resume();
+    }
+
+    /// Lets the oldest go on of those that were set aside.
+    fn resume(&mut self) {
+        if !self.aside.is_empty() {
+            self.running.push(self.aside.remove(0));
+        }
     }
 
     fn keep_left(&mut self) {
@@ -314,7 +330,12 @@ impl Work {
     /// Begins requests while there is room: the highest priority first, of equals the oldest.
     fn begin(&mut self) {
         self.waiting.sort_by_key(|waiting| (Reverse(waiting.request.priority), waiting.arrived));
-        while self.running.len() < self.options.parallel && !self.waiting.is_empty() {
+        if self.running.is_empty() {
+            self.resume();
+        }
+        // Who was set aside comes first.
+        while self.aside.is_empty() && self.running.len() < self.options.parallel && !self.waiting.is_empty()
+        {
             let Waiting { request, arrived, events, cancel } = self.waiting.remove(0);
             let begun = Generation::new(self.tokenizer.clone(), &request.options)
                 .and_then(|generation| Ok((generation, self.sequence(&request)?)));
@@ -344,6 +365,6 @@ impl Work {
     fn publish(&self, change: impl FnOnce(&mut SchedulerCounts)) {
         let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
         change(&mut counts);
-        (counts.running, counts.waiting) = (self.running.len(), self.waiting.len());
+        (counts.running, counts.waiting) = (self.running.len(), self.waiting.len() + self.aside.len());
     }
 }

@@ -140,8 +140,22 @@ impl Work {
         }
     }
 
+    /// Takes the pages of the youngest request, whose tokens are computed again when another has ended.
+    fn set_youngest_aside(&mut self) {
+        let Some(youngest) = (0..self.running.len()).max_by_key(|at| self.running[*at].begun) else { return };
+        let mut youngest = self.running.remove(youngest);
+        youngest.sequence.release();
+        let at = self.aside.partition_point(|other| other.begun < youngest.begun);
+        self.aside.insert(at, youngest);
+        self.publish(|counts| counts.set_aside += 1);
+    }
+
     /// A step that failed is tried again by each of its requests alone; who fails then has failed.
     fn failed(&mut self, mut group: Vec<Running>, error: Error) {
+        if error.kind() == ErrorKind::Memory && self.running.len() + group.len() > 1 {
+            self.running.append(&mut group);
+            return self.set_youngest_aside();
+        }
         if let Some(alone) = group.pop_if(|running| running.alone) {
             return self.end(alone, Err(error)); // it had no company
         }

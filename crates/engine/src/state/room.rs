@@ -30,16 +30,20 @@ pub(crate) struct Room {
 
 impl Room {
     /// For `sequences` sequences of up to `context` positions with layers of `shapes`, and in about `kept_bytes` beginnings of
-    /// others that have ended; `None` keeps nothing.
+    /// others that have ended; `None` keeps nothing. Not all sequences can be the largest at once where their pages would
+    /// take more than `pages_bytes`; one always can.
     pub(crate) fn new(
         shapes: &[LayerShape],
         sequences: usize,
         context: usize,
         kept_bytes: Option<u64>,
+        pages_bytes: u64,
     ) -> Self {
         let page: u64 = shapes.iter().map(LayerShape::page_bytes).sum();
         let recurrent: u64 = shapes.iter().map(LayerShape::recurrent_bytes).sum();
-        let living = sequences as u64 * pages(context) as u64;
+        let [one, all] = [1, sequences as u64].map(|sequences| sequences * pages(context) as u64);
+        let living =
+            pages_bytes.checked_div(page).unwrap_or(0).clamp(one + sequences as u64 - 1, all.max(one));
         // Each goes on from one state, and goes back to another when a step fails.
         let states = 2 * sequences as u64;
         let largest = pages(context) as u64 * page + recurrent;

@@ -164,6 +164,38 @@ fn what_ended_or_living_sequences_have_computed_is_reused() {
     }
 }
 
+/// Not all can be the largest at once: the youngest wait, are computed again, and answer as if they were alone.
+#[test]
+fn want_of_pages_costs_time_and_nothing_else() {
+    for set in [None, Some("qwen3_moe-e16/gguf-Q4_0")] {
+        let path = set.map_or(root().join("models/demo"), golden);
+        let options = OpenOptions { exact: true, context: Some(1100), ..OpenOptions::default() };
+        let judge = open(&path, &options);
+        // Three pages for one, and one for each of the others.
+        let (pages_bytes, kept_bytes) = (Some(1), Some(0));
+        let options = OpenOptions { sessions: Some(4), pages_bytes, kept_bytes, ..options };
+        let model = open(&path, &options);
+        let tokenizer =
+            Tokenizer::of_model(open(&root().join("models/demo"), &OpenOptions::default()).meta());
+        let tokenizer = Arc::new(tokenizer.expect("a tokenizer"));
+        let free = model.free_states();
+        let scheduler =
+            Scheduler::start(model.clone(), tokenizer.clone(), SchedulerOptions::new(4)).expect("starts");
+        let requests: Vec<Request> = (0..6).map(|i| request(&model, i, 500 + 90 * i as usize, 30)).collect();
+        let tickets: Vec<Ticket> =
+            requests.iter().map(|request| scheduler.submit(request.clone()).expect("queues")).collect();
+        for (request, ticket) in requests.iter().zip(&tickets) {
+            let answer = wait(ticket).expect("answers");
+            assert_eq!(answer.tokens, alone(&judge, &tokenizer, request), "{set:?}");
+        }
+        let counts = scheduler.counts();
+        assert!(counts.set_aside > 0 && counts.ended == 6, "{set:?}: {counts:?}");
+        drop(scheduler);
+        model.forget_kept();
+        assert_eq!(model.free_states(), free);
+    }
+}
+
 #[test]
 fn whoever_gives_up_leaves_nothing_behind_and_disturbs_nobody() {
     let (_, model, judge, tokenizer) = demo();
