@@ -204,13 +204,9 @@ impl Sequence {
         let mut fork = Self::new(&self.model)?;
         fork.tokens.extend_from_slice(&self.tokens[..len]);
         let states = &mut self.model.lock_step().states;
-        let found = if len >= self.position() {
-            let snapshot = self.state.snapshot(states)?;
-            Some(self.state.found(self.position(), snapshot))
-        } else {
-            self.before(states, len)
-        };
-        if let Some(found) = found {
+        if len >= self.position() {
+            fork.state.become_same(states, &self.state)?;
+        } else if let Some(found) = self.before(states, len) {
             fork.state.adopt(states, &found)?;
         }
         Ok(fork)
@@ -233,6 +229,7 @@ impl Sequence {
     /// As [`crate::Session::load`].
     pub(crate) fn load(&mut self, path: &std::path::Path) -> Result<()> {
         self.truncate(0)?;
+        self.start = None; // its memory is needed
         let model = self.model.clone();
         let states = &mut model.lock_step().states;
         let (tokens, found) = crate::state::load(states, model.meta.vocab_size, model.fingerprint(), path)?;
@@ -246,9 +243,12 @@ impl Sequence {
     ///
     /// # Errors
     /// As [`crate::Session::save`].
-    pub(crate) fn save(&self, path: &std::path::Path) -> Result<()> {
+    pub(crate) fn save(&mut self, path: &std::path::Path) -> Result<()> {
         let states = &mut self.model.lock_step().states;
-        crate::state::save(states, &self.state, &self.tokens, self.model.fingerprint(), path)
+        self.start = None; // its memory is needed
+        self.start = self.state.snapshot(states)?;
+        let found = self.state.found(self.position(), self.start.clone());
+        crate::state::save(states, &found, &self.tokens, self.model.fingerprint(), path)
     }
 
     /// Makes ready for a step of the first `rows` pending tokens.

@@ -19,7 +19,7 @@ use kernels::Block;
 use kernels::ops::{KvFormat, PAGE};
 use twox_hash::XxHash3_64;
 
-use super::{Found, LayerState, Page, SequenceState, Snapshot, StatePool, kv, pages};
+use super::{Found, LayerState, Page, Snapshot, StatePool, kv, pages};
 
 const MAGIC: &[u8; 8] = b"TMSTATE4";
 
@@ -320,21 +320,20 @@ fn check(states: &StatePool, fingerprint: u64, header: &Header, name: &dyn std::
     Ok(())
 }
 
-/// Writes `state`, which holds `tokens`, to `path`.
+/// Writes the state after `tokens` to `path`.
 ///
 /// # Errors
 /// `Io` naming the file; what was at `path` before is untouched then.
 pub(crate) fn save(
-    states: &mut StatePool,
-    state: &SequenceState,
+    states: &StatePool,
+    state: &Found,
     tokens: &[u32],
     fingerprint: u64,
     path: &Path,
 ) -> Result<()> {
     let header = states.header(fingerprint, 0, tokens.len());
-    let snapshot = state.snapshot(states)?;
-    let chunks = states.chunks(&header, &state.page_ids());
-    let mut read = |chunk: &Chunk, to: &mut [u8]| states.read(chunk, snapshot.as_deref(), to);
+    let chunks = states.chunks(&header, &state.pages.iter().map(Page::id).collect::<Vec<_>>());
+    let mut read = |chunk: &Chunk, to: &mut [u8]| states.read(chunk, state.snapshot.as_deref(), to);
     write_file(path, &header, tokens, &chunks, &mut read)
 }
 

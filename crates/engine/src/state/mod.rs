@@ -363,6 +363,21 @@ impl SequenceState {
         Ok(())
     }
 
+    /// Becomes what `other` is now.
+    ///
+    /// # Errors
+    /// `Device` when copying fails.
+    pub(crate) fn become_same(&mut self, states: &mut StatePool, other: &Self) -> Result<()> {
+        for layer in &mut states.layers {
+            if let LayerState::Recurrent(state) = layer {
+                recurrent::copy_slot(states.backend.as_ref(), state, other.slot.id(), self.slot.id())?;
+            }
+        }
+        self.pages.clone_from(&other.pages);
+        (self.position, self.claimed) = (other.position, other.position);
+        Ok(())
+    }
+
     /// Goes back to a snapshot of this sequence.
     ///
     /// # Errors

@@ -54,6 +54,15 @@ pub(super) fn clear(backend: &dyn Backend, state: &mut Recurrent, slot: u32) -> 
     Ok(())
 }
 
+/// Copies a slot's state to another slot.
+pub(super) fn copy_slot(backend: &dyn Backend, state: &mut Recurrent, from: u32, to: u32) -> Result<()> {
+    for tensor in [&mut state.conv, &mut state.delta] {
+        let (from, to) = (range(tensor, from), range(tensor, to).start);
+        backend.copy_within(tensor.block_mut(), from, to)?;
+    }
+    Ok(())
+}
+
 /// Memory for a snapshot of one slot.
 pub(super) fn new_snapshot(backend: &dyn Backend, state: &Recurrent) -> Result<[Block; 2]> {
     let block = |tensor: &Tensor| backend.alloc((4 * tensor.cols()).max(4));

@@ -9,12 +9,13 @@ mod models;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
 
 use common::{go, open, root, try_open};
 use models::{Shape, expert_bytes, write_many_tensors, write_tokenizer_json};
 use tidemill_engine::sample::{SampleParams, Sampler};
 use tidemill_engine::text::{CivilTime, Json, Template, Tokenizer};
-use tidemill_engine::{CacheKind, ErrorKind, OpenOptions, Session};
+use tidemill_engine::{Batch, CacheKind, ErrorKind, Model, OpenOptions, Sequence, Session};
 
 /// One measurement: how the model is opened, in a form that goes through a command line.
 struct Case {
@@ -105,16 +106,24 @@ fn cases(dir: &Path) -> Vec<Case> {
         name,
         model: model.to_path_buf(),
         budget,
-        options: OpenOptions { context: Some(256), ..options.clone() },
+        options: OpenOptions {
+            context: Some(256),
+            sessions: options.sessions.or(Some(1)),
+            ..options.clone()
+        },
     };
     let fast = OpenOptions::default();
     let long = OpenOptions { chunk_tokens: Some(50), ..exact.clone() };
     let small = OpenOptions { chunk_tokens: Some(7), threads: Some(1), ..fast.clone() };
+    let eight = OpenOptions { sessions: Some(8), ..fast.clone() };
     let page_cache = OpenOptions { cache: CacheKind::Os, ..fast.clone() };
     vec![
         case("experts 4x the budget", &moe, Budget::Bytes(budget), &fast),
         case("experts, at the floor", &moe, Budget::Floor, &exact),
         case("experts, page cache", &moe, Budget::Bytes(budget), &page_cache),
+        case("experts, 8 sequences", &moe, Budget::Bytes(budget), &eight),
+        case("recurrent, 8 sequences", &hybrid, Budget::Floor, &eight),
+        case("recurrent, 8 and kept", &hybrid, Budget::Bytes(400 * MIB), &eight),
         case("recurrent", &hybrid, Budget::Floor, &fast),
         case("recurrent, exact", &hybrid, Budget::Floor, &long),
         case("151,936 tokens", &wide, Budget::Floor, &fast),
@@ -158,6 +167,7 @@ fn check(case: &Case) -> Result<(), String> {
             number(o.threads),
             number(o.context),
             number(o.chunk_tokens),
+            number(o.sessions),
         ])
         .output()
         .expect("starts");
@@ -184,7 +194,7 @@ fn check(case: &Case) -> Result<(), String> {
 
 /// In the child: everything that a session may do, then `peak plan` in bytes on the last line.
 fn measure(args: &[String]) {
-    let [model, budget, exact, os, threads, context, chunk] = args else { panic!("{args:?}") };
+    let [model, budget, exact, os, threads, context, chunk, sessions] = args else { panic!("{args:?}") };
     let number = |text: &String| text.parse::<usize>().ok();
     let options = OpenOptions {
         memory_bytes: budget.parse().ok(),
@@ -193,6 +203,7 @@ fn measure(args: &[String]) {
         threads: number(threads),
         context: number(context),
         chunk_tokens: number(chunk),
+        sessions: number(sessions),
         ..OpenOptions::default()
     };
     report("start");
@@ -230,8 +241,12 @@ fn measure(args: &[String]) {
     session.load(&saved).expect("loads");
     let cancelled = session.append(&prompt[..30], &mut |_, _| ControlFlow::Break(()));
     assert_eq!(cancelled.expect_err("was cancelled").kind(), ErrorKind::Cancelled);
-    session.reset().expect("resets");
     report("saved and loaded");
+    drop(session);
+    model.store_states(&dir.path().join("states"), 1 << 30).expect("it is nobody else's");
+    company(&model, vocab);
+    assert!(model.flush_states().is_none());
+    report("all sequences");
     if let Some(tokenizer) = &tokenizer {
         tokenizer.encode_document(&"a text of some length, ".repeat(2000)).expect("encodes");
     }
@@ -245,6 +260,28 @@ fn measure(args: &[String]) {
         model.chunk_tokens(),
     );
     println!("{} {}", status("VmHWM"), plan.total_bytes);
+}
+
+/// As many sequences as may live, twice, with borders that are kept and stored.
+fn company(model: &Arc<Model>, vocab: u32) {
+    let mut batch = Batch::default();
+    for round in 0..2 {
+        let sequences = (0..model.sequences_max() as u32).map(|i| {
+            let mut sequence = Sequence::new(model).expect("the plan has room");
+            let prompt: Vec<u32> = (0..150).map(|t| (t * 7919 + i + round) % vocab).collect();
+            sequence.extend(&prompt).expect("fits");
+            sequence.name_borders([40, 90, 150]);
+            sequence
+        });
+        let mut sequences: Vec<Sequence> = sequences.collect();
+        for _ in 0..10 {
+            batch.feed(model, &mut sequences, &mut go, &mut |_, _| Ok(())).expect("runs");
+            for sequence in &mut sequences {
+                sequence.extend(&[1]).expect("fits");
+            }
+        }
+        sequences.iter().for_each(|sequence| sequence.keep().expect("copies"));
+    }
 }
 
 /// What chat templates may take, all in one process: the ceiling of one, twice over.
