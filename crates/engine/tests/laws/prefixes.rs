@@ -264,9 +264,11 @@ fn damaged_files_are_misses_and_go() {
         };
         let whole: Vec<_> =
             files(directory.path()).into_iter().map(|f| (fs::read(&f).expect("is there"), f)).collect();
-        for damage in
-            [flip as fn(&mut Vec<u8>), |bytes| bytes.truncate(bytes.len() / 2), |bytes| bytes.clear()]
-        {
+        for damage in [
+            (|bytes| flip(bytes)) as fn(&mut Vec<u8>),
+            |bytes| bytes.truncate(bytes.len() / 2),
+            |bytes| bytes.clear(),
+        ] {
             for (bytes, file) in &whole {
                 whole.iter().for_each(|(bytes, file)| fs::write(file, bytes).expect("writable"));
                 let mut bad = bytes.clone();
@@ -284,7 +286,7 @@ fn damaged_files_are_misses_and_go() {
     }
 }
 
-fn flip(bytes: &mut Vec<u8>) {
+fn flip(bytes: &mut [u8]) {
     let middle = bytes.len() * 2 / 3;
     bytes[middle] ^= 4;
 }
