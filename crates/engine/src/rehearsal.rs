@@ -19,7 +19,7 @@ use crate::step::Step;
 
 /// Rows of the steps: a token, a few rows, and as many as make a prompt. Where a device multiplies more rows otherwise, it
 /// knows by itself.
-const ROWS: [usize; 4] = [1, 2, 4, 16];
+const ROWS: [usize; 5] = [1, 2, 4, 8, 33];
 /// Where they begin: far enough that attention is divided.
 const POSITION: usize = 96;
 

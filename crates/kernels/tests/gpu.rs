@@ -89,6 +89,7 @@ fn products_of_integers() {
             common::dense::few_rows(&rig, &[&formats[..], &AFFINE[..]].concat(), 16256.0);
             if subgroups && align == 16 {
                 common::dense::linears(&rig);
+                common::recurrent::linears_conv(&rig);
                 common::experts::mlp(&rig);
                 common::experts::expert_mlp(&rig);
                 common::experts::routed_layer(&rig);

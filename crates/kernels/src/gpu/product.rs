@@ -8,6 +8,7 @@ use super::blocks::{Halved, UNITS_FILLED};
 use super::device::EIGHT;
 use super::encoder::Binding;
 use super::memory::GpuMemory;
+use super::mixer::with_rows;
 use super::source::{self, Wide};
 use super::{Call, Gpu, State, binding, folded, weight_parts};
 use crate::buffer::{Tensor, Weight};
@@ -21,7 +22,7 @@ pub(super) const INTEGERS_ROWS_MAX: usize = 32;
 /// Products that `linears.wgsl` takes at once.
 const JOBS_MAX: usize = 4;
 /// Buffers that `linears_conv.wgsl` needs at most.
-const CONV_BINDINGS: usize = JOBS_MAX + 6;
+const CONV_BINDINGS: usize = JOBS_MAX + 7;
 /// Fewer threads than these do not fill a large device: 16 groups of 32 on each of 128 processors.
 const THREADS_WANTED: usize = 1 << 16;
 /// Threads of the kernels that take four rows of a weight a few lanes.
@@ -244,7 +245,7 @@ impl Gpu {
         Ok(())
     }
 
-    /// [`crate::Backend::linears_conv`]: one row in one dispatch, if one takes all products.
+    /// [`crate::Backend::linears_conv`]: a row of each sequence in one dispatch, if one takes all products.
     pub(super) fn products_and_conv(
         &self,
         x: &Tensor,
@@ -254,15 +255,24 @@ impl Gpu {
         let all = jobs(x, products)?;
         let fits = all.len() <= JOBS_MAX && self.device.bindings_max >= CONV_BINDINGS;
         let alike = |job: &Job<'_>| {
-            job.bias.is_none() && job.weight.rows() > 0 && same_buffers(all[0].weight, job.weight)
+            let goes = job.bias.is_none() && job.weight.rows() > 0 && !self.by_blocks(x.rows(), job.weight);
+            goes && same_buffers(all[0].weight, job.weight)
         };
-        let alone = matches!(conv.segments, [segment] if segment.rows == (0..1));
-        if alone && x.rows() == 1 && fits && all.iter().all(alike) {
+        let segments = with_rows(conv.segments);
+        let each = x.rows() == segments.len() && (0..).zip(&segments).all(|(i, s)| s.rows == (i..i + 1));
+        let mut state = self.lock();
+        // Rows of a rehearsal are one sequence's, and stand for as many sequences too.
+        let rehearses = state.rehearses();
+        if (each || rehearses) && fits && all.iter().all(alike) {
             let first = Job { weight: all[0].weight, bias: None, out: binding(conv.out)? };
             let all: Vec<&Job<'_>> = std::iter::once(&first).chain(&all[1..]).collect();
-            return self.products_at_once(&mut self.lock(), x, &all, Some(&conv));
+            self.products_at_once(&mut state, x, &all, Some(&conv))?;
+            if each {
+                return Ok(());
+            }
         }
-        self.products(&mut self.lock(), x, &all, &mut Halved::default())?;
+        self.products(&mut state, x, &all, &mut Halved::default())?;
+        drop(state);
         self.convolve(products[0].out, conv.weight, conv.segments, conv.state, conv.out)
     }
 
@@ -288,8 +298,8 @@ impl Gpu {
         let formats = [first.format()];
         let cols = first.cols();
         let mut stride = self.stride(&formats, [cols, outputs], x.rows(), alignment(packed));
-        let slot = conv.and_then(|conv| conv.segments.first()).map_or(0, |segment| segment.slot);
-        params.extend([cols as u32, x.rows() as u32, stride.chunks, slot]);
+        // Immediates of four are at multiples of their size.
+        params.extend([cols as u32, x.rows() as u32, stride.chunks, 0]);
         let groups: usize = jobs.iter().map(|job| stride.groups(job.weight.rows())).sum();
         let unused = self.unused(state)?;
         let prepared = self.prepared(state, binding(x)?, [x.rows(), cols], &mut stride, groups)?;
@@ -297,10 +307,12 @@ impl Gpu {
         bindings.extend((0..JOBS_MAX).map(|i| jobs.get(i).map_or(unused[i].binding(), |job| job.out)));
         let mut constants = stride.constants().to_vec();
         let mut kernel = &source::LINEARS;
-        if let Some(conv) = conv {
+        let places = conv.map(|conv| self.place_segments(state, &with_rows(conv.segments))).transpose()?;
+        if let (Some(conv), Some(places)) = (conv, &places) {
             kernel = &source::LINEARS_CONV;
             constants.push(conv.weight.cols() as u32);
-            bindings.extend([binding(conv.weight)?, binding(conv.state)?]);
+            params.extend(places.params(&[]));
+            bindings.extend([binding(conv.weight)?, binding(conv.state)?, places.binding()]);
         }
         bindings.extend(weight_parts(first)?.0);
         self.run(

@@ -95,8 +95,8 @@ kernels! {
         constants ["TOKENS", "TAIL", "LANES", "WIDE", "SPLIT"] threads 256;
     LINEARS = "linears" "rwwww" weights ["w"]
         constants ["TOKENS", "TAIL", "LANES", "WIDE", "SPLIT"] threads 256 parts ["linears_body"];
-    LINEARS_CONV = "linears_conv" "rwwwwrw" weights ["w"]
-        constants ["TOKENS", "TAIL", "LANES", "WIDE", "SPLIT", "KERNEL"] threads 256 parts ["linears_body"];
+    LINEARS_CONV = "linears_conv" "rwwwwrwr" weights ["w"]
+        constants ["TOKENS", "TAIL", "LANES", "WIDE", "SPLIT", "KERNEL"] threads 256 parts ["segments", "linears_body"];
     INTEGERS = "integers" "rw" weights [] constants ["SPLIT", "LANES"] threads 256;
     MATMUL = "matmul" "rrrw" weights ["w"] constants ["GATHER", "TAIL"] threads 256;
     HALVES = "halves" "rw" weights [] constants ["SPLIT", "TAIL"] threads 256;
