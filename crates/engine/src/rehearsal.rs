@@ -19,7 +19,9 @@ use crate::step::Step;
 
 /// Rows of the steps: a token, a few rows, and as many as make a prompt. Where a device multiplies more rows otherwise, it
 /// knows by itself.
-const ROWS: [usize; 4] = [1, 2, 4, 16];
+const ROWS: [usize; 5] = [1, 2, 4, 8, 33];
+/// Of these, the most that are tokens of several sequences.
+const ANSWERS_MAX: usize = 8;
 /// Where they begin: far enough that attention is divided.
 const POSITION: usize = 96;
 
@@ -116,7 +118,9 @@ pub(crate) fn rehearse(
                 between_layers: &mut |_| ControlFlow::Continue(()),
             };
             let x = decoder.forward(&mut step)?;
-            decoder.logits(&step, &x, &[0])?;
+            // As many answers, or one of a prompt.
+            let asked = if rows > ANSWERS_MAX { 1 } else { rows as u32 };
+            decoder.logits(&step, &x, &(0..asked).collect::<Vec<_>>())?;
         }
         Ok(())
     })

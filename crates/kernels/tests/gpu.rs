@@ -78,7 +78,7 @@ fn products_on_matrix_units() {
     }
 }
 
-/// Products of a row in fast mode: where the device multiplies bytes, activations are integers of 14 bits or
+/// Products of few rows in fast mode: where the device multiplies bytes, activations are integers of 14 bits or
 /// more.
 #[test]
 fn products_of_integers() {
@@ -86,8 +86,12 @@ fn products_of_integers() {
         // Without subgroups only sums are otherwise.
         let formats = loaded_otherwise(if subgroups { &Format::PLAIN[..] } else { &SOME[..4] }, align);
         for rig in open(options(Precision::Fast, subgroups), align, &SOME) {
-            common::dense::single_row(&rig, &[&formats[..], &AFFINE[..]].concat(), 16256.0);
+            common::dense::few_rows(&rig, &[&formats[..], &AFFINE[..]].concat(), 16256.0);
             if subgroups && align == 16 {
+                common::dense::linears(&rig);
+                common::recurrent::linears_conv(&rig);
+                common::experts::mlp(&rig);
+                common::experts::expert_mlp(&rig);
                 common::experts::routed_layer(&rig);
             }
         }
@@ -165,7 +169,7 @@ fn every_op_in_every_format() {
         }
         for rig in open(options(Precision::Fast, subgroups), align, &all) {
             common::dense::many_rows(&rig);
-            common::dense::single_row(&rig, &loaded_otherwise(&all, align), 16256.0);
+            common::dense::few_rows(&rig, &loaded_otherwise(&all, align), 16256.0);
             common::experts::routed_mlp(&rig);
             common::experts::routed_layer(&rig);
         }

@@ -7,7 +7,7 @@ use files::{Format, Result};
 
 use super::memory::GpuMemory;
 use super::moe::{Group, TILE_WORDS, TableAt};
-use super::product::{MATMUL_ROWS_MIN, alignment, tail};
+use super::product::{INTEGERS_ROWS_MAX, MATMUL_ROWS_MIN, alignment, tail};
 use super::source::{self, Wide};
 use super::work::Work;
 use super::{Binding, Call, Gpu, State, binding, folded, fours, items, weight_parts};
@@ -23,6 +23,8 @@ const UNITS_ROWS: [usize; 3] = [128, 64, 32];
 const METAL_ROWS: [usize; 2] = [64, 32];
 /// Fewer blocks than these leave processors of a large device idle.
 const BLOCKS_WANTED: usize = 128;
+/// Outputs from which on few rows fill it too.
+pub(super) const UNITS_FILLED: usize = BLOCKS_WANTED * UNITS_OUTPUTS;
 /// Entries of a tile for `gate_up.wgsl` where rows are few.
 const FEW: usize = 4;
 /// The constant SPLIT of weights whose columns are met in their order.
@@ -95,10 +97,16 @@ impl Gpu {
         if self.device.matrix == source::METAL_MATRIX { &METAL_ROWS } else { &UNITS_ROWS }
     }
 
-    /// Whether an expert with `entries` of the `rows` of a step goes by blocks. That must not depend on which experts
-    /// arrive together: blocks and rows are summed in different orders.
-    pub(super) fn is_block(&self, rows: usize, entries: usize) -> bool {
-        rows >= MATMUL_ROWS_MIN && (self.on_units() || entries >= MATMUL_ROWS_MIN)
+    /// Whether an expert with `entries` of the `rows` of a step goes by blocks; `integers` says whether its products are of
+    /// integers. That must not depend on which experts arrive together: blocks and rows are summed in different orders.
+    pub(super) fn is_block(&self, rows: usize, entries: usize, integers: bool) -> bool {
+        self.sorts(rows, integers) && (self.on_units() || entries >= MATMUL_ROWS_MIN)
+    }
+
+    /// Whether so many rows are worth sorting by experts. Fewer meet few experts twice: each row goes alone, and a cache has
+    /// the weights of those that it shares.
+    pub(super) fn sorts(&self, rows: usize, integers: bool) -> bool {
+        rows >= MATMUL_ROWS_MIN && !(integers && rows <= INTEGERS_ROWS_MAX)
     }
 
     /// Rows of a tile of experts that have `mean` entries each, all in blocks. Sums do not depend on it.
@@ -318,17 +326,16 @@ impl Gpu {
         self.run(state, &call)
     }
 
-    /// Sorts a choice for more than one row by experts. Blocks go first, if there may be any.
+    /// Sorts a choice for many rows by experts. Blocks go first, if there may be any.
     pub(super) fn sort(&self, state: &mut State, chosen: &Chosen<'_>) -> Result<Vec<Sorted>> {
         let parts = chosen.rows * chosen.top_k;
         let rows = self.block_rows(parts / chosen.experts);
         let all = usize::MAX;
         let blocks = |least| Class { usage: "blocks", rows, least, below: all };
         let few = |below| Class { usage: "tiles", rows: FEW, least: 1, below };
-        let classes = match (chosen.rows >= MATMUL_ROWS_MIN, self.on_units()) {
-            (false, _) => vec![few(all)],
-            (true, true) => vec![blocks(1)],
-            (true, false) => vec![blocks(MATMUL_ROWS_MIN), few(MATMUL_ROWS_MIN)],
+        let classes = match self.on_units() {
+            true => vec![blocks(1)],
+            false => vec![blocks(MATMUL_ROWS_MIN), few(MATMUL_ROWS_MIN)],
         };
         classes.into_iter().map(|class| self.sort_class(state, chosen, class)).collect()
     }

@@ -11,7 +11,7 @@ use super::encoder::{Binding, Recorder};
 use super::memory::GpuMemory;
 use super::pipelines::{Pipelines, variant};
 use super::prepare::Noted;
-use super::product::MATMUL_ROWS_MIN;
+use super::product::INTEGERS_ROWS_MAX;
 use super::source::Kernel;
 use super::work::Work;
 use crate::buffer::{Buffer, DeviceMemory as _, Tensor, Weight};
@@ -152,7 +152,7 @@ pub(super) fn folded(count: usize, y: u32) -> [u32; 3] {
 /// The work of a product that is not divided: few rows, which read the weights by fours. [`Gpu::block_product`] says its own.
 pub(super) fn few_rows(x: &Tensor, w: &Weight) -> Work {
     match x.rows() {
-        rows if rows >= MATMUL_ROWS_MIN => Work::default(),
+        rows if rows > INTEGERS_ROWS_MAX => Work::default(),
         rows => Work::product(rows, [w.rows(), w.cols()], w.format(), 4),
     }
 }

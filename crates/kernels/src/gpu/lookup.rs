@@ -8,7 +8,7 @@ use super::blocks::{Chosen, Halved};
 use super::encoder::{BINDINGS_MAX, Binding};
 use super::memory::GpuMemory;
 use super::moe::{ACT_BYTES_MAX, Group, Parts, Routed, TILE_WORDS, TableAt};
-use super::product::{Job, alignment, tokens_for};
+use super::product::{Job, alignment};
 use super::source::Wide;
 use super::{Call, GROUPS_MAX, Gpu, State, binding, items, memory_of, source};
 use crate::buffer::Tensor;
@@ -20,6 +20,8 @@ const LOOKUP_WORDS: usize = 10;
 /// Most experts among which every workgroup of a pass chooses for itself. An H100 needs 1 us for 256, and 8 us for a dispatch
 /// that chooses for all workgroups.
 const RANKED_MOST: usize = 256;
+/// And rows of such a pass: they multiply its workgroups.
+const RANKED_ROWS_MAX: usize = 4;
 
 /// Where each expert's weights are.
 struct Lookup {
@@ -71,7 +73,8 @@ impl Gpu {
         let lookup = lookup_of(table, x, spec)?;
         let (experts, count) = (table.experts(), x.rows() * spec.top_k);
         let mut state = self.lock();
-        if x.rows() > 1 {
+        let integers = experts.first().is_some_and(|e| self.multiplies_integers(e, lookup.alignment));
+        if self.sorts(x.rows(), integers) {
             let ids = memory_of(routes.ids.buffer())?.binding();
             self.sorted(&mut state, x, table, (ids, spec.top_k), binding(parts)?, &mut Halved::default())?;
             return state.recorder.submit_much(&self.device);
@@ -108,7 +111,7 @@ impl Gpu {
         state.recorder.submit_much(&self.device)
     }
 
-    /// The experts that a router chose for more than one row, sorted by the device: what [`Self::experts`] computes.
+    /// The experts that a router chose for many rows, sorted by the device: what [`Self::experts`] computes.
     fn sorted(
         &self,
         state: &mut State,
@@ -139,7 +142,7 @@ impl Gpu {
         Ok(())
     }
 
-    /// [`crate::Backend::routed_layer`] in three dispatches, where one row, one format and one set of buffers allow.
+    /// [`crate::Backend::routed_layer`] in three dispatches, where few rows, one format and one set of buffers allow.
     pub(super) fn whole_layer(
         &self,
         x: &Tensor,
@@ -158,7 +161,8 @@ impl Gpu {
         }
         let mut halved = Halved::default();
         self.products(&mut state, x, &jobs, &mut halved)?;
-        if rows > 1 {
+        let integers = experts.first().is_some_and(|e| self.multiplies_integers(e, lookup.alignment));
+        if self.sorts(rows, integers) {
             self.pick(&mut state, logits.binding(), [rows, experts.len()], layer.spec, routes, None)?;
             let chosen = (memory_of(routes.ids.buffer())?.binding(), layer.spec.top_k);
             self.sorted(&mut state, x, layer.table, chosen, binding(parts)?, &mut halved)?;
@@ -170,7 +174,9 @@ impl Gpu {
             };
         }
         let tiles = self.scratch(&mut state, "tiles", count * (groups * TILE_WORDS + 2) * 4)?;
-        let ranks = rows == 1 && experts.len() <= RANKED_MOST && self.device.bindings_max >= BINDINGS_MAX;
+        let ranks = rows <= RANKED_ROWS_MAX
+            && experts.len() <= RANKED_MOST
+            && self.device.bindings_max >= BINDINGS_MAX;
         if !ranks {
             let made = (lookup.words.binding(), groups, tiles.binding());
             self.pick(&mut state, logits.binding(), [rows, experts.len()], layer.spec, routes, Some(made))?;
@@ -187,8 +193,8 @@ impl Gpu {
                 experts: experts.len() as u32,
                 spec: layer.spec,
             });
-            if let (false, 1, Some((weights, _)), Some(shared), Some((output, _))) =
-                (shared_done, rows, layer.shared, &shared_parts, &outputs)
+            if let (false, Some((weights, _)), Some(shared), Some((output, _))) =
+                (shared_done, layer.shared, &shared_parts, &outputs)
                 && lookup.takes(&own, &experts[first], shared, weights)
             {
                 group.shared = Some((shared, binding(output)?));
@@ -240,7 +246,7 @@ impl Lookup {
             rows: x.rows(),
             hidden: weights.gate.cols(),
             intermediate: weights.gate.rows(),
-            tokens: tokens_for(1) as usize,
+            tokens: 1,
             blocks: false,
             alignment: self.alignment,
             shared: None,

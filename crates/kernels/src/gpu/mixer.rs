@@ -37,7 +37,7 @@ fn bind<'a>(tensor: Option<&'a Tensor>, nothing: Binding<'a>) -> Result<Binding<
 }
 
 /// Those that have rows.
-fn with_rows(segments: &[Segment]) -> Vec<&Segment> {
+pub(super) fn with_rows(segments: &[Segment]) -> Vec<&Segment> {
     segments.iter().filter(|segment| !segment.rows.is_empty()).collect()
 }
 

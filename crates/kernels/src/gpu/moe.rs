@@ -101,13 +101,13 @@ pub(super) struct Group<'a> {
     pub(super) blocks: bool,
     /// What every base of packed values is a multiple of.
     pub(super) alignment: u32,
-    /// An expert with weights elsewhere that goes with them, for row 0, and its output.
+    /// An expert with weights elsewhere that goes with them, for each row, and its output.
     pub(super) shared: Option<(&'a Parts<'a>, Binding<'a>)>,
-    /// For one row: what the pass makes its table from.
+    /// For very few rows: what the pass makes its table from.
     pub(super) routed: Option<Routed<'a>>,
 }
 
-/// A router's logits about one row, of which nobody has chosen experts.
+/// A router's logits, of which nobody has chosen experts.
 #[derive(Clone, Copy)]
 pub(super) struct Routed<'a> {
     /// Logits, lookup, ids, weights.
@@ -129,7 +129,10 @@ impl Gpu {
         let mut state = self.lock();
         let mut done = vec![false; experts.len()];
         let mut halved = Halved::default();
-        let is_block = |i: usize| self.is_block(x.rows(), experts[i].rows.len());
+        let is_block = |i: usize| {
+            let integers = self.multiplies_integers(experts[i].weights, alignment(parts[i].placed()));
+            self.is_block(x.rows(), experts[i].rows.len(), integers)
+        };
         for first in 0..experts.len() {
             if done[first] {
                 continue;
@@ -140,8 +143,8 @@ impl Gpu {
             members.iter().for_each(|&i| done[i] = true);
             let weights = experts[first].weights;
             let entries: usize = members.iter().map(|&i| experts[i].rows.len()).sum();
-            let tokens =
-                if blocks { self.block_rows(entries / members.len()) } else { tokens_for(x.rows()) as usize };
+            let mean = entries / members.len();
+            let tokens = if blocks { self.block_rows(mean) } else { tokens_for(mean, false) as usize };
             let group = Group {
                 parts: &parts[first],
                 x: binding(x)?,
@@ -159,6 +162,16 @@ impl Gpu {
             self.expert_group(&mut state, &group, batches, &mut halved)?;
         }
         Ok(())
+    }
+
+    /// Whether all products of an expert are of integers where rows are few.
+    pub(super) fn multiplies_integers(&self, weights: &MlpWeights, alignment: u32) -> bool {
+        let MlpWeights { gate, up, down } = weights;
+        let integers = |formats: &[Format], [cols, outputs]: [usize; 2]| {
+            self.stride(formats, [cols, outputs * EXPERTS_ASSUMED], 1, alignment).split != 0
+        };
+        integers(&[gate.format(), up.format()], [gate.cols(), gate.rows()])
+            && integers(&[down.format()], [down.cols(), down.rows()])
     }
 
     /// All experts of a group, in as few passes as the scratch memory and the grid allow.
@@ -242,8 +255,10 @@ impl Gpu {
         group: &Group<'_>,
         table: &TableAt<'_>,
     ) -> Result<()> {
-        let tiles = table.tiles + u32::from(group.shared.is_some());
-        let act = self.scratch(state, "act", (table.entries + 1) * group.intermediate * 4)?;
+        let shared_rows = if group.shared.is_some() { group.rows } else { 0 };
+        let tiles = table.tiles + shared_rows as u32;
+        let entries = table.entries + shared_rows;
+        let act = self.scratch(state, "act", entries * group.intermediate * 4)?;
         let act = act.binding();
         let unused = self.unused(state)?;
         let (hidden, intermediate) = (group.hidden, group.intermediate);
@@ -256,7 +271,7 @@ impl Gpu {
             let mut formats = group.parts.formats[own.clone()].to_vec();
             let format = formats[0];
             let shape = [cols, outputs * EXPERTS_ASSUMED];
-            let mut stride = self.stride(&formats, shape, group.tokens as u32, group.alignment);
+            let mut stride = self.stride(&formats, shape, group.tokens, group.alignment);
             let workgroups = stride.groups(outputs) * tiles as usize;
             let prepared = self.prepared(state, bindings[0], [rows, cols], &mut stride, workgroups)?;
             let mut bindings = bindings.to_vec();
@@ -276,7 +291,7 @@ impl Gpu {
                 let spec = routed.spec;
                 constants.extend([routed.experts, spec.top_k as u32, u32::from(spec.normalise)]);
             }
-            let groups = [stride.groups(outputs) as u32, tiles, 1];
+            let groups = [tiles, stride.groups(outputs) as u32, 1];
             let matrices = own.len();
             state.work =
                 Work::product(table.rows(group.tokens), [outputs * matrices, cols], format, group.tokens);
@@ -295,7 +310,7 @@ impl Gpu {
         for parts in [Some(group.parts), shared].into_iter().flatten() {
             bindings.extend(&parts.down);
         }
-        dispatch(&source::DOWN, 2..3, [table.entries + 1, intermediate, hidden], &bindings, None)
+        dispatch(&source::DOWN, 2..3, [entries, intermediate, hidden], &bindings, None)
     }
 
     pub(super) fn choose(

@@ -4,10 +4,11 @@ use std::sync::Arc;
 
 use files::{Format, Result};
 
-use super::blocks::Halved;
+use super::blocks::{Halved, UNITS_FILLED};
 use super::device::EIGHT;
 use super::encoder::Binding;
 use super::memory::GpuMemory;
+use super::mixer::with_rows;
 use super::source::{self, Wide};
 use super::{Call, Gpu, State, binding, folded, weight_parts};
 use crate::buffer::{Tensor, Weight};
@@ -16,10 +17,12 @@ use crate::ops::{Convolution, Precision, Product};
 
 /// From this many rows on, tiles in shared memory are worth their barriers.
 pub(super) const MATMUL_ROWS_MIN: usize = 16;
+/// But not where integers multiply up to as many rows, and blocks would be too few to fill a large device.
+pub(super) const INTEGERS_ROWS_MAX: usize = 32;
 /// Products that `linears.wgsl` takes at once.
 const JOBS_MAX: usize = 4;
 /// Buffers that `linears_conv.wgsl` needs at most.
-const CONV_BINDINGS: usize = JOBS_MAX + 6;
+const CONV_BINDINGS: usize = JOBS_MAX + 7;
 /// Fewer threads than these do not fill a large device: 16 groups of 32 on each of 128 processors.
 const THREADS_WANTED: usize = 1 << 16;
 /// Threads of the kernels that take four rows of a weight a few lanes.
@@ -42,7 +45,7 @@ const STEPS_FEW: u32 = 32;
 /// How a kernel steps through rows of weights: one pipeline each.
 #[derive(Clone, Copy)]
 pub(super) struct Stride {
-    /// Rows of activations that share one decoding of the weights.
+    /// Rows of activations that share one decoding of the weights. Sums do not depend on it.
     pub(super) tokens: u32,
     /// Whether rows of activations must be loaded value by value.
     tail: u32,
@@ -50,7 +53,7 @@ pub(super) struct Stride {
     lanes: u32,
     wide: Wide,
     /// The constant SPLIT: not 0 for products of integers.
-    split: u32,
+    pub(super) split: u32,
     /// Steps in a row.
     pub(super) chunks: u32,
 }
@@ -67,9 +70,10 @@ impl Stride {
     }
 }
 
-/// Rows of activations that share one decoding of the weights.
-pub(super) fn tokens_for(rows: usize) -> u32 {
-    if rows <= 1 { 1 } else { 4 }
+/// How many of `rows` rows of activations share one decoding of the weights. Eight floats more would not fit registers.
+pub(super) fn tokens_for(rows: usize, integers: bool) -> u32 {
+    let most = if integers { 8 } else { 4 };
+    rows.next_power_of_two().clamp(1, most) as u32
 }
 
 /// Whether rows of `cols` values must be loaded one by one.
@@ -131,17 +135,18 @@ fn same_buffers(a: &Weight, b: &Weight) -> bool {
 }
 
 impl Gpu {
-    /// The stride for `outputs` rows of `cols` values whose packed parts start at multiples of `alignment` bytes.
+    /// The stride for `outputs` rows of `cols` values whose packed parts start at multiples of `alignment` bytes, and `rows` rows
+    /// of activations.
     pub(super) fn stride(
         &self,
         formats: &[Format],
         [cols, outputs]: [usize; 2],
-        tokens: u32,
+        rows: usize,
         alignment: u32,
     ) -> Stride {
         let lanes_max = if self.device.subgroups { self.device.subgroup_threads.clamp(4, 32) } else { 32 };
         let mut wide = Wide::Not;
-        if tokens == 1 && cols.is_multiple_of(32) {
+        if cols.is_multiple_of(32) {
             let all = || formats.iter().map(|&format| source::wide(format, alignment));
             if all().all(|w| w != Wide::Not) {
                 wide = all().max().unwrap_or(Wide::Not);
@@ -151,6 +156,7 @@ impl Gpu {
         let chunks = cols.div_ceil(width) as u32;
         let split = if outputs < INTEGERS_MIN { 0 } else { self.split(formats, wide) };
         let lanes = lanes(chunks, outputs, lanes_max, split != 0);
+        let tokens = tokens_for(rows, split != 0);
         Stride { tokens, tail: tail(cols), lanes, wide, split, chunks }
     }
 
@@ -163,8 +169,20 @@ impl Gpu {
         if rounds && wide != Wide::Not && splits.all(|split| split == first) { first } else { 0 }
     }
 
+    /// Whether `rows` rows are multiplied with a weight block by block. A router's logits are not, as long as rows may be tokens
+    /// of several sequences: they shall not be rounded.
+    pub(super) fn by_blocks(&self, rows: usize, w: &Weight) -> bool {
+        if !(MATMUL_ROWS_MIN..=INTEGERS_ROWS_MAX).contains(&rows) {
+            return rows >= MATMUL_ROWS_MIN;
+        }
+        let (cols, outputs) = (w.cols(), w.rows());
+        let base = weight_parts(w).map_or([0; 3], |(_, base)| base);
+        let integers = self.stride(&[w.format()], [cols, outputs], rows, alignment([base])).split != 0;
+        outputs >= INTEGERS_MIN && !(integers && (!self.on_units() || outputs < UNITS_FILLED))
+    }
+
     /// The activations of a product of integers by `workgroups` workgroups, `[rows, cols]` of them, prepared for all, if that is
-    /// better than that each workgroup prepares what it needs.
+    /// better than that each workgroup prepares the row that it needs.
     pub(super) fn prepared(
         &self,
         state: &mut State,
@@ -173,7 +191,7 @@ impl Gpu {
         stride: &mut Stride,
         workgroups: usize,
     ) -> Result<Option<Arc<GpuMemory>>> {
-        if stride.split == 0 || workgroups * cols < PREPARE_MIN {
+        if stride.split == 0 || stride.tokens == 1 && workgroups * cols < PREPARE_MIN {
             return Ok(None);
         }
         let kernel = &source::INTEGERS;
@@ -202,8 +220,9 @@ impl Gpu {
         jobs: &[Job<'_>],
         halved: &mut Halved,
     ) -> Result<()> {
-        let alone =
-            |job: &Job<'_>| job.bias.is_some() || x.rows() >= MATMUL_ROWS_MIN || job.weight.rows() == 0;
+        let alone = |job: &Job<'_>| {
+            job.bias.is_some() || job.weight.rows() == 0 || self.by_blocks(x.rows(), job.weight)
+        };
         let mut done = vec![false; jobs.len()];
         for (first, job) in jobs.iter().enumerate() {
             if done[first] {
@@ -226,7 +245,7 @@ impl Gpu {
         Ok(())
     }
 
-    /// [`crate::Backend::linears_conv`]: one row in one dispatch, if one takes all products.
+    /// [`crate::Backend::linears_conv`]: a row of each sequence in one dispatch, if one takes all products.
     pub(super) fn products_and_conv(
         &self,
         x: &Tensor,
@@ -236,15 +255,24 @@ impl Gpu {
         let all = jobs(x, products)?;
         let fits = all.len() <= JOBS_MAX && self.device.bindings_max >= CONV_BINDINGS;
         let alike = |job: &Job<'_>| {
-            job.bias.is_none() && job.weight.rows() > 0 && same_buffers(all[0].weight, job.weight)
+            let goes = job.bias.is_none() && job.weight.rows() > 0 && !self.by_blocks(x.rows(), job.weight);
+            goes && same_buffers(all[0].weight, job.weight)
         };
-        let alone = matches!(conv.segments, [segment] if segment.rows == (0..1));
-        if alone && x.rows() == 1 && fits && all.iter().all(alike) {
+        let segments = with_rows(conv.segments);
+        let each = x.rows() == segments.len() && (0..).zip(&segments).all(|(i, s)| s.rows == (i..i + 1));
+        let mut state = self.lock();
+        // Rows of a rehearsal are one sequence's, and stand for as many sequences too.
+        let rehearses = state.rehearses();
+        if (each || rehearses) && fits && all.iter().all(alike) {
             let first = Job { weight: all[0].weight, bias: None, out: binding(conv.out)? };
             let all: Vec<&Job<'_>> = std::iter::once(&first).chain(&all[1..]).collect();
-            return self.products_at_once(&mut self.lock(), x, &all, Some(&conv));
+            self.products_at_once(&mut state, x, &all, Some(&conv))?;
+            if each {
+                return Ok(());
+            }
         }
-        self.products(&mut self.lock(), x, &all, &mut Halved::default())?;
+        self.products(&mut state, x, &all, &mut Halved::default())?;
+        drop(state);
         self.convolve(products[0].out, conv.weight, conv.segments, conv.state, conv.out)
     }
 
@@ -269,9 +297,9 @@ impl Gpu {
         let outputs: usize = jobs.iter().map(|job| job.weight.rows()).sum();
         let formats = [first.format()];
         let cols = first.cols();
-        let mut stride = self.stride(&formats, [cols, outputs], tokens_for(x.rows()), alignment(packed));
-        let slot = conv.and_then(|conv| conv.segments.first()).map_or(0, |segment| segment.slot);
-        params.extend([cols as u32, x.rows() as u32, stride.chunks, slot]);
+        let mut stride = self.stride(&formats, [cols, outputs], x.rows(), alignment(packed));
+        // Immediates of four are at multiples of their size.
+        params.extend([cols as u32, x.rows() as u32, stride.chunks, 0]);
         let groups: usize = jobs.iter().map(|job| stride.groups(job.weight.rows())).sum();
         let unused = self.unused(state)?;
         let prepared = self.prepared(state, binding(x)?, [x.rows(), cols], &mut stride, groups)?;
@@ -279,10 +307,12 @@ impl Gpu {
         bindings.extend((0..JOBS_MAX).map(|i| jobs.get(i).map_or(unused[i].binding(), |job| job.out)));
         let mut constants = stride.constants().to_vec();
         let mut kernel = &source::LINEARS;
-        if let Some(conv) = conv {
+        let places = conv.map(|conv| self.place_segments(state, &with_rows(conv.segments))).transpose()?;
+        if let (Some(conv), Some(places)) = (conv, &places) {
             kernel = &source::LINEARS_CONV;
             constants.push(conv.weight.cols() as u32);
-            bindings.extend([binding(conv.weight)?, binding(conv.state)?]);
+            params.extend(places.params(&[]));
+            bindings.extend([binding(conv.weight)?, binding(conv.state)?, places.binding()]);
         }
         bindings.extend(weight_parts(first)?.0);
         self.run(
@@ -315,7 +345,7 @@ impl Gpu {
         halved: &mut Halved,
     ) -> Result<()> {
         let (rows, cols, outputs) = (x.rows(), w.cols(), w.rows());
-        if rows >= MATMUL_ROWS_MIN {
+        if self.by_blocks(rows, w) {
             return self.block_product(state, x, w, bias, out, halved);
         }
         let (parts, base) = weight_parts(w)?;
@@ -326,7 +356,7 @@ impl Gpu {
         let x = binding(x)?;
         let bias = bias.map(binding).transpose()?.unwrap_or(x);
         let formats = [w.format()];
-        let mut stride = self.stride(&formats, [cols, outputs], tokens_for(rows), alignment([base]));
+        let mut stride = self.stride(&formats, [cols, outputs], rows, alignment([base]));
         let groups = stride.groups(outputs);
         params.push(stride.chunks);
         let prepared = self.prepared(state, x, [rows, cols], &mut stride, groups)?;

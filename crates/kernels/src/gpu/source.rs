@@ -95,8 +95,8 @@ kernels! {
         constants ["TOKENS", "TAIL", "LANES", "WIDE", "SPLIT"] threads 256;
     LINEARS = "linears" "rwwww" weights ["w"]
         constants ["TOKENS", "TAIL", "LANES", "WIDE", "SPLIT"] threads 256 parts ["linears_body"];
-    LINEARS_CONV = "linears_conv" "rwwwwrw" weights ["w"]
-        constants ["TOKENS", "TAIL", "LANES", "WIDE", "SPLIT", "KERNEL"] threads 256 parts ["linears_body"];
+    LINEARS_CONV = "linears_conv" "rwwwwrwr" weights ["w"]
+        constants ["TOKENS", "TAIL", "LANES", "WIDE", "SPLIT", "KERNEL"] threads 256 parts ["segments", "linears_body"];
     INTEGERS = "integers" "rw" weights [] constants ["SPLIT", "LANES"] threads 256;
     MATMUL = "matmul" "rrrw" weights ["w"] constants ["GATHER", "TAIL"] threads 256;
     HALVES = "halves" "rw" weights [] constants ["SPLIT", "TAIL"] threads 256;
@@ -246,7 +246,23 @@ pub fn wgsl(kernel: &Kernel, variant: &Variant, subgroups: bool) -> String {
     let known =
         [("$WORKGROUP_ARGUMENTS", arguments), ("$WORKGROUP_SETUP", setup), ("$PAGE", &format!("{PAGE}u"))];
     out.push_str(&known.iter().fold(body, |body, (name, value)| body.replace(name, value)));
+    if kernel.constants.contains(&"TOKENS") {
+        out = unrolled(&out, constant(kernel, variant, "TOKENS"));
+    }
     out
+}
+
+/// Loops over TOKENS, written out: an array whose indices are known lies in registers, and not every driver's compiler
+/// makes them known. Such a loop ends at the next line with nothing but a brace at its own indentation.
+fn unrolled(text: &str, tokens: u32) -> String {
+    const LOOP: &str = "for (var i = 0u; i < TOKENS; i++) {\n";
+    let Some((before, rest)) = text.split_once(LOOP) else { return text.into() };
+    let indentation = before.rsplit('\n').next().unwrap_or_default();
+    let end = format!("\n{indentation}}}\n");
+    let Some((body, after)) = rest.split_once(&end) else { return text.into() };
+    let each = |i| format!("{{\n{indentation}    const i = {i}u;\n{body}{end}{indentation}");
+    let all: String = (0..tokens).map(each).collect();
+    format!("{before}{all}\n{}", unrolled(after, tokens))
 }
 
 /// Bindings, loads and decoders of a kernel's weights, and its steps through them.

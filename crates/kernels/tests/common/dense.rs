@@ -59,41 +59,47 @@ pub fn linear(rig: &Rig) {
     }
 }
 
-/// Products of a single row where fast mode makes integers of the activations, 32 with a scale each and the largest of
+/// Products of few rows where fast mode makes integers of the activations, 32 with a scale each and the largest of
 /// them at least `most`; of large matrices too.
-pub fn single_row(rig: &Rig, formats: &[Format], most: f32) {
+pub fn few_rows(rig: &Rig, formats: &[Format], most: f32) {
     let mut rng = Rng::new(40);
     for (i, &format) in formats.iter().enumerate() {
         for cols in [256, 256 * rng.within(17..=20)] {
             let (outputs, size) = (rng.within(1024..=1100), [1.0, 1e-3, 100.0][i % 3]);
-            row(rig, format, &rng.values(cols, size), outputs, most, &mut rng);
+            some(rig, format, &rng.values(cols, size), [1, outputs], most, &mut rng);
         }
+        let rows = [2, 3, 4, 5, 8, 9, 16, 17, 32][(i + rng.within(0..=1)) % 9];
+        some(rig, format, &rng.values(512 * rows, 1.0), [rows, 1030], most, &mut rng);
         // So much that x is prepared once for all workgroups.
         if i % 4 == 0 {
-            row(rig, format, &rng.values(4096, 1.0), 12_700, most, &mut rng);
+            some(rig, format, &rng.values(4096, 1.0), [1, 12_700], most, &mut rng);
         }
     }
 }
 
-fn row(rig: &Rig, format: Format, x: &[f32], outputs: usize, most: f32, rng: &mut Rng) {
-    let (mut x, cols) = (x.to_vec(), x.len());
+fn some(rig: &Rig, format: Format, x: &[f32], [rows, outputs]: [usize; 2], most: f32, rng: &mut Rng) {
+    let (mut x, cols) = (x.to_vec(), x.len() / rows);
     let w = Encoded::random(format, outputs, cols, rng);
     x[cols / 2] = 1e4;
     x[..32].fill(0.0);
-    let what = format!("{format} [1, {cols}] -> {outputs}");
+    let what = format!("{format} [{rows}, {cols}] -> {outputs}");
     let (got, want) = (product(rig, &x, &w, None), product(&Rig::reference(), &x, &w, None));
-    close(rig, &what, &got, &want, |n| {
-        let w = w.row(n);
+    // Whatever rows share the decoding of weights.
+    let alone = rng.within(0..=rows - 1);
+    let own = product(rig, &x[alone * cols..][..cols], &w, None);
+    same(rig, &format!("{what}, row {alone}"), &own, &got[alone * outputs..][..outputs]);
+    close(rig, &what, &got, &want, |i| {
+        let (x, w) = (&x[i / outputs * cols..][..cols], w.row(i % outputs));
         let largest = |x: &[f32]| x.iter().fold(0.0f32, |max, x| max.max(x.abs()));
         let sizes = |w: &[f32]| w.iter().map(|w| w.abs()).sum::<f32>();
         let steps: f32 = x.chunks(32).zip(w.chunks(32)).map(|(x, w)| largest(x) * sizes(w)).sum();
         let products: f32 = x.iter().zip(&w).map(|(x, w)| (x * w).abs()).sum();
-        0.505 * steps / most + 4e-6 * products + 1e-6 * want[n].abs()
+        0.505 * steps / most + 4e-6 * products + 1e-6 * want[i].abs()
     });
     for bad in [f32::INFINITY, f32::NAN] {
         x[cols - 3] = bad;
         let got = product(rig, &x, &w, None);
-        let finite = got.iter().filter(|v| v.is_finite()).count();
+        let finite = got[..outputs].iter().filter(|v| v.is_finite()).count();
         assert_eq!(finite, 0, "{}: {what}: {bad} in x did not show", rig.name);
     }
 }
@@ -103,12 +109,14 @@ pub fn linears(rig: &Rig) {
     let mut rng = Rng::new(7);
     let formats = &rig.formats;
     for (i, &format) in formats.iter().enumerate() {
-        let rows = [1, 3, 17][i % 3];
+        let rows = [1, 3, 17, 2, 8][i % 5];
         let cols = 256 * rng.within(1..=3);
         let others = formats[(i + 1) % formats.len()];
+        // In fast mode so many outputs that integers are worth it.
+        let most = if rig.exact() { 70 } else { 600 };
         let all: Vec<Encoded> = [format, others, format, format, format, format, format]
             .into_iter()
-            .map(|f| Encoded::random(f, rng.within(1..=70), cols, &mut rng))
+            .map(|f| Encoded::random(f, rng.within(1..=most), cols, &mut rng))
             .collect();
         let x = rng.values(rows * cols, 1.0);
         let bias = rng.values(all[3].rows, 1.0);

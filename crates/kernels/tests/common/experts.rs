@@ -131,7 +131,7 @@ pub fn routed_mlp(rig: &Rig) {
     let formats = &rig.formats;
     for (i, &format) in formats.iter().enumerate() {
         let down = formats[(i + 1) % formats.len()];
-        let rows = [1, 2, 40][i % 3];
+        let rows = [1, rng.within(2..=32), 40][i % 3];
         let spec = RouteSpec { top_k: rng.within(1..=4), normalise: true };
         let experts = rng.within(5..=9);
         let mlps: Vec<Mlp> = (0..experts).map(|_| Mlp::random(format, down, 256, 256, &mut rng)).collect();
@@ -179,8 +179,8 @@ pub fn routed_layer(rig: &Rig) {
     let formats = &rig.formats;
     for (i, &format) in formats.iter().enumerate() {
         // On matrix units, which round, routers may choose otherwise.
-        let most = if rig.backend.info().precision == Precision::Exact { 40 } else { 2 };
-        let rows = [1, 1, 2, most][i % 4];
+        let most = if rig.backend.info().precision == Precision::Exact { 40 } else { 32 };
+        let rows = [1, rng.within(2..=4), rng.within(5..=15), rng.within(16..=most)][i % 4];
         let spec = RouteSpec { top_k: rng.within(1..=4), normalise: rng.flag() };
         let (experts, one_buffer, with_shared) = (rng.within(5..=9), i % 3 < 2, i % 5 < 4);
         let mlps: Vec<Mlp> = (0..experts).map(|_| Mlp::random(format, format, 256, 256, &mut rng)).collect();

@@ -51,7 +51,7 @@ pub fn linears_conv(rig: &Rig) {
             .collect();
         // One sequence, then two of them, in one row, in three, and here and there in more.
         let more = if i % 3 == 0 { vec![2, 4] } else { vec![1, 0] };
-        let steps = vec![vec![1, 0], vec![0, 1], vec![2, 1], more, vec![1, 0]];
+        let steps = vec![vec![1, 0], vec![0, 1], vec![1, 1], vec![2, 1], more, vec![1, 0]];
         let work = Work { steps, gaps: i % 3 == 0, empty: false, ..Work::step(&mut rng, &[0, 0], 50) };
         let x = [0, 1].map(|_| rng.values(10 * cols, 1.0));
         let conv = rng.values(channels * kernel, 1.0);

@@ -24,19 +24,29 @@ pub struct Parsed {
     pub info: ModuleInfo,
 }
 
+/// How a kernel steps through weights: the constants of these names.
+#[derive(Clone, Copy, PartialEq)]
+struct Step {
+    tokens: u32,
+    tail: u32,
+    wide: u32,
+    split: u32,
+}
+
 /// Values for the constants of a kernel.
-fn constants(kernel: &Kernel, tail: u32, kv_format: u32, wide: u32, split: u32) -> [u32; CONSTANTS_MAX] {
+fn constants(kernel: &Kernel, kv_format: u32, step: Step) -> [u32; CONSTANTS_MAX] {
+    let Step { tokens, tail, wide, split } = step;
     let mut all = [0; CONSTANTS_MAX];
     for (slot, name) in all.iter_mut().zip(kernel.constants) {
         *slot = match *name {
             "TAIL" => tail,
-            "TOKENS" if wide > 0 => 1,
+            "TOKENS" => tokens,
             "WIDE" => wide,
             "SPLIT" if kernel.weights.is_empty() => 1,
             "SPLIT" => split,
             "LANES" if kernel.name == "attention" => 32,
             "LANES" => 8,
-            "TOKENS" | "KERNEL" | "TOP_K" | "HEADS" => 4,
+            "KERNEL" | "TOP_K" | "HEADS" => 4,
             "HEAD_DIM" | "KEY_DIM" => 128,
             "FOURS" => kv_format,
             "EXPERTS" => 512,
@@ -75,19 +85,18 @@ fn variants(all: &mut Vec<Shader>, kernel: &'static Kernel, format: Format) {
         _ => 0..1,
     };
     // Loads of a step, with products of floats, and of integers that the kernel or another prepares.
-    let mut steps = vec![(0, 0, tail)];
+    let mut steps = vec![Step { tokens: 4, tail, wide: 0, split: 0 }];
     if kernel.constants.contains(&"WIDE") {
-        let widths = [4, 8, 16].map(|alignment| wide(format, alignment) as u32);
-        steps.extend(
-            widths
-                .iter()
-                .filter(|&&w| w > 0)
-                .flat_map(|&w| [(w, 0, tail), (w, split(format), tail), (w, split(format), 2)]),
-        );
+        let (widths, split) = ([4, 8, 16].map(|alignment| wide(format, alignment) as u32), split(format));
+        steps.extend(widths.iter().filter(|&&w| w > 0).flat_map(|&wide| {
+            let floats = |tokens| Step { tokens, tail, wide, split: 0 };
+            let integers = |tokens, tail| Step { tokens, tail, wide, split };
+            [floats(1), floats(4), integers(1, tail), integers(8, 2)]
+        }));
         steps.dedup();
     }
-    for (kv_format, (wide, split, tail)) in kv_formats.flat_map(|f| steps.iter().map(move |&s| (f, s))) {
-        let constants = constants(kernel, tail, kv_format, wide, split);
+    for (kv_format, step) in kv_formats.flat_map(|f| steps.iter().map(move |&s| (f, s))) {
+        let constants = constants(kernel, kv_format, step);
         let mut variant = Variant { name: kernel.name, formats, constants };
         add(all, kernel, variant);
         // Blocks for matrix instructions have several sizes, and so have matrices.

@@ -1,5 +1,5 @@
 // parts[part_e] = down_j . act[e] for the entries e of every expert j; the table is that of gate_up.
-// With SHARED, one more tile is an expert with weights in other buffers, and an output of its own.
+// With SHARED, a tile more for each row is an expert with weights in other buffers, and an output of its own.
 
 struct Params {
     tiles: u32,
@@ -8,7 +8,7 @@ struct Params {
     intermediate: u32,
     // Steps of the decoder in a row.
     chunks: u32,
-    // The tile after the last, and the bases of its weight.
+    // The tile after the last, the first of the shared expert, and the bases of its weight.
     shared_tile: u32,
     shared_base: array<u32, 3>,
 }
@@ -23,11 +23,11 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, $WORKGROUP_ARGUMENTS) {
     $WORKGROUP_SETUP
     let at = position(t);
     let lane = at % LANES;
-    let n = (group.x * (THREADS / LANES) + at / LANES) * 4u;
+    let n = (group.y * (THREADS / LANES) + at / LANES) * 4u;
     let four = min(vec4<u32>(n, n + 1u, n + 2u, n + 3u), vec4<u32>(p.hidden - 1u));
-    let is_shared = SHARED == 1u && group.y == p.shared_tile;
-    let tile = p.tiles + select(group.y, 0u, is_shared) * 11u;
-    let first = select(table[tile + 9u], group.y, is_shared);
+    let is_shared = SHARED == 1u && group.x >= p.shared_tile;
+    let tile = p.tiles + select(group.x, 0u, is_shared) * 11u;
+    let first = select(table[tile + 9u], group.x, is_shared);
     let count = select(table[tile + 10u], 1u, is_shared);
     if count == 0u {
         return;
@@ -54,7 +54,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, $WORKGROUP_ARGUMENTS) {
         let sum = lanes_sum4(sums[i], at);
         if lane < 4u && n + lane < p.hidden && i < count {
             if is_shared {
-                shared_out[n + lane] = sum[lane];
+                shared_out[(group.x - p.shared_tile) * p.hidden + n + lane] = sum[lane];
             } else {
                 let part = table[p.entries + (first + i) * 2u + 1u];
                 parts[part * p.hidden + n + lane] = sum[lane];

@@ -5,7 +5,7 @@
 @group(0) @binding(1) var<storage, read> table: array<u32>;
 
 fn job_of(group: vec3<u32>, t: u32) -> Job {
-    let tile = p.tiles + group.y * 11u;
+    let tile = p.tiles + group.x * 11u;
     return Job(
         vec3<u32>(table[tile], table[tile + 1u], table[tile + 2u]),
         vec3<u32>(table[tile + 3u], table[tile + 4u], table[tile + 5u]),

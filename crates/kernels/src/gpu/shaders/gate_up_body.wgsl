@@ -1,5 +1,6 @@
-// The body of `gate_up` and `gate_up_routed`, which say what a workgroup's job is. With SHARED, one more tile is an expert
-// with weights in other buffers, for row 0.
+// The body of `gate_up` and `gate_up_routed`, which say what a workgroup's job is. With SHARED, a tile more for each row is an
+// expert with weights in other buffers. Workgroups of the same outputs follow each other through the tiles, so that the
+// rows that an expert has read its weights at about the same time, all but the first from a cache.
 
 struct Params {
     tiles: u32,
@@ -8,7 +9,7 @@ struct Params {
     intermediate: u32,
     // Steps of the decoders in a row.
     chunks: u32,
-    // The tile after the last, and the bases of its gate and up.
+    // The tile after the last, the first of the shared expert, and the bases of its gate and up.
     shared_tile: u32,
     shared_base: array<u32, 6>,
     // Where the lookup of this group of experts starts, for `gate_up_routed`; `route.wgsl` says what is in it.
@@ -30,13 +31,13 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, $WORKGROUP_ARGUMENTS) {
     $WORKGROUP_SETUP
     let at = position(t);
     let lane = at % LANES;
-    let n = (group.x * (THREADS / LANES) + at / LANES) * 4u;
+    let n = (group.y * (THREADS / LANES) + at / LANES) * 4u;
     let four = min(vec4<u32>(n, n + 1u, n + 2u, n + 3u), vec4<u32>(p.intermediate - 1u));
-    let is_shared = SHARED == 1u && group.y == p.shared_tile;
+    let is_shared = SHARED == 1u && group.x >= p.shared_tile;
     var job = Job(
         vec3<u32>(p.shared_base[0], p.shared_base[1], p.shared_base[2]),
         vec3<u32>(p.shared_base[3], p.shared_base[4], p.shared_base[5]),
-        group.y,
+        group.x,
         1u,
     );
     if !is_shared {
@@ -49,8 +50,9 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, $WORKGROUP_ARGUMENTS) {
     var gates: array<vec4<f32>, TOKENS>;
     var ups: array<vec4<f32>, TOKENS>;
     for (var i = 0u; i < TOKENS; i++) {
-        rows[i] = 0u;
-        if !is_shared {
+        if is_shared {
+            rows[i] = group.x - p.shared_tile;
+        } else {
             rows[i] = row_of(job.first + min(i, job.count - 1u));
         }
     }

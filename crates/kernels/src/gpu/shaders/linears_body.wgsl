@@ -11,8 +11,8 @@ struct Params {
     rows: u32,
     // Steps of the weights' decoder in a row.
     chunks: u32,
-    // Which state of a convolution.
-    slot: u32,
+    // Of a convolution: a row each.
+    segments: vec4<u32>,
 }
 var<immediate> p: Params;
 @group(0) @binding(0) var<storage, read> x: array<XItem>;
@@ -56,7 +56,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, $WORKGROUP_ARGUMENTS) {
         rows[i] = min(first + i, p.rows - 1u);
     }
     if which == 0u && lane < 4u && n + lane < product.w {
-        before_first(n + lane);
+        before_first(first, n + lane);
     }
     for (var tile = 0u; tile < p.chunks; tile += X_CHUNKS) {
         let count = min(X_CHUNKS, p.chunks - tile);
@@ -70,7 +70,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, $WORKGROUP_ARGUMENTS) {
         if lane < 4u && n + lane < product.w && first + i < p.rows {
             let to = (first + i) * product.w + n + lane;
             switch which {
-                case 0u: { put_first(to, sum[lane]); }
+                case 0u: { put_first(first + i, n + lane, sum[lane]); }
                 case 1u: { out_1[to] = sum[lane]; }
                 case 2u: { out_2[to] = sum[lane]; }
                 default: { out_3[to] = sum[lane]; }

@@ -1,5 +1,5 @@
-// Four rows of a weight times one row of x over the thirty-two columns of `chunk`: all loads first, so that many are
-// on their way at once.
+// Four rows of a weight times TOKENS rows of x over the thirty-two columns of `chunk`: all loads of weights first, so that
+// many are on their way at once.
 fn $W_step(
     sums: ptr<function, array<vec4<f32>, TOKENS>>,
     base: vec3<u32>,
@@ -12,8 +12,10 @@ fn $W_step(
     let r1 = $W_raw(base, n.y, chunk, cols);
     let r2 = $W_raw(base, n.z, chunk, cols);
     let r3 = $W_raw(base, n.w, chunk, cols);
-    let c = columns((*rows)[0], chunk, $W_SPLIT, cols);
-    (*sums)[0] += vec4<f32>(
-        dot32($W_wide(r0), c), dot32($W_wide(r1), c), dot32($W_wide(r2), c), dot32($W_wide(r3), c),
-    );
+    for (var i = 0u; i < TOKENS; i++) {
+        let c = columns((*rows)[i], chunk, $W_SPLIT, cols);
+        (*sums)[i] += vec4<f32>(
+            dot32($W_wide(r0), c), dot32($W_wide(r1), c), dot32($W_wide(r2), c), dot32($W_wide(r3), c),
+        );
+    }
 }
