@@ -45,7 +45,8 @@ pub struct ChatPrompt {
     /// Whether the template asks for tool calls as plain JSON, without markup around it: see
     /// [`Template::json_calls`].
     pub json_calls: bool,
-    /// Tokens after which prompts to come are likely to differ, rising: see [`Self::borders_of`].
+    /// Tokens after which prompts to come are likely to differ, rising: after the system message and the tools, after the last
+    /// question, before the beginning of the answer.
     pub borders: Vec<usize>,
 }
 
