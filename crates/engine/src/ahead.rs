@@ -6,7 +6,7 @@
 
 use files::Result;
 use kernels::Backend;
-use kernels::ops::Recorded;
+use kernels::ops::{Recorded, Segment};
 
 use crate::scratch::Activation;
 use crate::sequence::SequenceId;
@@ -26,6 +26,8 @@ pub(crate) struct StepLock {
 
 /// A step of one token of each of some sequences, which waits for the tokens.
 pub(crate) struct Ahead {
+    /// Where the sequences' states were when it was recorded: they may be elsewhere now.
+    pub(crate) segments: Vec<Segment>,
     /// Up to the logits.
     pub(crate) recorded: Recorded,
     /// `[sequences, vocab]`, once it has run.

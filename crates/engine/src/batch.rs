@@ -91,6 +91,7 @@ impl Batch {
     ) -> Result<()> {
         check(model, parts, model.step_rows_max())?;
         let mut lock = model.lock_step();
+        prepare(parts, &mut lock.states)?;
         let before = positions(parts);
         let run = self.step(model, &mut lock, parts, between_layers, sink);
         if run.is_err() {
@@ -112,11 +113,11 @@ impl Batch {
         sink: LogitSink<'_>,
     ) -> Result<()> {
         check(model, parts, model.sequences_max())?;
+        prepare(parts, pause.states)?;
         let before = positions(parts);
         let go_on = &mut |_: &mut Pause<'_>| ControlFlow::Continue(());
-        let run = prepare(parts, pause.states).and_then(|()| {
-            self.compute(model, pause.states, pause.pool.as_deref_mut(), parts, Guess::None, go_on, sink)
-        });
+        let pool = pause.pool.as_deref_mut();
+        let run = self.compute(model, pause.states, pool, parts, Guess::None, go_on, sink);
         if run.is_err() {
             go_back(parts, &before, pause.states)?;
         }
@@ -171,7 +172,6 @@ impl Batch {
         between_layers: BetweenLayers<'_>,
         sink: LogitSink<'_>,
     ) -> Result<()> {
-        prepare(parts, &mut lock.states)?;
         let segments = segments(parts);
         let wanted = wanted(parts, &segments);
         let decodes = parts.iter().all(|part| part.rows == 1);
@@ -182,7 +182,7 @@ impl Batch {
         let answers_all = wanted.len() == parts.len() && wanted.len() <= LOGIT_ROWS / 2;
         let looks_up =
             decodes && answers_all && !records && pool.as_deref().is_none_or(ExpertPool::all_resident);
-        if let Some(ahead) = ahead.filter(|_| looks_up) {
+        if let Some(ahead) = ahead.filter(|ahead| looks_up && ahead.segments == segments) {
             let tokens = tokens(parts);
             let pool = &mut pool.as_deref_mut();
             go_on(between_layers(&mut pause(&mut lock.states, pool, 0)))?;
@@ -297,14 +297,22 @@ fn positions(parts: &[Part<'_>]) -> Vec<usize> {
     parts.iter().map(|part| part.sequence.position()).collect()
 }
 
+/// Makes all parts ready; where one cannot be, all are as before.
 fn prepare(parts: &mut [Part<'_>], states: &mut StatePool) -> Result<()> {
-    parts.iter_mut().try_for_each(|part| part.sequence.prepare(states, part.rows))
+    let prepared = parts.iter_mut().try_for_each(|part| part.sequence.prepare(states, part.rows));
+    if prepared.is_err() {
+        parts.iter_mut().for_each(|part| part.sequence.state.unclaim());
+    }
+    prepared
 }
 
 /// After a step that failed.
 fn go_back(parts: &mut [Part<'_>], positions: &[usize], states: &mut StatePool) -> Result<()> {
-    let mut parts = parts.iter_mut().zip(positions);
-    parts.try_for_each(|(part, position)| part.sequence.go_back(states, *position))
+    let mut all = Ok(());
+    for (part, position) in parts.iter_mut().zip(positions) {
+        all = all.and(part.sequence.go_back(states, *position)); // also after one that fails
+    }
+    all
 }
 
 fn check(model: &Model, parts: &[Part<'_>], most: usize) -> Result<()> {
@@ -472,7 +480,9 @@ fn record(
         Ok(())
     });
     match recorded {
-        Ok(recorded) => Ok(recorded.zip(logits).map(|(recorded, logits)| Ahead { recorded, logits })),
+        Ok(recorded) => {
+            Ok(recorded.zip(logits).map(|(recorded, logits)| Ahead { segments, recorded, logits }))
+        }
         // A layer that is no longer resident, or no room: the step itself will do without.
         Err(e) if matches!(e.kind(), ErrorKind::Unsupported | ErrorKind::Memory) => Ok(None),
         Err(e) => Err(e),

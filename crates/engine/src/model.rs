@@ -407,7 +407,13 @@ impl Model {
     /// # Errors
     /// `Io` when the directory cannot be made, read or written, or another process has it; nothing is stored then.
     pub fn store_states(self: &Arc<Self>, directory: &Path, space_bytes: u64) -> Result<()> {
-        let opened = StateDirectory::open(directory, space_bytes, self.fingerprint, self.meta.vocab_size)?;
+        // The number format of keys and values, and a GPU's rounding, are in every state.
+        let format = self.lock_step().states.format_code();
+        let of_states = [format, u64::from(self.device_counts().is_some())];
+        let fingerprint = of_states.iter().fold(self.fingerprint, |hash, word| {
+            (hash ^ word).wrapping_mul(0x0100_0000_01b3).rotate_left(17)
+        });
+        let opened = StateDirectory::open(directory, space_bytes, fingerprint, self.meta.vocab_size)?;
         self.keeper.get_or_init(|| Keeper::new(opened)).start(self)
     }
 

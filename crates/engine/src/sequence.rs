@@ -291,13 +291,16 @@ impl Sequence {
     /// before. Also where the state is already: after a step that broke off, recurrent layers before the break have moved
     /// on.
     pub(crate) fn go_back(&mut self, states: &mut StatePool, position: usize) -> Result<()> {
-        match self.before(states, position) {
+        let gone_back = match self.before(states, position) {
             Some(found) => self.state.adopt(states, &found),
             None => {
                 self.state.reset();
                 Ok(())
             }
-        }
+        };
+        // What follows may be other tokens.
+        self.start = self.start.take().filter(|start| start.position() <= position);
+        gone_back
     }
 
     /// A clear error where `len` tokens do not fit.

@@ -187,9 +187,9 @@ impl StateDirectory {
                     states.prefixes.keep(prefix, true);
                     return true;
                 }
-                // No room in memory: nothing is wrong with the file.
-                Err(e) if e.kind() == ErrorKind::Memory => return false,
-                Err(_) => {} // it is deleted
+                Err(e) if is_damage(&e) => {} // it is deleted
+                // No room in memory, too many open files: nothing is wrong with it.
+                Err(_) => return false,
             }
         }
     }
@@ -215,8 +215,8 @@ impl StateDirectory {
                 // Only the order of eviction after a restart hangs on it.
                 let _ = File::options().append(true).open(path).and_then(|file| file.set_modified(now));
             }
-            Err(e) if e.kind() == ErrorKind::Memory => {}
-            Err(_) => self.remove_border(key),
+            Err(e) if is_damage(e) => self.remove_border(key),
+            Err(_) => {}
         }
         read
     }
@@ -238,11 +238,12 @@ impl StateDirectory {
     /// All pages of `tokens`, which fill them.
     fn read_pages(&mut self, states: &mut StatePool, tokens: &[u32]) -> Result<Vec<Page>> {
         let mut pages: Vec<Page> = Vec::new();
-        for (key, own) in self.page_keys(tokens).iter().zip(tokens.chunks_exact(PAGE)) {
+        for (i, (key, own)) in self.page_keys(tokens).iter().zip(tokens.chunks_exact(PAGE)).enumerate() {
             let path = self.path(key, PAGE_SUFFIX);
+            let whole = |h: &Header| [h.tokens_from, h.first, h.end] == [i * PAGE, i * PAGE, (i + 1) * PAGE];
             match read_file(states, self.vocab, self.fingerprint, &path) {
-                Ok(page) if page.tokens == own => pages.extend(page.pages),
-                Err(e) if e.kind() == ErrorKind::Memory => return Err(e),
+                Ok(page) if page.tokens == own && whole(&page.header) => pages.extend(page.pages),
+                Err(e) if !is_damage(&e) => return Err(e),
                 _ => {
                     self.remove_page(key);
                     return Err(Error::corrupt(format!("{} is damaged", path.display())));
@@ -288,6 +289,11 @@ impl StateDirectory {
 
     /// Makes room for `bytes` more: those go first that were not used for longest. Whether there is.
     fn make_room(&mut self, bytes: u64) -> bool {
+        let own_bytes = self.bytes() - self.index.other_bytes;
+        let most = self.index.other_bytes + bytes <= self.space_bytes;
+        if !most || !self.disk_has_room_for(bytes.saturating_sub(own_bytes)) {
+            return false; // nothing that could be deleted is enough
+        }
         loop {
             if self.bytes() + bytes <= self.space_bytes && self.disk_has_room_for(bytes) {
                 return true;
@@ -335,8 +341,11 @@ impl StateDirectory {
         self.index.begun = self.page_keys(&tokens);
         let copy = Copy { id, states, goes };
         let stored = self.store_new(&copy, &key, &tokens);
-        self.index.begun.clear();
-        self.drop_orphans();
+        // What was broken off goes on with the pages that it has.
+        if !stored.as_ref().is_err_and(|e| e.kind() == ErrorKind::Cancelled) {
+            self.index.begun.clear();
+            self.drop_orphans();
+        }
         stored
     }
 
@@ -399,6 +408,11 @@ impl StateDirectory {
             written => written.map(|()| Some(bytes)),
         }
     }
+}
+
+/// Whether an error is of what a file holds, and not of the moment.
+fn is_damage(e: &Error) -> bool {
+    matches!(e.kind(), ErrorKind::Corrupt | ErrorKind::NotFound | ErrorKind::InvalidRequest)
 }
 
 fn key_of(path: &Path) -> Option<Key> {

@@ -60,8 +60,8 @@ impl Header {
             get(word)?;
         }
         let [fingerprint, format, tokens_from, first, end, recurrent] = words.map(u64::from_le_bytes);
-        // Far above any context, far below what sums could exceed.
-        let ordered = tokens_from <= first && first <= end && end < 1 << 32;
+        // Above any context, and no more tokens than fit in memory.
+        let ordered = tokens_from <= first && first <= end && end < 1 << 24;
         if !ordered || !first.is_multiple_of(PAGE as u64) || recurrent > 1 {
             return Err(Error::corrupt(format!("{name} is damaged: its header is no state's")));
         }
@@ -85,14 +85,19 @@ pub(super) struct Chunk {
 }
 
 impl StatePool {
-    /// What files of this model begin with.
-    pub(super) fn header(&self, fingerprint: u64, first: usize, end: usize) -> Header {
-        let format = match self.kv_format() {
+    /// The number of the format of keys and values.
+    pub(crate) fn format_code(&self) -> u64 {
+        match self.kv_format() {
             None => 0,
             Some(KvFormat::F32) => 1,
             Some(KvFormat::F16) => 2,
             Some(KvFormat::Q8) => 3,
-        };
+        }
+    }
+
+    /// What files of this model begin with.
+    pub(super) fn header(&self, fingerprint: u64, first: usize, end: usize) -> Header {
+        let format = self.format_code();
         Header { fingerprint, format, tokens_from: 0, first, end, recurrent: self.ledger.recurrent }
     }
 
@@ -311,6 +316,9 @@ fn check(states: &StatePool, fingerprint: u64, header: &Header, name: &dyn std::
         return Err(Error::invalid(format!(
             "{name} was saved with keys and values in another number format"
         )));
+    }
+    if header.recurrent && !states.ledger.recurrent {
+        return Err(Error::corrupt(format!("{name} is damaged: the model has no recurrent state")));
     }
     let capacity = states.ledger.context;
     if header.end > capacity {

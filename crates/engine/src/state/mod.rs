@@ -272,13 +272,19 @@ impl SequenceState {
         let mine = if self.claimed >= self.position { self.claimed - first * PAGE } else { within };
         if let Some(page) = self.pages.get_mut(first).filter(|page| page.is_shared() && page.written() > mine)
         {
-            let own = states.page()?;
-            for layer in &mut states.layers {
-                if let LayerState::Kv(cache) = layer {
-                    kv::copy_page(states.backend.as_ref(), cache, page.id(), own.id())?;
+            match states.page() {
+                Ok(own) => {
+                    for layer in &mut states.layers {
+                        if let LayerState::Kv(cache) = layer {
+                            kv::copy_page(states.backend.as_ref(), cache, page.id(), own.id())?;
+                        }
+                    }
+                    *page = own;
                 }
+                // Who shared it has been evicted.
+                Err(_) if !page.is_shared() => {}
+                Err(e) => return Err(e),
             }
-            *page = own;
         }
         let end = self.position + rows;
         while self.pages.len() < pages(end) {
@@ -354,8 +360,11 @@ impl SequenceState {
     /// # Errors
     /// `Device` when copying fails.
     pub(crate) fn adopt(&mut self, states: &mut StatePool, found: &Found) -> Result<()> {
-        if let Some(snapshot) = &found.snapshot {
-            self.restore(states, snapshot)?;
+        if let Some(snapshot) = &found.snapshot
+            && let Err(e) = self.restore(states, snapshot)
+        {
+            self.reset(); // some layers are there, others not
+            return Err(e);
         }
         // Positions after it are nobody's claim any more.
         self.pages.clone_from(&found.pages);
@@ -373,7 +382,7 @@ impl SequenceState {
                 recurrent::copy_slot(states.backend.as_ref(), state, other.slot.id(), self.slot.id())?;
             }
         }
-        self.pages.clone_from(&other.pages);
+        self.pages = other.found(other.position, None).pages;
         (self.position, self.claimed) = (other.position, other.position);
         Ok(())
     }
@@ -393,6 +402,11 @@ impl SequenceState {
         }
         self.forget_after(snapshot.position);
         Ok(())
+    }
+
+    /// Is not ready for a step any more.
+    pub(crate) fn unclaim(&mut self) {
+        self.forget_after(self.position);
     }
 
     /// Forgets everything.

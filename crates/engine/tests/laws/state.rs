@@ -177,6 +177,26 @@ fn tokens_appended_after_a_cancelled_prompt_see_nothing_of_it() {
     }
 }
 
+/// The snapshot of a prompt's last chunk is of no use once the prompt is gone.
+#[test]
+fn a_token_that_fails_after_another_prompt_goes_back_to_its_own_beginning() {
+    for model in [hybrid().1, attention_only().1] {
+        let mut session = Session::new(&model).expect("a session");
+        session.set_prompt(&tokens(&model, 1, 40), &mut go).expect("runs");
+        session.reset().expect("resets");
+        let others = tokens(&model, 2, 36);
+        others[..35].iter().for_each(|token| session.append(&[*token], &mut go).expect("runs"));
+        let mut calls = 0;
+        let broken = session.append(&others[35..], &mut |_, _| {
+            calls += 1;
+            if calls == 2 { std::ops::ControlFlow::Break(()) } else { std::ops::ControlFlow::Continue(()) }
+        });
+        assert_eq!(broken.expect_err("was cancelled").kind(), ErrorKind::Cancelled);
+        session.append(&others[35..], &mut go).expect("runs");
+        assert_eq!(bits(session.logits()), last_bits(&model, &others));
+    }
+}
+
 #[test]
 fn logits_are_never_those_of_other_tokens() {
     let (_, model) = attention_only();
@@ -257,7 +277,7 @@ fn a_damaged_foreign_or_cut_state_is_refused_and_the_session_stays_usable() {
     }
     refused(&mut session, &path, &[&good[..], &[0]].concat(), ErrorKind::Corrupt, "a byte too many");
     let mut absurd = good.clone();
-    absurd[40..48].copy_from_slice(&(1u64 << 31).to_le_bytes());
+    absurd[40..48].copy_from_slice(&(1u64 << 23).to_le_bytes());
     refused(&mut session, &path, &absurd, ErrorKind::InvalidRequest, "absurd count");
     absurd[40..48].copy_from_slice(&u64::MAX.to_le_bytes());
     refused(&mut session, &path, &absurd, ErrorKind::Corrupt, "more than any context");
