@@ -94,12 +94,12 @@ fn an_answer_goes_on_while_a_prompt_is_computed() {
     let tokenizer = Arc::new(Tokenizer::of_model(model.meta()).expect("a tokenizer"));
     let options = SchedulerOptions { parallel: 3, answers_share: 0.9 };
     let scheduler = Scheduler::start(model.clone(), tokenizer.clone(), options).expect("starts");
-    let answers = [request(&model, 0, 5, 300), request(&model, 1, 9, 300)];
+    let answers = [request(&model, 0, 5, 400), request(&model, 1, 9, 400)];
     let tickets = answers.each_ref().map(|request| scheduler.submit(request.clone()).expect("queues"));
     for ticket in &tickets {
         while !matches!(ticket.next_event().expect("more comes"), RequestEvent::Reply(_)) {}
     }
-    let prompt = request(&model, 2, 500, 4);
+    let prompt = request(&model, 2, 200, 4);
     let ticket = scheduler.submit(prompt.clone()).expect("queues");
     let mut between = Vec::new();
     let answer = loop {
