@@ -249,6 +249,17 @@ fn a_step_recorded_ahead_runs_for_nobody_else(share: bool) {
     let mut session = Session::new(&model).expect("a session");
     assert_eq!(decode(&mut session, &one), expected);
 
+    // Nor for what the sequence takes over at the same place, in other pages.
+    let taken_over = [&model, &few].map(|model| {
+        let mut first = Session::new(model).expect("a session");
+        first.set_prompt(&other[..11], &mut go).expect("runs");
+        let mut session = Session::new(model).expect("a session");
+        decode(&mut session, &one[..11]);
+        assert_eq!(session.set_prompt(&other, &mut go).expect("runs"), 11);
+        bits(session.logits())
+    });
+    assert_eq!(taken_over[0], taken_over[1]);
+
     // It goes with a place, not with what was there: a file leads to the same place.
     let file = std::env::temp_dir().join(format!("tidemill-ahead-{}", std::process::id()));
     session.reset().expect("resets");
