@@ -40,6 +40,21 @@ impl Conversation<'_> {
         Ok(ChatPrompt::new(templates.pick(!self.tools.is_empty()), tokenizer, &self.request())?)
     }
 
+    /// The same, with the positions where prompts to come are likely to part from it.
+    ///
+    /// # Errors
+    /// What the template refuses.
+    pub(crate) fn prompt_with_borders(
+        &self,
+        templates: &Templates,
+        tokenizer: &Tokenizer,
+    ) -> Result<(ChatPrompt, Vec<usize>)> {
+        let (template, request) = (templates.pick(!self.tools.is_empty()), self.request());
+        let prompt = ChatPrompt::new(template, tokenizer, &request)?;
+        let borders = prompt.borders(template, tokenizer, &request);
+        Ok((prompt, borders))
+    }
+
     /// What a template is asked for.
     pub(crate) fn request(&self) -> ChatRequest {
         let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |t| t.as_secs() as i64);
@@ -203,7 +218,6 @@ pub(crate) fn answer(
     let mut turn = ReplyTurn::default();
     let mut failed = None;
     let mut bar = PromptBar(None);
-    session.name_borders(&prompt.borders);
     let generated = generate(session, tokenizer, &prompt.tokens, &options, &mut |event| {
         match event {
             GenerateEvent::Prompt { done_tokens, total_tokens } => bar.show(done_tokens, total_tokens),

@@ -148,7 +148,8 @@ impl Chat<'_> {
     fn respond(&mut self) -> Result<bool> {
         let messages = self.all_messages();
         let conversation = Conversation { messages: &messages, tools: &self.tools, thinking: self.thinking };
-        let prompt = conversation.prompt(&self.templates, &self.tokenizer)?;
+        let (prompt, borders) = conversation.prompt_with_borders(&self.templates, &self.tokenizer)?;
+        self.session.name_borders(&borders);
         let mut display = Display::default();
         let reply =
             answer(&mut self.session, &self.tokenizer, &prompt, &self.tools, &self.options, &mut |event| {

@@ -76,18 +76,23 @@ pub(crate) fn main(args: &Args) -> Result<()> {
     loaded.store_states(&args.states);
     let tokenizer = loaded.tokenizer()?;
     let options = args.sampling.options(loaded.meta())?;
-    let prompt = if args.raw {
-        raw_prompt(&tokenizer, prompt)?
+    let (prompt, borders) = if args.raw {
+        (raw_prompt(&tokenizer, prompt)?, Vec::new())
     } else {
         let system = args.system.iter().map(|text| Message::new(Role::System, text.clone()));
         let messages: Vec<Message> = system.chain([Message::new(Role::User, prompt)]).collect();
         let conversation = Conversation { messages: &messages, tools: &tools, thinking: args.think };
-        conversation.prompt(&loaded.templates()?, &tokenizer)?
+        let templates = loaded.templates()?;
+        match keeps_states {
+            true => conversation.prompt_with_borders(&templates, &tokenizer)?,
+            false => (conversation.prompt(&templates, &tokenizer)?, Vec::new()),
+        }
     };
     if prompt.tokens.is_empty() {
         return Err(Error::invalid("the prompt is empty: give the model something to continue").into());
     }
     let mut session = Session::new(&loaded.model)?;
+    session.name_borders(&borders);
     let mut display = Display::default();
     let reply = answer(&mut session, &tokenizer, &prompt, &tools, &options, &mut |event| {
         if args.json { Ok(()) } else { display.show(event) }
@@ -110,7 +115,7 @@ fn raw_prompt(tokenizer: &Tokenizer, text: String) -> Result<ChatPrompt> {
     let mut tokens = tokenizer.encode_document("")?;
     tokens.extend(tokenizer.encode(&text, Specials::Parse)?);
     let opens_thinking = text.trim_end().ends_with("<think>");
-    Ok(ChatPrompt { text, tokens, opens_thinking, json_calls: false, borders: Vec::new() })
+    Ok(ChatPrompt { text, tokens, opens_thinking, json_calls: false })
 }
 
 fn read_stdin() -> Result<String> {

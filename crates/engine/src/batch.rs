@@ -55,6 +55,10 @@ impl Pause<'_> {
     pub fn layers_done(&self) -> usize {
         self.layers_done
     }
+
+    fn lend(&mut self) -> Pause<'_> {
+        Pause { layers_done: self.layers_done, states: self.states, pool: self.pool.as_deref_mut() }
+    }
 }
 
 /// Hears how far a step is; may break off.
@@ -91,11 +95,10 @@ impl Batch {
     ) -> Result<()> {
         check(model, parts, model.step_rows_max())?;
         let mut lock = model.lock_step();
-        prepare(parts, &mut lock.states)?;
-        let before = positions(parts);
-        let run = self.step(model, &mut lock, parts, between_layers, sink);
+        let mut ready = Ready::new(parts, &mut lock.states)?;
+        let run = self.step(model, &mut lock, &mut ready, between_layers, sink);
         if run.is_err() {
-            go_back(parts, &before, &mut lock.states)?;
+            ready.go_back(&mut lock.states)?;
         }
         run
     }
@@ -113,13 +116,11 @@ impl Batch {
         sink: LogitSink<'_>,
     ) -> Result<()> {
         check(model, parts, model.sequences_max())?;
-        prepare(parts, pause.states)?;
-        let before = positions(parts);
+        let mut ready = Ready::new(parts, pause.states)?;
         let go_on = &mut |_: &mut Pause<'_>| ControlFlow::Continue(());
-        let pool = pause.pool.as_deref_mut();
-        let run = self.compute(model, pause.states, pool, parts, Guess::None, go_on, sink);
+        let run = self.compute(model, pause.lend(), &mut ready, Guess::None, go_on, sink);
         if run.is_err() {
-            go_back(parts, &before, pause.states)?;
+            ready.go_back(pause.states)?;
         }
         run
     }
@@ -168,63 +169,61 @@ impl Batch {
         &mut self,
         model: &Model,
         lock: &mut StepLock,
-        parts: &mut [Part<'_>],
+        ready: &mut Ready<'_, '_>,
         between_layers: BetweenLayers<'_>,
         sink: LogitSink<'_>,
     ) -> Result<()> {
-        let segments = segments(parts);
-        let wanted = wanted(parts, &segments);
+        let Ready { parts, segments, wanted, .. } = ready;
         let decodes = parts.iter().all(|part| part.rows == 1);
         let here = if decodes { places(parts) } else { Places::new() };
         let (ahead, again) = lock.begin(&here);
         let mut pool = model.lock_pool();
+        let mut pool = pool.as_deref_mut();
         let records = parts.iter().any(|part| part.sequence.routes.is_some());
         let answers_all = wanted.len() == parts.len() && wanted.len() <= LOGIT_ROWS / 2;
         let looks_up =
             decodes && answers_all && !records && pool.as_deref().is_none_or(ExpertPool::all_resident);
-        if let Some(ahead) = ahead.filter(|ahead| looks_up && ahead.segments == segments) {
+        if let Some(ahead) = ahead.filter(|ahead| looks_up && ahead.segments == *segments) {
             let tokens = tokens(parts);
-            let pool = &mut pool.as_deref_mut();
-            go_on(between_layers(&mut pause(&mut lock.states, pool, 0)))?;
+            go_on(between_layers(&mut pause(&mut lock.states, &mut pool, 0)))?;
             let logits = ahead.run(model.backend.as_ref(), &tokens)?;
-            if let Some(pool) = pool {
+            if let Some(pool) = &mut pool {
                 pool.count_recorded(tokens.len() * model.top_k());
             }
             advance(parts);
             let next = record(model, lock, pool.as_deref_mut(), parts)?;
             lock.end(places(parts), next);
-            self.read_logits(model, &logits, &wanted, sink)?;
-            return go_on(between_layers(&mut pause(&mut lock.states, pool, model.meta.layers)));
+            self.read_logits(model, &logits, wanted, sink)?;
+            return go_on(between_layers(&mut pause(&mut lock.states, &mut pool, model.meta.layers)));
         }
-        let (started, rows) = (Instant::now(), segments.len());
+        let (started, rows) = (Instant::now(), parts.len());
         let guess = match &mut pool {
             Some(pool) if decodes => pool.lookahead.begin(rows),
             _ => Guess::None,
         };
-        self.compute(model, &mut lock.states, pool.as_deref_mut(), parts, guess, between_layers, sink)?;
+        let before_all = pause(&mut lock.states, &mut pool, 0);
+        self.compute(model, before_all, ready, guess, between_layers, sink)?;
         if let Some(pool) = pool.as_mut().filter(|_| decodes) {
             pool.lookahead.end(rows, started.elapsed());
         }
-        let next = if looks_up && again { record(model, lock, pool.as_deref_mut(), parts)? } else { None };
-        lock.end(places(parts), next);
+        let next = if looks_up && again { record(model, lock, pool, ready.parts)? } else { None };
+        lock.end(places(ready.parts), next);
         Ok(())
     }
 
-    /// The step itself, of parts that are ready for it.
-    #[allow(clippy::too_many_arguments)] // what a step uses
+    /// The step itself.
     fn compute(
         &mut self,
         model: &Model,
-        states: &mut StatePool,
-        mut pool: Option<&mut ExpertPool>,
-        parts: &mut [Part<'_>],
+        uses: Pause<'_>,
+        ready: &mut Ready<'_, '_>,
         guess: Guess,
         between_layers: BetweenLayers<'_>,
         sink: LogitSink<'_>,
     ) -> Result<()> {
-        let segments = segments(parts);
-        let wanted = wanted(parts, &segments);
-        let (marks, mut snapshots) = snapshots(parts, states)?;
+        let (Ready { parts, segments, wanted, .. }, Pause { states, mut pool, .. }) = (ready, uses);
+        let marks = marks(parts, states);
+        let mut snapshots = snapshots(&marks, states)?;
         let more_follows = parts.iter().any(|part| part.sequence.pending() > part.rows);
         let experts = pool.as_deref_mut().zip(model.slabs());
         let experts = experts.map(|(pool, slabs)| Experts {
@@ -239,8 +238,8 @@ impl Batch {
         let mut recorded = Vec::new();
         let mut step = Step {
             tokens: &tokens(parts),
-            segments: &segments,
-            rounds: &rounds(&segments, &marks),
+            segments,
+            rounds: &rounds(segments, &marks),
             snapshots: &mut snapshots,
             states,
             backend: model.backend.as_ref(),
@@ -263,7 +262,7 @@ impl Batch {
         }
         keep_borders(model, parts, &marks, snapshots, states);
         advance(parts);
-        keep_routes(parts, &segments, &recorded);
+        keep_routes(parts, segments, &recorded);
         Ok(())
     }
 
@@ -293,26 +292,37 @@ fn pause<'a>(
     Pause { layers_done, states, pool: pool.as_deref_mut() }
 }
 
-fn positions(parts: &[Part<'_>]) -> Vec<usize> {
-    parts.iter().map(|part| part.sequence.position()).collect()
+/// Parts that are ready for a step.
+struct Ready<'a, 'p> {
+    parts: &'a mut [Part<'p>],
+    segments: Vec<Segment>,
+    wanted: Vec<Wanted>,
+    /// Where their sequences were.
+    before: Vec<usize>,
 }
 
-/// Makes all parts ready; where one cannot be, all are as before.
-fn prepare(parts: &mut [Part<'_>], states: &mut StatePool) -> Result<()> {
-    let prepared = parts.iter_mut().try_for_each(|part| part.sequence.prepare(states, part.rows));
-    if prepared.is_err() {
-        parts.iter_mut().for_each(|part| part.sequence.state.unclaim());
+impl<'a, 'p> Ready<'a, 'p> {
+    /// Makes all of them ready; where one cannot be, all are as before.
+    fn new(parts: &'a mut [Part<'p>], states: &mut StatePool) -> Result<Self> {
+        let prepared = parts.iter_mut().try_for_each(|part| part.sequence.prepare(states, part.rows));
+        if let Err(e) = prepared {
+            parts.iter_mut().for_each(|part| part.sequence.state.unclaim());
+            return Err(e);
+        }
+        let segments = segments(parts);
+        let wanted = wanted(parts, &segments);
+        let before = parts.iter().map(|part| part.sequence.position()).collect();
+        Ok(Self { parts, segments, wanted, before })
     }
-    prepared
-}
 
-/// After a step that failed.
-fn go_back(parts: &mut [Part<'_>], positions: &[usize], states: &mut StatePool) -> Result<()> {
-    let mut all = Ok(());
-    for (part, position) in parts.iter_mut().zip(positions) {
-        all = all.and(part.sequence.go_back(states, *position)); // also after one that fails
+    /// After a step that failed.
+    fn go_back(&mut self, states: &mut StatePool) -> Result<()> {
+        let mut all = Ok(());
+        for (part, position) in self.parts.iter_mut().zip(&self.before) {
+            all = all.and(part.sequence.go_back(states, *position)); // also after one that fails
+        }
+        all
     }
-    all
 }
 
 fn check(model: &Model, parts: &[Part<'_>], most: usize) -> Result<()> {
@@ -376,17 +386,14 @@ fn advance(parts: &mut [Part<'_>]) {
     }
 }
 
-/// Borders that the step passes: whose, by rising position, and memory for their snapshots if layers are recurrent. Where
-/// that is not enough, those go without that save least.
-fn snapshots(parts: &[Part<'_>], states: &mut StatePool) -> Result<(Vec<(usize, usize)>, Vec<Snapshot>)> {
-    let mut marks: Vec<(usize, usize)> = Vec::new();
-    if !states.ledger().recurrent() {
-        return Ok((marks, Vec::new()));
-    }
-    for (i, part) in parts.iter().enumerate() {
-        marks.extend(part.sequence.borders(part.rows).map(|border| (i, border)));
-    }
-    while marks.len() > states.prefixes.snapshots_max() {
+/// Borders that the step passes: whose, by rising position. Where there is no memory for all of their snapshots, those go
+/// without that save least.
+fn marks(parts: &[Part<'_>], states: &StatePool) -> Vec<(usize, usize)> {
+    let of = |(i, part): (usize, &Part<'_>)| {
+        part.sequence.borders(part.rows).map(move |border| (i, border)).collect()
+    };
+    let mut marks: Vec<(usize, usize)> = parts.iter().enumerate().flat_map::<Vec<_>, _>(of).collect();
+    while states.ledger().recurrent && marks.len() > states.prefixes.snapshots_max() {
         let saves = |at: usize| {
             let (of, border) = marks[at];
             let before = marks[..at].iter().rev().find(|(other, _)| *other == of);
@@ -395,8 +402,13 @@ fn snapshots(parts: &[Part<'_>], states: &mut StatePool) -> Result<(Vec<(usize, 
         let least = (0..marks.len()).min_by_key(|&at| saves(at));
         least.map(|at| marks.remove(at));
     }
-    let snapshots = marks.iter().map(|(_, border)| states.new_snapshot(*border)).collect::<Result<_>>()?;
-    Ok((marks, snapshots))
+    marks
+}
+
+/// Memory for the snapshots of `marks`, if layers are recurrent.
+fn snapshots(marks: &[(usize, usize)], states: &mut StatePool) -> Result<Vec<Snapshot>> {
+    let marks = if states.ledger().recurrent { marks } else { &[] };
+    marks.iter().map(|(_, border)| states.new_snapshot(*border)).collect()
 }
 
 /// Keeps the states of borders that a step has passed.
@@ -407,19 +419,11 @@ fn keep_borders(
     snapshots: Vec<Snapshot>,
     states: &mut StatePool,
 ) {
-    let mut keeps = !marks.is_empty();
-    for ((of, border), snapshot) in marks.iter().zip(snapshots) {
-        parts[*of].sequence.keep_at(states, *border, Some(Arc::new(snapshot)));
+    let mut snapshots = snapshots.into_iter().map(Arc::new);
+    for (of, border) in marks {
+        parts[*of].sequence.keep_at(states, *border, snapshots.next());
     }
-    if !states.ledger().recurrent() {
-        for part in parts {
-            for border in part.sequence.borders(part.rows) {
-                keeps = true;
-                part.sequence.keep_at(states, border, None);
-            }
-        }
-    }
-    if keeps {
+    if !marks.is_empty() {
         model.states_kept();
     }
 }

@@ -19,35 +19,26 @@ pub(crate) struct Keeper {
     failed: Mutex<Option<Error>>,
     stopped: AtomicBool,
     news: Sender<()>,
-    /// Until the thread takes it.
-    inbox: Mutex<Option<Receiver<()>>>,
 }
 
 impl Keeper {
-    pub(crate) fn new(directory: StateDirectory) -> Self {
+    /// Starts the thread, which ends with the model.
+    ///
+    /// # Errors
+    /// `Io` when there is no thread to be had.
+    pub(crate) fn start(directory: StateDirectory, model: &Arc<Model>) -> Result<Self> {
         let (news, inbox) = channel();
-        Self {
+        let model = Arc::downgrade(model);
+        let write = move || write_behind(&model, &inbox);
+        let started = std::thread::Builder::new().name("states".into()).spawn(write);
+        started.map_err(|e| Error::io("a thread that stores states", e))?;
+        Ok(Self {
             directory: Mutex::new(directory),
             readers: AtomicUsize::new(0),
             failed: Mutex::new(None),
             stopped: AtomicBool::new(false),
             news,
-            inbox: Mutex::new(Some(inbox)),
-        }
-    }
-
-    /// Starts the thread, which ends with the model.
-    ///
-    /// # Errors
-    /// `Io` when there is no thread to be had.
-    pub(crate) fn start(&self, model: &Arc<Model>) -> Result<()> {
-        let Some(inbox) = self.inbox.lock().unwrap_or_else(PoisonError::into_inner).take() else {
-            return Ok(());
-        };
-        let model = Arc::downgrade(model);
-        let write = move || write_behind(&model, &inbox);
-        let started = std::thread::Builder::new().name("states".into()).spawn(write);
-        started.map(|_| ()).map_err(|e| Error::io("a thread that stores states", e))
+        })
     }
 
     /// There is something new to store.

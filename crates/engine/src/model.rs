@@ -396,7 +396,8 @@ impl Model {
         self.lock_step().states.prefixes.clear();
     }
 
-    /// Pages of keys and values that no sequence has and none has kept, and sequences that there is room for besides those that live.
+    /// Pages of keys and values that no sequence has and none has kept, and sequences that there is room for besides those
+    /// that live.
     pub fn free_states(&self) -> (usize, usize) {
         self.ledger.free()
     }
@@ -406,15 +407,20 @@ impl Model {
     ///
     /// # Errors
     /// `Io` when the directory cannot be made, read or written, or another process has it; nothing is stored then.
+    /// `InvalidRequest` when states are stored somewhere already.
     pub fn store_states(self: &Arc<Self>, directory: &Path, space_bytes: u64) -> Result<()> {
-        // The number format of keys and values, and a GPU's rounding, are in every state.
+        let stored =
+            || Error::invalid(format!("{}: states are stored elsewhere already", directory.display()));
+        if self.keeper.get().is_some() {
+            return Err(stored());
+        }
+        // What a GPU has rounded, or other formats hold, is nobody else's.
+        let device = if self.device_counts().is_some() { "gpu" } else { "cpu" };
         let format = self.lock_step().states.format_code();
-        let of_states = [format, u64::from(self.device_counts().is_some())];
-        let fingerprint = of_states.iter().fold(self.fingerprint, |hash, word| {
-            (hash ^ word).wrapping_mul(0x0100_0000_01b3).rotate_left(17)
-        });
-        let opened = StateDirectory::open(directory, space_bytes, fingerprint, self.meta.vocab_size)?;
-        self.keeper.get_or_init(|| Keeper::new(opened)).start(self)
+        let folder = format!("{:016x}-{format}-{device}", self.fingerprint);
+        let (fingerprint, vocab) = (self.fingerprint, self.meta.vocab_size);
+        let opened = StateDirectory::open(directory, &folder, space_bytes, fingerprint, vocab)?;
+        self.keeper.set(Keeper::start(opened, self)?).map_err(|_| stored())
     }
 
     /// Waits until all that sequences keep is in the state directory. Why the directory is no longer written, if so.

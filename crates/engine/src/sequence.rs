@@ -335,3 +335,8 @@ pub(crate) fn check_tokens(tokens: &[u32], vocab: usize) -> Result<()> {
         None => Ok(()),
     }
 }
+
+/// How many first tokens are the same.
+pub(crate) fn common(a: &[u32], b: &[u32]) -> usize {
+    a.iter().zip(b).take_while(|(a, b)| a == b).count()
+}

@@ -8,7 +8,7 @@ use files::{Error, Result};
 
 use crate::batch::{Batch, Logits, Part, Pause};
 use crate::model::Model;
-use crate::sequence::{RouteRecord, Sequence, check_tokens};
+use crate::sequence::{RouteRecord, Sequence, check_tokens, common};
 
 /// Called while tokens are fed with how many of them are done, a fraction within the running chunk, and how many
 /// there are; may break off.
@@ -95,7 +95,7 @@ impl Session {
         }
         check_tokens(prompt, self.model().meta.vocab_size)?;
         self.sequence.check_context(prompt.len())?;
-        let same = self.tokens().iter().zip(prompt).take_while(|(a, b)| a == b).count();
+        let same = common(self.tokens(), prompt);
         if same == prompt.len() && same == self.tokens().len() && !self.logits().is_empty() {
             return Ok(same);
         }
@@ -127,16 +127,12 @@ impl Session {
     /// `InvalidRequest` for no tokens or one outside the vocabulary, `ContextFull` when they do not fit, `Cancelled` when
     /// `progress` broke off, and what the drive or device reports. The sequence is then as before the call.
     pub fn append(&mut self, tokens: &[u32], progress: FeedProgress<'_>) -> Result<()> {
-        self.extend(tokens, progress, Unfinished::Drop)
-    }
-
-    fn extend(&mut self, tokens: &[u32], progress: FeedProgress<'_>, unfinished: Unfinished) -> Result<()> {
         if tokens.is_empty() {
             return Err(Error::invalid("there are no tokens to compute"));
         }
         let before = self.tokens().len();
         self.sequence.extend(tokens)?;
-        self.compute(before, progress, unfinished)
+        self.compute(before, progress, Unfinished::Drop)
     }
 
     /// Computes what is pending, most of it after the first `before` tokens.

@@ -4,11 +4,11 @@ use std::ops::ControlFlow;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use files::{Error, ErrorKind};
+use files::{Error, ErrorKind, Result};
 
 use super::running::Running;
 use super::{RequestEvent, Work};
-use crate::batch::{Logits, Part, Pause};
+use crate::batch::{LogitSink, Logits, Part, Pause};
 
 /// How the time of a step of prompts is shared with answers.
 struct Share {
@@ -49,16 +49,10 @@ impl Work {
             }
             ControlFlow::Continue(())
         };
-        let mut logits: LastLogits = vec![None; group.len()];
-        let mut parts: Vec<Part<'_>> = group.iter_mut().zip(&rows).map(|(r, rows)| part(r, *rows)).collect();
-        let ran = batch.run(&model, &mut parts, &mut between, &mut |part, _, values| {
-            logits[part] = Some(values.to_vec());
-            Ok(())
-        });
-        drop(parts);
+        let ran = last_logits(&mut group, &rows, |parts, sink| batch.run(&model, parts, &mut between, sink));
         self.batch = batch;
         match ran {
-            Ok(()) => self.stepped(group, &rows, logits),
+            Ok(logits) => self.stepped(group, &rows, logits),
             // They are over, and go before the next step.
             Err(e) if e.kind() == ErrorKind::Cancelled => self.running.append(&mut group),
             Err(e) => self.failed(group, e),
@@ -93,23 +87,17 @@ impl Work {
     fn answer_between(&mut self, pause: &mut Pause<'_>, share: &mut Share) {
         while share.is_behind() {
             let started = Instant::now();
-            let over: Vec<Running> = self.running.extract_if(.., |running| running.is_over()).collect();
-            over.into_iter().for_each(|running| self.end(running, Ok(())));
+            self.drop_what_is_over();
             let mut group: Vec<Running> = self.running.extract_if(.., |running| running.decodes()).collect();
             if group.is_empty() {
                 return;
             }
             let rows = vec![1; group.len()];
-            let mut logits: LastLogits = vec![None; group.len()];
-            let mut parts: Vec<Part<'_>> = group.iter_mut().map(|running| part(running, 1)).collect();
-            let model = self.model.clone();
-            let ran = self.batch_between.run_between(&model, pause, &mut parts, &mut |part, _, values| {
-                logits[part] = Some(values.to_vec());
-                Ok(())
-            });
-            drop(parts);
-            match ran {
-                Ok(()) => self.stepped(group, &rows, logits),
+            let (model, batch) = (&self.model, &mut self.batch_between);
+            let run =
+                |parts: &mut [Part<'_>], sink: LogitSink<'_>| batch.run_between(model, pause, parts, sink);
+            match last_logits(&mut group, &rows, run) {
+                Ok(logits) => self.stepped(group, &rows, logits),
                 Err(e) => self.failed(group, e),
             }
             share.answers += started.elapsed();
@@ -167,6 +155,21 @@ impl Work {
 fn part(running: &mut Running, rows: usize) -> Part<'_> {
     let logits = if rows == running.sequence.pending() { Logits::Last } else { Logits::None };
     Part { sequence: &mut running.sequence, rows, logits }
+}
+
+/// Has `run` run a step of so many rows of each of `group`.
+fn last_logits(
+    group: &mut [Running],
+    rows: &[usize],
+    run: impl FnOnce(&mut [Part<'_>], LogitSink<'_>) -> Result<()>,
+) -> Result<LastLogits> {
+    let mut logits: LastLogits = vec![None; group.len()];
+    let mut parts: Vec<Part<'_>> = group.iter_mut().zip(rows).map(|(r, rows)| part(r, *rows)).collect();
+    run(&mut parts, &mut |part, _, values| {
+        logits[part] = Some(values.to_vec());
+        Ok(())
+    })?;
+    Ok(logits)
 }
 
 /// Tells those whose prompts are in a step how far they are.

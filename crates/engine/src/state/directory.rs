@@ -14,9 +14,9 @@ use files::{Error, ErrorKind, Result};
 use kernels::ops::PAGE;
 use sha2::{Digest, Sha256};
 
-use super::file::{Contents, Header, read_file, read_tokens, write_file};
+use super::file::{Contents, Draft, Header, read_file, read_tokens, write_file};
 use super::prefixes::{Prefix, PrefixId};
-use super::{Page, StatePool};
+use super::{Page, StatePool, ids};
 use crate::ahead::StepLock;
 
 const PAGE_SUFFIX: &str = "page";
@@ -74,13 +74,19 @@ pub(crate) struct StateDirectory {
 }
 
 impl StateDirectory {
-    /// The folder of the model with this `fingerprint` in `directory`, which may take `space_bytes` in all. It is made if it
+    /// The `folder` of the model with this `fingerprint` in `directory`, which may take `space_bytes` in all. It is made if it
     /// is not there.
     ///
     /// # Errors
     /// `Io` when it cannot be made, read or written, or another process has it.
-    pub(crate) fn open(directory: &Path, space_bytes: u64, fingerprint: u64, vocab: usize) -> Result<Self> {
-        let folder = directory.join(format!("{fingerprint:016x}"));
+    pub(crate) fn open(
+        directory: &Path,
+        folder: &str,
+        space_bytes: u64,
+        fingerprint: u64,
+        vocab: usize,
+    ) -> Result<Self> {
+        let folder = directory.join(folder);
         let io = |e| Error::io(folder.display(), e);
         let mut builder = fs::DirBuilder::new();
         builder.recursive(true);
@@ -358,13 +364,13 @@ impl StateDirectory {
             let (first, end) = (i * PAGE, (i + 1) * PAGE);
             let header = (copy.states)().states.header(self.fingerprint, first, end);
             let header = Header { tokens_from: first, recurrent: false, ..header };
-            match self.write(copy, &self.path(page, PAGE_SUFFIX), &header, &tokens[first..end])? {
+            match self.write(copy, &self.path(page, PAGE_SUFFIX), header, &tokens[first..end])? {
                 Some(bytes) => self.index.pages.insert(*page, bytes),
                 None => return Ok(false),
             };
         }
         let header = (copy.states)().states.header(self.fingerprint, pages.len() * PAGE, tokens.len());
-        let Some(bytes) = self.write(copy, &self.path(key, BORDER_SUFFIX), &header, tokens)? else {
+        let Some(bytes) = self.write(copy, &self.path(key, BORDER_SUFFIX), header, tokens)? else {
             return Ok(false);
         };
         let border = Border { tokens: tokens.len(), pages, bytes, used: SystemTime::now() };
@@ -373,24 +379,19 @@ impl StateDirectory {
     }
 
     /// Writes one file; its size, or nothing without room or when the beginning was given up.
-    fn write(
-        &mut self,
-        copy: &Copy<'_>,
-        path: &Path,
-        header: &Header,
-        tokens: &[u32],
-    ) -> Result<Option<u64>> {
+    fn write(&mut self, copy: &Copy<'_>, path: &Path, header: Header, tokens: &[u32]) -> Result<Option<u64>> {
         let chunks = {
             let lock = (copy.states)();
             let Some(prefix) = lock.states.prefixes.get(copy.id) else { return Ok(None) };
-            lock.states.chunks(header, &prefix.pages.iter().map(Page::id).collect::<Vec<_>>())
+            lock.states.chunks(&header, &ids(&prefix.pages))
         };
-        let bytes = 64 + 4 * tokens.len() as u64 + chunks.iter().map(|chunk| chunk.bytes as u64).sum::<u64>();
+        let draft = Draft { header, tokens, chunks };
+        let bytes = draft.bytes();
         if !self.make_room(bytes) {
             return Ok(None);
         }
         let mut gone = false;
-        let written = write_file(path, header, tokens, &chunks, &mut |chunk, to| {
+        let written = write_file(path, &draft, &mut |chunk, to| {
             if !(copy.goes)() {
                 return Err(Error::new(ErrorKind::Cancelled, "somebody reads"));
             }

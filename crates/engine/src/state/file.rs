@@ -19,7 +19,7 @@ use kernels::Block;
 use kernels::ops::{KvFormat, PAGE};
 use twox_hash::XxHash3_64;
 
-use super::{Found, LayerState, Page, Snapshot, StatePool, kv, pages};
+use super::{Found, LayerState, Page, Snapshot, StatePool, ids, kv, pages};
 
 const MAGIC: &[u8; 8] = b"TMSTATE4";
 
@@ -79,7 +79,7 @@ impl Header {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Chunk {
     layer: usize,
-    half: usize,
+    block: usize,
     offset: usize,
     pub(super) bytes: usize,
 }
@@ -105,7 +105,7 @@ impl StatePool {
     pub(super) fn chunks(&self, header: &Header, pages: &[u32]) -> Vec<Chunk> {
         let mut chunks = Vec::new();
         for (layer, state) in self.layers.iter().enumerate() {
-            let halves = match state {
+            let blocks = match state {
                 LayerState::Kv(cache) => {
                     let ranges = kv::ranges(cache, pages, header.first..header.end);
                     [ranges.clone(), ranges]
@@ -114,26 +114,21 @@ impl StatePool {
                 // Within a snapshot, which is of one sequence.
                 LayerState::Recurrent(s) => [&s.conv, &s.delta].map(|tensor| vec![(0, 4 * tensor.cols())]),
             };
-            for (half, ranges) in halves.into_iter().enumerate() {
+            for (block, ranges) in blocks.into_iter().enumerate() {
                 let whole = ranges.into_iter().flat_map(cut);
-                chunks.extend(whole.map(|(offset, bytes)| Chunk { layer, half, offset, bytes }));
+                chunks.extend(whole.map(|(offset, bytes)| Chunk { layer, block, offset, bytes }));
             }
         }
         chunks
     }
 
-    fn recurrent_before(&self, layer: usize) -> usize {
-        self.layers[..layer].iter().filter(|l| matches!(l, LayerState::Recurrent(_))).count()
-    }
-
     /// Copies a chunk to the host.
     pub(super) fn read(&self, chunk: &Chunk, snapshot: Option<&Snapshot>, to: &mut [u8]) -> Result<()> {
         let block = match &self.layers[chunk.layer] {
-            LayerState::Kv(cache) => [&cache.keys, &cache.values][chunk.half],
+            LayerState::Kv(cache) => [&cache.keys, &cache.values][chunk.block],
             LayerState::Recurrent(_) => {
-                let snapshot =
-                    snapshot.ok_or_else(|| Error::invalid("a recurrent state without a snapshot"))?;
-                &snapshot.memory.layers[self.recurrent_before(chunk.layer)][chunk.half]
+                let blocks = snapshot.and_then(|snapshot| snapshot.memory.layers[chunk.layer].as_ref());
+                &blocks.ok_or_else(no_snapshot)?[chunk.block]
             }
         };
         self.backend.read(block, chunk.offset, &mut to[..chunk.bytes])
@@ -141,18 +136,20 @@ impl StatePool {
 
     /// Copies a chunk from the host.
     fn write(&mut self, chunk: &Chunk, snapshot: Option<&mut Snapshot>, from: &[u8]) -> Result<()> {
-        let before = self.recurrent_before(chunk.layer);
         let block: &mut Block = match &mut self.layers[chunk.layer] {
-            LayerState::Kv(cache) if chunk.half == 0 => &mut cache.keys,
+            LayerState::Kv(cache) if chunk.block == 0 => &mut cache.keys,
             LayerState::Kv(cache) => &mut cache.values,
             LayerState::Recurrent(_) => {
-                let snapshot =
-                    snapshot.ok_or_else(|| Error::invalid("a recurrent state without a snapshot"))?;
-                &mut snapshot.memory.layers[before][chunk.half]
+                let blocks = snapshot.and_then(|snapshot| snapshot.memory.layers[chunk.layer].as_mut());
+                &mut blocks.ok_or_else(no_snapshot)?[chunk.block]
             }
         };
         self.backend.write(block, chunk.offset, &from[..chunk.bytes])
     }
+}
+
+fn no_snapshot() -> Error {
+    Error::invalid("a recurrent state without a snapshot")
 }
 
 /// A range in pieces that fit the copying buffer.
@@ -160,21 +157,34 @@ fn cut((offset, bytes): (usize, usize)) -> impl Iterator<Item = (usize, usize)> 
     (0..bytes).step_by(COPY_BYTES).map(move |start| (offset + start, COPY_BYTES.min(bytes - start)))
 }
 
-/// Writes a file at `path` that only its owner may read; `read` brings each chunk.
+/// What a file is made of.
+pub(super) struct Draft<'a> {
+    pub(super) header: Header,
+    pub(super) tokens: &'a [u32],
+    pub(super) chunks: Vec<Chunk>,
+}
+
+impl Draft<'_> {
+    /// Of the whole file.
+    pub(super) fn bytes(&self) -> u64 {
+        let around = MAGIC.len() + size_of_val(&self.header.words()) + size_of::<u64>();
+        let chunks: usize = self.chunks.iter().map(|chunk| chunk.bytes).sum();
+        (around + size_of_val(self.tokens) + chunks) as u64
+    }
+}
+
+/// Brings a chunk.
+type ReadChunk<'a> = &'a mut dyn FnMut(&Chunk, &mut [u8]) -> Result<()>;
+
+/// Writes a file at `path` that only its owner may read.
 ///
 /// # Errors
 /// `Io` naming the file, and what `read` answers; what was at `path` before is untouched then.
-pub(super) fn write_file(
-    path: &Path,
-    header: &Header,
-    tokens: &[u32],
-    chunks: &[Chunk],
-    read: &mut dyn FnMut(&Chunk, &mut [u8]) -> Result<()>,
-) -> Result<()> {
+pub(super) fn write_file(path: &Path, draft: &Draft<'_>, read: ReadChunk<'_>) -> Result<()> {
     let mut aside = path.as_os_str().to_owned();
     aside.push(".partial");
     let aside = Path::new(&aside);
-    let written = write_aside(aside, header, tokens, chunks, read)
+    let written = write_aside(aside, draft, read)
         .and_then(|()| fs::rename(aside, path).map_err(|e| Error::io(path.display(), e)));
     if written.is_err() {
         let _ = fs::remove_file(aside); // the first error is the one to tell
@@ -182,13 +192,7 @@ pub(super) fn write_file(
     written
 }
 
-fn write_aside(
-    path: &Path,
-    header: &Header,
-    tokens: &[u32],
-    chunks: &[Chunk],
-    read: &mut dyn FnMut(&Chunk, &mut [u8]) -> Result<()>,
-) -> Result<()> {
+fn write_aside(path: &Path, draft: &Draft<'_>, read: ReadChunk<'_>) -> Result<()> {
     let io = |e| Error::io(format!("writing {}", path.display()), e);
     let _ = fs::remove_file(path); // of a run that was killed; a link is not followed
     let mut options = File::options();
@@ -202,14 +206,14 @@ fn write_aside(
         out.write_all(bytes).map_err(io)
     };
     put(MAGIC)?;
-    for word in header.words() {
+    for word in draft.header.words() {
         put(&word.to_le_bytes())?;
     }
-    for token in tokens {
+    for token in draft.tokens {
         put(&token.to_le_bytes())?;
     }
     let mut data = vec![0; COPY_BYTES];
-    for chunk in chunks {
+    for chunk in &draft.chunks {
         read(chunk, &mut data)?;
         put(&data[..chunk.bytes])?;
     }
@@ -284,9 +288,9 @@ pub(super) fn read_file(
         }
     }
     // Those before `first` are in other files, and nobody asks for their numbers.
-    let ids = std::iter::repeat_n(0, pages(header.first)).chain(own.iter().map(Page::id));
+    let all = [vec![0; pages(header.first)], ids(&own)].concat();
     let mut data = vec![0; COPY_BYTES];
-    for chunk in states.chunks(&header, &ids.collect::<Vec<_>>()) {
+    for chunk in states.chunks(&header, &all) {
         get(&mut data[..chunk.bytes])?;
         states.write(&chunk, snapshot.as_mut(), &data)?;
     }
@@ -340,9 +344,8 @@ pub(crate) fn save(
     path: &Path,
 ) -> Result<()> {
     let header = states.header(fingerprint, 0, tokens.len());
-    let chunks = states.chunks(&header, &state.pages.iter().map(Page::id).collect::<Vec<_>>());
-    let mut read = |chunk: &Chunk, to: &mut [u8]| states.read(chunk, state.snapshot.as_deref(), to);
-    write_file(path, &header, tokens, &chunks, &mut read)
+    let draft = Draft { header, tokens, chunks: states.chunks(&header, &ids(&state.pages)) };
+    write_file(path, &draft, &mut |chunk, to| states.read(chunk, state.snapshot.as_deref(), to))
 }
 
 /// The tokens of a file that [`save`] wrote, and their state.

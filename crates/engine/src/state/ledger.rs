@@ -13,10 +13,13 @@ struct Free {
     pages: Vec<u32>,
     slots: Vec<u32>,
     /// Memory of snapshots that are gone, of each recurrent layer.
-    snapshots: Vec<Vec<[Block; 2]>>,
+    snapshots: Vec<SnapshotLayers>,
     /// Snapshots that may still be made besides.
     unmade_snapshots: usize,
 }
+
+/// Of the device, as the states themselves: of each layer that is recurrent.
+pub(super) type SnapshotLayers = Vec<Option<[Block; 2]>>;
 
 /// The pages, slots and snapshots of a model's states.
 #[derive(Clone, Debug)]
@@ -27,9 +30,9 @@ pub(crate) struct Ledger {
     /// Sequences that there is room for.
     sequences: usize,
     /// Whether a sequence that goes back needs a snapshot: some layer cannot simply forget.
-    pub(super) recurrent: bool,
+    pub(crate) recurrent: bool,
     /// Snapshots besides one for each sequence.
-    kept_snapshots: usize,
+    pub(super) kept_snapshots: usize,
 }
 
 /// A page of keys and values of every attention layer. Clones share it; it is free when the last of them is gone.
@@ -55,8 +58,7 @@ pub(crate) struct Slot {
 /// A copy of one sequence's recurrent states, whose memory is used again when it is gone.
 #[derive(Debug)]
 pub(crate) struct SnapshotMemory {
-    /// Of the device, as the states themselves: of each recurrent layer.
-    pub(super) layers: Vec<[Block; 2]>,
+    pub(super) layers: SnapshotLayers,
     ledger: Ledger,
 }
 
@@ -75,16 +77,6 @@ impl Ledger {
         self.free.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether a sequence that goes back needs a snapshot.
-    pub(crate) fn recurrent(&self) -> bool {
-        self.recurrent
-    }
-
-    /// Snapshots that can be kept.
-    pub(super) fn kept_snapshots(&self) -> usize {
-        self.kept_snapshots
-    }
-
     /// Pages and slots that are free.
     pub(crate) fn free(&self) -> (usize, usize) {
         let free = self.lock();
@@ -100,7 +92,7 @@ impl Ledger {
     /// Memory for a snapshot: used again, or made by `make`.
     pub(super) fn snapshot(
         &self,
-        make: impl FnOnce() -> Result<Vec<[Block; 2]>>,
+        make: impl FnOnce() -> Result<SnapshotLayers>,
     ) -> Result<Option<SnapshotMemory>> {
         let found = {
             let mut free = self.lock();

@@ -63,6 +63,11 @@ pub(crate) fn pages(context: usize) -> usize {
     context.div_ceil(PAGE)
 }
 
+/// Where pages lie.
+fn ids(pages: &[Page]) -> Vec<u32> {
+    pages.iter().map(Page::id).collect()
+}
+
 /// One layer's states of all sequences.
 #[derive(Debug)]
 enum LayerState {
@@ -168,14 +173,13 @@ impl StatePool {
     /// `Memory` when sequences have all of them.
     pub(crate) fn new_snapshot(&mut self, position: usize) -> Result<Snapshot> {
         loop {
-            let make = || {
-                let recurrent = self.layers.iter().filter_map(|layer| match layer {
-                    LayerState::Recurrent(state) => Some(state),
-                    LayerState::Kv(_) => None,
-                });
-                recurrent.map(|state| recurrent::new_snapshot(self.backend.as_ref(), state)).collect()
+            let of_layer = |layer: &LayerState| match layer {
+                LayerState::Recurrent(state) => {
+                    recurrent::new_snapshot(self.backend.as_ref(), state).map(Some)
+                }
+                LayerState::Kv(_) => Ok(None),
             };
-            if let Some(memory) = self.ledger.snapshot(make)? {
+            if let Some(memory) = self.ledger.snapshot(|| self.layers.iter().map(of_layer).collect())? {
                 return Ok(Snapshot { position, memory });
             }
             if !self.prefixes.evict() {
@@ -189,10 +193,9 @@ impl StatePool {
     /// # Errors
     /// `Device` when copying fails.
     pub(crate) fn snapshot_layer(&self, layer: usize, slot: u32, to: &mut Snapshot) -> Result<()> {
-        let before = self.layers[..layer].iter().filter(|l| matches!(l, LayerState::Recurrent(_))).count();
-        match self.layers.get(layer) {
-            Some(LayerState::Recurrent(state)) => {
-                recurrent::snapshot(self.backend.as_ref(), state, slot, &mut to.memory.layers[before])
+        match (&self.layers[layer], &mut to.memory.layers[layer]) {
+            (LayerState::Recurrent(state), Some(to)) => {
+                recurrent::snapshot(self.backend.as_ref(), state, slot, to)
             }
             _ => Ok(()),
         }
@@ -250,7 +253,7 @@ impl SequenceState {
     /// Positions between the borders of a long prompt of `tokens` that nobody named; 0 for none.
     pub(crate) fn grid(&self, tokens: usize) -> usize {
         // Half of what can be kept is for borders that somebody names.
-        let most = self.ledger.kept_snapshots() / 2;
+        let most = self.ledger.kept_snapshots / 2;
         if most == 0 || tokens <= GRID { 0 } else { tokens.div_ceil(most).next_multiple_of(GRID) }
     }
 
@@ -297,14 +300,9 @@ impl SequenceState {
         Ok(())
     }
 
-    /// Where its keys and values lie.
-    fn page_ids(&self) -> Vec<u32> {
-        self.pages.iter().map(Page::id).collect()
-    }
-
     /// The next tokens of the sequence, as rows of a step.
     pub(crate) fn segment(&self, rows: std::ops::Range<usize>) -> Segment {
-        Segment { rows, position: self.position, pages: self.page_ids(), slot: self.slot.id() }
+        Segment { rows, position: self.position, pages: ids(&self.pages), slot: self.slot.id() }
     }
 
     fn clear(&self, states: &mut StatePool) -> Result<()> {
@@ -392,11 +390,8 @@ impl SequenceState {
     /// # Errors
     /// `Device` when copying fails.
     pub(crate) fn restore(&mut self, states: &mut StatePool, snapshot: &Snapshot) -> Result<()> {
-        let mut from = snapshot.memory.layers.iter();
-        for layer in &mut states.layers {
-            if let LayerState::Recurrent(state) = layer
-                && let Some(from) = from.next()
-            {
+        for (layer, from) in states.layers.iter_mut().zip(&snapshot.memory.layers) {
+            if let (LayerState::Recurrent(state), Some(from)) = (layer, from) {
                 recurrent::restore(states.backend.as_ref(), from, state, self.slot.id())?;
             }
         }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::Snapshot;
 use super::ledger::Page;
+use crate::sequence::common;
 
 /// What tells a kept beginning from others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -159,9 +160,4 @@ impl Prefixes {
     pub(crate) fn set_stored(&mut self, id: PrefixId) {
         self.kept.iter_mut().filter(|kept| kept.id == id).for_each(|kept| kept.is_stored = true);
     }
-}
-
-/// How many first tokens are the same.
-fn common(a: &[u32], b: &[u32]) -> usize {
-    a.iter().zip(b).take_while(|(a, b)| a == b).count()
 }

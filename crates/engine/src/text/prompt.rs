@@ -15,6 +15,7 @@ use super::json::{Json, JsonMap};
 use super::strftime::CivilTime;
 use super::template::Template;
 use super::tokenizer::Tokenizer;
+use crate::sequence::common;
 
 /// What a prompt is made of.
 #[derive(Clone, Debug, Default)]
@@ -45,9 +46,6 @@ pub struct ChatPrompt {
     /// Whether the template asks for tool calls as plain JSON, without markup around it: see
     /// [`Template::json_calls`].
     pub json_calls: bool,
-    /// Tokens after which prompts to come are likely to differ, rising: after the system message and the tools, after the last
-    /// question, before the beginning of the answer.
-    pub borders: Vec<usize>,
 }
 
 impl ChatRequest {
@@ -94,44 +92,6 @@ impl ChatPrompt {
     /// # Errors
     /// What the template refuses, `Unsupported` for an empty prompt.
     pub fn new(template: &Template, tokenizer: &Tokenizer, request: &ChatRequest) -> Result<Self> {
-        let mut prompt = Self::render(template, tokenizer, request)?;
-        prompt.borders = prompt.borders_of(template, tokenizer, request);
-        Ok(prompt)
-    }
-
-    /// Where prompts to come are likely to part from this one:
-    ///
-    /// * after the system message and the tools, which other conversations share;
-    /// * after the last question: templates drop the thoughts of a loop of calls when the next question comes;
-    /// * before the beginning of the answer, which many templates write in another way once it is there.
-    ///
-    /// Each is found by rendering such a prompt, and lies as far as its tokens are the same. A template that refuses one
-    /// has no such border.
-    fn borders_of(&self, template: &Template, tokenizer: &Tokenizer, request: &ChatRequest) -> Vec<usize> {
-        let other = |messages: Vec<Message>| {
-            let request = ChatRequest { messages, add_generation_prompt: false, ..request.clone() };
-            let rendered = Self::render(template, tokenizer, &request).ok()?;
-            Some(self.tokens.iter().zip(&rendered.tokens).take_while(|(a, b)| a == b).count())
-        };
-        let messages = &request.messages;
-        let system = messages.iter().take_while(|message| message.role == Role::System).count();
-        let preamble = messages.get(system).map(|first| {
-            let is_a =
-                first.content.as_ref().is_some_and(|content| content.text().trim_start().starts_with('a'));
-            let question = Message::new(Role::User, if is_a { "b" } else { "a" });
-            messages[..system].iter().cloned().chain([question]).collect()
-        });
-        let question = messages.iter().rposition(|message| message.role == Role::User);
-        let question = question.map(|at| messages[..=at].to_vec());
-        let all = Some(messages.clone()).filter(|_| request.add_generation_prompt);
-        let mut borders: Vec<usize> =
-            [preamble, question, all].into_iter().flatten().filter_map(other).filter(|at| *at > 0).collect();
-        borders.sort_unstable();
-        borders.dedup();
-        borders
-    }
-
-    fn render(template: &Template, tokenizer: &Tokenizer, request: &ChatRequest) -> Result<Self> {
         let mut context = request.context(template)?;
         let mut guard = Guard::new(tokenizer, &context)?;
         for (key, value) in &mut context {
@@ -153,7 +113,38 @@ impl ChatPrompt {
         let tokens = tokenizer.encode_pieces(&rendered, |piece| guard.restore(piece))?;
         let text = guard.restore(&rendered);
         let opens_thinking = request.add_generation_prompt && text.trim_end().ends_with("<think>");
-        Ok(Self { text, tokens, opens_thinking, json_calls: template.json_calls(), borders: Vec::new() })
+        Ok(Self { text, tokens, opens_thinking, json_calls: template.json_calls() })
+    }
+
+    /// Where prompts to come are likely to part from this one, for [`crate::Sequence::name_borders`]; rising:
+    ///
+    /// * after the system message and the tools, which other conversations share;
+    /// * after the last question: templates drop the thoughts of a loop of calls when the next question comes;
+    /// * before the beginning of the answer, which many templates write in another way once it is there.
+    ///
+    /// Each is found by rendering such a prompt, and lies as far as its tokens are the same. A template that refuses one
+    /// has no such border.
+    pub fn borders(&self, template: &Template, tokenizer: &Tokenizer, request: &ChatRequest) -> Vec<usize> {
+        let other = |messages: Vec<Message>| {
+            let request = ChatRequest { messages, add_generation_prompt: false, ..request.clone() };
+            Some(common(&self.tokens, &Self::new(template, tokenizer, &request).ok()?.tokens))
+        };
+        let messages = &request.messages;
+        let system = messages.iter().take_while(|message| message.role == Role::System).count();
+        let preamble = messages.get(system).map(|first| {
+            let is_a =
+                first.content.as_ref().is_some_and(|content| content.text().trim_start().starts_with('a'));
+            let question = Message::new(Role::User, if is_a { "b" } else { "a" });
+            messages[..system].iter().cloned().chain([question]).collect()
+        });
+        let question = messages.iter().rposition(|message| message.role == Role::User);
+        let question = question.map(|at| messages[..=at].to_vec());
+        let all = Some(messages.clone()).filter(|_| request.add_generation_prompt);
+        let mut borders: Vec<usize> =
+            [preamble, question, all].into_iter().flatten().filter_map(other).filter(|at| *at > 0).collect();
+        borders.sort_unstable();
+        borders.dedup();
+        borders
     }
 }
 

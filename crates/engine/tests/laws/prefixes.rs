@@ -6,9 +6,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tidemill_engine::text::{ChatPrompt, ChatRequest, Message, Role, Template, Tokenizer};
-use tidemill_engine::{ErrorKind, Model, OpenOptions, Session};
+use tidemill_engine::{ErrorKind, KvFormat, Model, OpenOptions, Session};
 
-use super::tools::{bits, golden, last_bits, tokens};
+use super::tools::{EIGHT_BIT, bits, golden, last_bits, tokens};
 use crate::common::{go, open, root};
 
 const SETS: [&str; 2] = ["qwen3_5_moe-e32/mlx-4bit", "qwen3_moe-e16/gguf-Q4_0"];
@@ -167,7 +167,7 @@ impl Talk<'_> {
         let prompt = ChatPrompt::new(self.template, &self.tokenizer, request).expect("renders");
         let ids = self.tokens(&prompt);
         let mut session = Session::new(&self.model).expect("a session");
-        session.name_borders(&prompt.borders);
+        session.name_borders(&prompt.borders(self.template, &self.tokenizer, request));
         let computed = ids.len() - session.set_prompt(&ids, &mut go).expect("runs");
         assert_eq!(bits(session.logits()), last_bits(&self.model, &ids));
         let known = |seen: &Vec<u32>| seen.iter().zip(&ids).take_while(|(a, b)| a == b).count();
@@ -210,7 +210,7 @@ fn stored_bytes(directory: &Path) -> u64 {
 /// All files of states, by rising size.
 fn files(directory: &Path) -> Vec<std::path::PathBuf> {
     let mut entries = fs::read_dir(directory).expect("is there").map(|entry| entry.expect("is there").path());
-    let folder = entries.find(|path| path.is_dir()).expect("the model's");
+    let folder = entries.find(|path| path.is_dir() && !path.ends_with("other")).expect("the model's");
     let files = fs::read_dir(folder).expect("is there").map(|entry| entry.expect("is there").path());
     let mut files: Vec<_> =
         files.filter(|file| file.file_name().is_some_and(|name| name != "lock")).collect();
@@ -312,6 +312,52 @@ fn a_directory_keeps_within_its_space() {
         assert_eq!(ask(&model, &last, &[]), 600, "{set}: the last one is there");
         assert!(directory.path().join("other/file").exists());
     }
+}
+
+/// Where others leave no room, nothing of the model's own is given up for nothing.
+#[test]
+fn a_directory_that_others_fill_keeps_what_it_has() {
+    let set = SETS[0];
+    let directory = tempfile::tempdir().expect("a directory");
+    let text = {
+        let model = with_states(set, directory.path(), MUCH);
+        let text = tokens(&model, 0, 600);
+        ask(&model, &text, &[]);
+        assert!(model.flush_states().is_none());
+        text
+    };
+    fs::write(directory.path().join("file"), vec![0; 100_000]).expect("writable");
+    let model = with_states(set, directory.path(), 100_000);
+    ask(&model, &tokens(&model, 1, 600), &[]);
+    assert!(model.flush_states().is_none());
+    assert_eq!(ask(&model, &[&text[..], &[1]].concat(), &[]), 600);
+}
+
+/// Keys and values in other formats lie side by side, and none is taken for the other.
+#[test]
+fn each_number_format_has_states_of_its_own() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let open = |kv_format| {
+        let options =
+            OpenOptions { kv_format: Some(kv_format), context: Some(1200), ..OpenOptions::default() };
+        let model = open(&golden(EIGHT_BIT), &options);
+        let give_up = Instant::now() + Duration::from_secs(20);
+        while let Err(error) = model.store_states(directory.path(), MUCH) {
+            assert!(Instant::now() < give_up, "{error}");
+        }
+        model
+    };
+    for expected in [0, 600] {
+        for format in [KvFormat::F16, KvFormat::Q8] {
+            let model = open(format);
+            let text = tokens(&model, 0, 601);
+            assert_eq!(ask(&model, &text[..600 + expected / 600], &[]), expected, "{format:?}");
+            assert!(model.flush_states().is_none());
+        }
+    }
+    let model = open(KvFormat::Q8);
+    let again = model.store_states(directory.path(), MUCH).expect_err("one directory a model");
+    assert_eq!(again.kind(), ErrorKind::InvalidRequest, "{again}");
 }
 
 fn stored_of_one(set: &str) -> u64 {
