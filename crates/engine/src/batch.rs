@@ -95,8 +95,11 @@ impl Batch {
     ) -> Result<()> {
         check(model, parts, model.step_rows_max())?;
         let mut lock = model.lock_step();
-        let mut ready = Ready::new(parts, &mut lock.states)?;
-        let run = self.step(model, &mut lock, &mut ready, between_layers, sink);
+        let mut pool = model.lock_pool();
+        let mut pool = pool.as_deref_mut();
+        model.trade.remove_pages(&mut lock.states, pool.as_deref_mut())?;
+        let mut ready = Ready::new(model, parts, pause(&mut lock.states, &mut pool, 0))?;
+        let run = self.step(model, &mut lock, pool, &mut ready, between_layers, sink);
         if run.is_err() {
             ready.go_back(&mut lock.states)?;
         }
@@ -116,7 +119,7 @@ impl Batch {
         sink: LogitSink<'_>,
     ) -> Result<()> {
         check(model, parts, model.sequences_max())?;
-        let mut ready = Ready::new(parts, pause.states)?;
+        let mut ready = Ready::new(model, parts, pause.lend())?;
         let go_on = &mut |_: &mut Pause<'_>| ControlFlow::Continue(());
         let run = self.compute(model, pause.lend(), &mut ready, Guess::None, go_on, sink);
         if run.is_err() {
@@ -169,6 +172,7 @@ impl Batch {
         &mut self,
         model: &Model,
         lock: &mut StepLock,
+        mut pool: Option<&mut ExpertPool>,
         ready: &mut Ready<'_, '_>,
         between_layers: BetweenLayers<'_>,
         sink: LogitSink<'_>,
@@ -177,8 +181,6 @@ impl Batch {
         let decodes = parts.iter().all(|part| part.rows == 1);
         let here = if decodes { places(parts) } else { Places::new() };
         let (ahead, again) = lock.begin(&here);
-        let mut pool = model.lock_pool();
-        let mut pool = pool.as_deref_mut();
         let records = parts.iter().any(|part| part.sequence.routes.is_some());
         let answers_all = wanted.len() == parts.len() && wanted.len() <= LOGIT_ROWS / 2;
         let looks_up =
@@ -302,12 +304,15 @@ struct Ready<'a, 'p> {
 }
 
 impl<'a, 'p> Ready<'a, 'p> {
-    /// Makes all of them ready; where one cannot be, all are as before.
-    fn new(parts: &'a mut [Part<'p>], states: &mut StatePool) -> Result<Self> {
-        let prepared = parts.iter_mut().try_for_each(|part| part.sequence.prepare(states, part.rows));
-        if let Err(e) = prepared {
+    /// Makes all of them ready; where pages run short, expert slots give memory. Where one part cannot be ready, all are as
+    /// before.
+    fn new(model: &Model, parts: &'a mut [Part<'p>], uses: Pause<'_>) -> Result<Self> {
+        let Pause { states, mut pool, .. } = uses;
+        while let Err(e) = parts.iter_mut().try_for_each(|part| part.sequence.prepare(states, part.rows)) {
             parts.iter_mut().for_each(|part| part.sequence.state.unclaim());
-            return Err(e);
+            if e.kind() != ErrorKind::Memory || !model.trade.add_pages(states, pool.as_deref_mut()) {
+                return Err(e);
+            }
         }
         let segments = segments(parts);
         let wanted = wanted(parts, &segments);

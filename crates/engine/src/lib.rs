@@ -65,6 +65,7 @@ mod step;
 pub mod synth;
 pub mod text;
 mod trace;
+mod trade;
 mod vram;
 
 pub use batch::{Batch, BetweenLayers, LogitSink, Logits, Part, Pause};

@@ -72,6 +72,9 @@ pub(crate) fn context(limit: usize, asked: Option<usize>) -> Result<usize> {
 /// Pages of several sequences take this part of the budget at most, as long as one has its whole context.
 pub(crate) const PAGES_SHARE: u64 = 4;
 
+/// The same where expert slots have what pages do not need.
+pub(crate) const TRADED_PAGES_SHARE: u64 = 2;
+
 /// Most that is kept of what ended sequences have computed, where nobody said how much.
 const KEPT_BYTES: u64 = 1 << 30;
 

@@ -29,6 +29,7 @@ use crate::scratch::Scratch;
 use crate::sequence::SequenceId;
 use crate::sizes::{Plans, Sizes};
 use crate::state::{Ledger, SequenceState, StateDirectory, StatePool};
+use crate::trade::Trade;
 use crate::vram::{Cut, DeviceSlots};
 
 /// Who keeps experts in memory.
@@ -106,6 +107,8 @@ pub struct Model {
     /// Sequences that a step may have.
     sequences_max: usize,
     plans: Plans,
+    /// How pages and expert slots share memory.
+    pub(crate) trade: Trade,
     context: usize,
     chunk_tokens: usize,
     step_rows_max: usize,
@@ -194,6 +197,7 @@ impl Model {
             ledger: states.ledger().clone(),
             experts,
             step: Mutex::new(StepLock::new(states)),
+            trade: Trade::new(&plans.memory, &plans.room),
             sequences_max: sessions,
             plans,
             context,
@@ -452,6 +456,12 @@ impl Model {
     /// Held while a step runs: the plan has the working memory of one.
     pub(crate) fn lock_step(&self) -> MutexGuard<'_, StepLock> {
         self.step.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Sees that sequences can have `pages` pages more, as far as expert slots can give them memory.
+    pub(crate) fn make_room(&self, states: &mut StatePool, pages: usize) {
+        let mut pool = self.lock_pool();
+        while states.available_pages() < pages && self.trade.add_pages(states, pool.as_deref_mut()) {}
     }
 
     /// Sequences that may live at once.

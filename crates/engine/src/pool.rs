@@ -43,6 +43,9 @@ pub(crate) struct ExpertPool {
     governor: Option<Governor>,
     clock: Instant,
     next_look: Duration,
+    /// Slots that somebody has chosen, or the governor; and those that pages of sequences leave.
+    chosen: usize,
+    allowed: usize,
     total_experts: usize,
 }
 
@@ -60,6 +63,8 @@ impl ExpertPool {
         let total_experts = experts.iter().map(|&n| n as usize).sum();
         let mut pool = Self {
             lookahead: Lookahead::new(store.slots() < total_experts),
+            chosen: store.slots(),
+            allowed: store.slots(),
             store,
             backend,
             device_slots,
@@ -146,6 +151,19 @@ impl ExpertPool {
 
     /// See [`Model::use_slots`].
     pub(crate) fn resize(&mut self, slots: usize) {
+        self.chosen = slots;
+        self.apply();
+    }
+
+    /// Lets only `slots` be used, whatever else is chosen; whether the memory of the others is the system's now.
+    pub(crate) fn allow(&mut self, slots: usize) -> bool {
+        self.allowed = slots;
+        self.apply();
+        self.store.finish_resize()
+    }
+
+    fn apply(&mut self) {
+        let slots = self.chosen.min(self.allowed);
         if self.device_slots.is_none() && slots < self.total_experts && !self.resident.is_empty() {
             // Pinned slots would not move. What a running step has enqueued may still read them.
             self.backend.release(Box::new(std::mem::take(&mut self.resident)));

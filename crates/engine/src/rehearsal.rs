@@ -14,7 +14,7 @@ use crate::layers::FeedForward;
 use crate::models::Decoder;
 use crate::round::Round;
 use crate::scratch::Scratch;
-use crate::state::{LayerShape, Room, StatePool};
+use crate::state::{LayerShape, Room, RoomFor, StatePool};
 use crate::step::Step;
 
 /// Rows of the steps: a token, a few rows, and as many as make a prompt. Where a device multiplies more rows otherwise, it
@@ -99,7 +99,8 @@ pub(crate) fn rehearse(
         let rehearsal =
             Rehearsal { layers: decoder.layers.iter().enumerate().map(layer).collect::<Result<_>>()? };
         let capacity = POSITION + ROWS.iter().max().unwrap_or(&0);
-        let mut states = StatePool::new(backend.clone(), states, &Room::new(states, 1, capacity, None, 0))?;
+        let room = Room::new(states, RoomFor::one(capacity, None));
+        let mut states = StatePool::new(backend.clone(), states, &room)?;
         let scratch = Scratch::new(backend.clone(), usize::MAX);
         for rows in ROWS {
             let tokens = vec![0; rows];

@@ -179,6 +179,7 @@ impl Sequence {
         let position = self.state.position();
         let mut found = states.prefixes.longest(tokens);
         if let Some(mut directory) = directory {
+            model.make_room(states, crate::state::pages(tokens.len()));
             let known = found.as_ref().map_or(0, |found| found.position).max(position);
             if directory.fetch(states, tokens, known) {
                 found = states.prefixes.longest(tokens);
@@ -232,6 +233,8 @@ impl Sequence {
         self.start = None; // its memory is needed
         let model = self.model.clone();
         let states = &mut model.lock_step().states;
+        let bytes = std::fs::metadata(path).map_or(0, |file| file.len());
+        model.make_room(states, states.pages_in_bytes(bytes));
         let (tokens, found) = crate::state::load(states, model.meta.vocab_size, model.fingerprint(), path)?;
         self.state.adopt(states, &found)?;
         self.tokens = tokens;

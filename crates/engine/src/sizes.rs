@@ -10,7 +10,7 @@ use crate::mapped::Mapped;
 use crate::model::{CacheKind, OpenOptions};
 use crate::models::Decoder;
 use crate::overhead::Overhead;
-use crate::state::{LayerShape, Room};
+use crate::state::{LayerShape, Room, RoomFor};
 
 /// How both kinds of memory are divided.
 pub(crate) struct Plans {
@@ -116,15 +116,21 @@ impl<'a> Sizes<'a> {
         let unified = device.mapped_bytes_max.filter(|_| device.unified_memory);
         let given = options.memory_bytes.unwrap_or_else(|| default_budget_bytes(available_bytes));
         let mapped = Mapped::below(given, unified, overhead_bytes);
-        let pages_bytes = options.pages_bytes.unwrap_or(given / limits::PAGES_SHARE);
+        // Without experts nothing would have the memory instead.
+        let trades = device.gives_back && total_experts > 0;
+        let share = if trades { limits::TRADED_PAGES_SHARE } else { limits::PAGES_SHARE };
+        let pages_bytes = options.pages_bytes.unwrap_or(given / share);
+        let (sequences, context) = (self.sessions, self.context);
         let room_for = |(kept_bytes, pages_bytes)| {
-            Room::new(self.states, self.sessions, self.context, kept_bytes, pages_bytes)
+            Room::new(self.states, RoomFor { sequences, context, kept_bytes, pages_bytes, trades })
         };
         let input = PlanInput {
             budget_bytes: mapped.as_ref().map(|m| m.budget_bytes).or(options.memory_bytes),
             available_bytes,
             resident_bytes: self.resident_bytes,
             state_bytes: 0,
+            state_more_bytes: 0,
+            state_more_bytes_min: 0,
             scratch_bytes: self.scratch_bytes(chunk),
             overhead_bytes,
             slot_bytes: self.slot_bytes,
@@ -138,7 +144,12 @@ impl<'a> Sizes<'a> {
         let given_vram = options.vram_bytes.filter(|_| !device.unified_memory);
         let mapped_vram = given_vram.and_then(|given| Mapped::below(given, device.mapped_bytes_max, 0));
         let divide = |room: &Room| {
-            let input = PlanInput { state_bytes: room.bytes, ..input };
+            let input = PlanInput {
+                state_bytes: room.bytes,
+                state_more_bytes: room.more_bytes(),
+                state_more_bytes_min: room.more_bytes_min,
+                ..input
+            };
             let memory = plan(&input).map_err(|e| named(limited(&mapped, e)))?;
             // The same parts lie in a GPU's memory, but for the overhead, and expert slots of its own.
             let vram = given_vram.map(|vram_bytes| {
@@ -166,6 +177,7 @@ impl<'a> Sizes<'a> {
             }
         };
         let asked = mapped.filter(|_| options.memory_bytes.is_some()).or(mapped_vram);
+        let room = room.with_more(memory.state_more_bytes);
         Ok(Plans { memory, room, vram, note: asked.map(|mapped| mapped.note()) })
     }
 }

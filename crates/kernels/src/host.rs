@@ -168,6 +168,36 @@ pub fn clear(block: &mut Block, range: Range<usize>) -> Result<()> {
     Ok(())
 }
 
+/// Whether [`give_back`] does.
+pub const GIVES_BACK: bool = cfg!(target_os = "linux");
+
+/// Gives a range of a block of host memory back to the system, as far as it is in whole pages, which read as zero from then
+/// on. Memory comes back page by page: a huge page would bring what nobody wrote.
+///
+/// # Errors
+/// [`files::ErrorKind::InvalidRequest`] when it leaves the block.
+pub fn give_back(block: &mut Block, range: Range<usize>) -> Result<()> {
+    let bytes = block.bytes();
+    if range.start > range.end || range.end > bytes {
+        return Err(out_of_block(range.len(), range.start, bytes));
+    }
+    #[cfg(target_os = "linux")]
+    {
+        use rustix::mm::{Advice, madvise};
+        let whole = range.start.next_multiple_of(PAGE_BYTES)..range.end / PAGE_BYTES * PAGE_BYTES;
+        let memory = block.host_mut::<u8>()?;
+        if let Some(given) = memory.get_mut(whole).filter(|given| !given.is_empty()) {
+            let pointer = given.as_mut_ptr().cast();
+            for advice in [Advice::LinuxNoHugepage, Advice::LinuxDontNeed] {
+                // SAFETY: whole pages of an anonymous mapping, borrowed for writing; what this advice leaves there is
+                // initialised: zero, or what it was. A refusal costs memory only.
+                let _ = unsafe { madvise(pointer, given.len(), advice) };
+            }
+        }
+    }
+    Ok(())
+}
+
 fn out_of_block(offset: usize, len: usize, bytes: usize) -> Error {
     Error::invalid(format!("{len} bytes at {offset} leave a block of {bytes}"))
 }

@@ -336,6 +336,14 @@ pub trait Backend: Send + Sync {
     /// Makes the bytes `range` of `block` zero, whole words of 4 bytes.
     fn clear(&self, block: &mut Block, range: Range<usize>) -> Result<()>;
 
+    /// Gives the memory of the bytes `range` of `block` back to the system, as far as it is in whole pages. They read as zero
+    /// from then on, and get memory page by page when they are written. Does nothing where [`DeviceInfo::gives_back`] is
+    /// false.
+    fn give_back(&self, block: &mut Block, range: Range<usize>) -> Result<()> {
+        let _ = (block, range);
+        Ok(())
+    }
+
     // --- dense ops ------------------------------------------------------------------------------------------
 
     /// `out[r] = table[ids[r]]`; table `[vocab, hidden]`, out `[rows, hidden]`.

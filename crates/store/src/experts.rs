@@ -140,6 +140,19 @@ impl ExpertStore {
         self.settle();
     }
 
+    /// Waits until the memory of all slots above the limit is the system's; false where leases hold some.
+    pub fn finish_resize(&mut self) -> bool {
+        self.collect();
+        self.settle();
+        while self.pool.is_unsettled() {
+            // Of the slots that are left, reads have some.
+            let Some(completion) = self.inbox.wait(self.disk.as_ref()) else { return false };
+            self.finish(completion);
+            self.settle();
+        }
+        true
+    }
+
     /// Empties the slots above the limit, as far as nobody holds them.
     fn settle(&mut self) {
         while let Settling::NeedsRoom = self.pool.settle() {

@@ -22,8 +22,12 @@ pub struct PlanInput {
     pub available_bytes: u64,
     /// Weights that every token needs.
     pub resident_bytes: u64,
-    /// KV cache and recurrent state at the full context.
+    /// KV cache and recurrent state that have their place at any time.
     pub state_bytes: u64,
+    /// What more of them would take at most, and may take of the expert slots.
+    pub state_more_bytes: u64,
+    /// What of that there must be.
+    pub state_more_bytes_min: u64,
     /// Activations and other working memory of a step.
     pub scratch_bytes: u64,
     /// Code, tokenizer, tables, stacks, loading buffers.
@@ -45,6 +49,8 @@ pub struct Plan {
     pub resident_bytes: u64,
     /// As in [`PlanInput`].
     pub state_bytes: u64,
+    /// As in [`PlanInput`], but no more of it than leaves [`Self::slots_min`] slots.
+    pub state_more_bytes: u64,
     /// As in [`PlanInput`].
     pub scratch_bytes: u64,
     /// As in [`PlanInput`].
@@ -53,13 +59,18 @@ pub struct Plan {
     pub slot_bytes: u64,
     /// Expert slots.
     pub slots: u64,
+    /// Those that are left when states have taken all that they may.
+    pub slots_min: u64,
     /// All slots together.
     pub slot_pool_bytes: u64,
     /// Experts of the whole model.
     pub total_experts: u64,
-    /// The sum of the parts, at most the budget.
+    /// The sum of the parts with all that states may take, at most the budget.
     pub total_bytes: u64,
 }
+
+/// States leave this part of the expert slots at least.
+const SLOTS_LEFT: u64 = 4;
 
 /// What a process may take of `available_bytes` when nobody said: all but an eighth, which is left (64 MiB to
 /// 4 GiB) to other programs and to the page cache.
@@ -79,7 +90,8 @@ pub fn plan(input: &PlanInput) -> Result<Plan> {
     let fixed = [resident_bytes, state_bytes, scratch_bytes, overhead_bytes]
         .iter()
         .try_fold(0u64, |sum, bytes| sum.checked_add(*bytes));
-    let floor = fixed.and_then(|f| f.checked_add(min_slots.checked_mul(slot_bytes)?));
+    let least = input.state_more_bytes_min;
+    let floor = fixed.and_then(|f| f.checked_add(least)?.checked_add(min_slots.checked_mul(slot_bytes)?));
     let (Some(fixed), Some(floor)) = (fixed, floor) else {
         return Err(Error::memory("the memory plan exceeds 64-bit sizes"));
     };
@@ -88,18 +100,35 @@ pub fn plan(input: &PlanInput) -> Result<Plan> {
     }
     let slots = (budget_bytes - fixed).checked_div(slot_bytes).unwrap_or(0).min(input.total_experts);
     let slot_pool_bytes = slots * slot_bytes;
+    let slots_left = slots.div_ceil(SLOTS_LEFT).max(min_slots);
+    let state_more_bytes = input.state_more_bytes.min(budget_bytes - fixed - slots_left * slot_bytes).max(least);
     Ok(Plan {
         budget_bytes,
         resident_bytes,
         state_bytes,
+        state_more_bytes,
         scratch_bytes,
         overhead_bytes,
         slot_bytes,
         slots,
+        slots_min: slots_beside(budget_bytes - fixed, state_more_bytes, slot_bytes, slots),
         slot_pool_bytes,
         total_experts: input.total_experts,
-        total_bytes: fixed + slot_pool_bytes,
+        total_bytes: fixed + (slot_pool_bytes.saturating_add(state_more_bytes)).min(budget_bytes - fixed),
     })
+}
+
+/// Of `slots`, those that fit into `bytes` beside `state_more_bytes` of states.
+fn slots_beside(bytes: u64, state_more_bytes: u64, slot_bytes: u64, slots: u64) -> u64 {
+    bytes.saturating_sub(state_more_bytes).checked_div(slot_bytes).unwrap_or(0).min(slots)
+}
+
+impl Plan {
+    /// Expert slots beside `state_more_bytes` of states, which are at most [`Self::state_more_bytes`].
+    pub fn slots_beside(&self, state_more_bytes: u64) -> u64 {
+        let fixed = self.resident_bytes + self.state_bytes + self.scratch_bytes + self.overhead_bytes;
+        slots_beside(self.budget_bytes - fixed, state_more_bytes, self.slot_bytes, self.slots)
+    }
 }
 
 fn below_floor(input: &PlanInput, budget_bytes: u64, min_slots: u64, floor: u64) -> Error {
@@ -108,7 +137,8 @@ fn below_floor(input: &PlanInput, budget_bytes: u64, min_slots: u64, floor: u64)
         0 => String::new(),
         n => format!(", {n} expert slots {}", Bytes(n * input.slot_bytes)),
     };
-    let state_helps = input.state_bytes > input.scratch_bytes && input.state_bytes > input.resident_bytes / 4;
+    let state_bytes = input.state_bytes + input.state_more_bytes_min;
+    let state_helps = state_bytes > input.scratch_bytes && state_bytes > input.resident_bytes / 4;
     let shorter = if state_helps { ", or a shorter context" } else { "" };
     Error::memory(format!(
         "the {source} of {} is below the floor of {}: resident weights {}, state {}, scratch {}, overhead {}{experts}; \
@@ -116,7 +146,7 @@ fn below_floor(input: &PlanInput, budget_bytes: u64, min_slots: u64, floor: u64)
         Bytes(budget_bytes),
         Bytes(floor),
         Bytes(input.resident_bytes),
-        Bytes(input.state_bytes),
+        Bytes(state_bytes),
         Bytes(input.scratch_bytes),
         Bytes(input.overhead_bytes),
         MebibytesUp(floor),
@@ -137,9 +167,13 @@ impl fmt::Display for Plan {
         if self.total_experts > 0 {
             let share = 100.0 * self.slots as f64 / self.total_experts as f64;
             let pool = Bytes(self.slot_pool_bytes).to_string();
+            let left = match self.slots_min {
+                min if min < self.slots => format!("; {min} when states need {} more", Bytes(self.state_more_bytes)),
+                _ => String::new(),
+            };
             writeln!(
                 f,
-                "{:<17}{pool:>11}   {} slots of {}, {share:.0} % of {} experts",
+                "{:<17}{pool:>11}   {} slots of {}, {share:.0} % of {} experts{left}",
                 "expert slots",
                 self.slots,
                 Bytes(self.slot_bytes),
@@ -184,6 +218,8 @@ mod tests {
             available_bytes: 0,
             resident_bytes: 5 << 30,
             state_bytes: 1 << 30,
+            state_more_bytes: 0,
+            state_more_bytes_min: 0,
             scratch_bytes: 300 << 20,
             overhead_bytes: 200 << 20,
             slot_bytes: 7 << 20,
@@ -204,6 +240,27 @@ mod tests {
             assert!(error.message().contains(said), "{said:?} is not in: {error}");
         }
         assert!(plan(&input(6756 << 20)).is_ok());
+    }
+
+    #[test]
+    fn states_take_slots_down_to_a_part() {
+        let slots = 1000;
+        let floor = (6 << 30) + (500 << 20) + slots * (7 << 20);
+        let some = plan(&PlanInput { state_more_bytes: 70 << 20, ..input(floor) }).unwrap();
+        assert_eq!((some.slots, some.slots_min, some.state_more_bytes), (1000, 990, 70 << 20));
+        assert_eq!([some.slots_beside(0), some.slots_beside(1), some.slots_beside(70 << 20)], [1000, 999, 990]);
+        assert!(some.to_string().contains("990 when states need 70.00 MiB more"), "{some}");
+        let much = plan(&PlanInput { state_more_bytes: u64::MAX, ..input(floor) }).unwrap();
+        assert_eq!((much.slots_min, much.state_more_bytes), (250, 750 * (7 << 20)));
+        // What there must be of them goes before all slots but the fewest.
+        let whole = PlanInput { state_more_bytes: 990 * (7 << 20), ..input(floor) };
+        let whole = PlanInput { state_more_bytes_min: 980 * (7 << 20), ..whole };
+        assert_eq!(plan(&whole).unwrap().slots_min, 20);
+        let error = plan(&PlanInput { state_more_bytes_min: 985 * (7 << 20), ..whole }).unwrap_err();
+        assert!(error.message().contains("state 7.73 GiB"), "{error}");
+        // What no slot would use is theirs first.
+        let few = plan(&PlanInput { total_experts: 20, state_more_bytes: 1 << 30, ..input(floor) }).unwrap();
+        assert_eq!((few.slots, few.slots_min, few.state_more_bytes), (20, 20, 1 << 30));
     }
 
     #[test]

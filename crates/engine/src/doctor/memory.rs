@@ -9,7 +9,7 @@ use crate::limits::{self, CHUNK_TOKENS, CHUNK_TOKENS_MIN, CHUNK_TOKENS_MODEST, L
 use crate::model::OpenOptions;
 use crate::models::{Bound, activation_bytes, head_width};
 use crate::overhead::{Overhead, shape_tokenizer_bytes, tokenizer_bytes};
-use crate::state::{KvShape, LayerShape, RecurrentShape, Room};
+use crate::state::{KvShape, LayerShape, RecurrentShape, Room, RoomFor};
 use crate::synth::{Layout, Shape, SynthSizes};
 
 /// What a model keeps in memory besides its resident weights.
@@ -120,7 +120,7 @@ impl Memory {
         let slots_min_bytes = self.slots_min_bytes(top_k);
         let kept = limits::kept_bytes(budget_bytes, self.kept_bytes).into_iter();
         let rooms: Vec<u64> =
-            kept.map(|kept| Room::new(&self.states, 1, self.context, kept, 0).bytes).collect();
+            kept.map(|kept| Room::new(&self.states, RoomFor::one(self.context, kept)).bytes).collect();
         self.chunks.iter().filter(|chunk| modest(chunk)).find_map(|chunk| {
             let fixed = |room: &u64| room + chunk.scratch_bytes + chunk.overhead_bytes;
             let fixed = rooms.iter().map(fixed).find(|fixed| fixed + slots_min_bytes <= left_bytes)?;
@@ -141,7 +141,7 @@ impl Memory {
 /// The least for what one sequence remembers.
 fn floor_bytes(states: &[LayerShape], context: usize, options: &OpenOptions) -> u64 {
     let kept = limits::kept_bytes(0, options.kept_bytes);
-    kept.into_iter().map(|kept| Room::new(states, 1, context, kept, 0).bytes).min().unwrap_or(0)
+    kept.into_iter().map(|kept| Room::new(states, RoomFor::one(context, kept)).bytes).min().unwrap_or(0)
 }
 
 fn kv_format(options: &OpenOptions) -> Result<KvFormat> {

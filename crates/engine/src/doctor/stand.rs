@@ -26,7 +26,7 @@ use crate::pool::ExpertPool;
 use crate::round::Round;
 use crate::sample::{SampleParams, Sampler};
 use crate::scratch::Scratch;
-use crate::state::{Room, SequenceState, StatePool};
+use crate::state::{Room, RoomFor, SequenceState, StatePool};
 use crate::step::{Experts, Linear, Norm, Step, Sweep};
 
 /// Weights and activations to go through, in bytes: larger than caches, if the model is.
@@ -174,7 +174,7 @@ impl<'a> Stand<'a> {
         let (backend, Rows { count, position, .. }) = (self.bench.backend, rows);
         let scratch = Scratch::new(backend.clone(), decoder.scratch_bytes(count, 1) as usize);
         let shapes = decoder.state_shapes(KvFormat::F16)?;
-        let room = Room::new(&shapes, 1, position + count, None, 0);
+        let room = Room::new(&shapes, RoomFor::one(position + count, None));
         let mut states = StatePool::new(backend.clone(), &shapes, &room)?;
         let mut state = SequenceState::new(states.ledger())?;
         // Memory that nobody wrote is one page of zeros, which lies in a cache.

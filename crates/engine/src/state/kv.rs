@@ -44,6 +44,19 @@ pub(super) fn copy_page(backend: &dyn Backend, cache: &mut KvCache, from: u32, t
     Ok(())
 }
 
+/// Gives the memory of pages back.
+pub(super) fn give_back(
+    backend: &dyn Backend,
+    cache: &mut KvCache,
+    pages: std::ops::Range<usize>,
+) -> Result<()> {
+    let bytes = half_page_bytes(cache);
+    for block in [&mut cache.keys, &mut cache.values] {
+        backend.give_back(block, pages.start * bytes..pages.end * bytes)?;
+    }
+    Ok(())
+}
+
 /// Writes zeros everywhere.
 pub(super) fn fill_with_zeros(backend: &dyn Backend, cache: &mut KvCache) -> Result<()> {
     let zeros = vec![0; half_page_bytes(cache)];

@@ -1,5 +1,7 @@
 //! Who has which page, slot and snapshot. Sequences give theirs back when they end, whatever a step is doing meanwhile.
 
+use std::collections::BTreeSet;
+use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -10,7 +12,10 @@ use kernels::ops::PAGE;
 /// What is free.
 #[derive(Debug)]
 struct Free {
-    pages: Vec<u32>,
+    /// Pages that have memory; the lowest are taken first, so that the highest may lose theirs.
+    pages: BTreeSet<u32>,
+    /// Pages without memory.
+    without_memory: BTreeSet<u32>,
     slots: Vec<u32>,
     /// Memory of snapshots that are gone, of each recurrent layer.
     snapshots: Vec<SnapshotLayers>,
@@ -25,10 +30,12 @@ pub(super) type SnapshotLayers = Vec<Option<[Block; 2]>>;
 #[derive(Clone, Debug)]
 pub(crate) struct Ledger {
     free: Arc<Mutex<Free>>,
+    /// Pages that always have memory, up to those that there may be.
+    pages: Range<usize>,
     /// Positions that a sequence may have.
     pub(super) context: usize,
     /// Sequences that there is room for.
-    sequences: usize,
+    pub(super) sequences: usize,
     /// Whether a sequence that goes back needs a snapshot: some layer cannot simply forget.
     pub(crate) recurrent: bool,
     /// Snapshots besides one for each sequence.
@@ -63,13 +70,24 @@ pub(crate) struct SnapshotMemory {
 }
 
 impl Ledger {
-    /// All of `pages` pages and `slots` slots are free, the lowest are taken first; there may be `snapshots` snapshots.
-    pub(super) fn new(pages: usize, slots: usize, snapshots: usize, context: usize, recurrent: bool) -> Self {
-        let all = |count: usize| (0..count as u32).rev().collect();
-        let free =
-            Free { pages: all(pages), slots: all(slots), snapshots: Vec::new(), unmade_snapshots: snapshots };
+    /// All of `pages.end` pages, of which the first `pages.start` always have memory, and `slots` slots are free; there may
+    /// be `snapshots` snapshots.
+    pub(super) fn new(
+        pages: Range<usize>,
+        slots: usize,
+        snapshots: usize,
+        context: usize,
+        recurrent: bool,
+    ) -> Self {
+        let free = Free {
+            pages: (0..pages.start as u32).collect(),
+            without_memory: (pages.start as u32..pages.end as u32).collect(),
+            slots: (0..slots as u32).rev().collect(),
+            snapshots: Vec::new(),
+            unmade_snapshots: snapshots,
+        };
         let kept_snapshots = snapshots.saturating_sub(slots);
-        Self { free: Arc::new(Mutex::new(free)), context, sequences: slots, recurrent, kept_snapshots }
+        Self { free: Arc::new(Mutex::new(free)), pages, context, sequences: slots, recurrent, kept_snapshots }
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Free> {
@@ -80,12 +98,46 @@ impl Ledger {
     /// Pages and slots that are free.
     pub(crate) fn free(&self) -> (usize, usize) {
         let free = self.lock();
-        (free.pages.len(), free.slots.len())
+        (free.pages.len() + free.without_memory.len(), free.slots.len())
+    }
+
+    /// Pages that have memory besides those that always have.
+    pub(crate) fn more_pages(&self) -> usize {
+        self.pages.len() - self.lock().without_memory.len()
+    }
+
+    /// Pages that may yet get memory.
+    pub(crate) fn pages_without_memory(&self) -> usize {
+        self.lock().without_memory.len()
+    }
+
+    /// Pages that somebody has.
+    pub(super) fn pages_in_use(&self) -> usize {
+        let free = self.lock();
+        self.pages.end - free.pages.len() - free.without_memory.len()
+    }
+
+    /// So many pages more may be used.
+    pub(super) fn add_pages(&self, count: usize) {
+        let free = &mut *self.lock();
+        free.pages.extend((0..count).map_while(|_| free.without_memory.pop_first()));
+    }
+
+    /// Up to so many free pages may not be used any more: those.
+    pub(super) fn remove_pages(&self, count: usize) -> Vec<u32> {
+        let free = &mut *self.lock();
+        let first = self.pages.start as u32;
+        let removed: Vec<u32> = free.pages.range(first..).rev().take(count).copied().collect();
+        for page in &removed {
+            free.pages.remove(page);
+            free.without_memory.insert(*page);
+        }
+        removed
     }
 
     /// A free page.
     pub(super) fn page(&self) -> Option<Page> {
-        let id = self.lock().pages.pop()?;
+        let id = self.lock().pages.pop_first()?;
         Some(Page(Arc::new(PageOwner { id, written: AtomicUsize::new(0), ledger: self.clone() })))
     }
 
@@ -137,9 +189,14 @@ impl Page {
         self.0.id
     }
 
+    /// How many have it.
+    pub(super) fn holders(&self) -> usize {
+        Arc::strong_count(&self.0)
+    }
+
     /// Whether another sequence has it too, or a kept beginning.
     pub(super) fn is_shared(&self) -> bool {
-        Arc::strong_count(&self.0) > 1
+        self.holders() > 1
     }
 
     /// Positions of it that somebody has written.
@@ -161,7 +218,7 @@ impl Slot {
 
 impl Drop for PageOwner {
     fn drop(&mut self) {
-        self.ledger.lock().pages.push(self.id);
+        self.ledger.lock().pages.insert(self.id);
     }
 }
 

@@ -23,7 +23,7 @@ use ledger::{Page, Slot, SnapshotMemory};
 use prefixes::Prefix;
 pub(crate) use prefixes::{Found, Prefixes};
 pub(crate) use recurrent::{Recurrent, RecurrentShape};
-pub(crate) use room::Room;
+pub(crate) use room::{Room, RoomFor};
 
 /// Positions between the borders in long prompts, at least.
 const GRID: usize = 2048;
@@ -75,6 +75,25 @@ enum LayerState {
     Recurrent(Recurrent),
 }
 
+/// Gives the memory of pages of all layers back.
+fn give_back(backend: &dyn Backend, layers: &mut [LayerState], pages: std::ops::Range<usize>) -> Result<()> {
+    for layer in layers {
+        if let LayerState::Kv(cache) = layer {
+            kv::give_back(backend, cache, pages.clone())?;
+        }
+    }
+    Ok(())
+}
+
+impl LayerState {
+    fn page_bytes(&self) -> u64 {
+        match self {
+            LayerState::Kv(cache) => KvCache::page_bytes(cache.kv_heads, cache.head_dim, cache.format) as u64,
+            LayerState::Recurrent(_) => 0,
+        }
+    }
+}
+
 /// All layers' states of all sequences.
 pub(crate) struct StatePool {
     backend: Arc<dyn Backend>,
@@ -87,20 +106,22 @@ pub(crate) struct StatePool {
 impl StatePool {
     /// The states that there is `room` for.
     pub(crate) fn new(backend: Arc<dyn Backend>, shapes: &[LayerShape], room: &Room) -> Result<Self> {
-        let &Room { sequences, context, pages, kept_snapshots, .. } = room;
+        let &Room { sequences, context, ref pages, kept_snapshots, .. } = room;
         let layer = |shape: &LayerShape| {
             Ok(match shape {
-                LayerShape::Kv(shape) => LayerState::Kv(shape.new_state(backend.as_ref(), pages)?),
+                LayerShape::Kv(shape) => LayerState::Kv(shape.new_state(backend.as_ref(), pages.end)?),
                 LayerShape::Recurrent(shape) => {
                     LayerState::Recurrent(shape.new_state(backend.as_ref(), sequences)?)
                 }
             })
         };
-        let layers = shapes.iter().map(layer).collect::<Result<_>>()?;
+        let mut layers = shapes.iter().map(layer).collect::<Result<Vec<_>>>()?;
+        // Huge pages would bring memory that the plan does not know of.
+        give_back(backend.as_ref(), &mut layers, pages.clone())?;
         let recurrent = shapes.iter().any(|shape| shape.recurrent_bytes() > 0);
         // Each sequence has one to go back to, besides those that are kept.
         let snapshots = if recurrent { sequences + kept_snapshots } else { 0 };
-        let ledger = Ledger::new(pages, sequences, snapshots, context, recurrent);
+        let ledger = Ledger::new(pages.clone(), sequences, snapshots, context, recurrent);
         Ok(Self { backend, layers, ledger, prefixes: Prefixes::new(room.keeps, kept_snapshots) })
     }
 
@@ -165,6 +186,49 @@ impl StatePool {
                 return Err(Error::memory("all pages of keys and values are in use"));
             }
         }
+    }
+
+    /// Lets `pages` pages more be used.
+    pub(crate) fn add_pages(&mut self, pages: usize) {
+        self.ledger.add_pages(pages);
+    }
+
+    /// Pages that a sequence can have now.
+    pub(crate) fn available_pages(&self) -> usize {
+        self.ledger.free().0 - self.ledger.pages_without_memory() + self.prefixes.pages_of_nobody_else()
+    }
+
+    /// Pages for so many bytes of a file of states.
+    pub(crate) fn pages_in_bytes(&self, bytes: u64) -> usize {
+        let page_bytes: u64 = self.layers.iter().map(LayerState::page_bytes).sum();
+        bytes.checked_div(page_bytes).map_or(0, |pages| pages as usize + 1).min(pages(self.ledger.context))
+    }
+
+    /// Pages whose memory living sequences do not need, besides those that always have it.
+    pub(crate) fn spare_pages(&self) -> usize {
+        let more = self.ledger.more_pages();
+        if more == 0 {
+            return 0;
+        }
+        let living = self.ledger.pages_in_use() - self.prefixes.pages_of_nobody_else();
+        // What is kept has its own place; a page of each sequence has, too.
+        more.saturating_sub(living.saturating_sub(self.ledger.sequences))
+    }
+
+    /// Takes the memory of up to `pages` pages that no sequence has; what is kept for others goes for that. How many it were.
+    ///
+    /// # Errors
+    /// `Device` when the backend refuses.
+    pub(crate) fn remove_pages(&mut self, pages: usize) -> Result<usize> {
+        let mut removed = self.ledger.remove_pages(pages);
+        while removed.len() < pages && self.prefixes.evict() {
+            removed.extend(self.ledger.remove_pages(pages - removed.len()));
+        }
+        for &page in &removed {
+            let page = page as usize;
+            give_back(self.backend.as_ref(), &mut self.layers, page..page + 1)?;
+        }
+        Ok(removed.len())
     }
 
     /// Memory for a snapshot at `position`; what is kept for others makes room for it.

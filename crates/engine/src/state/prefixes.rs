@@ -141,6 +141,15 @@ impl Prefixes {
         least.map(|at| self.kept.swap_remove(at)).is_some()
     }
 
+    /// Pages that nobody else has.
+    pub(super) fn pages_of_nobody_else(&self) -> usize {
+        let mut holders = std::collections::HashMap::<u32, (usize, &Page)>::new();
+        for page in self.kept.iter().flat_map(|kept| &kept.prefix.pages) {
+            holders.entry(page.id()).or_insert((0, page)).0 += 1;
+        }
+        holders.values().filter(|(holders, page)| page.holders() == *holders).count()
+    }
+
     /// Forgets everything.
     pub(crate) fn clear(&mut self) {
         self.kept.clear();

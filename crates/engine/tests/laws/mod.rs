@@ -12,3 +12,4 @@ mod prefixes;
 mod scheduler;
 mod state;
 mod tools;
+mod trade;

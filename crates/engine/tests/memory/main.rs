@@ -107,7 +107,7 @@ fn cases(dir: &Path) -> Vec<Case> {
         model: model.to_path_buf(),
         budget,
         options: OpenOptions {
-            context: Some(256),
+            context: options.context.or(Some(256)),
             sessions: options.sessions.or(Some(1)),
             ..options.clone()
         },
@@ -116,12 +116,14 @@ fn cases(dir: &Path) -> Vec<Case> {
     let long = OpenOptions { chunk_tokens: Some(50), ..exact.clone() };
     let small = OpenOptions { chunk_tokens: Some(7), threads: Some(1), ..fast.clone() };
     let eight = OpenOptions { sessions: Some(8), ..fast.clone() };
+    let trades = OpenOptions { sessions: Some(4), context: Some(1600), ..fast.clone() };
     let page_cache = OpenOptions { cache: CacheKind::Os, ..fast.clone() };
     vec![
         case("experts 4x the budget", &moe, Budget::Bytes(budget), &fast),
         case("experts, at the floor", &moe, Budget::Floor, &exact),
         case("experts, page cache", &moe, Budget::Bytes(budget), &page_cache),
         case("experts, 8 sequences", &moe, Budget::Bytes(budget), &eight),
+        case("experts, pages take slots", &moe, Budget::Bytes(budget), &trades),
         case("recurrent, 8 sequences", &hybrid, Budget::Floor, &eight),
         case("recurrent, 8 and kept", &hybrid, Budget::Bytes(400 * MIB), &eight),
         case("recurrent", &hybrid, Budget::Floor, &fast),
@@ -265,10 +267,12 @@ fn measure(args: &[String]) {
 /// As many sequences as may live, twice, with borders that are kept and stored.
 fn company(model: &Arc<Model>, vocab: u32) {
     let mut batch = Batch::default();
+    // Longer than what has its memory at any time, where that can be.
+    let long = (model.context() as u32 - 16).clamp(150, 1200);
     for round in 0..2 {
         let sequences = (0..model.sequences_max() as u32).map(|i| {
             let mut sequence = Sequence::new(model).expect("the plan has room");
-            let prompt: Vec<u32> = (0..150).map(|t| (t * 7919 + i + round) % vocab).collect();
+            let prompt: Vec<u32> = (0..long).map(|t| (t * 7919 + i + round) % vocab).collect();
             sequence.extend(&prompt).expect("fits");
             sequence.name_borders([40, 90, 150]);
             sequence

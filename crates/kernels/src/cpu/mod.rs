@@ -119,6 +119,7 @@ impl Cpu {
             mapped_bytes_max: None,
             unified_memory: true,
             pins_memory: false,
+            gives_back: host::GIVES_BACK,
             threads,
             staging_bytes: 0,
             looks_up_experts: false,
@@ -195,6 +196,10 @@ impl Backend for Cpu {
 
     fn clear(&self, block: &mut Block, range: Range<usize>) -> Result<()> {
         host::clear(block, range)
+    }
+
+    fn give_back(&self, block: &mut Block, range: Range<usize>) -> Result<()> {
+        host::give_back(block, range)
     }
 
     fn embed(&self, table: &Weight, ids: &[u32], out: &mut Tensor) -> Result<()> {

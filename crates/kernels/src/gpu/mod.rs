@@ -96,6 +96,7 @@ impl Gpu {
             unified_memory: device.sharing.is_some(),
             mapped_bytes_max: device.mapped_bytes_max,
             pins_memory: device.sharing.is_some() && device.summary.kind != AdapterKind::Software,
+            gives_back: false,
             threads: 0,
             staging_bytes: staging::STAGING_BYTES,
             looks_up_experts: true,

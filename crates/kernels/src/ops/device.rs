@@ -17,6 +17,8 @@ pub struct DeviceInfo {
     pub mapped_bytes_max: Option<u64>,
     /// Whether a driver keeps the pages of such memory, so that they cannot be given back to the system before all of it.
     pub pins_memory: bool,
+    /// Whether [`super::Backend::give_back`] does, so that more blocks may be made than there is memory for.
+    pub gives_back: bool,
     /// Threads that compute; 0 for a GPU.
     pub threads: usize,
     /// Host memory that copies to the device go through, at most; 0 where there are none.

@@ -61,6 +61,7 @@ impl Default for Reference {
             mapped_bytes_max: None,
             unified_memory: true,
             pins_memory: false,
+            gives_back: false,
             threads: 1,
             staging_bytes: 0,
             looks_up_experts: true,
