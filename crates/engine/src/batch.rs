@@ -40,6 +40,24 @@ pub struct Part<'a> {
     pub logits: Logits,
 }
 
+impl<'a> Part<'a> {
+    /// The first `rows` pending tokens, and the logits of the last where nothing is pending after it.
+    pub(crate) fn of(sequence: &'a mut Sequence, rows: usize) -> Self {
+        let logits = if rows == sequence.pending() { Logits::Last } else { Logits::None };
+        Self { sequence, rows, logits }
+    }
+}
+
+/// How many of its `pending` tokens each gets into a step that has `room`: the first come first.
+pub(crate) fn pack(pending: impl Iterator<Item = usize>, mut room: usize) -> Vec<usize> {
+    let take = |pending: usize| {
+        let rows = pending.min(room);
+        room -= rows;
+        rows
+    };
+    pending.map(take).collect()
+}
+
 /// Takes the logits of one position, `[vocab]`: which part's, the position.
 pub type LogitSink<'a> = &'a mut dyn FnMut(usize, usize, &[f32]) -> Result<()>;
 
@@ -146,18 +164,11 @@ impl Batch {
         let mut done = 0;
         while done < all {
             let decodes = sequences.iter().all(|sequence| sequence.pending() <= 1);
-            let mut room = if decodes { model.step_rows_max() } else { model.chunk_tokens() };
-            let (mut places, mut parts) = (Vec::new(), Vec::new());
-            for (place, sequence) in sequences.iter_mut().enumerate() {
-                let pending = sequence.pending();
-                let rows = pending.min(room);
-                if rows > 0 {
-                    room -= rows;
-                    places.push(place);
-                    let logits = if rows == pending { Logits::Last } else { Logits::None };
-                    parts.push(Part { sequence, rows, logits });
-                }
-            }
+            let room = if decodes { model.step_rows_max() } else { model.chunk_tokens() };
+            let rows = pack(sequences.iter().map(Sequence::pending), room);
+            let packed = sequences.iter_mut().zip(rows).enumerate().filter(|(_, (_, rows))| *rows > 0);
+            let (places, mut parts): (Vec<usize>, Vec<Part<'_>>) =
+                packed.map(|(place, (sequence, rows))| (place, Part::of(sequence, rows))).unzip();
             let rows: usize = parts.iter().map(|part| part.rows).sum();
             let mut between = |pause: &mut Pause<'_>| {
                 progress(done as f64 + rows as f64 * pause.layers_done as f64 / layers, all)
@@ -228,14 +239,8 @@ impl Batch {
         let mut snapshots = snapshots(&marks, states)?;
         let more_follows = parts.iter().any(|part| part.sequence.pending() > part.rows);
         let experts = pool.as_deref_mut().zip(model.slabs());
-        let experts = experts.map(|(pool, slabs)| Experts {
-            pool,
-            slabs,
-            sweep: None,
-            more_follows,
-            guess,
-            runs: true,
-        });
+        let experts =
+            experts.map(|(pool, slabs)| Experts { more_follows, guess, ..Experts::new(pool, slabs) });
         let records = parts.iter().any(|part| part.sequence.routes.is_some());
         let mut recorded = Vec::new();
         let mut step = Step {
@@ -460,14 +465,8 @@ fn record(
         }
     }
     let segments = segments(parts);
-    let experts = pool.zip(model.slabs()).map(|(pool, slabs)| Experts {
-        pool,
-        slabs,
-        sweep: None,
-        more_follows: false,
-        guess: Guess::None,
-        runs: false,
-    });
+    let experts = pool.zip(model.slabs());
+    let experts = experts.map(|(pool, slabs)| Experts { runs: false, ..Experts::new(pool, slabs) });
     let rows: Vec<u32> = (0..segments.len() as u32).collect();
     let mut step = Step {
         tokens: &vec![0; segments.len()],

@@ -42,7 +42,12 @@ pub(crate) struct Sweep {
     pub(crate) experts: ExpertMask,
 }
 
-impl Experts<'_> {
+impl<'a> Experts<'a> {
+    /// For a step that runs, and is followed by others of which nothing is known.
+    pub(crate) fn new(pool: &'a mut ExpertPool, slabs: &'a Slabs) -> Self {
+        Self { pool, slabs, sweep: None, more_follows: false, guess: Guess::None, runs: true }
+    }
+
     /// Starts as many of the sweep's reads as have room; worth calling whenever slots may have come free.
     pub(crate) fn read_ahead(&mut self) {
         self.pool.poll();

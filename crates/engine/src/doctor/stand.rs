@@ -20,7 +20,6 @@ use crate::batch::check_finite;
 use crate::bridge::{ExpertShape, MatrixShape, Slabs};
 use crate::layers::{Attention, Delta, FeedForward, Mixer, Mlp, Moe, Rope, SharedExpert};
 use crate::limits::CHUNK_TOKENS;
-use crate::lookahead::Guess;
 use crate::models::{Block, Decoder};
 use crate::pool::ExpertPool;
 use crate::round::Round;
@@ -186,14 +185,7 @@ impl<'a> Stand<'a> {
         let tokens: Vec<u32> =
             (0..count).map(|row| if count == 1 { 0 } else { 1 + row % VARIED } as u32).collect();
         self.bench.time(&mut self.bench.tensor(1, 1)?, |_, _| {
-            let experts = experts.as_deref_mut().map(|(pool, slabs)| Experts {
-                pool,
-                slabs,
-                sweep: None,
-                more_follows: false,
-                guess: Guess::None,
-                runs: true,
-            });
+            let experts = experts.as_deref_mut().map(|(pool, slabs)| Experts::new(pool, slabs));
             let mut step = Step {
                 tokens: &tokens,
                 segments: &segments,

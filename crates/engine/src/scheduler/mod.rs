@@ -255,6 +255,7 @@ impl Work {
             self.drop_what_is_over();
             self.keep_left();
             self.begin();
+            self.running.iter_mut().filter(|running| running.resumed).for_each(Running::begin_again);
             if !self.running.is_empty() {
                 self.step();
             }
@@ -308,7 +309,7 @@ impl Work {
     /// Lets the oldest go on of those that were set aside.
     fn resume(&mut self) {
         if !self.aside.is_empty() {
-            self.running.push(self.aside.remove(0));
+            self.running.push(Running { resumed: true, ..self.aside.remove(0) });
         }
     }
 
@@ -351,6 +352,8 @@ impl Work {
                     arrived,
                     begun: Instant::now(),
                     first: None,
+                    borders: request.borders,
+                    resumed: false,
                     alone: false,
                 }),
                 Err(e) => {

@@ -27,6 +27,10 @@ pub(super) struct Running {
     pub(super) arrived: Instant,
     pub(super) begun: Instant,
     pub(super) first: Option<Instant>,
+    /// Borders of the prompt that were named.
+    pub(super) borders: Vec<usize>,
+    /// It was set aside, and somebody may have computed some of its tokens meanwhile.
+    pub(super) resumed: bool,
     /// Its step failed, and the next one is its own.
     pub(super) alone: bool,
 }
@@ -68,6 +72,14 @@ impl Running {
             decode: if self.first.is_some() { now - first } else { Duration::ZERO },
         })));
         self.sequence
+    }
+
+    /// Begins again after it was set aside, with what others have computed of its tokens. No step may run.
+    pub(super) fn begin_again(&mut self) {
+        self.resumed = false;
+        // What fails here is computed.
+        let _ = self.sequence.reuse();
+        self.sequence.name_borders(self.borders.iter().copied());
     }
 
     /// Whether all that it waits for is its next token.

@@ -8,7 +8,7 @@ use files::{Error, ErrorKind, Result};
 
 use super::running::Running;
 use super::{RequestEvent, Work};
-use crate::batch::{LogitSink, Logits, Part, Pause};
+use crate::batch::{LogitSink, Part, Pause, pack};
 
 /// How the time of a step of prompts is shared with answers.
 struct Share {
@@ -34,17 +34,18 @@ impl Work {
         let (mut group, rows) = self.take_group();
         let model = self.model.clone();
         let mut batch = std::mem::take(&mut self.batch);
-        let cancels: Vec<_> = group.iter().map(|running| running.cancel.clone()).collect();
-        let tell = progress(&group, &rows, model.meta().layers);
+        let layers = model.meta().layers;
+        let given_up = given_up(&group, &rows, layers);
+        let tell = progress(&group, &rows, layers);
         let mut share =
             Share { started: Instant::now(), answers: Duration::ZERO, wanted: self.options.answers_share };
         let mut between = |pause: &mut Pause<'_>| {
             tell(pause.layers_done());
-            if cancels.iter().all(|cancel| cancel.load(Ordering::Acquire)) {
+            if given_up(pause.layers_done()) {
                 return ControlFlow::Break(());
             }
             // Before the first layer and after the last one others need not wait.
-            if (1..model.meta().layers).contains(&pause.layers_done()) {
+            if (1..layers).contains(&pause.layers_done()) {
                 self.answer_between(pause, &mut share);
             }
             ControlFlow::Continue(())
@@ -53,7 +54,7 @@ impl Work {
         self.batch = batch;
         match ran {
             Ok(logits) => self.stepped(group, &rows, logits),
-            // They are over, and go before the next step.
+            // Those that are over go before the next step.
             Err(e) if e.kind() == ErrorKind::Cancelled => self.running.append(&mut group),
             Err(e) => self.failed(group, e),
         }
@@ -63,7 +64,7 @@ impl Work {
     /// Those of the next step, with the rows that each has in it: one whose step failed alone, else prompts as far as there
     /// is room, else the answers.
     fn take_group(&mut self) -> (Vec<Running>, Vec<usize>) {
-        let mut room = self.model.chunk_tokens();
+        let room = self.model.chunk_tokens();
         if let Some(alone) = self.running.iter().position(|running| running.alone) {
             let running = self.running.remove(alone);
             let rows = running.sequence.pending().min(room);
@@ -73,14 +74,11 @@ impl Work {
             let rows = vec![1; self.running.len()];
             return (std::mem::take(&mut self.running), rows);
         }
-        let mut rows = Vec::new();
-        let group = self.running.extract_if(.., |running| {
-            let taken = if running.decodes() { 0 } else { running.sequence.pending().min(room) };
-            room -= taken;
-            rows.extend(Some(taken).filter(|rows| *rows > 0));
-            taken > 0
-        });
-        (group.collect(), rows)
+        let pending = |running: &Running| if running.decodes() { 0 } else { running.sequence.pending() };
+        let rows = pack(self.running.iter().map(pending), room);
+        let mut of_each = rows.iter();
+        let group = self.running.extract_if(.., |_| of_each.next().is_some_and(|rows| *rows > 0)).collect();
+        (group, rows.into_iter().filter(|rows| *rows > 0).collect())
     }
 
     /// Steps of the answers while a step of prompts pauses, as long as they are due.
@@ -152,11 +150,6 @@ impl Work {
     }
 }
 
-fn part(running: &mut Running, rows: usize) -> Part<'_> {
-    let logits = if rows == running.sequence.pending() { Logits::Last } else { Logits::None };
-    Part { sequence: &mut running.sequence, rows, logits }
-}
-
 /// Has `run` run a step of so many rows of each of `group`.
 fn last_logits(
     group: &mut [Running],
@@ -164,12 +157,27 @@ fn last_logits(
     run: impl FnOnce(&mut [Part<'_>], LogitSink<'_>) -> Result<()>,
 ) -> Result<LastLogits> {
     let mut logits: LastLogits = vec![None; group.len()];
-    let mut parts: Vec<Part<'_>> = group.iter_mut().zip(rows).map(|(r, rows)| part(r, *rows)).collect();
+    let each = group.iter_mut().zip(rows);
+    let mut parts: Vec<Part<'_>> = each.map(|(r, rows)| Part::of(&mut r.sequence, *rows)).collect();
     run(&mut parts, &mut |part, _, values| {
         logits[part] = Some(values.to_vec());
         Ok(())
     })?;
     Ok(logits)
+}
+
+/// Whether a step had better end after so many layers, since requests in it are given up: when that saves more work than the
+/// others lose, which then begin it again.
+fn given_up(group: &[Running], rows: &[usize], layers: usize) -> impl Fn(usize) -> bool + use<> {
+    let cancels: Vec<_> = group.iter().map(|running| running.cancel.clone()).zip(rows.iter().copied()).collect();
+    move |layers_done| {
+        let (over, others): (Vec<_>, Vec<_>) =
+            cancels.iter().partition(|(cancel, _)| cancel.load(Ordering::Acquire));
+        let work = |of: &[&(_, usize)], layers: usize| of.iter().map(|(_, rows)| rows * layers).sum::<usize>();
+        // A recurrent layer goes back from one row only as far as to its last snapshot.
+        let can_go_back = others.iter().all(|(_, rows)| *rows > 1);
+        can_go_back && work(&over, layers - layers_done) > work(&others, layers_done)
+    }
 }
 
 /// Tells those whose prompts are in a step how far they are.

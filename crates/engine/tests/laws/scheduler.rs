@@ -224,6 +224,34 @@ fn whoever_gives_up_leaves_nothing_behind_and_disturbs_nobody() {
     assert_eq!(model.free_states(), free, "all pages and places came back");
 }
 
+/// One of two prompts of a chunk is given up: the chunk ends before all of it is computed, and the other has its answer.
+#[test]
+fn a_prompt_that_is_given_up_ends_a_chunk_that_was_mostly_its_own() {
+    let (_, _, judge, tokenizer) = demo();
+    let options = OpenOptions { context: Some(2048), sessions: Some(2), ..OpenOptions::default() };
+    let model = open(&root().join("models/demo"), &options);
+    let long = request(&model, 1, 1500, 8);
+    let short = request(&model, 2, 40, 8);
+    let expected = alone(&judge, &tokenizer, &short);
+    // Who cancels may come late on a busy machine.
+    for attempt in 1.. {
+        let options = SchedulerOptions::new(2);
+        let scheduler = Scheduler::start(model.clone(), tokenizer.clone(), options).expect("starts");
+        let given_up = scheduler.submit(long.clone()).expect("queues");
+        let stays = scheduler.submit(short.clone()).expect("queues");
+        given_up.next_event();
+        given_up.cancel();
+        assert_eq!(wait(&stays).expect("answers").tokens, expected);
+        let answer = wait(&given_up).expect("cancelling is no error");
+        let computed = scheduler.counts().prompt_tokens;
+        model.forget_kept();
+        if matches!(answer.finish, FinishReason::Cancelled) && computed < 200 {
+            break;
+        }
+        assert!(attempt < 5, "{computed} tokens computed, {:?}", answer.finish);
+    }
+}
+
 #[test]
 fn a_drive_that_fails_once_costs_nobody_an_answer_and_one_that_stays_broken_ends_no_process() {
     let (disk, model, judge, tokenizer) = demo();
