@@ -94,6 +94,26 @@ impl<'a> Sizes<'a> {
         }
     }
 
+    /// Room for what sequences remember where `budget_bytes` are given, the best first; the last is the floor, which has
+    /// pages for one sequence of the largest size.
+    fn rooms(
+        &self,
+        options: &OpenOptions,
+        budget_bytes: u64,
+        device: &DeviceInfo,
+    ) -> impl Iterator<Item = Room> + '_ {
+        // Without experts nothing would have the memory instead.
+        let trades = device.gives_back && self.overhead.experts > 0;
+        let share = if trades { limits::TRADED_PAGES_SHARE } else { limits::PAGES_SHARE };
+        let pages_bytes = options.pages_bytes.unwrap_or(budget_bytes / share);
+        let kept_bytes = limits::kept_bytes(budget_bytes, options.kept_bytes).into_iter();
+        let wanted = kept_bytes.map(move |kept_bytes| (kept_bytes, pages_bytes)).chain([(None, 0)]);
+        let (sequences, context) = (self.sessions, self.context);
+        wanted.map(move |(kept_bytes, pages_bytes)| {
+            Room::new(self.states, RoomFor { sequences, context, kept_bytes, pages_bytes, trades })
+        })
+    }
+
     fn plan_chunk(
         &self,
         options: &OpenOptions,
@@ -116,14 +136,6 @@ impl<'a> Sizes<'a> {
         let unified = device.mapped_bytes_max.filter(|_| device.unified_memory);
         let given = options.memory_bytes.unwrap_or_else(|| default_budget_bytes(available_bytes));
         let mapped = Mapped::below(given, unified, overhead_bytes);
-        // Without experts nothing would have the memory instead.
-        let trades = device.gives_back && total_experts > 0;
-        let share = if trades { limits::TRADED_PAGES_SHARE } else { limits::PAGES_SHARE };
-        let pages_bytes = options.pages_bytes.unwrap_or(given / share);
-        let (sequences, context) = (self.sessions, self.context);
-        let room_for = |(kept_bytes, pages_bytes)| {
-            Room::new(self.states, RoomFor { sequences, context, kept_bytes, pages_bytes, trades })
-        };
         let input = PlanInput {
             budget_bytes: mapped.as_ref().map(|m| m.budget_bytes).or(options.memory_bytes),
             available_bytes,
@@ -165,10 +177,7 @@ impl<'a> Sizes<'a> {
             });
             Ok((memory, vram.transpose()?))
         };
-        let kept_bytes = limits::kept_bytes(given, options.kept_bytes).into_iter();
-        // The floor has pages for one sequence of the largest size.
-        let rooms = kept_bytes.map(|kept_bytes| (kept_bytes, pages_bytes)).chain([(None, 0)]);
-        let mut rooms = rooms.map(room_for).peekable();
+        let mut rooms = self.rooms(options, given, device).peekable();
         let (room, (memory, vram)) = loop {
             let room = rooms.next().ok_or_else(|| Error::invalid("nothing to plan"))?;
             match divide(&room) {

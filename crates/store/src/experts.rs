@@ -1,5 +1,7 @@
 //! The expert store: what is wanted now is pinned or read, and handed out as it arrives.
 
+mod size;
+
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Instant;
@@ -11,7 +13,7 @@ use crate::key::{ExpertId, ExpertKey, ExpertLayout, LayerId};
 use crate::mask::ExpertMask;
 use crate::policy::{Lfu, Policy};
 use crate::slab::{GiveBack, SlabMemory};
-use crate::slots::{Filled, Held, Lease, Settling, SlotPool};
+use crate::slots::{Filled, Held, Lease, SlotPool};
 use crate::stats::{LayerStats, ReadStats};
 
 /// Choices of an [`ExpertStore`].
@@ -111,55 +113,6 @@ impl ExpertStore {
             busy_until: None,
             unchecked: false,
         })
-    }
-
-    /// How many experts fit.
-    pub fn slots(&self) -> usize {
-        self.pool.limit()
-    }
-
-    /// How many would fit at most: the slots that the store was made with.
-    pub fn slots_max(&self) -> usize {
-        self.pool.most()
-    }
-
-    /// Slots that hold an expert or are being read into; the others may have no memory behind them yet.
-    pub fn slots_used(&self) -> usize {
-        self.pool.used()
-    }
-
-    /// Uses `slots` slots from now on, at least one and at most those that the store was made with. When that is
-    /// fewer than before, the policy evicts experts, what remains moves together, and the memory of the other
-    /// slots goes back to the system; slots that are leased or being read follow with a later want. Never changes
-    /// which bytes a lease has.
-    pub fn resize(&mut self, slots: usize) {
-        let slots = slots.clamp(1, self.pool.most());
-        self.collect();
-        self.pool.set_limit(slots);
-        self.policy.resize(slots);
-        self.settle();
-    }
-
-    /// Waits until the memory of all slots above the limit is the system's; false where leases hold some.
-    pub fn finish_resize(&mut self) -> bool {
-        self.collect();
-        self.settle();
-        while self.pool.is_unsettled() {
-            // Of the slots that are left, reads have some.
-            let Some(completion) = self.inbox.wait(self.disk.as_ref()) else { return false };
-            self.finish(completion);
-            self.settle();
-        }
-        true
-    }
-
-    /// Empties the slots above the limit, as far as nobody holds them.
-    fn settle(&mut self) {
-        while let Settling::NeedsRoom = self.pool.settle() {
-            if !self.give_up(&|_| true) {
-                return;
-            }
-        }
     }
 
     /// What was counted so far.

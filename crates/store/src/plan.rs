@@ -101,7 +101,8 @@ pub fn plan(input: &PlanInput) -> Result<Plan> {
     let slots = (budget_bytes - fixed).checked_div(slot_bytes).unwrap_or(0).min(input.total_experts);
     let slot_pool_bytes = slots * slot_bytes;
     let slots_left = slots.div_ceil(SLOTS_LEFT).max(min_slots);
-    let state_more_bytes = input.state_more_bytes.min(budget_bytes - fixed - slots_left * slot_bytes).max(least);
+    let state_more_bytes =
+        input.state_more_bytes.min(budget_bytes - fixed - slots_left * slot_bytes).max(least);
     Ok(Plan {
         budget_bytes,
         resident_bytes,
@@ -168,7 +169,9 @@ impl fmt::Display for Plan {
             let share = 100.0 * self.slots as f64 / self.total_experts as f64;
             let pool = Bytes(self.slot_pool_bytes).to_string();
             let left = match self.slots_min {
-                min if min < self.slots => format!("; {min} when states need {} more", Bytes(self.state_more_bytes)),
+                min if min < self.slots => {
+                    format!("; {min} when states need {} more", Bytes(self.state_more_bytes))
+                }
                 _ => String::new(),
             };
             writeln!(
@@ -248,7 +251,10 @@ mod tests {
         let floor = (6 << 30) + (500 << 20) + slots * (7 << 20);
         let some = plan(&PlanInput { state_more_bytes: 70 << 20, ..input(floor) }).unwrap();
         assert_eq!((some.slots, some.slots_min, some.state_more_bytes), (1000, 990, 70 << 20));
-        assert_eq!([some.slots_beside(0), some.slots_beside(1), some.slots_beside(70 << 20)], [1000, 999, 990]);
+        assert_eq!(
+            [some.slots_beside(0), some.slots_beside(1), some.slots_beside(70 << 20)],
+            [1000, 999, 990]
+        );
         assert!(some.to_string().contains("990 when states need 70.00 MiB more"), "{some}");
         let much = plan(&PlanInput { state_more_bytes: u64::MAX, ..input(floor) }).unwrap();
         assert_eq!((much.slots_min, much.state_more_bytes), (250, 750 * (7 << 20)));
@@ -293,18 +299,25 @@ mod tests {
     proptest! {
         #[test]
         fn never_above_the_budget_and_never_a_useless_slot(
-            budget: u64, resident: u64, state in 0u64..1 << 40, slot: u64, experts in 0u64..1 << 17, min in 0u64..64
+            budget: u64, resident: u64, state in 0u64..1 << 40, more in 0u64..1 << 40, slot: u64,
+            experts in 0u64..1 << 17, min in 0u64..64
         ) {
             let input = PlanInput {
                 budget_bytes: Some(budget), available_bytes: 0, resident_bytes: resident, state_bytes: state,
-                scratch_bytes: 1 << 20, overhead_bytes: 1 << 20, slot_bytes: slot, total_experts: experts,
+                state_more_bytes: more, state_more_bytes_min: more / 8, scratch_bytes: 1 << 20, overhead_bytes: 1 << 20, slot_bytes: slot, total_experts: experts,
                 min_slots: min,
             };
             if let Ok(plan) = plan(&input) {
                 prop_assert!(plan.total_bytes <= budget && plan.slots <= experts);
                 prop_assert!(plan.slots >= min.max(1).min(experts) || slot == 0);
-                let another = plan.total_bytes.checked_add(slot).is_none_or(|b| b > budget);
+                let fixed = resident + state + (2 << 20);
+                let another = (fixed + plan.slot_pool_bytes).checked_add(slot).is_none_or(|b| b > budget);
                 prop_assert!(slot == 0 || plan.slots == experts || another);
+                for more in [0, plan.state_more_bytes / 2, plan.state_more_bytes] {
+                    let slots = plan.slots_beside(more);
+                    prop_assert!((plan.slots_min..=plan.slots).contains(&slots) && slots >= min.min(experts) || slot == 0);
+                    prop_assert!(fixed + more + slots * slot <= plan.total_bytes);
+                }
             }
         }
     }

@@ -387,8 +387,11 @@ fn a_mirror_has_the_rates_of_both_drives() {
             SimOptions { short_reads: false, ..SimOptions::default() },
         ))
     };
+    let (both, fast) = (f64::from(12 * (8 << 20)) / 300e6, f64::from(12 * (8 << 20)) / 200e6);
+    let is_right = |best: f64| best < both * 1.3 && best < fast;
     let (mut best, mut shares) = (f64::INFINITY, Vec::new());
-    for _ in 0..3 {
+    // A busy machine may take a while to show what the drives do.
+    while !is_right(best) && shares.len() < 20 {
         let (fast, slow) = (throttled(sim(), 200e6, Duration::ZERO), throttled(sim(), 100e6, Duration::ZERO));
         let disk = MirrorDisk::new([fast, slow], [200e6, 100e6]).unwrap();
         shares.push(disk.describe());
@@ -403,8 +406,7 @@ fn a_mirror_has_the_rates_of_both_drives() {
         }
         best = best.min(start.elapsed().as_secs_f64());
     }
-    let (both, fast) = (f64::from(12 * (8 << 20)) / 300e6, f64::from(12 * (8 << 20)) / 200e6);
-    assert!(best >= both * 0.999 && best < both * 1.3 && best < fast, "{best:.3} s, {both:.3} s are right");
+    assert!(best >= both * 0.999 && is_right(best), "{best:.3} s, {both:.3} s are right");
     assert!(shares[0].contains("33 % from a copy"), "{shares:?}");
 }
 

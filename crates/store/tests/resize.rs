@@ -128,3 +128,32 @@ fn a_shrunk_pool_keeps_the_favourites_wherever_they_were() {
     all(&mut store, &(0..12).collect::<Vec<_>>());
     assert_eq!(store.stats().total().misses, before + 8);
 }
+
+/// Who needs the memory at once waits for reads, and is told where a lease holds it.
+#[test]
+fn all_memory_above_the_limit_is_given_back_before_it_is_used() {
+    let model = Model::new(3, LAYERS, EXPERTS, 3, 20_000);
+    let disk = model.sim(SimOptions { latency: Duration::from_millis(2), ..SimOptions::default() });
+    let slots = LAYERS * EXPERTS;
+    let (mut store, given) = store(&model, disk, slots, PolicyKind::Lfu).unwrap();
+    for layer in 0..LAYERS {
+        store.want(LayerId(layer as u16), &mask(0..EXPERTS as u16)).unwrap();
+        while store.next().unwrap().is_some() {}
+    }
+    let layer = LayerId(0);
+    store.want(layer, &mask([0])).unwrap();
+    let lease = store.next().unwrap().unwrap();
+    store.resize(1);
+    // It lies in the first slot or above the limit, which nothing but its end decides.
+    let all_back = store.finish_resize();
+    assert_eq!(all_back, given.lock().unwrap().len() == slots - 1);
+    drop(lease);
+    assert!(store.finish_resize());
+    assert_eq!(given.lock().unwrap().len(), slots - 1);
+    store.resize(slots);
+    given.lock().unwrap().clear();
+    store.hint(LayerId(1), mask(0..8).iter());
+    store.resize(2);
+    assert!(store.finish_resize(), "reads end by themselves");
+    assert_eq!(given.lock().unwrap().len(), slots - 2);
+}

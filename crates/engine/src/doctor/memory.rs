@@ -20,6 +20,8 @@ pub struct Memory {
     states: Vec<LayerShape>,
     context: usize,
     kept_bytes: Option<u64>,
+    /// Whether expert slots have the memory of pages that nobody has written.
+    trades: bool,
     /// One expert slot.
     pub slot_bytes: u64,
     /// Routed experts in all layers.
@@ -51,7 +53,8 @@ impl Memory {
             _ => store::slot_bytes(bound.experts.iter().flatten())? as u64,
         };
         let tensors = index.iter().count();
-        let overhead = overhead(options, tensors, total_experts, tokenizer_bytes(meta), meta.vocab_size)?;
+        let (overhead, gives_back) =
+            overhead(options, tensors, total_experts, tokenizer_bytes(meta), meta.vocab_size)?;
         let states = bound.decoder.state_shapes(kv_format(options)?)?;
         let scratch = |rows, logit_rows| bound.decoder.scratch_bytes(rows, logit_rows);
         Ok(Self {
@@ -59,6 +62,7 @@ impl Memory {
             states,
             context,
             kept_bytes: options.kept_bytes,
+            trades: gives_back && total_experts > 0,
             slot_bytes,
             total_experts,
             chunks: chunks(context, &overhead, scratch),
@@ -90,7 +94,8 @@ impl Memory {
         }
         let total_experts = (shape.layers * shape.experts) as u64;
         let tokenizer_bytes = shape_tokenizer_bytes(shape.vocab_size);
-        let overhead = overhead(options, found.tensors, total_experts, tokenizer_bytes, shape.vocab_size)?;
+        let (overhead, gives_back) =
+            overhead(options, found.tensors, total_experts, tokenizer_bytes, shape.vocab_size)?;
         let (layer, head) = (layer_width(work), head_width(work.hidden_size, work.vocab_size));
         let scratch = |rows, logit_rows| activation_bytes([rows, layer], [logit_rows, head]);
         let parts = if layout == Layout::Mlx4Bit { 9 } else { 3 };
@@ -99,6 +104,7 @@ impl Memory {
             states,
             context,
             kept_bytes: options.kept_bytes,
+            trades: gives_back && total_experts > 0,
             // Pages that its parts begin or end in the midst of.
             slot_bytes: found.expert_bytes + parts * (4096 + 2048),
             total_experts,
@@ -119,12 +125,13 @@ impl Memory {
             |chunk: &Chunk| chunk.scratch_bytes <= budget_bytes / 8 || chunk.rows <= CHUNK_TOKENS_MODEST;
         let slots_min_bytes = self.slots_min_bytes(top_k);
         let kept = limits::kept_bytes(budget_bytes, self.kept_bytes).into_iter();
-        let rooms: Vec<u64> =
-            kept.map(|kept| Room::new(&self.states, RoomFor::one(self.context, kept)).bytes).collect();
+        let wanted = |kept| RoomFor { trades: self.trades, ..RoomFor::one(self.context, kept) };
+        let rooms: Vec<Room> = kept.map(|kept| Room::new(&self.states, wanted(kept))).collect();
         self.chunks.iter().filter(|chunk| modest(chunk)).find_map(|chunk| {
-            let fixed = |room: &u64| room + chunk.scratch_bytes + chunk.overhead_bytes;
-            let fixed = rooms.iter().map(fixed).find(|fixed| fixed + slots_min_bytes <= left_bytes)?;
-            let slots = (left_bytes - fixed).checked_div(self.slot_bytes).unwrap_or(0);
+            let fixed = |room: &Room| room.bytes + chunk.scratch_bytes + chunk.overhead_bytes;
+            let fits = |room: &&Room| fixed(room) + room.more_bytes_min + slots_min_bytes <= left_bytes;
+            let room = rooms.iter().find(fits)?;
+            let slots = (left_bytes - fixed(room)).checked_div(self.slot_bytes).unwrap_or(0);
             Some((chunk.rows, slots.min(self.total_experts)))
         })
     }
@@ -149,17 +156,19 @@ fn kv_format(options: &OpenOptions) -> Result<KvFormat> {
     limits::kv_format(precision, options.kv_format)
 }
 
+/// What the device adds; and whether it gives memory back.
 fn overhead(
     options: &OpenOptions,
     tensors: usize,
     experts: u64,
     tokenizer_bytes: u64,
     vocab: usize,
-) -> Result<Overhead> {
+) -> Result<(Overhead, bool)> {
     let backend = open_device(options)?.backend;
     let info = backend.info();
     let (threads, staging_bytes) = (info.threads, info.staging_bytes);
-    Ok(Overhead { threads, staging_bytes, tensors, experts, tokenizer_bytes, vocab })
+    let overhead = Overhead { threads, staging_bytes, tensors, experts, tokenizer_bytes, vocab };
+    Ok((overhead, info.gives_back))
 }
 
 /// All chunk sizes; `scratch` knows the bytes of some rows with logits for some of them.

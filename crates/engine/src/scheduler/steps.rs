@@ -169,11 +169,13 @@ fn last_logits(
 /// Whether a step had better end after so many layers, since requests in it are given up: when that saves more work than the
 /// others lose, which then begin it again.
 fn given_up(group: &[Running], rows: &[usize], layers: usize) -> impl Fn(usize) -> bool + use<> {
-    let cancels: Vec<_> = group.iter().map(|running| running.cancel.clone()).zip(rows.iter().copied()).collect();
+    let cancels: Vec<_> =
+        group.iter().map(|running| running.cancel.clone()).zip(rows.iter().copied()).collect();
     move |layers_done| {
         let (over, others): (Vec<_>, Vec<_>) =
             cancels.iter().partition(|(cancel, _)| cancel.load(Ordering::Acquire));
-        let work = |of: &[&(_, usize)], layers: usize| of.iter().map(|(_, rows)| rows * layers).sum::<usize>();
+        let work =
+            |of: &[&(_, usize)], layers: usize| of.iter().map(|(_, rows)| rows * layers).sum::<usize>();
         // A recurrent layer goes back from one row only as far as to its last snapshot.
         let can_go_back = others.iter().all(|(_, rows)| *rows > 1);
         can_go_back && work(&over, layers - layers_done) > work(&others, layers_done)
