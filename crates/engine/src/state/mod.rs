@@ -406,8 +406,13 @@ impl SequenceState {
         Ok(())
     }
 
-    /// Is not ready for a step any more.
+    /// Is not ready for a step any more, which has not run: what it claimed is whoever's comes next.
     pub(crate) fn unclaim(&mut self) {
+        if self.claimed > self.position
+            && let Some(page) = self.pages.get(self.position / PAGE)
+        {
+            page.set_written(self.position % PAGE);
+        }
         self.forget_after(self.position);
     }
 
