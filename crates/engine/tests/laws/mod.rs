@@ -2,8 +2,10 @@
 //! a state that can go back and survive; faults that are errors and no more; memory that was planned.
 
 mod batch;
+mod claims;
 mod drive;
 mod faults;
+mod faulty;
 mod gpu;
 mod identity;
 mod limits;
