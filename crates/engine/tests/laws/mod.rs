@@ -3,6 +3,7 @@
 
 mod batch;
 mod claims;
+mod directory;
 mod drive;
 mod faults;
 mod faulty;

@@ -11,22 +11,22 @@ use tidemill_engine::{ErrorKind, KvFormat, Model, OpenOptions, Session};
 use super::tools::{EIGHT_BIT, bits, golden, last_bits, tokens};
 use crate::common::{go, open, root};
 
-const SETS: [&str; 2] = ["qwen3_5_moe-e32/mlx-4bit", "qwen3_moe-e16/gguf-Q4_0"];
+pub(super) const SETS: [&str; 2] = ["qwen3_5_moe-e32/mlx-4bit", "qwen3_moe-e16/gguf-Q4_0"];
 
 /// Space for all states of these tests.
-const MUCH: u64 = 1 << 30;
+pub(super) const MUCH: u64 = 1 << 30;
 
 fn model(set: &str) -> Arc<Model> {
     open(&golden(set), &OpenOptions { context: Some(1200), ..OpenOptions::default() })
 }
 
 /// Whether every turn can be cut where it likes.
-fn is_hybrid(set: &str) -> bool {
+pub(super) fn is_hybrid(set: &str) -> bool {
     set.contains("qwen3_5")
 }
 
 /// Computes a prompt in a new session; how much of it was computed before.
-fn ask(model: &Arc<Model>, prompt: &[u32], borders: &[usize]) -> usize {
+pub(super) fn ask(model: &Arc<Model>, prompt: &[u32], borders: &[usize]) -> usize {
     let mut session = Session::new(model).expect("a session");
     session.name_borders(borders);
     let reused = session.set_prompt(prompt, &mut go).expect("runs");
@@ -187,7 +187,7 @@ impl Talk<'_> {
     }
 }
 
-fn with_states(set: &str, directory: &Path, space_bytes: u64) -> Arc<Model> {
+pub(super) fn with_states(set: &str, directory: &Path, space_bytes: u64) -> Arc<Model> {
     let model = model(set);
     let give_up = Instant::now() + Duration::from_secs(20);
     // A thread of the model before may still end.
@@ -208,7 +208,7 @@ fn stored_bytes(directory: &Path) -> u64 {
 }
 
 /// All files of states, by rising size.
-fn files(directory: &Path) -> Vec<std::path::PathBuf> {
+pub(super) fn files(directory: &Path) -> Vec<std::path::PathBuf> {
     let mut entries = fs::read_dir(directory).expect("is there").map(|entry| entry.expect("is there").path());
     let folder = entries.find(|path| path.is_dir() && !path.ends_with("other")).expect("the model's");
     let files = fs::read_dir(folder).expect("is there").map(|entry| entry.expect("is there").path());
