@@ -74,6 +74,48 @@ fn a_shared_preamble_is_held_once() {
     }
 }
 
+/// Eight conversations with the same long preamble have room where each of them alone would take half of it.
+#[test]
+fn a_long_preamble_of_eight_sequences_is_held_once() {
+    const PREAMBLE: usize = 4000;
+    for set in SETS {
+        let context = Some(4096);
+        let judge = open(&golden(set), &OpenOptions { context, exact: true, ..OpenOptions::default() });
+        // Eight pages for one, and one for each of the others.
+        let options = OpenOptions {
+            context,
+            exact: true,
+            sessions: Some(8),
+            pages_bytes: Some(1),
+            kept_bytes: Some(1),
+            ..OpenOptions::default()
+        };
+        let model = open(&golden(set), &options);
+        assert_eq!(model.free_states(), (15, 8), "{set}");
+        let text = tokens(&model, 1, PREAMBLE);
+        let mut sessions: Vec<Session> = Vec::new();
+        for i in 0..8 {
+            let mut session = Session::new(&model).expect("there is room");
+            session.name_borders(&[PREAMBLE]);
+            let prompt = [&text[..], &tokens(&model, 7 + i, 20)].concat();
+            let reused = session.set_prompt(&prompt, &mut go).expect("runs");
+            assert_eq!(reused, if i == 0 { 0 } else { PREAMBLE }, "{set}");
+            sessions.push(session);
+            // Seven full pages are everybody's; of the last one each has its own.
+            assert_eq!(model.free_states(), (8 - sessions.len(), 8 - sessions.len()), "{set}");
+        }
+        for session in &mut sessions {
+            session.append(&[1, 2], &mut go).expect("goes on");
+        }
+        for session in [&sessions[0], &sessions[7]] {
+            assert_eq!(bits(session.logits()), last_bits(&judge, session.tokens()), "{set}");
+        }
+        drop(sessions);
+        model.forget_kept();
+        assert_eq!(model.free_states(), (15, 8), "{set}: all came back");
+    }
+}
+
 /// A long prompt that is broken off, or parts where nobody knew, goes on from the grid.
 #[test]
 fn long_prompts_have_borders_of_their_own() {
