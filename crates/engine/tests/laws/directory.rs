@@ -165,7 +165,8 @@ fn suffixes(directory: &Path) -> Vec<String> {
 #[test]
 fn a_store_that_fails_leaves_nothing_of_it() {
     for set in SETS {
-        for nth in 0.. {
+        // Within each file there are several.
+        for nth in (0..).step_by(3) {
             let directory = tempfile::tempdir().expect("a directory");
             let device = Faulty::new();
             let (model, text) = with_kept(set, &device, 530, &[100]);
@@ -182,7 +183,7 @@ fn a_store_that_fails_leaves_nothing_of_it() {
             assert_eq!(error.expect("it failed").kind(), ErrorKind::Device, "{set}: {nth}");
             assert!(stored.iter().all(|suffix| suffix == "border"), "{set}: {nth}: {stored:?}");
             assert!(model.flush_states().is_none(), "it is told once");
-            assert_eq!(ask(&model, &text, &[]), 530, "{set}: {nth}: in memory");
+            assert_eq!(known(&model, &text), 530, "{set}: {nth}: in memory");
             model.forget_kept();
             let all = model.free_states();
             assert!(all.0 > free.0 && all.1 == free.1, "{set}: {nth}");
@@ -221,11 +222,12 @@ fn a_store_that_is_killed_at_any_time_leaves_what_is_whole() {
             let left = suffixes(&image.path());
             let whole = at.iter().filter(|suffix| *suffix == "border").count();
             assert_eq!(left, vec!["border"; whole], "{set}: pages of no border, and what is half written");
-            assert_eq!(ask(&model, &text, &[]), 100 * whole, "{set}");
-            seen.push(at);
+            assert_eq!(known(&model, &text), 100 * whole, "{set}");
+            if !seen.contains(&at) {
+                ask(&model, &text, &[]);
+                seen.push(at);
+            }
         }
-        seen.sort_unstable();
-        seen.dedup();
         assert!(images.len() > 8 && seen.len() >= if is_hybrid(set) { 3 } else { 2 }, "{set}: {seen:?}");
     }
 }

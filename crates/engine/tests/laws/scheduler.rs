@@ -308,7 +308,7 @@ fn requests_that_are_given_up_at_random_leave_nothing_behind() {
 }
 
 #[test]
-#[ignore = "a minute in a debug build; a part of the soak"]
+#[ignore = "two minutes in a debug build; a part of the soak"]
 fn a_thousand_requests_that_are_given_up_at_random_leave_nothing_behind() {
     for (i, set) in CANCELLED.into_iter().enumerate() {
         give_up_at_random(set, 29 + i as u64, 1000);
