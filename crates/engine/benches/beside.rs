@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tidemill_engine::generate::{Generated, GenerateOptions};
+use tidemill_engine::generate::{GenerateOptions, Generated};
 use tidemill_engine::sample::SampleParams;
 use tidemill_engine::scheduler::{Request, RequestEvent, Scheduler, SchedulerOptions, Ticket};
 use tidemill_engine::text::Tokenizer;

@@ -124,7 +124,8 @@ impl StateDirectory {
                     self.index.pages.insert(key, meta.len());
                 }
                 (Some(BORDER_SUFFIX), Some(key)) => match read_tokens(&path) {
-                    Ok((_, tokens)) => {
+                    // Under another name nobody would find it, nor store what has this one.
+                    Ok((_, tokens)) if self.keys(&tokens, [tokens.len()]) == [key] => {
                         let border = Border {
                             tokens: tokens.len(),
                             pages: self.page_keys(&tokens),
@@ -133,7 +134,7 @@ impl StateDirectory {
                         };
                         self.index.borders.insert(key, border);
                     }
-                    Err(_) => drop(fs::remove_file(&path)),
+                    _ => drop(fs::remove_file(&path)),
                 },
                 _ => {}
             }

@@ -231,6 +231,16 @@ impl StatePool {
         Ok(removed.len())
     }
 
+    /// Copies what all layers have in a page.
+    fn copy_page(&mut self, from: &Page, to: &Page) -> Result<()> {
+        for layer in &mut self.layers {
+            if let LayerState::Kv(cache) = layer {
+                kv::copy_page(self.backend.as_ref(), cache, from.id(), to.id())?;
+            }
+        }
+        Ok(())
+    }
+
     /// Memory for a snapshot at `position`; what is kept for others makes room for it.
     ///
     /// # Errors
@@ -337,26 +347,23 @@ impl SequenceState {
         self.pages.truncate(pages(self.position));
         // What somebody else has written after this position stays theirs.
         let mine = if self.claimed >= self.position { self.claimed - first * PAGE } else { within };
-        if let Some(page) = self.pages.get_mut(first).filter(|page| page.is_shared() && page.written() > mine)
-        {
-            match states.page() {
+        let end = self.position + rows;
+        // All that can fail comes first: what one that failed has is as before.
+        let more = (self.pages.len()..pages(end)).map(|_| states.page()).collect::<Result<Vec<_>>>()?;
+        let own = match self.pages.get(first) {
+            Some(page) if page.is_shared() && page.written() > mine => match states.page() {
                 Ok(own) => {
-                    for layer in &mut states.layers {
-                        if let LayerState::Kv(cache) = layer {
-                            kv::copy_page(states.backend.as_ref(), cache, page.id(), own.id())?;
-                        }
-                    }
-                    *page = own;
+                    states.copy_page(page, &own)?;
+                    Some(own)
                 }
                 // Who shared it has been evicted.
-                Err(_) if !page.is_shared() => {}
+                Err(_) if !page.is_shared() => None,
                 Err(e) => return Err(e),
-            }
-        }
-        let end = self.position + rows;
-        while self.pages.len() < pages(end) {
-            self.pages.push(states.page()?);
-        }
+            },
+            _ => None,
+        };
+        own.into_iter().for_each(|own| self.pages[first] = own);
+        self.pages.extend(more);
         for (i, page) in self.pages.iter().enumerate().skip(first) {
             page.set_written(end - i * PAGE);
         }
@@ -463,8 +470,13 @@ impl SequenceState {
         Ok(())
     }
 
-    /// Is not ready for a step any more.
+    /// Is not ready for a step any more, which has not run: what it claimed is whoever's comes next.
     pub(crate) fn unclaim(&mut self) {
+        if self.claimed > self.position
+            && let Some(page) = self.pages.get(self.position / PAGE)
+        {
+            page.set_written(self.position % PAGE);
+        }
         self.forget_after(self.position);
     }
 

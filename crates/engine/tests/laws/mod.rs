@@ -2,8 +2,11 @@
 //! a state that can go back and survive; faults that are errors and no more; memory that was planned.
 
 mod batch;
+mod claims;
+mod directory;
 mod drive;
 mod faults;
+mod faulty;
 mod gpu;
 mod identity;
 mod limits;

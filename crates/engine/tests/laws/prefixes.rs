@@ -11,22 +11,22 @@ use tidemill_engine::{ErrorKind, KvFormat, Model, OpenOptions, Session};
 use super::tools::{EIGHT_BIT, bits, golden, last_bits, tokens};
 use crate::common::{go, open, root};
 
-const SETS: [&str; 2] = ["qwen3_5_moe-e32/mlx-4bit", "qwen3_moe-e16/gguf-Q4_0"];
+pub(super) const SETS: [&str; 2] = ["qwen3_5_moe-e32/mlx-4bit", "qwen3_moe-e16/gguf-Q4_0"];
 
 /// Space for all states of these tests.
-const MUCH: u64 = 1 << 30;
+pub(super) const MUCH: u64 = 1 << 30;
 
 fn model(set: &str) -> Arc<Model> {
     open(&golden(set), &OpenOptions { context: Some(1200), ..OpenOptions::default() })
 }
 
 /// Whether every turn can be cut where it likes.
-fn is_hybrid(set: &str) -> bool {
+pub(super) fn is_hybrid(set: &str) -> bool {
     set.contains("qwen3_5")
 }
 
 /// Computes a prompt in a new session; how much of it was computed before.
-fn ask(model: &Arc<Model>, prompt: &[u32], borders: &[usize]) -> usize {
+pub(super) fn ask(model: &Arc<Model>, prompt: &[u32], borders: &[usize]) -> usize {
     let mut session = Session::new(model).expect("a session");
     session.name_borders(borders);
     let reused = session.set_prompt(prompt, &mut go).expect("runs");
@@ -71,6 +71,48 @@ fn a_shared_preamble_is_held_once() {
             assert_eq!(reused, if i == 0 { 0 } else { 1024 }, "{set}");
         }
         assert_eq!(all - model.free_states().0, 2 + 8, "{set}: two pages of all, and one of each");
+    }
+}
+
+/// Eight conversations with the same long preamble have room where each of them alone would take half of it.
+#[test]
+fn a_long_preamble_of_eight_sequences_is_held_once() {
+    const PREAMBLE: usize = 4000;
+    for set in SETS {
+        let context = Some(4096);
+        let judge = open(&golden(set), &OpenOptions { context, exact: true, ..OpenOptions::default() });
+        // Eight pages for one, and one for each of the others.
+        let options = OpenOptions {
+            context,
+            exact: true,
+            sessions: Some(8),
+            pages_bytes: Some(1),
+            kept_bytes: Some(1),
+            ..OpenOptions::default()
+        };
+        let model = open(&golden(set), &options);
+        assert_eq!(model.free_states(), (15, 8), "{set}");
+        let text = tokens(&model, 1, PREAMBLE);
+        let mut sessions: Vec<Session> = Vec::new();
+        for i in 0..8 {
+            let mut session = Session::new(&model).expect("there is room");
+            session.name_borders(&[PREAMBLE]);
+            let prompt = [&text[..], &tokens(&model, 7 + i, 20)].concat();
+            let reused = session.set_prompt(&prompt, &mut go).expect("runs");
+            assert_eq!(reused, if i == 0 { 0 } else { PREAMBLE }, "{set}");
+            sessions.push(session);
+            // Seven full pages are everybody's; of the last one each has its own.
+            assert_eq!(model.free_states(), (8 - sessions.len(), 8 - sessions.len()), "{set}");
+        }
+        for session in &mut sessions {
+            session.append(&[1, 2], &mut go).expect("goes on");
+        }
+        for session in [&sessions[0], &sessions[7]] {
+            assert_eq!(bits(session.logits()), last_bits(&judge, session.tokens()), "{set}");
+        }
+        drop(sessions);
+        model.forget_kept();
+        assert_eq!(model.free_states(), (15, 8), "{set}: all came back");
     }
 }
 
@@ -187,7 +229,7 @@ impl Talk<'_> {
     }
 }
 
-fn with_states(set: &str, directory: &Path, space_bytes: u64) -> Arc<Model> {
+pub(super) fn with_states(set: &str, directory: &Path, space_bytes: u64) -> Arc<Model> {
     let model = model(set);
     let give_up = Instant::now() + Duration::from_secs(20);
     // A thread of the model before may still end.
@@ -208,7 +250,7 @@ fn stored_bytes(directory: &Path) -> u64 {
 }
 
 /// All files of states, by rising size.
-fn files(directory: &Path) -> Vec<std::path::PathBuf> {
+pub(super) fn files(directory: &Path) -> Vec<std::path::PathBuf> {
     let mut entries = fs::read_dir(directory).expect("is there").map(|entry| entry.expect("is there").path());
     let folder = entries.find(|path| path.is_dir() && !path.ends_with("other")).expect("the model's");
     let files = fs::read_dir(folder).expect("is there").map(|entry| entry.expect("is there").path());

@@ -2,7 +2,7 @@
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use store::Range;
 use store::disk::{Fault, FaultKind, SimDisk};
@@ -12,10 +12,11 @@ use tidemill_engine::scheduler::{Request, RequestEvent, Scheduler, SchedulerOpti
 use tidemill_engine::text::Tokenizer;
 use tidemill_engine::{ErrorKind, Model, OpenOptions, Session};
 
-use super::tools::{Dice, golden, on_sim, tokens};
-use crate::common::{open, root};
+use super::tools::{Dice, bits, golden, last_bits, on_sim, tokens};
+use crate::common::{go, open, root};
 
 const PARALLEL: usize = 4;
+const CANCELLED: [&str; 2] = ["qwen3_5_moe-e32/mlx-4bit", "qwen3_moe-e16/gguf-Q4_0"];
 const TOGETHER: SchedulerOptions = SchedulerOptions { parallel: PARALLEL, answers_share: 0.5 };
 
 /// A drive, a model on it for requests, the same model for those who are alone, and its tokenizer.
@@ -249,6 +250,96 @@ fn a_prompt_that_is_given_up_ends_a_chunk_that_was_mostly_its_own() {
             break;
         }
         assert!(attempt < 5, "{computed} tokens computed, {:?}", answer.finish);
+    }
+}
+
+/// As many requests as `rounds`, of which most are given up: before they begin, in mid-prompt, in mid-answer. They share
+/// beginnings, pages and experts, and some are set aside for want of pages.
+fn give_up_at_random(set: &str, seed: u64, rounds: usize) {
+    let (_, options) = on_sim(&golden(set), seed, true);
+    // Two pages for one, and one for each of the others.
+    let options = OpenOptions {
+        sessions: Some(PARALLEL),
+        chunk_tokens: Some(64),
+        context: Some(640),
+        slots_max: Some(12),
+        pages_bytes: Some(1),
+        kept_bytes: Some(1),
+        ..options
+    };
+    let model = open(&golden(set), &options);
+    let demo = open(&root().join("models/demo"), &OpenOptions::default());
+    let tokenizer = Arc::new(Tokenizer::of_model(demo.meta()).expect("a tokenizer"));
+    let free = model.free_states();
+    let scheduler = Scheduler::start(model.clone(), tokenizer, TOGETHER).expect("starts");
+    let mut dice = Dice(seed);
+    let (mut tickets, mut answered) = (Vec::new(), 0);
+    // How many were answered all the same.
+    let given_up = |ticket: Ticket, dice: &mut Dice| match dice.below(3) {
+        0 => 0, // as a client that goes away
+        _ => {
+            ticket.cancel();
+            usize::from(wait(&ticket).expect("cancelling is no error").finish == FinishReason::Length)
+        }
+    };
+    for round in 0..rounds {
+        let mut new = request(&model, round as u64, 1 + dice.below(30), 1 + dice.below(60));
+        let beginning = tokens(&model, dice.below(3) as u64, 520);
+        let shared = [0, 10, 20, 40, 520][dice.below(5)];
+        new.prompt.splice(0..0, beginning[..shared].iter().copied());
+        new.borders = vec![shared];
+        new.priority = dice.below(3) as i32;
+        if dice.below(10) == 0 {
+            new.deadline = Some(Instant::now() + Duration::from_millis(dice.below(20) as u64));
+        }
+        tickets.push(scheduler.submit(new).expect("queues"));
+        if tickets.len() > dice.below(3 * PARALLEL) {
+            let ticket: Ticket = tickets.swap_remove(dice.below(tickets.len()));
+            // Nothing, or some of its way, or all of it.
+            let ended = (0..dice.below(12).saturating_sub(4))
+                .any(|_| matches!(ticket.next_event(), Some(RequestEvent::Ended(_))));
+            match ended {
+                true => answered += 1,
+                false => answered += given_up(ticket, &mut dice),
+            }
+        }
+    }
+    answered += tickets.into_iter().map(|ticket| given_up(ticket, &mut dice)).sum::<usize>();
+    while scheduler.counts().ended < rounds as u64 {
+        std::thread::yield_now();
+    }
+    let counts = scheduler.counts();
+    assert_eq!((counts.running, counts.waiting, counts.ended), (0, 0, rounds as u64), "{set}");
+    assert!(answered < rounds / 2 && counts.answer_tokens as usize > rounds, "{set}: {answered}, {counts:?}");
+    assert!(counts.set_aside > 0 || rounds < 1000, "{set}: {counts:?}");
+    drop(scheduler);
+    model.forget_kept();
+    assert_eq!(model.free_states(), free, "{set}: all pages and places came back");
+    // With a single slot, an expert that somebody leases is the only one to be found in memory again.
+    model.use_slots(1);
+    let mut session = Session::new(&model).expect("all places are free");
+    let prompt = tokens(&model, seed, 60);
+    session.append(&prompt[..1], &mut go).expect("runs");
+    model.reset_read_stats();
+    prompt[1..].iter().for_each(|token| session.append(&[*token], &mut go).expect("runs"));
+    let experts = model.read_stats().expect("it has experts").total();
+    assert_eq!(experts.hits, 0, "{set}: all leases came back: {experts:?}");
+    let judge = open(&golden(set), &OpenOptions { exact: true, ..OpenOptions::default() });
+    assert_eq!(bits(session.logits()), last_bits(&judge, &prompt), "{set}");
+}
+
+#[test]
+fn requests_that_are_given_up_at_random_leave_nothing_behind() {
+    for (i, set) in CANCELLED.into_iter().enumerate() {
+        give_up_at_random(set, 23 + i as u64, 100);
+    }
+}
+
+#[test]
+#[ignore = "two minutes in a debug build; a part of the soak"]
+fn a_thousand_requests_that_are_given_up_at_random_leave_nothing_behind() {
+    for (i, set) in CANCELLED.into_iter().enumerate() {
+        give_up_at_random(set, 29 + i as u64, 1000);
     }
 }
 
