@@ -69,8 +69,10 @@ impl<'a> Sizes<'a> {
         meta: &Meta,
         device: &DeviceInfo,
     ) -> Result<(Plans, usize)> {
-        let most = options.chunk_tokens.unwrap_or(CHUNK_TOKENS).clamp(1, self.context);
-        let least = options.chunk_tokens.unwrap_or(CHUNK_TOKENS_MIN).clamp(1, self.context);
+        // Prompts share a chunk.
+        let positions = self.context.saturating_mul(self.sessions);
+        let most = options.chunk_tokens.unwrap_or(CHUNK_TOKENS).clamp(1, positions);
+        let least = options.chunk_tokens.unwrap_or(CHUNK_TOKENS_MIN).clamp(1, positions);
         let modest = least.max(CHUNK_TOKENS_MODEST);
         let much = |plan: &Plan| plan.scratch_bytes > plan.budget_bytes / 8;
         let mut chunk = most;
