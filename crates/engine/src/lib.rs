@@ -67,7 +67,7 @@ pub mod text;
 mod trace;
 mod vram;
 
-pub use batch::{Batch, BetweenLayers, LogitSink, Logits, Part, Pause};
+pub use batch::{Answer, Batch, BetweenLayers, LogitSink, Logits, Part, Pause};
 pub use device::Device;
 pub use files::{Dialect, Error, ErrorKind, Meta, Result};
 pub use kernels::ops::{DeviceCounts, KernelTime, KvFormat};

@@ -120,7 +120,8 @@ pub(crate) fn rehearse(
             let x = decoder.forward(&mut step)?;
             // As many answers, or one of a prompt.
             let asked = if rows > ANSWERS_MAX { 1 } else { rows as u32 };
-            decoder.logits(&step, &x, &(0..asked).collect::<Vec<_>>())?;
+            let logits = decoder.logits(&step, &x, &(0..asked).collect::<Vec<_>>())?;
+            decoder.best(&step, &logits)?;
         }
         Ok(())
     })

@@ -116,6 +116,15 @@ pub fn gather_rows(x: &Tensor, rows: &[u32], out: &Tensor) -> Result<()> {
     want("gather_rows", "out", out, rows.len(), x.cols())
 }
 
+/// Checks [`crate::Backend::best`].
+pub fn best(x: &Tensor, out: &Tensor) -> Result<()> {
+    // All of them are floats.
+    if x.cols() == 0 || x.cols() >= 1 << 24 {
+        return fail("best", format!("the greatest of {}", x.cols()));
+    }
+    want("best", "out", out, x.rows(), 1)
+}
+
 /// Checks [`crate::Backend::norm_rope`].
 pub fn norm_rope(
     x: &Tensor,

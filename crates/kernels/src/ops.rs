@@ -372,6 +372,10 @@ pub trait Backend: Send + Sync {
     /// `out[i] = x[rows[i]]`.
     fn gather_rows(&self, x: &Tensor, rows: &[u32], out: &mut Tensor) -> Result<()>;
 
+    /// The column of the greatest value of each row of x, the lowest of equals, as a float; -1 for a row of which a value is
+    /// infinite or no number. x has less than 2^24 columns; out `[rows, 1]`.
+    fn best(&self, x: &Tensor, out: &mut Tensor) -> Result<()>;
+
     // --- attention ------------------------------------------------------------------------------------------
 
     /// Norms (over `head_dim`, if `norm` = weight `[1, head_dim]` and eps) and rotates the heads of the segments'

@@ -374,7 +374,7 @@ type Op = fn(&Rig);
 
 /// Ops that load weights come first.
 const OPS_WITH_WEIGHTS: usize = 8;
-const OPS: [(&str, Op); 30] = [
+const OPS: [(&str, Op); 31] = [
     ("linear", common::dense::linear),
     ("linears", common::dense::linears),
     ("linears_conv", common::recurrent::linears_conv),
@@ -390,6 +390,7 @@ const OPS: [(&str, Op); 30] = [
     ("add", common::dense::add),
     ("add_norm", common::dense::add_norm),
     ("gather_rows", common::dense::gather_rows),
+    ("best", common::dense::best),
     ("gated_norm", common::dense::gated_norm),
     ("norm_rope", common::rope::norm_rope),
     ("norm_rope_append", common::rope::norm_rope_append),

@@ -76,6 +76,13 @@ impl Decoder {
         s.linear(&normed, &self.head)
     }
 
+    /// The token with the greatest of each row of logits, as [`kernels::Backend::best`] says it.
+    pub(crate) fn best(&self, s: &Step<'_>, logits: &Tensor) -> Result<Activation> {
+        let mut out = s.tensor(logits.rows(), 1)?;
+        s.backend.best(logits, &mut out)?;
+        Ok(out)
+    }
+
     /// Tells every mixture-of-experts layer which one comes after it, the first after the last.
     pub(crate) fn link(&mut self) {
         let moe_layers: Vec<(usize, usize)> = self

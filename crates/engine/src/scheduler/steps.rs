@@ -8,7 +8,7 @@ use files::{Error, ErrorKind, Result};
 
 use super::running::Running;
 use super::{RequestEvent, Work};
-use crate::batch::{LogitSink, Logits, Part, Pause};
+use crate::batch::{Answer, LogitSink, Logits, Part, Pause};
 
 /// How the time of a step of prompts is shared with answers.
 struct Share {
@@ -25,8 +25,14 @@ impl Share {
     }
 }
 
-/// Logits of the last token of each request of a step; `None` for one whose prompt goes on.
-type LastLogits = Vec<Option<Vec<f32>>>;
+/// [`Answer`] about the last token of a request.
+#[derive(Clone)]
+enum Last {
+    /// Its prompt goes on.
+    None,
+    Logits(Vec<f32>),
+    Best(u32),
+}
 
 impl Work {
     /// One step, of prompts if there are any, else of answers.
@@ -104,7 +110,7 @@ impl Work {
         }
     }
 
-    fn stepped(&mut self, group: Vec<Running>, rows: &[usize], logits: LastLogits) {
+    fn stepped(&mut self, group: Vec<Running>, rows: &[usize], logits: Vec<Last>) {
         let all: usize = rows.iter().sum();
         let answers = group.iter().zip(rows).filter(|(running, _)| running.answers());
         let answer_tokens: usize = answers.map(|(_, rows)| rows).sum();
@@ -117,8 +123,9 @@ impl Work {
         for (mut running, logits) in group.into_iter().zip(logits) {
             running.alone &= running.sequence.pending() > 0;
             let goes_on = match logits {
-                Some(logits) => running.accept(&logits, context),
-                None => Ok(true),
+                Last::Logits(logits) => running.accept(Answer::Logits(&logits), context),
+                Last::Best(token) => running.accept(Answer::Best(token), context),
+                Last::None => Ok(true),
             };
             match goes_on {
                 Ok(true) => self.running.push(running),
@@ -153,7 +160,11 @@ impl Work {
 }
 
 fn part(running: &mut Running, rows: usize) -> Part<'_> {
-    let logits = if rows == running.sequence.pending() { Logits::Last } else { Logits::None };
+    let logits = match rows == running.sequence.pending() {
+        true if running.generation.is_greedy() => Logits::Best,
+        true => Logits::Last,
+        false => Logits::None,
+    };
     Part { sequence: &mut running.sequence, rows, logits }
 }
 
@@ -162,14 +173,17 @@ fn last_logits(
     group: &mut [Running],
     rows: &[usize],
     run: impl FnOnce(&mut [Part<'_>], LogitSink<'_>) -> Result<()>,
-) -> Result<LastLogits> {
-    let mut logits: LastLogits = vec![None; group.len()];
+) -> Result<Vec<Last>> {
+    let mut all = vec![Last::None; group.len()];
     let mut parts: Vec<Part<'_>> = group.iter_mut().zip(rows).map(|(r, rows)| part(r, *rows)).collect();
-    run(&mut parts, &mut |part, _, values| {
-        logits[part] = Some(values.to_vec());
+    run(&mut parts, &mut |part, _, answer| {
+        all[part] = match answer {
+            Answer::Logits(values) => Last::Logits(values.to_vec()),
+            Answer::Best(token) => Last::Best(token),
+        };
         Ok(())
     })?;
-    Ok(logits)
+    Ok(all)
 }
 
 /// Tells those whose prompts are in a step how far they are.

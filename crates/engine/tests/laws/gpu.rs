@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use kernels::gpu::{Gpu, GpuOptions, adapters};
 use kernels::ops::{Backend, DeviceCounts, Precision};
-use tidemill_engine::{ErrorKind, LayerStats, Model, OpenOptions, Session};
+use tidemill_engine::{Answer, Batch, ErrorKind, LayerStats, Logits, Model, OpenOptions, Sequence, Session};
 
 use super::tools::{Bits, bits, golden, tokens};
 use crate::common::{go, open, try_open};
@@ -284,6 +284,35 @@ fn a_step_recorded_ahead_runs_for_nobody_else(share: bool) {
     model.use_slots(12);
     again.extend(decode(&mut session, &one[6..]));
     assert_eq!(again, expected);
+}
+
+/// The device says which token is best; steps recorded ahead too.
+#[test]
+fn the_device_finds_the_greatest_logit() {
+    let Some(all) = options_of(false, None) else { return };
+    let model = open(&golden(SET), &OpenOptions { sessions: Some(2), ..all });
+    let answers = [Logits::Last, Logits::Best].map(|wanted| {
+        let mut sequences = [0, 1].map(|_| Sequence::new(&model).expect("there is room"));
+        let (mut batch, mut next) = (Batch::default(), [3, 4]);
+        let mut answer = Vec::new();
+        for _ in 0..30 {
+            sequences.iter_mut().zip(next).for_each(|(s, token)| s.extend(&[token]).expect("fits"));
+            let mut sink = |i: usize, given: Answer<'_>| {
+                next[i] = match given {
+                    Answer::Best(token) => token,
+                    Answer::Logits(logits) => {
+                        let best = |best, id| if logits[id] > logits[best] { id } else { best };
+                        (0..logits.len()).fold(0, best) as u32
+                    }
+                };
+                Ok(())
+            };
+            batch.feed(&model, &mut sequences, wanted, &mut go, &mut sink).expect("runs");
+            answer.extend(next);
+        }
+        answer
+    });
+    assert_eq!(answers[0], answers[1]);
 }
 
 #[test]

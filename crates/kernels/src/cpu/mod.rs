@@ -244,6 +244,12 @@ impl Backend for Cpu {
         Ok(())
     }
 
+    fn best(&self, x: &Tensor, out: &mut Tensor) -> Result<()> {
+        check::best(x, out)?;
+        reference::best(x.host()?, x.cols(), out.host_mut()?);
+        Ok(())
+    }
+
     fn norm_rope(
         &self,
         x: &mut Tensor,

@@ -379,6 +379,12 @@ impl Backend for Gpu {
         )
     }
 
+    fn best(&self, x: &Tensor, out: &mut Tensor) -> Result<()> {
+        check::best(x, out)?;
+        let params = [x.cols() as u32, x.rows() as u32];
+        self.simple(&source::BEST, &[], &[binding(x)?, binding(out)?], &params, folded(x.rows(), 1))
+    }
+
     fn norm_rope(
         &self,
         x: &mut Tensor,

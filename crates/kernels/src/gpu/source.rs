@@ -107,6 +107,7 @@ kernels! {
     EXPERT_BLOCKS = "expert_blocks" "rrw" weights [] constants ["EXPERTS", "TOP_K", "ROWS"] threads 256;
     ADD = "add" "wr" weights [] constants [] threads 64;
     GATHER_ROWS = "gather_rows" "rrw" weights [] constants [] threads 64;
+    BEST = "best" "rw" weights [] constants [] threads 512;
     HEADS = "heads" "wrrrrrwwr" weights [] constants ["HEAD_DIM", "NORMS", "INTERLEAVED", "FORMAT"] threads 64
         parts ["rows"];
     ATTENTION = "attention" "rrrwwr" weights [] constants ["HEAD_DIM", "FORMAT", "GATED", "HEADS", "LANES"] threads 128

@@ -16,7 +16,7 @@ pub use combine::combine;
 pub use conv::short_conv;
 pub use delta::delta_rule;
 pub(crate) use delta::{L2_EPS, softplus};
-pub use embed::{embed, gather_rows};
+pub use embed::{best, embed, gather_rows};
 pub use linear::linear;
 pub use mlp::{expert_mlp, mlp, routed_mlp};
 pub use norm::{gated_norm, rms_norm};
@@ -132,6 +132,12 @@ impl Backend for Reference {
     fn gather_rows(&self, x: &Tensor, rows: &[u32], out: &mut Tensor) -> Result<()> {
         check::gather_rows(x, rows, out)?;
         gather_rows(x.host()?, x.cols(), rows, out.host_mut()?);
+        Ok(())
+    }
+
+    fn best(&self, x: &Tensor, out: &mut Tensor) -> Result<()> {
+        check::best(x, out)?;
+        best(x.host()?, x.cols(), out.host_mut()?);
         Ok(())
     }
 

@@ -68,11 +68,12 @@ pub(super) fn of_formats(formats: &[Format]) -> Vec<Case> {
         }
     }
     add("linears_conv".into(), EIGHT_BITS, Box::new(linears_conv));
-    let plain: [(&str, Plain); 9] = [
+    let plain: [(&str, Plain); 10] = [
         ("rms_norm", rms_norm),
         ("add", add_rows),
         ("add_norm", add_norm),
         ("gather_rows", gather_rows),
+        ("best", best),
         ("gated_norm", gated_norm),
         ("norm_rope", norm_rope),
         ("short_conv", short_conv),
@@ -214,6 +215,13 @@ fn gather_rows(b: &dyn Backend) -> Result<Vec<f32>> {
     let mut r = Inputs::new(b, 8);
     let (x, mut out) = (r.tensor(9, 100, 1.0)?, r.zeros(4, 100)?);
     b.gather_rows(&x, &[8, 0, 3, 3], &mut out)?;
+    r.read(&out)
+}
+
+fn best(b: &dyn Backend) -> Result<Vec<f32>> {
+    let mut r = Inputs::new(b, 10);
+    let (x, mut out) = (r.tensor(9, 1000, 1.0)?, r.zeros(9, 1)?);
+    b.best(&x, &mut out)?;
     r.read(&out)
 }
 

@@ -64,7 +64,7 @@ pub fn has_gpu() -> bool {
 macro_rules! conformance {
     ($rigs:ident, $every:ident) => {
         $crate::conformance!($every, dense: embed linear);
-        $crate::conformance!($rigs, dense: linears rms_norm add add_norm gather_rows gated_norm);
+        $crate::conformance!($rigs, dense: linears rms_norm add add_norm gather_rows best gated_norm);
         $crate::conformance!($rigs, copies: copies copies_of_ranges);
         $crate::conformance!($rigs, rope: norm_rope norm_rope_append);
         $crate::conformance!($rigs, attention: attention long_attention attention_of_several);
