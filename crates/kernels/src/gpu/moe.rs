@@ -144,7 +144,7 @@ impl Gpu {
             let weights = experts[first].weights;
             let entries: usize = members.iter().map(|&i| experts[i].rows.len()).sum();
             let mean = entries / members.len();
-            let tokens = if blocks { self.block_rows(mean) } else { tokens_for(mean, false) as usize };
+            let tokens = if blocks { self.block_rows(mean) } else { tokens_for(mean) as usize };
             let group = Group {
                 parts: &parts[first],
                 x: binding(x)?,
