@@ -1,5 +1,5 @@
 
-// Of a weight whose halves have scales of their own.
+// Of a weight with two scales a step.
 fn dot32(w: Wide, x: Columns) -> f32 {
     let a = f32(256 * dot16(w.a, x.high_a) + dot16(w.a, x.low_a));
     let b = f32(256 * dot16(w.b, x.high_b) + dot16(w.b, x.low_b));
