@@ -30,8 +30,8 @@ pub(crate) struct Ahead {
     pub(crate) segments: Vec<Segment>,
     /// Up to the logits.
     pub(crate) recorded: Recorded,
-    /// `[sequences, vocab]`, once it has run.
-    pub(crate) logits: Activation,
+    /// `[sequences, vocab]`, once it has run, and the greatest of each if somebody asks for that.
+    pub(crate) logits: (Activation, Option<Activation>),
 }
 
 impl StepLock {
@@ -63,7 +63,11 @@ impl StepLock {
 
 impl Ahead {
     /// Starts it; its logits, which the device still computes.
-    pub(crate) fn run(self, backend: &dyn Backend, tokens: &[u32]) -> Result<Activation> {
+    pub(crate) fn run(
+        self,
+        backend: &dyn Backend,
+        tokens: &[u32],
+    ) -> Result<(Activation, Option<Activation>)> {
         backend.run_recorded(self.recorded, tokens)?;
         Ok(self.logits)
     }

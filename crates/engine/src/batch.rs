@@ -12,7 +12,8 @@ use crate::limits::LOGIT_ROWS;
 use crate::lookahead::Guess;
 use crate::model::Model;
 use crate::pool::ExpertPool;
-use crate::round::rounds;
+use crate::round::{RowBlock, row_blocks};
+use crate::sample::argmax;
 use crate::scratch::Activation;
 use crate::sequence::{RouteRecord, Sequence};
 use crate::session::FeedProgress;
@@ -26,6 +27,8 @@ pub enum Logits {
     None,
     /// The last of the part's.
     Last,
+    /// Of the last of the part's only which token has the greatest.
+    Best,
     /// Those from this position of the sequence on.
     From(usize),
 }
@@ -41,9 +44,9 @@ pub struct Part<'a> {
 }
 
 impl<'a> Part<'a> {
-    /// The first `rows` pending tokens, and the logits of the last where nothing is pending after it.
-    pub(crate) fn of(sequence: &'a mut Sequence, rows: usize) -> Self {
-        let logits = if rows == sequence.pending() { Logits::Last } else { Logits::None };
+    /// The first `rows` pending tokens, and `last` of them where nothing is pending after it.
+    pub(crate) fn of(sequence: &'a mut Sequence, rows: usize, last: Logits) -> Self {
+        let logits = if rows == sequence.pending() { last } else { Logits::None };
         Self { sequence, rows, logits }
     }
 }
@@ -58,8 +61,24 @@ pub(crate) fn pack(pending: impl Iterator<Item = usize>, mut room: usize) -> Vec
     pending.map(take).collect()
 }
 
-/// Takes the logits of one position, `[vocab]`: which part's, the position.
-pub type LogitSink<'a> = &'a mut dyn FnMut(usize, usize, &[f32]) -> Result<()>;
+/// What a step answers about one position.
+#[derive(Clone, Copy, Debug)]
+pub enum Answer<'a> {
+    /// Its logits, `[vocab]`.
+    Logits(&'a [f32]),
+    /// The token with the greatest, the lowest of equals: for [`Logits::Best`].
+    Best(u32),
+}
+
+impl<'a> Answer<'a> {
+    /// All logits; none where they were not wanted.
+    pub fn logits(self) -> &'a [f32] {
+        if let Answer::Logits(values) = self { values } else { &[] }
+    }
+}
+
+/// Takes the answer about one position: which part's, the position.
+pub type LogitSink<'a> = &'a mut dyn FnMut(usize, usize, Answer<'_>) -> Result<()>;
 
 /// A step between two layers, or before the first: what it uses, for a step of others.
 pub struct Pause<'a> {
@@ -94,6 +113,8 @@ struct Wanted {
     part: usize,
     row: u32,
     position: usize,
+    /// Only the greatest.
+    best: bool,
 }
 
 impl Batch {
@@ -147,8 +168,8 @@ impl Batch {
     }
 
     /// Computes all that is pending in `sequences`, step after step: a token of each where none has more, else chunks of
-    /// prompts, which share a step as far as it has room. The logits after the last token of each go to `sink`, with its
-    /// place in the list. `progress` hears how many of how many tokens are done.
+    /// prompts, which share a step as far as it has room. What is `wanted` after the last token of each goes to `sink`, with
+    /// its place in the list. `progress` hears how many of how many tokens are done.
     ///
     /// # Errors
     /// As [`Self::run`]; what was computed before stays.
@@ -156,8 +177,9 @@ impl Batch {
         &mut self,
         model: &Model,
         sequences: &mut [Sequence],
+        wanted: Logits,
         progress: FeedProgress<'_>,
-        sink: &mut dyn FnMut(usize, &[f32]) -> Result<()>,
+        sink: &mut dyn FnMut(usize, Answer<'_>) -> Result<()>,
     ) -> Result<()> {
         let all: usize = sequences.iter().map(Sequence::pending).sum();
         let layers = model.meta.layers as f64;
@@ -168,12 +190,12 @@ impl Batch {
             let rows = pack(sequences.iter().map(Sequence::pending), room);
             let packed = sequences.iter_mut().zip(rows).enumerate().filter(|(_, (_, rows))| *rows > 0);
             let (places, mut parts): (Vec<usize>, Vec<Part<'_>>) =
-                packed.map(|(place, (sequence, rows))| (place, Part::of(sequence, rows))).unzip();
+                packed.map(|(place, (sequence, rows))| (place, Part::of(sequence, rows, wanted))).unzip();
             let rows: usize = parts.iter().map(|part| part.rows).sum();
             let mut between = |pause: &mut Pause<'_>| {
                 progress(done as f64 + rows as f64 * pause.layers_done as f64 / layers, all)
             };
-            self.run(model, &mut parts, &mut between, &mut |part, _, values| sink(places[part], values))?;
+            self.run(model, &mut parts, &mut between, &mut |part, _, answer| sink(places[part], answer))?;
             done += rows;
         }
         Ok(())
@@ -193,20 +215,20 @@ impl Batch {
         let here = if decodes { places(parts) } else { Places::new() };
         let (ahead, again) = lock.begin(&here);
         let records = parts.iter().any(|part| part.sequence.routes.is_some());
-        let answers_all = wanted.len() == parts.len() && wanted.len() <= LOGIT_ROWS / 2;
+        let answers_all = wanted.len() == parts.len() && wanted.len() <= LOGIT_ROWS;
         let looks_up =
             decodes && answers_all && !records && pool.as_deref().is_none_or(ExpertPool::all_resident);
         if let Some(ahead) = ahead.filter(|ahead| looks_up && ahead.segments == *segments) {
             let tokens = tokens(parts);
             go_on(between_layers(&mut pause(&mut lock.states, &mut pool, 0)))?;
-            let logits = ahead.run(model.backend.as_ref(), &tokens)?;
+            let (logits, best) = ahead.run(model.backend.as_ref(), &tokens)?;
             if let Some(pool) = &mut pool {
                 pool.count_recorded(tokens.len() * model.top_k());
             }
             advance(parts);
-            let next = record(model, lock, pool.as_deref_mut(), parts)?;
+            let next = record(model, lock, pool.as_deref_mut(), parts, asks_best(wanted.iter()))?;
             lock.end(places(parts), next);
-            self.read_logits(model, &logits, wanted, sink)?;
+            self.read_logits(model, &logits, best.as_ref(), &wanted.iter().collect::<Vec<_>>(), sink)?;
             return go_on(between_layers(&mut pause(&mut lock.states, &mut pool, model.meta.layers)));
         }
         let (started, rows) = (Instant::now(), parts.len());
@@ -219,7 +241,8 @@ impl Batch {
         if let Some(pool) = pool.as_mut().filter(|_| decodes) {
             pool.lookahead.end(rows, started.elapsed());
         }
-        let next = if looks_up && again { record(model, lock, pool, ready.parts)? } else { None };
+        let asks = asks_best(&ready.wanted);
+        let next = if looks_up && again { record(model, lock, pool, ready.parts, asks)? } else { None };
         lock.end(places(ready.parts), next);
         Ok(())
     }
@@ -245,8 +268,7 @@ impl Batch {
         let mut recorded = Vec::new();
         let mut step = Step {
             tokens: &tokens(parts),
-            segments,
-            rounds: &rounds(segments, &marks),
+            blocks: &row_blocks(segments, &marks, model.block_rows()),
             snapshots: &mut snapshots,
             states,
             backend: model.backend.as_ref(),
@@ -257,10 +279,17 @@ impl Batch {
             between_layers,
         };
         let x = model.decoder.forward(&mut step)?;
-        for wanted in wanted.chunks(LOGIT_ROWS) {
-            let rows: Vec<u32> = wanted.iter().map(|wanted| wanted.row).collect();
-            let logits = model.decoder.logits(&step, &x, &rows)?;
-            self.read_logits(model, &logits, wanted, sink)?;
+        for (block, x) in step.blocks.iter().zip(&x) {
+            let here = wanted.iter().filter(|wanted| block.rows.contains(&(wanted.row as usize)));
+            for wanted in here.collect::<Vec<_>>().chunks(LOGIT_ROWS) {
+                let rows: Vec<u32> =
+                    wanted.iter().map(|wanted| wanted.row - block.rows.start as u32).collect();
+                let logits = model.decoder.logits(&step, x, &rows)?;
+                let best = asks_best(wanted.iter().copied())
+                    .then(|| model.decoder.best(&step, &logits))
+                    .transpose()?;
+                self.read_logits(model, &logits, best.as_ref(), wanted, sink)?;
+            }
         }
         drop((step, x));
         if let Some(pool) = pool {
@@ -273,19 +302,31 @@ impl Batch {
         Ok(())
     }
 
-    /// Waits for logits, and hands them on.
+    /// Waits for logits, and hands on what is wanted of them. `best` has the greatest of each, where the device was asked.
     fn read_logits(
         &mut self,
         model: &Model,
         logits: &Activation,
-        wanted: &[Wanted],
+        best: Option<&Activation>,
+        wanted: &[&Wanted],
         sink: LogitSink<'_>,
     ) -> Result<()> {
+        if let Some(best) = best.filter(|_| wanted.iter().all(|wanted| wanted.best)) {
+            let mut tokens = vec![0f32; best.len()];
+            model.backend.read(best.block(), 0, bytemuck::cast_slice_mut(&mut tokens))?;
+            // Else it is said below which logit is none.
+            if tokens.iter().all(|token| *token >= 0.0) {
+                let mut all = wanted.iter().zip(tokens);
+                return all
+                    .try_for_each(|(at, token)| sink(at.part, at.position, Answer::Best(token as u32)));
+            }
+        }
         self.read.resize(logits.len(), 0f32);
         model.backend.read(logits.block(), 0, bytemuck::cast_slice_mut(&mut self.read))?;
         for (at, values) in wanted.iter().zip(self.read.chunks_exact(model.meta.vocab_size)) {
             check_finite(values, at.position)?;
-            sink(at.part, at.position, values)?;
+            let answer = if at.best { Answer::Best(argmax(values)? as u32) } else { Answer::Logits(values) };
+            sink(at.part, at.position, answer)?;
         }
         Ok(())
     }
@@ -381,13 +422,19 @@ fn wanted(parts: &[Part<'_>], segments: &[Segment]) -> Vec<Wanted> {
     for (i, (part, segment)) in parts.iter().zip(segments).enumerate() {
         let first = match part.logits {
             Logits::None => segment.end(),
-            Logits::Last => segment.end() - 1,
+            Logits::Last | Logits::Best => segment.end() - 1,
             Logits::From(position) => position,
         };
         let rows = segment.positions().filter(|(_, position)| *position >= first);
-        all.extend(rows.map(|(row, position)| Wanted { part: i, row: row as u32, position }));
+        let best = part.logits == Logits::Best;
+        all.extend(rows.map(|(row, position)| Wanted { part: i, row: row as u32, position, best }));
     }
     all
+}
+
+/// Whether the device is asked for the greatest logit.
+fn asks_best<'a>(wanted: impl IntoIterator<Item = &'a Wanted>) -> bool {
+    wanted.into_iter().any(|wanted| wanted.best)
 }
 
 fn advance(parts: &mut [Part<'_>]) {
@@ -457,6 +504,7 @@ fn record(
     lock: &mut StepLock,
     pool: Option<&mut ExpertPool>,
     parts: &mut [Part<'_>],
+    asks_best: bool,
 ) -> Result<Option<Ahead>> {
     for part in &mut *parts {
         // No room: the step itself will say so.
@@ -470,8 +518,7 @@ fn record(
     let rows: Vec<u32> = (0..segments.len() as u32).collect();
     let mut step = Step {
         tokens: &vec![0; segments.len()],
-        segments: &segments,
-        rounds: &rounds(&segments, &[]),
+        blocks: &[RowBlock::whole(&segments)],
         snapshots: &mut [],
         states: &mut lock.states,
         backend: model.backend.as_ref(),
@@ -484,7 +531,10 @@ fn record(
     let mut logits = None;
     let recorded = model.backend.record(&mut || {
         let x = model.decoder.forward(&mut step)?;
-        logits = Some(model.decoder.logits(&step, &x, &rows)?);
+        let x = x.first().ok_or_else(|| Error::invalid("a step of no rows"))?;
+        let made = model.decoder.logits(&step, x, &rows)?;
+        let best = asks_best.then(|| model.decoder.best(&step, &made)).transpose()?;
+        logits = Some((made, best));
         Ok(())
     });
     match recorded {

@@ -118,9 +118,22 @@ impl<T: Deref<Target = Tokenizer>> Generation<T> {
             return Ok(Vec::new());
         }
         let token = self.sampler.sample(logits, sequence)?;
+        Ok(self.accept_token(token, sequence, context))
+    }
+
+    /// Whether it looks at nothing but which token has the greatest logit, so that [`Self::accept_token`] does as well.
+    pub fn is_greedy(&self) -> bool {
+        self.sampler.is_greedy()
+    }
+
+    /// [`Self::accept`] where the token was chosen elsewhere.
+    pub fn accept_token(&mut self, token: u32, sequence: &[u32], context: usize) -> Vec<ReplyEvent> {
+        if self.finish.is_some() {
+            return Vec::new();
+        }
         // A template that does not begin the model's turn leaves that to the model, as its first token.
         if self.ends.contains(&token) || (!self.tokens.is_empty() && self.starts.contains(&token)) {
-            return Ok(self.end(FinishReason::Stop));
+            return self.end(FinishReason::Stop);
         }
         self.tokens.push(token);
         let text = self.detokenizer.push(token);
@@ -132,7 +145,7 @@ impl<T: Deref<Target = Tokenizer>> Generation<T> {
         } else if self.tokens.len() >= self.max_tokens {
             events.extend(self.end(FinishReason::Length));
         }
-        Ok(events)
+        events
     }
 
     /// The token whose logits [`Self::accept`] wants next; `None` before the first and after the last.

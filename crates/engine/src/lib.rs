@@ -67,8 +67,9 @@ pub mod text;
 mod trace;
 mod trade;
 mod vram;
+mod widths;
 
-pub use batch::{Batch, BetweenLayers, LogitSink, Logits, Part, Pause};
+pub use batch::{Answer, Batch, BetweenLayers, LogitSink, Logits, Part, Pause};
 pub use device::Device;
 pub use files::{Dialect, Error, ErrorKind, Meta, Result};
 pub use kernels::ops::{DeviceCounts, KernelTime, KvFormat};

@@ -20,12 +20,34 @@ pub(crate) fn logit_places(chunk: usize, sequences: usize) -> usize {
     LOGIT_ROWS.min(step_rows(chunk, sequences)).max(2 * sequences)
 }
 
-/// Rows of a prompt chunk where memory allows: each expert is read once per chunk, so more rows are fewer reads.
+/// Rows of a prompt chunk where memory allows and experts are in memory.
 pub(crate) const CHUNK_TOKENS: usize = 2048;
-/// A chunk is halved down to this while its activations take more than an eighth of the budget ...
+/// The same where experts are read: each is read once a chunk, so more rows are fewer reads.
+const SWEEP_TOKENS: usize = 32_768;
+/// Rows of a chunk that go through norms and mixers together where experts are read. In shorter chunks the outputs of all their
+/// experts have their place at the same time.
+const BLOCK_TOKENS: usize = 512;
+/// A chunk is made smaller down to this while its activations take more than an eighth of the budget ...
 pub(crate) const CHUNK_TOKENS_MODEST: usize = 128;
 /// ... and down to this while the plan does not fit at all.
-pub(crate) const CHUNK_TOKENS_MIN: usize = 16;
+const CHUNK_TOKENS_MIN: usize = 16;
+
+/// Chunks of a prompt to try, the largest first, in a context of so many tokens.
+pub(crate) fn chunks(context: usize, asked: Option<usize>, streams: bool) -> impl Iterator<Item = usize> {
+    let most = if streams { SWEEP_TOKENS } else { CHUNK_TOKENS };
+    let most = asked.unwrap_or(most).clamp(1, context);
+    let least = asked.unwrap_or(CHUNK_TOKENS_MIN).clamp(1, context);
+    let next = move |&rows: &usize| {
+        let less = if rows > CHUNK_TOKENS { (rows / 1024 * 768).max(CHUNK_TOKENS) } else { rows / 2 };
+        (rows > least).then(|| less.max(least))
+    };
+    std::iter::successors(Some(most), next)
+}
+
+/// Rows of a block.
+pub(crate) fn block_rows(asked: Option<usize>, streams: bool) -> usize {
+    asked.unwrap_or(if streams { BLOCK_TOKENS } else { CHUNK_TOKENS }).max(1)
+}
 
 /// Experts that a token uses, `own` where nobody asks for others, of `experts` in a layer of the model `name`.
 ///

@@ -27,7 +27,7 @@ use crate::pool::{self, ExpertPool};
 use crate::rehearsal::{meanwhile, rehearse};
 use crate::scratch::Scratch;
 use crate::sequence::SequenceId;
-use crate::sizes::{Plans, Sizes};
+use crate::sizes::{ChunkRows, Plans, Sizes};
 use crate::state::{Ledger, SequenceState, StateDirectory, StatePool};
 use crate::trade::Trade;
 use crate::vram::{Cut, DeviceSlots};
@@ -66,6 +66,10 @@ pub struct OpenOptions {
     pub experts_per_token: Option<usize>,
     /// Tokens of a prompt chunk; `None` lets the plan decide.
     pub chunk_tokens: Option<usize>,
+    /// Rows of a longer prompt chunk that go through a layer's norms and mixer together; experts are read once for all of them.
+    /// `None` lets the plan
+    /// decide.
+    pub block_tokens: Option<usize>,
     /// Sequences that live at once, and may share a step. Each has a context of its own in the plan. `None` is one.
     pub sessions: Option<usize>,
     /// Memory for what ended sequences have computed, so that prompts which begin alike need not compute it again; `None` is a
@@ -110,7 +114,7 @@ pub struct Model {
     /// How pages and expert slots share memory.
     pub(crate) trade: Trade,
     context: usize,
-    chunk_tokens: usize,
+    rows: ChunkRows,
     step_rows_max: usize,
     fingerprint: u64,
     drive: OpenedDrive,
@@ -177,7 +181,7 @@ impl Model {
         };
         let total_experts = overhead.experts;
         let sizes = Sizes::new(&decoder, &states, &experts, arena.bytes(), overhead, context, sessions)?;
-        let (plans, chunk_tokens) = sizes.plan(options, &meta, backend.info())?;
+        let (plans, rows) = sizes.plan(options, &meta, backend.info())?;
         let streamed = (plans.memory.slots < total_experts).then(|| part_bytes(&experts));
         let drive = drive::open(index.files(), options, streamed)?;
         let device_slots = plans.vram.as_ref().unwrap_or(&plans.memory).slots;
@@ -201,8 +205,8 @@ impl Model {
             sequences_max: sessions,
             plans,
             context,
-            chunk_tokens,
-            step_rows_max: limits::step_rows(chunk_tokens, sessions),
+            step_rows_max: limits::step_rows(rows.chunk, sessions),
+            rows,
             fingerprint,
             drive,
             path: path.to_path_buf(),
@@ -252,7 +256,7 @@ impl Model {
 
     /// Tokens of a prompt chunk.
     pub fn chunk_tokens(&self) -> usize {
-        self.chunk_tokens
+        self.rows.chunk
     }
 
     /// Experts that one token uses; 0 for a dense model.
@@ -472,6 +476,11 @@ impl Model {
     /// Rows of a step that the plan has memory for: a prompt chunk, and a token of each other planned sequence.
     pub(crate) fn step_rows_max(&self) -> usize {
         self.step_rows_max
+    }
+
+    /// Rows of a step that go through norms and mixers together, at most.
+    pub(crate) fn block_rows(&self) -> usize {
+        self.rows.block
     }
 
     /// The experts, for the one step that runs.

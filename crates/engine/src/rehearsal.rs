@@ -12,7 +12,7 @@ use store::ExpertLayout;
 use crate::bridge::{ExpertShape, Placeholder};
 use crate::layers::FeedForward;
 use crate::models::Decoder;
-use crate::round::Round;
+use crate::round::RowBlock;
 use crate::scratch::Scratch;
 use crate::state::{LayerShape, Room, RoomFor, StatePool};
 use crate::step::Step;
@@ -107,8 +107,7 @@ pub(crate) fn rehearse(
             let segments = [Segment { rows: 0..rows, position: POSITION, pages: vec![0], slot: 0 }];
             let mut step = Step {
                 tokens: &tokens,
-                segments: &segments,
-                rounds: &[Round::whole(&segments)],
+                blocks: &[RowBlock::whole(&segments)],
                 snapshots: &mut [],
                 states: &mut states,
                 backend: backend.as_ref(),
@@ -121,7 +120,8 @@ pub(crate) fn rehearse(
             let x = decoder.forward(&mut step)?;
             // As many answers, or one of a prompt.
             let asked = if rows > ANSWERS_MAX { 1 } else { rows as u32 };
-            decoder.logits(&step, &x, &(0..asked).collect::<Vec<_>>())?;
+            let logits = decoder.logits(&step, &x[0], &(0..asked).collect::<Vec<_>>())?;
+            decoder.best(&step, &logits)?;
         }
         Ok(())
     })

@@ -221,9 +221,18 @@ impl Sampler {
         chosen
     }
 
+    /// Whether it looks at nothing but which token has the greatest logit.
+    pub fn is_greedy(&self) -> bool {
+        self.takes_best() && self.params.logit_bias.is_empty() && !self.penalises()
+    }
+
+    fn takes_best(&self) -> bool {
+        self.params.temperature == 0.0 || self.params.top_k == 1
+    }
+
     fn choose(&mut self, logits: &[f32]) -> Result<u32> {
         let best = argmax(logits)?;
-        if self.params.temperature == 0.0 || self.params.top_k == 1 {
+        if self.takes_best() {
             return Ok(best as u32);
         }
         self.keep_likely(logits, logits[best]);
@@ -305,7 +314,7 @@ impl Sampler {
 }
 
 /// The best token, the lowest id among equals.
-fn argmax(logits: &[f32]) -> Result<usize> {
+pub(crate) fn argmax(logits: &[f32]) -> Result<usize> {
     let (mut max, mut from, mut is_bad) = (f32::NEG_INFINITY, 0, false);
     for (block, values) in logits.chunks(BLOCK).enumerate() {
         let (best, bad) = max_of(values);

@@ -219,8 +219,9 @@ impl Session {
                 progress((from - start) as f64 + done_rows, total - start)
             };
             let mut parts = [Part { sequence: &mut self.sequence, rows, logits }];
-            self.batch
-                .run(&model, &mut parts, &mut between, &mut |_, position, values| sink(position, values))?;
+            self.batch.run(&model, &mut parts, &mut between, &mut |_, position, answer| {
+                sink(position, answer.logits())
+            })?;
         }
         Ok(())
     }

@@ -5,7 +5,7 @@ use kernels::ops::DeviceInfo;
 use store::ExpertLayout;
 use store::plan::{Plan, PlanInput, default_budget_bytes, machine_memory, plan};
 
-use crate::limits::{self, CHUNK_TOKENS, CHUNK_TOKENS_MIN, CHUNK_TOKENS_MODEST, LOGIT_ROWS};
+use crate::limits::{self, LOGIT_ROWS};
 use crate::mapped::Mapped;
 use crate::model::{CacheKind, OpenOptions};
 use crate::models::Decoder;
@@ -27,6 +27,15 @@ impl Plans {
     fn all(&self) -> impl Iterator<Item = &Plan> {
         [&self.memory].into_iter().chain(&self.vram)
     }
+}
+
+/// How a prompt is cut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct ChunkRows {
+    /// Rows of a step.
+    pub(crate) chunk: usize,
+    /// Rows of it that go through norms and mixers together.
+    pub(crate) block: usize,
 }
 
 /// What the plan is made from.
@@ -62,35 +71,54 @@ impl<'a> Sizes<'a> {
         })
     }
 
-    /// The plan and the chunk size: the largest chunk that leaves room for the fewest slots.
+    /// The plan, and the rows of chunks and blocks: the largest chunk that leaves room for the fewest slots.
     pub(crate) fn plan(
         &self,
         options: &OpenOptions,
         meta: &Meta,
         device: &DeviceInfo,
-    ) -> Result<(Plans, usize)> {
-        let most = options.chunk_tokens.unwrap_or(CHUNK_TOKENS).clamp(1, self.context);
-        let least = options.chunk_tokens.unwrap_or(CHUNK_TOKENS_MIN).clamp(1, self.context);
-        let modest = least.max(CHUNK_TOKENS_MODEST);
+    ) -> Result<(Plans, ChunkRows)> {
+        let resident = self.plan_chunks(options, meta, device, false);
+        let all_fit = |plan: &Plan| plan.slots >= self.overhead.experts;
+        if resident.as_ref().is_ok_and(|(plans, _)| plans.all().all(all_fit)) {
+            return resident;
+        }
+        self.plan_chunks(options, meta, device, true)
+    }
+
+    fn plan_chunks(
+        &self,
+        options: &OpenOptions,
+        meta: &Meta,
+        device: &DeviceInfo,
+        streams: bool,
+    ) -> Result<(Plans, ChunkRows)> {
+        let block = limits::block_rows(options.block_tokens, streams);
         let much = |plan: &Plan| plan.scratch_bytes > plan.budget_bytes / 8;
-        let mut chunk = most;
+        // Prompts share a chunk.
+        let positions = self.context.saturating_mul(self.sessions);
+        let mut chunks = limits::chunks(positions, options.chunk_tokens, streams).peekable();
         loop {
-            match self.plan_chunk(options, meta, chunk, device) {
-                Err(_) if chunk > least => chunk = (chunk / 2).max(least),
-                Ok(plans) if plans.all().any(much) && chunk > modest => chunk /= 2,
-                Ok(plans) => return Ok((plans, chunk)),
-                Err(e) => return Err(e),
+            let chunk = chunks.next().ok_or_else(|| Error::invalid("nothing to plan"))?;
+            let rows = ChunkRows { chunk, block };
+            match self.plan_chunk(options, meta, rows, device) {
+                Err(_) if chunks.peek().is_some() => {}
+                Ok(plans)
+                    if plans.all().any(much)
+                        && chunk > limits::CHUNK_TOKENS_MODEST
+                        && chunks.peek().is_some() => {}
+                planned => return planned.map(|plans| (plans, rows)),
             }
         }
     }
 
     /// Of a step with a chunk of a prompt, and where there are several sequences of a step of answers between its layers.
-    fn scratch_bytes(&self, chunk: usize) -> u64 {
-        let rows = limits::step_rows(chunk, self.sessions);
-        let step = self.decoder.scratch_bytes(rows, limits::logit_places(chunk, self.sessions));
+    fn scratch_bytes(&self, ChunkRows { chunk, block }: ChunkRows) -> u64 {
+        let (rows, widths) = (limits::step_rows(chunk, self.sessions), self.decoder.widths());
+        let step = widths.bytes(rows, block, limits::logit_places(chunk, self.sessions));
         match self.sessions {
             1 => step,
-            answers => step + self.decoder.scratch_bytes(answers, answers.min(LOGIT_ROWS)),
+            answers => step + widths.bytes(answers, block, answers.min(LOGIT_ROWS)),
         }
     }
 
@@ -118,10 +146,10 @@ impl<'a> Sizes<'a> {
         &self,
         options: &OpenOptions,
         meta: &Meta,
-        chunk: usize,
+        rows: ChunkRows,
         device: &DeviceInfo,
     ) -> Result<Plans> {
-        let logit_rows = LOGIT_ROWS.min(chunk);
+        let logit_rows = LOGIT_ROWS.min(rows.chunk);
         let available_bytes = match options.memory_bytes {
             Some(_) => 0,
             None => machine_memory()?.available_bytes,
@@ -143,7 +171,7 @@ impl<'a> Sizes<'a> {
             state_bytes: 0,
             state_more_bytes: 0,
             state_more_bytes_min: 0,
-            scratch_bytes: self.scratch_bytes(chunk),
+            scratch_bytes: self.scratch_bytes(rows),
             overhead_bytes,
             slot_bytes: self.slot_bytes,
             total_experts: total_experts.min(slots_max),

@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use files::{Error, ErrorKind, Result};
-use kernels::ops::{Convolution, Product, Residual, Routes, Segment};
+use kernels::ops::{Convolution, Product, Residual, RouteSpec, Routes, SharedOutput};
 use kernels::{Backend, Tensor, Weight};
 use store::{ExpertMask, LayerId};
 
@@ -13,7 +13,7 @@ use crate::bridge::Slabs;
 use crate::lookahead::Guess;
 use crate::pool::ExpertPool;
 use crate::rehearsal::Rehearsal;
-use crate::round::Round;
+use crate::round::{Round, RowBlock};
 use crate::scratch::{Activation, RouteActivation, Scratch};
 use crate::state::{Snapshot, StatePool};
 
@@ -58,14 +58,38 @@ impl<'a> Experts<'a> {
     }
 }
 
+/// What a layer adds to the residual stream.
+pub(crate) enum Branch<'a> {
+    /// `[rows, hidden]`
+    Sum(Activation),
+    /// Outputs of experts that nobody has summed.
+    Parts(Parts<'a>),
+}
+
+/// Outputs of the experts that each row has chosen.
+pub(crate) struct Parts<'a> {
+    /// `[rows * top_k, hidden]`
+    pub(crate) outputs: Activation,
+    /// What the router chose.
+    pub(crate) chosen: RouteActivation,
+    /// How.
+    pub(crate) spec: &'a RouteSpec,
+    /// The shared expert's output `[rows, hidden]`, and its gate `[rows, 1]`.
+    pub(crate) shared: Option<(Activation, Activation)>,
+}
+
+impl Parts<'_> {
+    fn shared(&self) -> Option<SharedOutput<'_>> {
+        self.shared.as_ref().map(|(output, gate)| SharedOutput { output, gate })
+    }
+}
+
 /// What a step may use and must advance. The model's `forward` calls its helpers in a straight line.
 pub(crate) struct Step<'a> {
     /// Token ids, one a row.
     pub(crate) tokens: &'a [u32],
     /// Whose they are, in the order of the rows.
-    pub(crate) segments: &'a [Segment],
-    /// The same for layers with recurrent states, which are wanted of some positions in the midst.
-    pub(crate) rounds: &'a [Round],
+    pub(crate) blocks: &'a [RowBlock],
     /// What is filled at the rounds' ends.
     pub(crate) snapshots: &'a mut [Snapshot],
     /// What sequences remember; the step appends to it.
@@ -85,26 +109,50 @@ pub(crate) struct Step<'a> {
 }
 
 impl Step<'_> {
-    /// Tokens of the step.
-    pub(crate) fn rows(&self) -> usize {
-        self.tokens.len()
-    }
-
     /// An activation `[rows, cols]`.
     pub(crate) fn tensor(&self, rows: usize, cols: usize) -> Result<Activation> {
         self.scratch.tensor(rows, cols)
     }
 
-    /// Room for a router's answer.
-    pub(crate) fn route_buffers(&self, top_k: usize) -> Result<RouteActivation> {
-        self.scratch.routes(self.rows(), top_k)
+    /// Room for a router's answer about `rows` rows.
+    pub(crate) fn route_buffers(&self, rows: usize, top_k: usize) -> Result<RouteActivation> {
+        self.scratch.routes(rows, top_k)
     }
 
-    /// The embedding of the step's tokens, `[rows, hidden]`.
-    pub(crate) fn embed(&self, table: &Weight) -> Result<Activation> {
-        let mut out = self.tensor(self.rows(), table.cols())?;
-        self.backend.embed(table, self.tokens, &mut out)?;
+    /// The embedding of a block's tokens, `[rows, hidden]`.
+    pub(crate) fn embed(&self, table: &Weight, block: &RowBlock) -> Result<Activation> {
+        let mut out = self.tensor(block.rows.len(), table.cols())?;
+        self.backend.embed(table, &self.tokens[block.rows.clone()], &mut out)?;
         Ok(out)
+    }
+
+    /// What a layer returned is added to the residual stream `x`, `[rows, cols]`, and the sum normed.
+    pub(crate) fn norm(&self, x: &mut Tensor, branch: Option<Branch<'_>>, norm: &Norm) -> Result<Activation> {
+        let Some(branch) = branch else { return self.rms_norm(x, norm) };
+        let mut out = self.tensor(x.rows(), x.cols())?;
+        let to = Residual { x, weight: &norm.weight, eps: norm.eps, out: &mut out };
+        match &branch {
+            Branch::Sum(y) => self.backend.add_norm(y, to)?,
+            Branch::Parts(parts) => {
+                let Parts { outputs, chosen, spec, .. } = parts;
+                self.backend.combine_norm(outputs, chosen, spec, parts.shared(), to)?;
+            }
+        }
+        Ok(out)
+    }
+
+    /// What the last layer returned is added to the residual stream.
+    pub(crate) fn add(&self, x: &mut Tensor, branch: Option<Branch<'_>>) -> Result<()> {
+        match branch {
+            None => Ok(()),
+            Some(Branch::Sum(y)) => self.backend.add(x, &y),
+            Some(Branch::Parts(parts)) => {
+                let Parts { outputs, chosen, spec, .. } = &parts;
+                let mut sum = self.tensor(x.rows(), x.cols())?;
+                self.backend.combine(outputs, chosen, spec, parts.shared(), &mut sum)?;
+                self.backend.add(x, &sum)
+            }
+        }
     }
 
     /// `x` normed, `[rows, cols]`.
@@ -132,6 +180,7 @@ impl Step<'_> {
     pub(crate) fn linears_conv<const N: usize>(
         &mut self,
         layer: usize,
+        block: &RowBlock,
         x: &Tensor,
         ws: [&Linear; N],
         weight: &Tensor,
@@ -139,7 +188,7 @@ impl Step<'_> {
         let mut outs = self.outputs(x, ws)?;
         let mut convolved = self.tensor(x.rows(), outs[0].cols())?;
         let state = &mut self.states.recurrent(layer)?.conv;
-        let segments = self.rounds.first().map_or(&[][..], |round| &round.segments);
+        let segments = block.rounds.first().map_or(&[][..], |round| &round.segments);
         let conv = Convolution { weight, segments, state, out: &mut convolved };
         self.backend.linears_conv(x, &mut products(ws, &mut outs), conv)?;
         Ok((convolved, outs))
@@ -159,18 +208,6 @@ impl Step<'_> {
         outs.try_into().map_err(|_| Error::invalid("as many results as matrices"))
     }
 
-    /// `x += y`
-    pub(crate) fn add(&self, x: &mut Tensor, y: &Tensor) -> Result<()> {
-        self.backend.add(x, y)
-    }
-
-    /// `x += y`, and the sum normed.
-    pub(crate) fn add_norm(&self, x: &mut Tensor, y: &Tensor, norm: &Norm) -> Result<Activation> {
-        let mut out = self.tensor(x.rows(), x.cols())?;
-        self.backend.add_norm(y, Residual { x, weight: &norm.weight, eps: norm.eps, out: &mut out })?;
-        Ok(out)
-    }
-
     /// Keeps the drive busy while resident weights are at work.
     pub(crate) fn read_ahead(&mut self) {
         if let Some(experts) = &mut self.experts {
@@ -178,8 +215,8 @@ impl Step<'_> {
         }
     }
 
-    /// Reports that so many layers are done.
-    pub(crate) fn layer_done(&mut self, layers_done: usize) -> Result<()> {
+    /// Reports that so many layers are done; a step of others may run now.
+    pub(crate) fn layers_done(&mut self, layers_done: usize) -> Result<()> {
         let pool = self.experts.as_mut().map(|experts| &mut *experts.pool);
         go_on((self.between_layers)(&mut Pause { layers_done, states: self.states, pool }))
     }

@@ -7,7 +7,8 @@ use files::{Error, Result};
 use crate::buffer::{Block, Tensor, Weight};
 use crate::ops::{
     AttentionSpec, Convolution, DeltaInput, DeltaSpec, ExpertBatch, ExpertTable, Gate, KvCache, PAGE,
-    Product, RopeSpec, RouteBuffers, RouteSpec, RoutedLayer, RoutedOutput, Segment, SharedOutput, rows_of,
+    Product, RopeSpec, RouteBuffers, RouteSpec, RoutedLayer, RoutedOutput, Segment, SharedOutput, WindowRow,
+    rows_of,
 };
 
 fn fail<T>(op: &str, what: String) -> Result<T> {
@@ -114,6 +115,15 @@ pub fn gather_rows(x: &Tensor, rows: &[u32], out: &Tensor) -> Result<()> {
         return fail("gather_rows", format!("row {row} of {}", x.rows()));
     }
     want("gather_rows", "out", out, rows.len(), x.cols())
+}
+
+/// Checks [`crate::Backend::best`].
+pub fn best(x: &Tensor, out: &Tensor) -> Result<()> {
+    // All of them are floats.
+    if x.cols() == 0 || x.cols() >= 1 << 24 {
+        return fail("best", format!("the greatest of {}", x.cols()));
+    }
+    want("best", "out", out, x.rows(), 1)
 }
 
 /// Checks [`crate::Backend::norm_rope`].
@@ -375,9 +385,37 @@ pub fn combine(
     let op = "combine";
     want(op, "weights", &routes.weights, out.rows(), spec.top_k)?;
     want(op, "parts", parts, out.rows() * spec.top_k, out.cols())?;
+    want_shared(op, shared, out)
+}
+
+fn want_shared(op: &str, shared: Option<SharedOutput<'_>>, out: &Tensor) -> Result<()> {
     if let Some(shared) = shared {
         want(op, "shared output", shared.output, out.rows(), out.cols())?;
         want(op, "shared gate", shared.gate, out.rows(), 1)?;
+    }
+    Ok(())
+}
+
+/// Checks [`crate::Backend::begin_sum`].
+pub fn begin_sum(shared: Option<SharedOutput<'_>>, sum: &Tensor) -> Result<()> {
+    want_shared("begin_sum", shared, sum)
+}
+
+/// Checks [`crate::Backend::add_window`].
+pub fn add_window(parts: &Tensor, weights: &[f32], rows: &[WindowRow], sum: &Tensor) -> Result<()> {
+    let op = "add_window";
+    want(op, "parts", parts, parts.rows(), sum.cols())?;
+    let outputs = parts.rows().min(weights.len());
+    let mut seen = vec![false; sum.rows()];
+    for &WindowRow { row, first, count } in rows {
+        match seen.get_mut(row as usize) {
+            Some(seen) if !*seen => *seen = true,
+            Some(_) => return fail(op, format!("row {row} comes twice")),
+            None => return fail(op, format!("row {row} of {}", sum.rows())),
+        }
+        if first as usize + count as usize > outputs {
+            return fail(op, format!("outputs {first} and {count} of {outputs}"));
+        }
     }
     Ok(())
 }

@@ -19,7 +19,7 @@ use files::{Error, Result};
 pub use device::{DeviceCounts, DeviceInfo, KernelTime, Precision};
 pub use experts::{
     ExpertBatch, ExpertTable, MlpWeights, RouteBuffers, RouteSpec, RoutedLayer, RoutedOutput, RoutedRow,
-    Routes, SharedOutput,
+    Routes, SharedOutput, WindowRow,
 };
 pub use recorded::Recorded;
 pub use segment::{PAGE, Segment, rows_of};
@@ -380,6 +380,10 @@ pub trait Backend: Send + Sync {
     /// `out[i] = x[rows[i]]`.
     fn gather_rows(&self, x: &Tensor, rows: &[u32], out: &mut Tensor) -> Result<()>;
 
+    /// The column of the greatest value of each row of x, the lowest of equals, as a float; -1 for a row of which a value is
+    /// infinite or no number. x has less than 2^24 columns; out `[rows, 1]`.
+    fn best(&self, x: &Tensor, out: &mut Tensor) -> Result<()>;
+
     // --- attention ------------------------------------------------------------------------------------------
 
     /// Norms (over `head_dim`, if `norm` = weight `[1, head_dim]` and eps) and rotates the heads of the segments'
@@ -479,7 +483,7 @@ pub trait Backend: Send + Sync {
     fn mlp(&self, x: &Tensor, weights: &MlpWeights, out: &mut Tensor) -> Result<()>;
 
     /// Router: logits `x . router^T` with f32 activations always, softmax over all experts, the `top_k` largest
-    /// (the lower id first on a tie).
+    /// (the lower id first on a tie), in ascending order of their ids.
     fn route(&self, x: &Tensor, router: &Weight, spec: &RouteSpec, out: &mut RouteBuffers) -> Result<()>;
 
     /// The first `rows` rows of the router's answer. Waits for all ops before it.
@@ -512,8 +516,8 @@ pub trait Backend: Send + Sync {
         Err(Error::unsupported("this device does not look up experts"))
     }
 
-    /// `out[r] = sum_c weights[r, c] * parts[r * top_k + c] + sigmoid(shared.gate[r]) * shared.output[r]`, summed
-    /// in the order of c: the order in which experts arrived never shows.
+    /// `out[r] = sigmoid(shared.gate[r]) * shared.output[r] + sum_c weights[r, c] * parts[r * top_k + c]`, summed in this
+    /// order: the order in which experts arrived never shows.
     fn combine(
         &self,
         parts: &Tensor,
@@ -522,6 +526,15 @@ pub trait Backend: Send + Sync {
         shared: Option<SharedOutput<'_>>,
         out: &mut Tensor,
     ) -> Result<()>;
+
+    /// `sum[r] = sigmoid(shared.gate[r]) * shared.output[r]`, or 0: what [`Self::add_window`] adds to.
+    fn begin_sum(&self, shared: Option<SharedOutput<'_>>, sum: &mut Tensor) -> Result<()>;
+
+    /// `sum[row] += weights[p] * parts[p]` for the outputs p of each of `rows`, one after the other; no row twice. Windows
+    /// that follow each other by ascending expert give the bits of [`Self::combine`] where ops do not depend on how they
+    /// are cut.
+    fn add_window(&self, parts: &Tensor, weights: &[f32], rows: &[WindowRow], sum: &mut Tensor)
+    -> Result<()>;
 
     /// [`Backend::combine`] with the residual stream and the norm after it; `to.out` holds the sum in between.
     fn combine_norm(

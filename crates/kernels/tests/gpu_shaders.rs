@@ -210,7 +210,7 @@ fn planted_mistakes_of_threads_are_found() {
     assert!(overlapping.contains("a race in buffer 3"), "{overlapping}");
     // The sum with another lane than the neighbour's.
     for math in [Math::Exact, Math::Fast] {
-        let plant: Plant = |text| within(text, "lanes_sum4_(", "simd_shuffle_xor(", "simd_shuffle(");
+        let plant: Plant = |text| within(text, " lanes_sums(", "simd_shuffle_xor(", "simd_shuffle(");
         let wrong = planted(math, plant).expect("a clang").unwrap();
         let far = wrong.iter().zip(&good).filter(|(a, b)| (*a - *b).abs() >= 1e-3 || a.is_nan()).count();
         assert!(far > good.len() / 2, "{math:?}: {far} of {} values are off", good.len());
@@ -374,7 +374,7 @@ type Op = fn(&Rig);
 
 /// Ops that load weights come first.
 const OPS_WITH_WEIGHTS: usize = 8;
-const OPS: [(&str, Op); 30] = [
+const OPS: [(&str, Op); 32] = [
     ("linear", common::dense::linear),
     ("linears", common::dense::linears),
     ("linears_conv", common::recurrent::linears_conv),
@@ -390,6 +390,7 @@ const OPS: [(&str, Op); 30] = [
     ("add", common::dense::add),
     ("add_norm", common::dense::add_norm),
     ("gather_rows", common::dense::gather_rows),
+    ("best", common::dense::best),
     ("gated_norm", common::dense::gated_norm),
     ("norm_rope", common::rope::norm_rope),
     ("norm_rope_append", common::rope::norm_rope_append),
@@ -402,6 +403,7 @@ const OPS: [(&str, Op); 30] = [
     ("delta_rule", common::recurrent::delta_rule),
     ("gated_delta_rule", common::recurrent::gated_delta_rule),
     ("combine", common::experts::combine),
+    ("windows", common::experts::windows),
     ("combine_norm", common::experts::combine_norm),
     ("tokens", common::errors::tokens),
     ("nan_routes", common::errors::nan_routes),

@@ -2,16 +2,14 @@
 
 use std::sync::Arc;
 
-use engine::sample::{SampleParams, Sampler};
-use engine::{Batch, FeedProgress, Model, Result, RouteRecord, Sequence};
+use engine::{Answer, Batch, FeedProgress, Logits, Model, Result, RouteRecord, Sequence};
 
-/// Sequences, and the logits after the last token of each.
+/// Sequences, and what the model likes best after the last token of each.
 pub(super) struct Company {
     model: Arc<Model>,
     batch: Batch,
     sequences: Vec<Sequence>,
-    logits: Vec<Vec<f32>>,
-    sampler: Sampler,
+    best: Vec<u32>,
 }
 
 impl Company {
@@ -21,8 +19,7 @@ impl Company {
             model: model.clone(),
             batch: Batch::default(),
             sequences: (0..sequences).map(|_| Sequence::new(model)).collect::<Result<_>>()?,
-            logits: vec![Vec::new(); sequences],
-            sampler: Sampler::new(&SampleParams::greedy())?,
+            best: vec![0; sequences],
         })
     }
 
@@ -55,17 +52,17 @@ impl Company {
         for (i, sequence) in self.sequences.iter_mut().enumerate() {
             sequence.extend(tokens(i))?;
         }
-        let logits = &mut self.logits;
-        self.batch.feed(&self.model, &mut self.sequences, progress, &mut |i, values| {
-            logits[i].clear();
-            logits[i].extend_from_slice(values);
+        let best = &mut self.best;
+        self.batch.feed(&self.model, &mut self.sequences, Logits::Best, progress, &mut |i, answer| {
+            if let Answer::Best(token) = answer {
+                best[i] = token;
+            }
             Ok(())
         })
     }
 
     /// What the model likes best after each sequence.
-    pub(super) fn best(&mut self) -> Result<Vec<u32>> {
-        let all = self.logits.iter().zip(&self.sequences);
-        all.map(|(logits, sequence)| self.sampler.sample(logits, sequence.tokens())).collect()
+    pub(super) fn best(&self) -> Vec<u32> {
+        self.best.clone()
     }
 }

@@ -5,12 +5,13 @@ use kernels::ops::{KvFormat, Precision};
 
 use super::work::Work;
 use crate::device::open_device;
-use crate::limits::{self, CHUNK_TOKENS, CHUNK_TOKENS_MIN, CHUNK_TOKENS_MODEST, LOGIT_ROWS};
+use crate::limits::{self, CHUNK_TOKENS_MODEST, LOGIT_ROWS};
 use crate::model::OpenOptions;
-use crate::models::{Bound, activation_bytes, head_width};
+use crate::models::Bound;
 use crate::overhead::{Overhead, shape_tokenizer_bytes, tokenizer_bytes};
 use crate::state::{KvShape, LayerShape, RecurrentShape, Room, RoomFor};
 use crate::synth::{Layout, Shape, SynthSizes};
+use crate::widths::Widths;
 
 /// What a model keeps in memory besides its resident weights.
 #[derive(Clone, Debug)]
@@ -26,8 +27,9 @@ pub struct Memory {
     pub slot_bytes: u64,
     /// Routed experts in all layers.
     pub total_experts: u64,
-    /// Chunks of a prompt that the plan may take, the largest first; never empty.
-    chunks: Vec<Chunk>,
+    /// Chunks of a prompt that the plan may take, the largest first; never empty. Where experts are in memory, and where they
+    /// are read.
+    chunks: [Vec<Chunk>; 2],
 }
 
 /// A prompt chunk's part of the plan.
@@ -56,7 +58,7 @@ impl Memory {
         let (overhead, gives_back) =
             overhead(options, tensors, total_experts, tokenizer_bytes(meta), meta.vocab_size)?;
         let states = bound.decoder.state_shapes(kv_format(options)?)?;
-        let scratch = |rows, logit_rows| bound.decoder.scratch_bytes(rows, logit_rows);
+        let widths = bound.decoder.widths();
         Ok(Self {
             state_bytes: floor_bytes(&states, context, options),
             states,
@@ -65,7 +67,7 @@ impl Memory {
             trades: gives_back && total_experts > 0,
             slot_bytes,
             total_experts,
-            chunks: chunks(context, &overhead, scratch),
+            chunks: [false, true].map(|streams| chunks(context, &overhead, &widths, streams)),
         })
     }
 
@@ -96,8 +98,7 @@ impl Memory {
         let tokenizer_bytes = shape_tokenizer_bytes(shape.vocab_size);
         let (overhead, gives_back) =
             overhead(options, found.tensors, total_experts, tokenizer_bytes, shape.vocab_size)?;
-        let (layer, head) = (layer_width(work), head_width(work.hidden_size, work.vocab_size));
-        let scratch = |rows, logit_rows| activation_bytes([rows, layer], [logit_rows, head]);
+        let widths = widths(work);
         let parts = if layout == Layout::Mlx4Bit { 9 } else { 3 };
         Ok(Self {
             state_bytes: floor_bytes(&states, context, options),
@@ -108,13 +109,13 @@ impl Memory {
             // Pages that its parts begin or end in the midst of.
             slot_bytes: found.expert_bytes + parts * (4096 + 2048),
             total_experts,
-            chunks: chunks(context, &overhead, scratch),
+            chunks: [false, true].map(|streams| chunks(context, &overhead, &widths, streams)),
         })
     }
 
     /// The least that runs, when a token uses `top_k` experts of a layer.
     pub(super) fn floor_bytes(&self, top_k: usize) -> u64 {
-        self.chunks.iter().map(|chunk| self.fixed_bytes(chunk)).min().unwrap_or(0)
+        self.chunks.iter().flatten().map(|chunk| self.fixed_bytes(chunk)).min().unwrap_or(0)
             + self.slots_min_bytes(top_k)
     }
 
@@ -127,13 +128,17 @@ impl Memory {
         let kept = limits::kept_bytes(budget_bytes, self.kept_bytes).into_iter();
         let wanted = |kept| RoomFor { trades: self.trades, ..RoomFor::one(self.context, kept) };
         let rooms: Vec<Room> = kept.map(|kept| Room::new(&self.states, wanted(kept))).collect();
-        self.chunks.iter().filter(|chunk| modest(chunk)).find_map(|chunk| {
-            let fixed = |room: &Room| room.bytes + chunk.scratch_bytes + chunk.overhead_bytes;
-            let fits = |room: &&Room| fixed(room) + room.more_bytes_min + slots_min_bytes <= left_bytes;
-            let room = rooms.iter().find(fits)?;
-            let slots = (left_bytes - fixed(room)).checked_div(self.slot_bytes).unwrap_or(0);
-            Some((chunk.rows, slots.min(self.total_experts)))
-        })
+        let divided = |chunks: &Vec<Chunk>| {
+            chunks.iter().filter(|chunk| modest(chunk)).find_map(|chunk| {
+                let fixed = |room: &Room| room.bytes + chunk.scratch_bytes + chunk.overhead_bytes;
+                let fits = |room: &&Room| fixed(room) + room.more_bytes_min + slots_min_bytes <= left_bytes;
+                let room = rooms.iter().find(fits)?;
+                let slots = (left_bytes - fixed(room)).checked_div(self.slot_bytes).unwrap_or(0);
+                Some((chunk.rows, slots.min(self.total_experts)))
+            })
+        };
+        let [resident, streamed] = self.chunks.each_ref().map(divided);
+        resident.filter(|(_, slots)| *slots >= self.total_experts).or(streamed)
     }
 
     fn fixed_bytes(&self, chunk: &Chunk) -> u64 {
@@ -171,19 +176,18 @@ fn overhead(
     Ok((overhead, info.gives_back))
 }
 
-/// All chunk sizes; `scratch` knows the bytes of some rows with logits for some of them.
-fn chunks(context: usize, overhead: &Overhead, scratch: impl Fn(usize, usize) -> u64) -> Vec<Chunk> {
-    let least = CHUNK_TOKENS_MIN.min(context);
-    let halves = |rows: &usize| (*rows > least).then(|| (rows / 2).max(least));
+/// All chunk sizes.
+fn chunks(context: usize, overhead: &Overhead, widths: &Widths, streams: bool) -> Vec<Chunk> {
+    let block = limits::block_rows(None, streams);
     let chunk = |rows: usize| {
-        let scratch_bytes = scratch(rows, limits::logit_places(rows, 1));
+        let scratch_bytes = widths.bytes(rows, block, limits::logit_places(rows, 1));
         Chunk { rows, scratch_bytes, overhead_bytes: overhead.bytes(LOGIT_ROWS.min(rows)) }
     };
-    std::iter::successors(Some(CHUNK_TOKENS.min(context)), halves).map(chunk).collect()
+    limits::chunks(context, None, streams).map(chunk).collect()
 }
 
-/// Values that a layer makes for one row, as in `Decoder::scratch_bytes`.
-fn layer_width(work: &Work) -> usize {
+/// As `Decoder::widths`.
+fn widths(work: &Work) -> Widths {
     let [queries, keys] = [work.heads, work.kv_heads].map(|heads| heads * work.head_dim);
     let attention = queries * (2 + usize::from(work.is_gated())) + 2 * keys;
     let delta = work
@@ -191,7 +195,7 @@ fn layer_width(work: &Work) -> usize {
         .as_ref()
         .map_or(0, |(_, spec)| 2 * spec.channels() + 2 * spec.value_heads * (1 + spec.value_head_dim));
     let mixer = work.hidden_size + attention.max(delta);
-    4 * work.hidden_size + mixer + (work.top_k + 2) * work.hidden_size + 2 * work.top_k + 1
+    Widths { hidden: work.hidden_size, mixer, top_k: work.top_k, vocab: work.vocab_size }
 }
 
 #[cfg(test)]
@@ -233,7 +237,7 @@ mod tests {
             assert_eq!(of_shape.state_bytes, memory.state_bytes);
             let near = |a: u64, b: u64| a.abs_diff(b) * 10 <= b;
             assert!(near(of_shape.slot_bytes, memory.slot_bytes), "{of_shape:?} {memory:?}");
-            for (a, b) in of_shape.chunks.iter().zip(&memory.chunks) {
+            for (a, b) in of_shape.chunks.iter().flatten().zip(memory.chunks.iter().flatten()) {
                 assert_eq!((a.rows, a.scratch_bytes), (b.rows, b.scratch_bytes));
             }
         }

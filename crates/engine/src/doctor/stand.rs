@@ -22,7 +22,7 @@ use crate::layers::{Attention, Delta, FeedForward, Mixer, Mlp, Moe, Rope, Shared
 use crate::limits::CHUNK_TOKENS;
 use crate::models::{Block, Decoder};
 use crate::pool::ExpertPool;
-use crate::round::Round;
+use crate::round::RowBlock;
 use crate::sample::{SampleParams, Sampler};
 use crate::scratch::Scratch;
 use crate::state::{Room, RoomFor, SequenceState, StatePool};
@@ -104,8 +104,9 @@ impl<'a> Stand<'a> {
             let as_many = (work.experts * count / chunk).max(2 * work.top_k);
             as_many.min(work.experts).min(count * work.top_k)
         };
-        let much =
-            |count| decoder.scratch_bytes(count, 1) + experts(count) as u64 * expert_bytes > CHUNK_BYTES;
+        let much = |count| {
+            decoder.widths().bytes(count, count, 1) + experts(count) as u64 * expert_bytes > CHUNK_BYTES
+        };
         let mut count = chunk;
         while count > CHUNK_ROWS_MIN && much(count) {
             count /= 2;
@@ -150,7 +151,8 @@ impl<'a> Stand<'a> {
             decoder.layers.push(block);
             if decoder.layers.len() == 1 {
                 let model = most as u64 * weight_bytes(1, self.bench.work.experts, expert_bytes);
-                all_bytes = model.min(WEIGHT_BYTES.saturating_sub(decoder.scratch_bytes(rows.count, 1)));
+                all_bytes =
+                    model.min(WEIGHT_BYTES.saturating_sub(decoder.widths().bytes(rows.count, rows.count, 1)));
             }
         }
         decoder.link();
@@ -171,7 +173,7 @@ impl<'a> Stand<'a> {
         mut then: impl FnMut(&Step<'_>, &crate::scratch::Activation) -> Result<()>,
     ) -> Result<f64> {
         let (backend, Rows { count, position, .. }) = (self.bench.backend, rows);
-        let scratch = Scratch::new(backend.clone(), decoder.scratch_bytes(count, 1) as usize);
+        let scratch = Scratch::new(backend.clone(), decoder.widths().bytes(count, count, 1) as usize);
         let shapes = decoder.state_shapes(KvFormat::F16)?;
         let room = Room::new(&shapes, RoomFor::one(position + count, None));
         let mut states = StatePool::new(backend.clone(), &shapes, &room)?;
@@ -180,7 +182,7 @@ impl<'a> Stand<'a> {
         state.prepare(&mut states, position + count)?;
         states.fill_with_zeros()?;
         let segments = [Segment { position, ..state.segment(0..count) }];
-        let rounds = [Round::whole(&segments)];
+        let blocks = [RowBlock::whole(&segments)];
         // Zeros for one row, else what differs.
         let tokens: Vec<u32> =
             (0..count).map(|row| if count == 1 { 0 } else { 1 + row % VARIED } as u32).collect();
@@ -188,8 +190,7 @@ impl<'a> Stand<'a> {
             let experts = experts.as_deref_mut().map(|(pool, slabs)| Experts::new(pool, slabs));
             let mut step = Step {
                 tokens: &tokens,
-                segments: &segments,
-                rounds: &rounds,
+                blocks: &blocks,
                 snapshots: &mut [],
                 states: &mut states,
                 backend: backend.as_ref(),
@@ -200,7 +201,7 @@ impl<'a> Stand<'a> {
                 between_layers: &mut |_| ControlFlow::Continue(()),
             };
             let x = decoder.forward(&mut step)?;
-            then(&step, &x)
+            then(&step, &x[0])
         })
     }
 

@@ -5,6 +5,7 @@ use kernels::Tensor;
 use kernels::ops::{AttentionSpec, Heads, RopeSpec, Turn};
 
 use super::Rope;
+use crate::round::RowBlock;
 use crate::scratch::Activation;
 use crate::step::{Linear, Norm, Step};
 
@@ -32,7 +33,13 @@ pub(crate) struct Attention {
 
 impl Attention {
     /// See [`super::Mixer::run`].
-    pub(crate) fn run(&self, s: &mut Step<'_>, layer: usize, h: &Tensor) -> Result<Activation> {
+    pub(crate) fn run(
+        &self,
+        s: &mut Step<'_>,
+        layer: usize,
+        block: &RowBlock,
+        h: &Tensor,
+    ) -> Result<Activation> {
         let dim = self.spec.head_dim;
         let [mut q, mut k, v] = s.linears(h, [&self.q, &self.k, &self.v])?;
         let q_rope = self.rope_spec(self.spec.heads, dim * (1 + usize::from(self.spec.gated)));
@@ -42,8 +49,8 @@ impl Attention {
         let turns = [Turn { spec: &q_rope, norm: q_norm }, Turn { spec: &k_rope, norm: k_norm }];
         let heads = Heads { q: &mut q, k: &mut k, v: &v };
         let cache = s.states.kv(layer)?;
-        s.backend.norm_rope_append(heads, s.segments, turns, &self.rope.frequencies, cache)?;
-        s.backend.attention(&q, s.segments, cache, &self.spec, &mut mixed)?;
+        s.backend.norm_rope_append(heads, &block.segments, turns, &self.rope.frequencies, cache)?;
+        s.backend.attention(&q, &block.segments, cache, &self.spec, &mut mixed)?;
         s.linear(&mixed, &self.out)
     }
 

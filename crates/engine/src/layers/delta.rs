@@ -4,6 +4,7 @@ use files::Result;
 use kernels::Tensor;
 use kernels::ops::{DeltaInput, DeltaSpec, Gate};
 
+use crate::round::RowBlock;
 use crate::scratch::Activation;
 use crate::state::Recurrent;
 use crate::step::{Linear, Norm, Step};
@@ -34,12 +35,18 @@ pub(crate) struct Delta {
 
 impl Delta {
     /// See [`super::Mixer::run`].
-    pub(crate) fn run(&self, s: &mut Step<'_>, layer: usize, h: &Tensor) -> Result<Activation> {
+    pub(crate) fn run(
+        &self,
+        s: &mut Step<'_>,
+        layer: usize,
+        block: &RowBlock,
+        h: &Tensor,
+    ) -> Result<Activation> {
         let linears = [&self.qkv, &self.a, &self.b, &self.z];
-        let (mut convolved, [projected, a, b, z]) = s.linears_conv(layer, h, linears, &self.conv)?;
+        let (mut convolved, [projected, a, b, z]) = s.linears_conv(layer, block, h, linears, &self.conv)?;
         let mut mixed = s.tensor(h.rows(), self.spec.value_heads * self.spec.value_head_dim)?;
         let gate = Gate { z: &z, weight: &self.norm.weight, eps: self.norm.eps };
-        let rounds = s.rounds;
+        let rounds = &block.rounds;
         for (i, round) in rounds.iter().enumerate() {
             let Recurrent { conv, delta } = s.states.recurrent(layer)?;
             if i > 0 {

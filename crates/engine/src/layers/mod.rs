@@ -5,18 +5,21 @@ mod delta;
 mod mlp;
 mod moe;
 mod rope;
+mod windows;
 
 pub(crate) use attention::Attention;
 pub(crate) use delta::Delta;
 pub(crate) use mlp::Mlp;
+use moe::Waiting;
 pub(crate) use moe::{Moe, SharedExpert};
 pub(crate) use rope::{Rope, frequencies};
 
 use files::Result;
 use kernels::Tensor;
 
+use crate::round::RowBlock;
 use crate::scratch::Activation;
-use crate::step::{Norm, Step};
+use crate::step::{Branch, Step};
 
 /// What mixes tokens of a sequence.
 pub(crate) enum Mixer {
@@ -27,17 +30,23 @@ pub(crate) enum Mixer {
 }
 
 impl Mixer {
-    /// `[rows, hidden]` to `[rows, hidden]`; advances the sequences' state of layer `layer`.
-    pub(crate) fn run(&self, s: &mut Step<'_>, layer: usize, h: &Tensor) -> Result<Activation> {
+    /// `[rows, hidden]` of a block to `[rows, hidden]`; advances the sequences' state of layer `layer`.
+    pub(crate) fn run(
+        &self,
+        s: &mut Step<'_>,
+        layer: usize,
+        block: &RowBlock,
+        h: &Tensor,
+    ) -> Result<Activation> {
         match self {
-            Mixer::Attention(attention) => attention.run(s, layer, h),
-            Mixer::Delta(delta) => delta.run(s, layer, h),
+            Mixer::Attention(attention) => attention.run(s, layer, block, h),
+            Mixer::Delta(delta) => delta.run(s, layer, block, h),
         }
     }
 }
 
-/// What is done while a layer's experts are read, with the residual stream as the layer found it.
-pub(crate) type Meanwhile<'a> = &'a dyn Fn(&mut Step<'_>, &Tensor) -> Result<()>;
+/// What is done while a layer's experts are read.
+pub(crate) type Meanwhile<'a> = &'a dyn Fn(&mut Step<'_>) -> Result<()>;
 
 /// What works on each token alone.
 pub(crate) enum FeedForward {
@@ -47,27 +56,40 @@ pub(crate) enum FeedForward {
     Moe(Box<Moe>),
 }
 
+/// Rows of a block that wait for their experts, or need none.
+pub(crate) enum Begun<'a> {
+    /// What the layer adds to them.
+    Done(Branch<'a>),
+    /// Of a block that is the whole step: normed rows, `[rows, hidden]`.
+    Alone(Activation),
+    /// Of one of several blocks.
+    Waiting(Waiting),
+}
+
 impl FeedForward {
-    /// Adds its answer to `h`, `[rows, hidden]`, to the residual stream `x`; with the norm that comes next also `x`
-    /// normed. Shows `x` to `meanwhile` when this layer's reads have been asked for.
-    pub(crate) fn run(
-        &self,
+    /// Does for `h`, a block's rows normed, `[rows, hidden]`, what needs no experts from the drive. `alone` says that no other
+    /// block follows.
+    pub(crate) fn begin(&self, s: &Step<'_>, h: Activation, alone: bool) -> Result<Begun<'_>> {
+        match self {
+            FeedForward::Dense(mlp) => Ok(Begun::Done(Branch::Sum(mlp.run(s, &h)?))),
+            FeedForward::Moe(_) if alone => Ok(Begun::Alone(h)),
+            FeedForward::Moe(moe) => moe.begin(s, h).map(Begun::Waiting),
+        }
+    }
+
+    /// What layer `layer` adds to each block. `meanwhile` is called when its reads have been asked for.
+    pub(crate) fn finish<'a>(
+        &'a self,
         s: &mut Step<'_>,
         layer: usize,
-        h: &Tensor,
-        x: &mut Tensor,
-        next: Option<&Norm>,
+        begun: Vec<Begun<'a>>,
         meanwhile: Meanwhile<'_>,
-    ) -> Result<Option<Activation>> {
-        let mlp = match self {
-            FeedForward::Dense(mlp) => mlp,
-            FeedForward::Moe(moe) => return moe.run(s, layer, h, x, next, meanwhile),
-        };
-        meanwhile(s, x)?;
-        let y = mlp.run(s, h)?;
-        match next {
-            Some(norm) => s.add_norm(x, &y, norm).map(Some),
-            None => s.add(x, &y).map(|()| None),
+    ) -> Result<Vec<Branch<'a>>> {
+        match self {
+            FeedForward::Dense(_) => meanwhile(s)?,
+            FeedForward::Moe(moe) => return moe.finish(s, layer, begun, meanwhile),
         }
+        let done = |block| if let Begun::Done(branch) = block { Some(branch) } else { None };
+        Ok(begun.into_iter().filter_map(done).collect())
     }
 }

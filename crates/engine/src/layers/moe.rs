@@ -2,17 +2,17 @@
 
 use files::{Error, Result};
 use kernels::ops::{
-    ExpertBatch, ExpertTable, MlpWeights, Residual, RouteBuffers, RouteSpec, RoutedLayer, RoutedOutput,
-    RoutedRow, Routes, SharedOutput,
+    ExpertBatch, ExpertTable, MlpWeights, RouteBuffers, RouteSpec, RoutedLayer, RoutedOutput, RoutedRow,
+    Routes, SharedOutput, WindowRow,
 };
 use kernels::{Tensor, Weight};
 use store::{ExpertId, ExpertMask, LayerId};
 
-use super::{Meanwhile, Mlp};
+use super::{Begun, Meanwhile, Mlp};
 use crate::bridge::{ExpertShape, LeasedExpert};
 use crate::lookahead::Guess;
-use crate::scratch::Activation;
-use crate::step::{Experts, Norm, Step, Sweep};
+use crate::scratch::{Activation, RouteActivation};
+use crate::step::{Branch, Experts, Parts, Step, Sweep};
 
 /// The weights of one mixture-of-experts layer that are always needed, and the shape of those on disk.
 pub(crate) struct Moe {
@@ -42,21 +42,73 @@ pub(crate) struct SharedExpert {
     pub(crate) gate: Weight,
 }
 
+impl SharedExpert {
+    /// Its output `[rows, hidden]` for `h`, and its gate `[rows, 1]`.
+    fn run(&self, s: &Step<'_>, h: &Tensor) -> Result<(Activation, Activation)> {
+        let mut gate = s.tensor(h.rows(), 1)?;
+        let output = self.mlp.run(s, h)?;
+        s.backend.linear(h, &self.gate, None, &mut gate)?;
+        Ok((output, gate))
+    }
+}
+
+/// A block's rows that wait for experts.
+pub(crate) struct Waiting {
+    /// Normed, `[rows, hidden]`.
+    pub(super) h: Activation,
+    /// What the router chose.
+    pub(super) chosen: RouteActivation,
+    /// What the layer adds to them, `[rows, hidden]`; so far of the shared expert.
+    pub(super) sum: Activation,
+}
+
 impl Moe {
-    /// See [`super::FeedForward::run`].
-    pub(crate) fn run(
+    /// See [`super::FeedForward::begin`], for one of several blocks: the router, and the shared expert.
+    pub(crate) fn begin(&self, s: &Step<'_>, h: Activation) -> Result<Waiting> {
+        let mut chosen = s.route_buffers(h.rows(), self.spec.top_k)?;
+        s.backend.route(&h, &self.router, &self.spec, &mut chosen)?;
+        let mut sum = s.tensor(h.rows(), h.cols())?;
+        let shared = self.shared.as_ref().map(|expert| expert.run(s, &h)).transpose()?;
+        let shared = shared.as_ref().map(|(output, gate)| SharedOutput { output, gate });
+        s.backend.begin_sum(shared, &mut sum)?;
+        Ok(Waiting { h, chosen, sum })
+    }
+
+    /// See [`super::FeedForward::finish`].
+    pub(crate) fn finish<'a>(
+        &'a self,
+        s: &mut Step<'_>,
+        layer: usize,
+        begun: Vec<Begun<'a>>,
+        meanwhile: Meanwhile<'_>,
+    ) -> Result<Vec<Branch<'a>>> {
+        let (mut branches, mut waiting) = (Vec::new(), Vec::new());
+        for block in begun {
+            match block {
+                Begun::Done(branch) => branches.push(branch),
+                Begun::Alone(h) => branches.push(Branch::Parts(self.at_once(s, layer, &h, meanwhile)?)),
+                Begun::Waiting(block) => waiting.push(block),
+            }
+        }
+        if !waiting.is_empty() {
+            self.by_windows(s, LayerId(layer as u16), &mut waiting)?;
+            branches.extend(waiting.into_iter().map(|block| Branch::Sum(block.sum)));
+        }
+        Ok(branches)
+    }
+
+    /// All experts of a block, whose outputs live at the same time.
+    fn at_once(
         &self,
         s: &mut Step<'_>,
         layer: usize,
         h: &Tensor,
-        x: &mut Tensor,
-        next: Option<&Norm>,
         meanwhile: Meanwhile<'_>,
-    ) -> Result<Option<Activation>> {
+    ) -> Result<Parts<'_>> {
         let id = LayerId(layer as u16);
         let (rows, hidden) = (h.rows(), h.cols());
-        let mut chosen = s.route_buffers(self.spec.top_k)?;
-        let mut parts = s.tensor(rows * self.spec.top_k, hidden)?;
+        let mut chosen = s.route_buffers(rows, self.spec.top_k)?;
+        let mut outputs = s.tensor(rows * self.spec.top_k, hidden)?;
         let mut shared = match self.shared {
             Some(_) => Some((s.tensor(rows, hidden)?, s.tensor(rows, 1)?)),
             None => None,
@@ -66,27 +118,17 @@ impl Moe {
         }
         if let Some(rehearsal) = s.rehearsal {
             let (kinds, table) = rehearsal.experts(layer)?;
-            self.rehearse(s, h, (kinds, table), &mut chosen, &mut parts, &mut shared)?;
-        } else if !self.look_up(s, id, h, &mut chosen, &mut parts, &mut shared)? {
+            self.rehearse(s, h, (kinds, table), &mut chosen, &mut outputs, &mut shared)?;
+        } else if !self.look_up(s, id, h, &mut chosen, &mut outputs, &mut shared)? {
             s.backend.route(h, &self.router, &self.spec, &mut chosen)?;
             let (by_expert, here) = self.want(s, id, h, &chosen)?;
-            meanwhile(s, x)?;
-            if let (Some(expert), Some((output, gate))) = (&self.shared, &mut shared) {
-                // Work that hides the reads.
-                s.backend.mlp(h, &expert.mlp.weights, output)?;
-                s.backend.linear(h, &expert.gate, None, gate)?;
+            meanwhile(s)?;
+            if let Some(expert) = &self.shared {
+                shared = Some(expert.run(s, h)?); // work that hides the reads
             }
-            self.run_experts(s, id, h, &by_expert, here, &mut parts)?;
+            self.run_experts(s, id, h, &by_expert, here, &mut outputs)?;
         }
-        let shared = shared.as_ref().map(|(output, gate)| SharedOutput { output, gate });
-        let mut out = s.tensor(rows, hidden)?;
-        let Some(norm) = next else {
-            s.backend.combine(&parts, &chosen, &self.spec, shared, &mut out)?;
-            return s.add(x, &out).map(|()| None);
-        };
-        let to = Residual { x, weight: &norm.weight, eps: norm.eps, out: &mut out };
-        s.backend.combine_norm(&parts, &chosen, &self.spec, shared, to)?;
-        Ok(Some(out))
+        Ok(Parts { outputs, chosen, spec: &self.spec, shared })
     }
 
     /// Lets the device look up its experts if all of the layer are there, so that nobody waits for the router's ids;
@@ -135,7 +177,7 @@ impl Moe {
         s.backend.route(h, &self.router, &self.spec, routes)?;
         for guess in [Guess::Half, Guess::All].into_iter().filter(|_| h.rows() == 1) {
             let spec = RouteSpec { top_k: guess.experts(self.spec.top_k), ..self.spec };
-            s.backend.route(h, &self.router, &spec, &mut *s.route_buffers(spec.top_k)?)?;
+            s.backend.route(h, &self.router, &spec, &mut *s.route_buffers(h.rows(), spec.top_k)?)?;
         }
         // One row of each expert that a token has; or all rows of the step, to one expert or to as many as there are.
         let parts_of_row =
@@ -154,6 +196,10 @@ impl Moe {
             s.backend.mlp(h, &expert.mlp.weights, output)?;
             s.backend.linear(h, &expert.gate, None, gate)?;
         }
+        let shared_output = shared.as_ref().map(|(output, gate)| SharedOutput { output, gate });
+        let mut sum = s.tensor(h.rows(), h.cols())?;
+        s.backend.begin_sum(shared_output, &mut sum)?;
+        s.backend.add_window(parts, &[0.0], &[WindowRow { row: 0, first: 0, count: 1 }], &mut sum)?;
         let Some(table) = table else { return Ok(()) };
         let expert = self.shared.as_ref().map(|e| (&e.mlp.weights, &e.gate));
         let layer = RoutedLayer { router: &self.router, spec: &self.spec, table, shared: expert };
@@ -174,18 +220,9 @@ impl Moe {
         let routes = routes.map_err(|e| e.context(format!("layer {}", layer.0)))?;
         let by_expert = RowsByExpert::new(&routes, self.router.rows())?;
         let (wanted, mut here) = (by_expert.mask(), Vec::new());
-        if let Some(Experts { pool, slabs, sweep, more_follows, .. }) = &mut s.experts {
-            let (placed, missing) = match &slabs.device {
-                Some(device) => device.want(layer, &wanted),
-                None => (Vec::new(), wanted.clone()),
-            };
-            pool.store.want(layer, &missing)?; // reads start now
-            pool.store.count_device_hits(layer, placed.len() as u64);
-            let bind = |placed| LeasedExpert::placed(&self.expert, placed);
-            here = placed.into_iter().map(bind).collect::<Result<_>>()?;
-            let covered = wanted.count() as f64 >= SWEEP_COVERAGE * self.router.rows() as f64;
-            let follows = !self.is_last || *more_follows;
-            *sweep = (covered && follows).then(|| self.next.clone());
+        if let Some(experts) = &mut s.experts {
+            here = self.ask(experts, layer, &wanted)?;
+            experts.sweep = self.sweep_after(&wanted, experts.more_follows);
         }
         if let Some(trace) = &mut s.routes {
             trace.push((layer, routes));
@@ -193,18 +230,43 @@ impl Moe {
         Ok((by_expert, here))
     }
 
+    /// Has the store read those of `wanted` that no device has; these.
+    pub(super) fn ask(
+        &self,
+        experts: &mut Experts<'_>,
+        layer: LayerId,
+        wanted: &ExpertMask,
+    ) -> Result<Vec<LeasedExpert>> {
+        let Experts { pool, slabs, .. } = experts;
+        let (placed, missing) = match &slabs.device {
+            Some(device) => device.want(layer, wanted),
+            None => (Vec::new(), wanted.clone()),
+        };
+        pool.store.want(layer, &missing)?; // reads start now
+        pool.store.count_device_hits(layer, placed.len() as u64);
+        placed.into_iter().map(|placed| LeasedExpert::placed(&self.expert, placed)).collect()
+    }
+
+    /// What may be read ahead when this layer has `wanted` so many experts.
+    pub(super) fn sweep_after(&self, wanted: &ExpertMask, more_follows: bool) -> Option<Sweep> {
+        let covered = wanted.count() as f64 >= SWEEP_COVERAGE * self.router.rows() as f64;
+        (covered && (!self.is_last || more_follows)).then(|| self.next.clone())
+    }
+
     /// Lets the drive read what this layer's router will probably choose, once it has read what is wanted: the router is
     /// asked about `h`, an earlier state `[rows, hidden]`, and as much of its answer as `guess` says is believed.
     pub(crate) fn look_ahead(&self, s: &mut Step<'_>, layer: usize, h: &Tensor, guess: Guess) -> Result<()> {
         let spec = RouteSpec { top_k: guess.experts(self.spec.top_k), ..self.spec };
-        let mut chosen = s.route_buffers(spec.top_k)?;
+        let mut chosen = s.route_buffers(h.rows(), spec.top_k)?;
         s.backend.route(h, &self.router, &spec, &mut chosen)?;
         let routes = s.backend.read_routes(&chosen, h.rows(), &spec)?;
         // The likeliest of every row first, each once.
         let mut seen = ExpertMask::default();
-        let by_rank = (0..spec.top_k).flat_map(|rank| routes.ids.iter().skip(rank).step_by(spec.top_k));
+        let ranked: Vec<Vec<u32>> =
+            routes.ids.chunks(spec.top_k).zip(routes.weights.chunks(spec.top_k)).map(by_weight).collect();
+        let by_rank = (0..spec.top_k).flat_map(|rank| ranked.iter().map(move |row| row[rank]));
         let guessed: Vec<ExpertId> =
-            by_rank.map(|&id| ExpertId(id as u16)).filter(|&id| seen.insert(id)).collect();
+            by_rank.map(|id| ExpertId(id as u16)).filter(|&id| seen.insert(id)).collect();
         if let Some(experts) = &mut s.experts {
             let layer = LayerId(layer as u16);
             experts.pool.store.hint(layer, experts.slabs.missing(layer, guessed.into_iter()));
@@ -263,6 +325,13 @@ impl Moe {
             }
         }
     }
+}
+
+/// A row's experts by falling weight, of equals the lower id first.
+fn by_weight((ids, weights): (&[u32], &[f32])) -> Vec<u32> {
+    let mut order: Vec<usize> = (0..ids.len()).collect();
+    order.sort_by(|&a, &b| weights[b].total_cmp(&weights[a]));
+    order.into_iter().map(|at| ids[at]).collect()
 }
 
 /// The routes, grouped by expert: which rows each expert works on, and where its results go.

@@ -10,7 +10,8 @@ use crate::layers::{FeedForward, Mixer};
 use crate::lookahead::Guess;
 use crate::scratch::Activation;
 use crate::state::{KvShape, LayerShape, RecurrentShape};
-use crate::step::{Linear, Norm, Step, Sweep};
+use crate::step::{Branch, Linear, Norm, Step, Sweep};
+use crate::widths::Widths;
 
 /// One layer.
 pub(crate) struct Block {
@@ -31,32 +32,38 @@ pub(crate) struct Decoder {
 }
 
 impl Decoder {
-    /// Runs the step's tokens through all layers: `[rows, hidden]` before the final norm.
-    pub(crate) fn forward(&self, s: &mut Step<'_>) -> Result<Activation> {
-        let mut x = s.embed(&self.embedding)?;
-        let mut normed = None;
+    /// Runs the step's tokens through all layers: `[rows, hidden]` of each block before the final norm.
+    pub(crate) fn forward(&self, s: &mut Step<'_>) -> Result<Vec<Activation>> {
+        let blocks = s.blocks;
+        let mut x = blocks.iter().map(|block| s.embed(&self.embedding, block)).collect::<Result<Vec<_>>>()?;
+        let mut branches: Vec<Option<Branch<'_>>> = blocks.iter().map(|_| None).collect();
         for (l, layer) in self.layers.iter().enumerate() {
-            let h = match normed.take() {
-                Some(h) => h,
-                None => s.rms_norm(&x, &layer.mixer_norm)?,
-            };
-            let mixed = layer.mixer.run(s, l, &h)?;
-            s.read_ahead();
-            drop(h); // its memory serves the other half of the layer
-            let h = s.add_norm(&mut x, &mixed, &layer.mlp_norm)?;
-            drop(mixed);
-            let next = self.layers.get(l + 1).map(|next| &next.mixer_norm);
-            let guess = |s: &mut Step<'_>, x: &Tensor| self.look_ahead(s, l + 1, x);
-            normed = layer.mlp.run(s, l, &h, &mut x, next, &guess)?;
-            drop(h);
-            s.layer_done(l + 1)?;
+            let mut begun = Vec::with_capacity(blocks.len());
+            for ((block, x), branch) in blocks.iter().zip(&mut x).zip(&mut branches) {
+                let h = s.norm(x, branch.take(), &layer.mixer_norm)?;
+                let mixed = layer.mixer.run(s, l, block, &h)?;
+                s.read_ahead();
+                drop(h); // its memory serves the other half of the layer
+                let h = s.norm(x, Some(Branch::Sum(mixed)), &layer.mlp_norm)?;
+                begun.push(layer.mlp.begin(s, h, blocks.len() == 1)?);
+                if begun.len() < blocks.len() {
+                    s.layers_done(l)?; // a layer of many blocks is long
+                }
+            }
+            let guess = |s: &mut Step<'_>| self.look_ahead(s, l + 1, &x);
+            let finished = layer.mlp.finish(s, l, begun, &guess)?;
+            branches = finished.into_iter().map(Some).collect();
+            s.layers_done(l + 1)?;
+        }
+        for (x, branch) in x.iter_mut().zip(branches) {
+            s.add(x, branch)?;
         }
         Ok(x)
     }
 
     /// When the drive has read what a layer wants, it goes on with what the router of `next` will probably choose: that
     /// is asked about `x` as the layer found it.
-    fn look_ahead(&self, s: &mut Step<'_>, next: usize, x: &Tensor) -> Result<()> {
+    fn look_ahead(&self, s: &mut Step<'_>, next: usize, x: &[Activation]) -> Result<()> {
         let Some(Block { mlp_norm, mlp: FeedForward::Moe(moe), .. }) = self.layers.get(next) else {
             return Ok(());
         };
@@ -64,16 +71,25 @@ impl Decoder {
         if guess == Guess::None {
             return Ok(());
         }
-        let h = s.rms_norm(x, mlp_norm)?;
-        moe.look_ahead(s, next, &h, guess)
+        x.iter().try_for_each(|x| {
+            let h = s.rms_norm(x, mlp_norm)?;
+            moe.look_ahead(s, next, &h, guess)
+        })
     }
 
-    /// The logits `[rows, vocab]` of some rows of what [`Self::forward`] returned.
+    /// The logits `[rows, vocab]` of some rows of a block of what [`Self::forward`] returned.
     pub(crate) fn logits(&self, s: &Step<'_>, x: &Activation, rows: &[u32]) -> Result<Activation> {
         let mut chosen = s.tensor(rows.len(), x.cols())?;
         s.backend.gather_rows(x, rows, &mut chosen)?;
         let normed = s.rms_norm(&chosen, &self.norm)?;
         s.linear(&normed, &self.head)
+    }
+
+    /// The token with the greatest of each row of logits, as [`kernels::Backend::best`] says it.
+    pub(crate) fn best(&self, s: &Step<'_>, logits: &Tensor) -> Result<Activation> {
+        let mut out = s.tensor(logits.rows(), 1)?;
+        s.backend.best(logits, &mut out)?;
+        Ok(out)
     }
 
     /// Tells every mixture-of-experts layer which one comes after it, the first after the last.
@@ -120,15 +136,11 @@ impl Decoder {
         self.layers.iter().map(shape).collect()
     }
 
-    /// Bytes of the activations of a step of `rows` rows with logits for `logit_rows` of them: every tensor that a layer
-    /// makes, counted as if none were freed before the layer's end. The memory of a mixer's tensors then stays while the
-    /// experts work, and the next layer finds it.
-    pub(crate) fn scratch_bytes(&self, rows: usize, logit_rows: usize) -> u64 {
-        let hidden = self.embedding.cols();
-        let widest = self.layers.iter().map(|l| mixer_width(&l.mixer) + feed_forward_width(&l.mlp, hidden));
-        let layer = 4 * hidden + widest.max().unwrap_or(0);
-        let head = head_width(hidden, self.head.weight.rows());
-        activation_bytes([rows, layer], [logit_rows, head])
+    /// What its layers make for a row.
+    pub(crate) fn widths(&self) -> Widths {
+        let mixer = self.layers.iter().map(|layer| mixer_width(&layer.mixer)).max().unwrap_or(0);
+        let (hidden, vocab) = (self.embedding.cols(), self.head.weight.rows());
+        Widths { hidden, mixer, top_k: self.top_k(), vocab }
     }
 
     /// The layers with routed experts, how many, and their shape.
@@ -153,17 +165,6 @@ impl Decoder {
     }
 }
 
-/// Values that the head makes for one row.
-pub(crate) fn head_width(hidden: usize, vocab: usize) -> usize {
-    2 * hidden + vocab
-}
-
-/// Bytes of `[rows, width]` values of a layer and `[rows, width]` of the head.
-pub(crate) fn activation_bytes([rows, layer]: [usize; 2], [logit_rows, head]: [usize; 2]) -> u64 {
-    // A tensor is rounded up to a page; a layer makes fewer than 16.
-    (4 * (rows * layer + logit_rows * head) + 32 * 4096) as u64
-}
-
 fn mixer_width(mixer: &Mixer) -> usize {
     match mixer {
         Mixer::Attention(a) => {
@@ -174,13 +175,5 @@ fn mixer_width(mixer: &Mixer) -> usize {
             let outputs = [&d.qkv, &d.a, &d.b, &d.z, &d.out].iter().map(|l| l.weight.rows()).sum::<usize>();
             outputs + d.spec.channels() + d.out.weight.cols()
         }
-    }
-}
-
-fn feed_forward_width(mlp: &FeedForward, hidden: usize) -> usize {
-    match mlp {
-        FeedForward::Dense(_) => hidden,
-        // parts, combined, shared output and gate, the router's answer
-        FeedForward::Moe(moe) => (moe.spec.top_k + 2) * hidden + 2 * moe.spec.top_k + 1,
     }
 }

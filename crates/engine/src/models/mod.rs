@@ -15,7 +15,7 @@ use kernels::Backend;
 use store::ExpertLayout;
 
 pub(crate) use bind::{Binder, LeftOut};
-pub(crate) use decoder::{Block, Decoder, activation_bytes, head_width};
+pub(crate) use decoder::{Block, Decoder};
 
 use crate::bridge::Arena;
 

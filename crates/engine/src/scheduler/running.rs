@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use files::Result;
 
 use super::RequestEvent;
+use crate::batch::Answer;
 use crate::generate::Generated;
 use crate::generation::{FinishReason, Generation};
 use crate::sequence::Sequence;
@@ -87,10 +88,14 @@ impl Running {
         self.answers() && self.sequence.pending() == 1 && !self.alone
     }
 
-    /// Takes the logits of its last token: the next token, or the end. Whether it goes on.
-    pub(super) fn accept(&mut self, logits: &[f32], context: usize) -> Result<bool> {
+    /// Takes the answer about its last token: the next token, or the end. Whether it goes on.
+    pub(super) fn accept(&mut self, answer: Answer<'_>, context: usize) -> Result<bool> {
         self.first.get_or_insert_with(Instant::now);
-        let events = self.generation.accept(logits, self.sequence.tokens(), context)?;
+        let tokens = self.sequence.tokens();
+        let events = match answer {
+            Answer::Logits(logits) => self.generation.accept(logits, tokens, context)?,
+            Answer::Best(token) => self.generation.accept_token(token, tokens, context),
+        };
         for event in events {
             self.say(RequestEvent::Reply(event));
         }

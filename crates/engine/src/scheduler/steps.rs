@@ -8,7 +8,7 @@ use files::{Error, ErrorKind, Result};
 
 use super::running::Running;
 use super::{RequestEvent, Work};
-use crate::batch::{LogitSink, Part, Pause, pack};
+use crate::batch::{Answer, LogitSink, Logits, Part, Pause, pack};
 
 /// How the time of a step of prompts is shared with answers.
 struct Share {
@@ -25,8 +25,14 @@ impl Share {
     }
 }
 
-/// Logits of the last token of each request of a step; `None` for one whose prompt goes on.
-type LastLogits = Vec<Option<Vec<f32>>>;
+/// [`Answer`] about the last token of a request.
+#[derive(Clone)]
+enum Last {
+    /// Its prompt goes on.
+    None,
+    Logits(Vec<f32>),
+    Best(u32),
+}
 
 impl Work {
     /// One step, of prompts if there are any, else of answers.
@@ -102,7 +108,7 @@ impl Work {
         }
     }
 
-    fn stepped(&mut self, group: Vec<Running>, rows: &[usize], logits: LastLogits) {
+    fn stepped(&mut self, group: Vec<Running>, rows: &[usize], logits: Vec<Last>) {
         let all: usize = rows.iter().sum();
         let answers = group.iter().zip(rows).filter(|(running, _)| running.answers());
         let answer_tokens: usize = answers.map(|(_, rows)| rows).sum();
@@ -115,8 +121,9 @@ impl Work {
         for (mut running, logits) in group.into_iter().zip(logits) {
             running.alone &= running.sequence.pending() > 0;
             let goes_on = match logits {
-                Some(logits) => running.accept(&logits, context),
-                None => Ok(true),
+                Last::Logits(logits) => running.accept(Answer::Logits(&logits), context),
+                Last::Best(token) => running.accept(Answer::Best(token), context),
+                Last::None => Ok(true),
             };
             match goes_on {
                 Ok(true) => self.running.push(running),
@@ -150,20 +157,27 @@ impl Work {
     }
 }
 
+fn part(running: &mut Running, rows: usize) -> Part<'_> {
+    let last = if running.generation.is_greedy() { Logits::Best } else { Logits::Last };
+    Part::of(&mut running.sequence, rows, last)
+}
+
 /// Has `run` run a step of so many rows of each of `group`.
 fn last_logits(
     group: &mut [Running],
     rows: &[usize],
     run: impl FnOnce(&mut [Part<'_>], LogitSink<'_>) -> Result<()>,
-) -> Result<LastLogits> {
-    let mut logits: LastLogits = vec![None; group.len()];
-    let each = group.iter_mut().zip(rows);
-    let mut parts: Vec<Part<'_>> = each.map(|(r, rows)| Part::of(&mut r.sequence, *rows)).collect();
-    run(&mut parts, &mut |part, _, values| {
-        logits[part] = Some(values.to_vec());
+) -> Result<Vec<Last>> {
+    let mut all = vec![Last::None; group.len()];
+    let mut parts: Vec<Part<'_>> = group.iter_mut().zip(rows).map(|(r, rows)| part(r, *rows)).collect();
+    run(&mut parts, &mut |part, _, answer| {
+        all[part] = match answer {
+            Answer::Logits(values) => Last::Logits(values.to_vec()),
+            Answer::Best(token) => Last::Best(token),
+        };
         Ok(())
     })?;
-    Ok(logits)
+    Ok(all)
 }
 
 /// Whether a step had better end after so many layers, since requests in it are given up: when that saves more work than the

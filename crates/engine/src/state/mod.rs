@@ -182,7 +182,7 @@ impl StatePool {
             if let Some(page) = self.ledger.page() {
                 return Ok(page);
             }
-            if !self.prefixes.evict() {
+            if !self.prefixes.evict_for_pages() {
                 return Err(Error::memory("all pages of keys and values are in use"));
             }
         }
@@ -221,7 +221,7 @@ impl StatePool {
     /// `Device` when the backend refuses.
     pub(crate) fn remove_pages(&mut self, pages: usize) -> Result<usize> {
         let mut removed = self.ledger.remove_pages(pages);
-        while removed.len() < pages && self.prefixes.evict() {
+        while removed.len() < pages && self.prefixes.evict_for_pages() {
             removed.extend(self.ledger.remove_pages(pages - removed.len()));
         }
         for &page in &removed {
@@ -356,8 +356,8 @@ impl SequenceState {
                     states.copy_page(page, &own)?;
                     Some(own)
                 }
-                // Who shared it has been evicted.
-                Err(_) if !page.is_shared() => None,
+                // Else it may become this sequence's alone.
+                Err(_) if states.prefixes.give_up_page(page) => None,
                 Err(e) => return Err(e),
             },
             _ => None,

@@ -1,5 +1,6 @@
 //! Beginnings of sequences that are kept for whoever begins alike: their pages, and for recurrent layers a snapshot.
 
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use super::Snapshot;
@@ -130,6 +131,26 @@ impl Prefixes {
     /// Gives the least valuable one up; false if there is none. Value is tokens that need not be computed again, times how
     /// likely they are wanted again, which falls with each lookup that did not want them.
     pub(super) fn evict(&mut self) -> bool {
+        self.evict_of(&|_| true)
+    }
+
+    /// The same for pages' sake: those whose pages living sequences have too would free none.
+    pub(super) fn evict_for_pages(&mut self) -> bool {
+        let own = self.own_pages();
+        self.evict_of(&|prefix| prefix.pages.iter().any(|page| own.contains(&page.id())))
+    }
+
+    /// Gives all up that have a page, if its holder has it alone then; whether it has.
+    pub(super) fn give_up_page(&mut self, page: &Page) -> bool {
+        let has = |kept: &Kept| kept.prefix.pages.iter().any(|other| other.id() == page.id());
+        let alone = page.holders() == 1 + self.kept.iter().filter(|kept| has(kept)).count();
+        if alone {
+            self.kept.retain(|kept| !has(kept));
+        }
+        alone
+    }
+
+    fn evict_of(&mut self, may_go: &dyn Fn(&Prefix) -> bool) -> bool {
         let value = |at: usize| {
             let Kept { prefix, used, .. } = &self.kept[at];
             let shorter = self.kept.iter().map(|other| &other.prefix.tokens);
@@ -137,17 +158,24 @@ impl Prefixes {
             let saved = prefix.tokens.len() - shorter.map(Vec::len).max().unwrap_or(0);
             saved as f64 / (self.clock - used + 1) as f64
         };
-        let least = (0..self.kept.len()).min_by(|&a, &b| value(a).total_cmp(&value(b)));
+        let candidates = (0..self.kept.len()).filter(|&at| may_go(&self.kept[at].prefix));
+        let least = candidates.min_by(|&a, &b| value(a).total_cmp(&value(b)));
         least.map(|at| self.kept.swap_remove(at)).is_some()
     }
 
-    /// Pages that nobody else has.
+    /// How many pages nobody else has.
     pub(super) fn pages_of_nobody_else(&self) -> usize {
-        let mut holders = std::collections::HashMap::<u32, (usize, &Page)>::new();
+        self.own_pages().len()
+    }
+
+    /// Pages that nobody else has.
+    fn own_pages(&self) -> HashSet<u32> {
+        let mut holders = HashMap::<u32, (usize, &Page)>::new();
         for page in self.kept.iter().flat_map(|kept| &kept.prefix.pages) {
             holders.entry(page.id()).or_insert((0, page)).0 += 1;
         }
-        holders.values().filter(|(holders, page)| page.holders() == *holders).count()
+        let own = holders.into_iter().filter(|(_, (holders, page))| page.holders() == *holders);
+        own.map(|(id, _)| id).collect()
     }
 
     /// Forgets everything.

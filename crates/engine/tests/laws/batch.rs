@@ -5,10 +5,10 @@ use std::sync::Arc;
 
 use store::Range;
 use store::disk::{Fault, FaultKind, SimDisk};
-use tidemill_engine::{Batch, ErrorKind, Logits, Model, OpenOptions, Part, Pause, Sequence};
+use tidemill_engine::{Answer, Batch, ErrorKind, Logits, Model, OpenOptions, Part, Pause, Sequence, Session};
 
 use super::tools::{Bits, Dice, attention_only, bits, golden, hybrid, last_bits, on_sim, tokens};
-use crate::common::{golden_dirs, model_path, open};
+use crate::common::{go, golden_dirs, model_path, open};
 
 /// Sequences that live at once.
 const COMPANY: usize = 8;
@@ -121,8 +121,8 @@ impl Company<'_> {
             }
         };
         let mut got: Vec<Option<Bits>> = vec![None; parts.len()];
-        let run = self.batch.run(self.model, &mut parts, &mut between, &mut |part, _, logits| {
-            got[part] = Some(bits(logits));
+        let run = self.batch.run(self.model, &mut parts, &mut between, &mut |part, _, answer| {
+            got[part] = Some(bits(answer.logits()));
             Ok(())
         });
         let seen: Vec<(Vec<u32>, Bits)> = parts
@@ -166,7 +166,8 @@ fn histories(model: &Arc<Model>, disk: Option<&SimDisk>, seed: u64, rounds: usiz
 
 /// The options of a model for a company, and one that is alone.
 fn for_all(options: OpenOptions) -> OpenOptions {
-    OpenOptions { sessions: Some(COMPANY + 1), chunk_tokens: Some(24), context: Some(64), ..options }
+    let (chunk_tokens, block_tokens) = (Some(24), Some(9));
+    OpenOptions { sessions: Some(COMPANY + 1), chunk_tokens, block_tokens, context: Some(64), ..options }
 }
 
 #[test]
@@ -243,8 +244,8 @@ fn run(model: &Arc<Model>, sequences: &mut [&mut Sequence]) -> Vec<Bits> {
             .map(|(i, s)| (i, Part { rows: s.pending().min(each), sequence: s, logits: Logits::Last }))
             .unzip();
         Batch::default()
-            .run(model, &mut parts, &mut |_| ControlFlow::Continue(()), &mut |part, _, logits| {
-                last[which[part]] = Some(bits(logits));
+            .run(model, &mut parts, &mut |_| ControlFlow::Continue(()), &mut |part, _, answer| {
+                last[which[part]] = Some(bits(answer.logits()));
                 Ok(())
             })
             .expect("runs");
@@ -273,4 +274,47 @@ fn a_step_that_cannot_be_is_refused_and_changes_nothing() {
     assert_eq!(sequence.extend(&vec![0; most + 1]).expect_err("too long").kind(), ErrorKind::ContextFull);
     assert_eq!((sequence.tokens().len(), sequence.pending()), (20, 20));
     assert!(sequence.fork(21).is_err() && sequence.truncate(21).is_err());
+}
+
+/// Who wants only the best token gets that of the greatest logit, in any company.
+#[test]
+fn the_best_token_is_that_of_the_greatest_logit() {
+    for (_, model) in [hybrid(), attention_only()] {
+        let mut sequences: Vec<Sequence> =
+            (0..3).map(|_| Sequence::new(&model).expect("there is room")).collect();
+        for (i, sequence) in sequences.iter_mut().enumerate() {
+            sequence.extend(&tokens(&model, i as u64, 2)).expect("fits");
+        }
+        for asks in [[true; 3], [true, false, true]] {
+            let mut parts: Vec<Part<'_>> = sequences
+                .iter_mut()
+                .zip(asks)
+                .map(|(sequence, best)| {
+                    let logits = if best { Logits::Best } else { Logits::Last };
+                    Part { rows: sequence.pending(), sequence, logits }
+                })
+                .collect();
+            let mut got = [None; 3];
+            Batch::default()
+                .run(&model, &mut parts, &mut |_| ControlFlow::Continue(()), &mut |part, _, answer| {
+                    got[part] = Some(match answer {
+                        Answer::Best(token) => token,
+                        Answer::Logits(logits) => greatest(logits),
+                    });
+                    assert_eq!(asks[part], matches!(answer, Answer::Best(_)));
+                    Ok(())
+                })
+                .expect("runs");
+            for (sequence, got) in sequences.iter_mut().zip(got) {
+                let mut alone = Session::new(&model).expect("there is room");
+                alone.append(sequence.tokens(), &mut go).expect("runs");
+                assert_eq!(got, Some(greatest(alone.logits())));
+                sequence.extend(&[1]).expect("fits");
+            }
+        }
+    }
+}
+
+fn greatest(logits: &[f32]) -> u32 {
+    (0..logits.len()).fold(0, |best, id| if logits[id] > logits[best] { id } else { best }) as u32
 }

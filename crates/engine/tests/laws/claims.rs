@@ -37,8 +37,8 @@ fn step_until(
         }
         _ => ControlFlow::Continue(()),
     };
-    Batch::default().run(model, &mut parts, &mut between, &mut |_, _, logits| {
-        last.push(bits(logits));
+    Batch::default().run(model, &mut parts, &mut between, &mut |_, _, answer| {
+        last.push(bits(answer.logits()));
         Ok(())
     })?;
     Ok(last)
@@ -179,7 +179,7 @@ fn few_pages(sessions: usize, kept_bytes: u64) -> (Arc<Model>, Arc<Model>) {
         kept_bytes: Some(kept_bytes),
         ..options
     };
-    let model = open(&golden(ATTENTION_ONLY), &few);
+    let model = open(&golden(ATTENTION_ONLY), &Faulty::new().with(few));
     assert_eq!(model.free_states(), (2 + sessions, sessions));
     (model, judge)
 }

@@ -8,7 +8,7 @@ use files::{Error, ErrorKind, Result};
 use kernels::cpu::{Cpu, CpuOptions};
 use kernels::ops::{
     AttentionSpec, DeltaInput, DeltaSpec, DeviceInfo, ExpertBatch, KvCache, MlpWeights, Precision, Product,
-    RopeSpec, RouteBuffers, RouteSpec, Routes, Segment, SharedOutput,
+    RopeSpec, RouteBuffers, RouteSpec, Routes, Segment, SharedOutput, WindowRow,
 };
 use kernels::{Backend, Block, Buffer, Tensor, Weight};
 use tidemill_engine::OpenOptions;
@@ -26,16 +26,19 @@ pub(crate) enum Op {
 /// Called before each of these ops; an error is the op's.
 type Watch = Arc<dyn Fn(Op) -> Result<()> + Send + Sync>;
 
-/// The CPU, in exact precision.
+/// The CPU, in exact precision. Its pages have memory from the beginning, as those of a GPU.
 pub(crate) struct Faulty {
     cpu: Cpu,
+    info: DeviceInfo,
     watch: Mutex<Option<Watch>>,
 }
 
 impl Faulty {
     pub(crate) fn new() -> Arc<Self> {
         let options = CpuOptions { threads: Some(2), precision: Precision::Exact };
-        Arc::new(Self { cpu: Cpu::new(options).expect("a CPU"), watch: Mutex::default() })
+        let cpu = Cpu::new(options).expect("a CPU");
+        let info = DeviceInfo { gives_back: false, ..cpu.info().clone() };
+        Arc::new(Self { cpu, info, watch: Mutex::default() })
     }
 
     /// `options` with this CPU.
@@ -94,6 +97,10 @@ macro_rules! watched {
 }
 
 impl Backend for Faulty {
+    fn info(&self) -> &DeviceInfo {
+        &self.info
+    }
+
     watched! {
         Alloc: alloc(bytes: usize) -> Result<Block>;
         Read: read(block: &Block, offset: usize, out: &mut [u8]) -> Result<()>;
@@ -103,7 +110,6 @@ impl Backend for Faulty {
     }
 
     hand_on! {
-        info() -> &DeviceInfo;
         alloc_shared(bytes: usize) -> Result<Buffer>;
         publish(buffer: &Buffer, range: Range<usize>) -> Result<()>;
         write(block: &mut Block, offset: usize, data: &[u8]) -> Result<()>;
@@ -112,6 +118,9 @@ impl Backend for Faulty {
         linear(x: &Tensor, w: &Weight, bias: Option<&Tensor>, out: &mut Tensor) -> Result<()>;
         linears(x: &Tensor, products: &mut [Product<'_>]) -> Result<()>;
         add(x: &mut Tensor, y: &Tensor) -> Result<()>;
+        best(x: &Tensor, out: &mut Tensor) -> Result<()>;
+        begin_sum(shared: Option<SharedOutput<'_>>, sum: &mut Tensor) -> Result<()>;
+        add_window(parts: &Tensor, weights: &[f32], rows: &[WindowRow], sum: &mut Tensor) -> Result<()>;
         gather_rows(x: &Tensor, rows: &[u32], out: &mut Tensor) -> Result<()>;
         norm_rope(
             x: &mut Tensor, segments: &[Segment], spec: &RopeSpec, frequencies: &Tensor,

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use kernels::gpu::{Gpu, GpuOptions, adapters};
 use kernels::ops::{Backend, DeviceCounts, Precision};
-use tidemill_engine::{ErrorKind, LayerStats, Model, OpenOptions, Session};
+use tidemill_engine::{Answer, Batch, ErrorKind, LayerStats, Logits, Model, OpenOptions, Sequence, Session};
 
 use super::tools::{Bits, bits, golden, tokens};
 use crate::common::{go, open, try_open};
@@ -286,6 +286,35 @@ fn a_step_recorded_ahead_runs_for_nobody_else(share: bool) {
     assert_eq!(again, expected);
 }
 
+/// The device says which token is best; steps recorded ahead too.
+#[test]
+fn the_device_finds_the_greatest_logit() {
+    let Some(all) = options_of(false, None) else { return };
+    let model = open(&golden(SET), &OpenOptions { sessions: Some(2), ..all });
+    let answers = [Logits::Last, Logits::Best].map(|wanted| {
+        let mut sequences = [0, 1].map(|_| Sequence::new(&model).expect("there is room"));
+        let (mut batch, mut next) = (Batch::default(), [3, 4]);
+        let mut answer = Vec::new();
+        for _ in 0..30 {
+            sequences.iter_mut().zip(next).for_each(|(s, token)| s.extend(&[token]).expect("fits"));
+            let mut sink = |i: usize, given: Answer<'_>| {
+                next[i] = match given {
+                    Answer::Best(token) => token,
+                    Answer::Logits(logits) => {
+                        let best = |best, id| if logits[id] > logits[best] { id } else { best };
+                        (0..logits.len()).fold(0, best) as u32
+                    }
+                };
+                Ok(())
+            };
+            batch.feed(&model, &mut sequences, wanted, &mut go, &mut sink).expect("runs");
+            answer.extend(next);
+        }
+        answer
+    });
+    assert_eq!(answers[0], answers[1]);
+}
+
 #[test]
 fn sessions_that_take_turns_do_not_run_each_others_steps() {
     let Some(all) = options_of(true, None) else { return };
@@ -423,8 +452,10 @@ fn what_a_gpu_may_map_is_the_ceiling_of_the_pool() {
     };
     let model = open(&path, &limited(mapped));
     let half = *model.plan();
-    assert_eq!(half.total_bytes - half.overhead_bytes, mapped);
-    assert_eq!(half.slots, plan.slots / 2);
+    let used = half.total_bytes - half.overhead_bytes;
+    assert!((mapped - plan.slot_bytes + 1..=mapped).contains(&used), "{used} of {mapped}: {half}");
+    // Where experts stream, activations take less.
+    assert!((plan.slots / 2..plan.slots).contains(&half.slots), "{half}");
     let note = model.memory_note().expect("less is planned than was given");
     assert!(note.contains("1.00 GiB") && note.contains("the GPU may map"), "{note}");
     let answer = tokens(&free, 3, 6);

@@ -31,8 +31,18 @@ fn variations(path: &Path, base: &OpenOptions, top_k: usize) -> Vec<(String, Ope
     for chunk in [1, 7, 64] {
         add(format!("chunks of {chunk}"), &|o| o.chunk_tokens = Some(chunk));
     }
+    for (chunk, block) in [(64, 16), (64, 1), (50, 7)] {
+        add(format!("chunks of {chunk} in blocks of {block}"), &|o| {
+            (o.chunk_tokens, o.block_tokens) = (Some(chunk), Some(block));
+        });
+    }
     if top_k == 0 {
         return all;
+    }
+    for slots in [1, 2, 5] {
+        add(format!("blocks with {slots} slots"), &|o| {
+            (o.chunk_tokens, o.block_tokens, o.slots_max) = (Some(64), Some(20), Some(slots));
+        });
     }
     for slots in [1, top_k, top_k + 3] {
         add(format!("{slots} slots"), &|o| o.slots_max = Some(slots));
@@ -49,6 +59,7 @@ fn variations(path: &Path, base: &OpenOptions, top_k: usize) -> Vec<(String, Ope
         add(format!("simulated drive {seed}"), &|o| {
             o.disk = Some(disk.clone());
             o.slots_max = Some(top_k + 2 * seed as usize);
+            o.block_tokens = (seed % 2 == 1).then_some(24);
         });
     }
     all

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use tidemill_engine::{Batch, ErrorKind, Model, OpenOptions, Sequence};
+use tidemill_engine::{Answer, Batch, ErrorKind, Logits, Model, OpenOptions, Sequence};
 
 use super::identity::floor_bytes;
 use super::tools::{Bits, bits, golden, last_bits, tokens};
@@ -36,11 +36,11 @@ fn fill(model: &Arc<Model>, len: usize, seed: u64) -> Vec<Sequence> {
     };
     let mut sequences: Vec<Sequence> = (0..SEQUENCES as u64).map(begin).collect();
     let mut seen: Vec<Option<Bits>> = vec![None; SEQUENCES];
-    let mut sink = |place: usize, logits: &[f32]| {
-        seen[place] = Some(bits(logits));
+    let mut sink = |place: usize, answer: Answer<'_>| {
+        seen[place] = Some(bits(answer.logits()));
         Ok(())
     };
-    Batch::default().feed(model, &mut sequences, &mut go, &mut sink).expect("there are pages");
+    Batch::default().feed(model, &mut sequences, Logits::Last, &mut go, &mut sink).expect("there are pages");
     let judge = open(model.path(), &OpenOptions { context: Some(4096), ..OpenOptions::default() });
     for (sequence, seen) in sequences.iter().zip(&seen) {
         assert_eq!(*seen, Some(last_bits(&judge, sequence.tokens())));
@@ -93,10 +93,10 @@ fn pages_end_where_the_fewest_slots_begin() {
         sequence.extend(&tokens(&model, 20 + i as u64, 3000)).expect("fits the context");
     }
     let mut batch = Batch::default();
-    let short = batch.feed(&model, &mut sequences, &mut go, &mut |_, _| Ok(()));
+    let short = batch.feed(&model, &mut sequences, Logits::Last, &mut go, &mut |_, _| Ok(()));
     assert_eq!(short.expect_err("four cannot all be the largest").kind(), ErrorKind::Memory);
     assert!(model.slots() as u64 >= model.plan().slots_min, "{}", model.plan());
     sequences.truncate(1);
-    batch.feed(&model, &mut sequences, &mut go, &mut |_, _| Ok(())).expect("one always can");
+    batch.feed(&model, &mut sequences, Logits::Last, &mut go, &mut |_, _| Ok(())).expect("one always can");
     assert_eq!(sequences[0].position(), 3900);
 }

@@ -15,7 +15,7 @@ use common::{go, open, root, try_open};
 use models::{Shape, expert_bytes, write_many_tensors, write_tokenizer_json};
 use tidemill_engine::sample::{SampleParams, Sampler};
 use tidemill_engine::text::{CivilTime, Json, Template, Tokenizer};
-use tidemill_engine::{Batch, CacheKind, ErrorKind, Model, OpenOptions, Sequence, Session};
+use tidemill_engine::{Batch, CacheKind, ErrorKind, Logits, Model, OpenOptions, Sequence, Session};
 
 /// One measurement: how the model is opened, in a form that goes through a command line.
 struct Case {
@@ -279,7 +279,7 @@ fn company(model: &Arc<Model>, vocab: u32) {
         });
         let mut sequences: Vec<Sequence> = sequences.collect();
         for _ in 0..10 {
-            batch.feed(model, &mut sequences, &mut go, &mut |_, _| Ok(())).expect("runs");
+            batch.feed(model, &mut sequences, Logits::Last, &mut go, &mut |_, _| Ok(())).expect("runs");
             for sequence in &mut sequences {
                 sequence.extend(&[1]).expect("fits");
             }

@@ -43,7 +43,8 @@ pub use roof::read_all;
 use crate::buffer::{Block, Buffer, Tensor, Weight};
 use crate::ops::{
     AttentionSpec, Backend, DeltaInput, DeltaSpec, DeviceInfo, ExpertBatch, KvCache, KvFormat, MlpWeights,
-    PAGE, Precision, Product, RopeSpec, RouteBuffers, RouteSpec, Routes, Segment, SharedOutput, rows_of,
+    PAGE, Precision, Product, RopeSpec, RouteBuffers, RouteSpec, Routes, Segment, SharedOutput, WindowRow,
+    rows_of,
 };
 use crate::{check, host, reference};
 use int8::{Activations, Ways, Workspace};
@@ -249,6 +250,12 @@ impl Backend for Cpu {
         Ok(())
     }
 
+    fn best(&self, x: &Tensor, out: &mut Tensor) -> Result<()> {
+        check::best(x, out)?;
+        reference::best(x.host()?, x.cols(), out.host_mut()?);
+        Ok(())
+    }
+
     fn norm_rope(
         &self,
         x: &mut Tensor,
@@ -417,20 +424,77 @@ impl Backend for Cpu {
         check::combine(parts, routes, spec, shared, out)?;
         let (rows, cols, k) = (out.rows(), out.cols(), spec.top_k);
         let (parts, weights) = (parts.host()?, routes.weights.host()?);
-        let shared = match shared {
-            Some(s) => Some((s.gate.host()?, s.output.host()?)),
-            None => None,
-        };
+        let shared = host_shared(shared)?;
         let out = Parts::new(out.host_mut()?);
         self.split(rows, cols * (k + 1), |r| {
             for r in r {
-                let shared =
-                    shared.map(|(gate, output)| (math::sigmoid(gate[r]), &output[r * cols..][..cols]));
                 // SAFETY: each row is visited once.
                 let out = unsafe { out.part(r * cols, cols) };
-                let parts = &parts[r * k * cols..][..k * cols];
-                portable::combine(self.isa, parts, &weights[r * k..][..k], shared, out);
+                portable::begin_sum(shared.map(|shared| shared.of_row(r, cols)), out);
+                portable::add_parts(
+                    self.isa,
+                    &parts[r * k * cols..][..k * cols],
+                    &weights[r * k..][..k],
+                    out,
+                );
             }
         })
     }
+
+    fn begin_sum(&self, shared: Option<SharedOutput<'_>>, sum: &mut Tensor) -> Result<()> {
+        check::begin_sum(shared, sum)?;
+        let (rows, cols) = (sum.rows(), sum.cols());
+        let shared = host_shared(shared)?;
+        let sum = Parts::new(sum.host_mut()?);
+        self.split(rows, cols, |r| {
+            for r in r {
+                // SAFETY: each row is visited once.
+                let sum = unsafe { sum.part(r * cols, cols) };
+                portable::begin_sum(shared.map(|shared| shared.of_row(r, cols)), sum);
+            }
+        })
+    }
+
+    fn add_window(
+        &self,
+        parts: &Tensor,
+        weights: &[f32],
+        rows: &[WindowRow],
+        sum: &mut Tensor,
+    ) -> Result<()> {
+        check::add_window(parts, weights, rows, sum)?;
+        let cols = sum.cols();
+        let outputs: usize = rows.iter().map(|row| row.count as usize).sum();
+        let (parts, sum) = (parts.host()?, Parts::new(sum.host_mut()?));
+        self.split(rows.len(), cols * (1 + outputs / rows.len().max(1)), |r| {
+            for &WindowRow { row, first, count } in &rows[r] {
+                let (first, count) = (first as usize, count as usize);
+                // SAFETY: no row comes twice.
+                let sum = unsafe { sum.part(row as usize * cols, cols) };
+                let parts = &parts[first * cols..][..count * cols];
+                portable::add_parts(self.isa, parts, &weights[first..][..count], sum);
+            }
+        })
+    }
+}
+
+/// A shared expert's output and gate, where the host reads them.
+#[derive(Clone, Copy)]
+struct HostShared<'a> {
+    output: &'a [f32],
+    gate: &'a [f32],
+}
+
+impl<'a> HostShared<'a> {
+    /// What multiplies the output of row `r`, and the output.
+    fn of_row(&self, r: usize, cols: usize) -> (f32, &'a [f32]) {
+        (math::sigmoid(self.gate[r]), &self.output[r * cols..][..cols])
+    }
+}
+
+fn host_shared(shared: Option<SharedOutput<'_>>) -> Result<Option<HostShared<'_>>> {
+    Ok(match shared {
+        Some(shared) => Some(HostShared { output: shared.output.host()?, gate: shared.gate.host()? }),
+        None => None,
+    })
 }

@@ -49,7 +49,7 @@ use crate::check;
 use crate::ops::{
     AttentionSpec, Backend, Convolution, DeltaInput, DeltaSpec, DeviceCounts, DeviceInfo, ExpertBatch,
     ExpertTable, Gate, Heads, KernelTime, KvCache, MlpWeights, Product, Recorded, Residual, RopeSpec,
-    RouteBuffers, RouteSpec, RoutedLayer, RoutedOutput, Routes, Segment, SharedOutput, Turn,
+    RouteBuffers, RouteSpec, RoutedLayer, RoutedOutput, Routes, Segment, SharedOutput, Turn, WindowRow,
 };
 use blocks::Halved;
 use device::{Device, device_error};
@@ -380,6 +380,12 @@ impl Backend for Gpu {
         )
     }
 
+    fn best(&self, x: &Tensor, out: &mut Tensor) -> Result<()> {
+        check::best(x, out)?;
+        let params = [x.cols() as u32, x.rows() as u32];
+        self.simple(&source::BEST, &[], &[binding(x)?, binding(out)?], &params, folded(x.rows(), 1))
+    }
+
     fn norm_rope(
         &self,
         x: &mut Tensor,
@@ -510,6 +516,22 @@ impl Backend for Gpu {
     fn routed_layer(&self, x: &Tensor, layer: &RoutedLayer<'_>, to: RoutedOutput<'_>) -> Result<()> {
         check::routed_layer(x, layer, &to)?;
         self.whole_layer(x, layer, to)
+    }
+
+    fn begin_sum(&self, shared: Option<SharedOutput<'_>>, sum: &mut Tensor) -> Result<()> {
+        check::begin_sum(shared, sum)?;
+        self.start_sum(shared, sum)
+    }
+
+    fn add_window(
+        &self,
+        parts: &Tensor,
+        weights: &[f32],
+        rows: &[WindowRow],
+        sum: &mut Tensor,
+    ) -> Result<()> {
+        check::add_window(parts, weights, rows, sum)?;
+        self.add_outputs(parts, weights, rows, sum)
     }
 
     fn combine_norm(

@@ -11,9 +11,10 @@ use super::memory::GpuMemory;
 use super::product::{alignment, tokens_for};
 use super::work::Work;
 use super::{Call, GROUPS_MAX, Gpu, State, binding, folded, fours, items, memory_of, source, weight_parts};
+use crate::Backend;
 use crate::buffer::{Tensor, Weight};
 use crate::ops::{
-    ExpertBatch, MlpWeights, Residual, RouteBuffers, RouteSpec, RoutedRow, Routes, SharedOutput,
+    ExpertBatch, MlpWeights, Residual, RouteBuffers, RouteSpec, RoutedRow, Routes, SharedOutput, WindowRow,
 };
 use crate::reference;
 
@@ -144,7 +145,7 @@ impl Gpu {
             let weights = experts[first].weights;
             let entries: usize = members.iter().map(|&i| experts[i].rows.len()).sum();
             let mean = entries / members.len();
-            let tokens = if blocks { self.block_rows(mean) } else { tokens_for(mean, false) as usize };
+            let tokens = if blocks { self.block_rows(mean) } else { tokens_for(mean) as usize };
             let group = Group {
                 parts: &parts[first],
                 x: binding(x)?,
@@ -396,6 +397,41 @@ impl Gpu {
         let constants = [u32::from(shared.is_some())];
         self.simple(&source::COMBINE, &constants, &bindings, &params, items(&source::COMBINE, out.len()))
     }
+
+    pub(super) fn start_sum(&self, shared: Option<SharedOutput<'_>>, sum: &mut Tensor) -> Result<()> {
+        let Some(SharedOutput { output, gate }) = shared else {
+            let bytes = sum.len() * 4;
+            return Backend::clear(self, sum.block_mut(), 0..bytes);
+        };
+        // Of no experts; their bindings are never read.
+        let bindings = [binding(output)?, binding(gate)?, binding(output)?, binding(gate)?, binding(sum)?];
+        let params = [0, sum.cols() as u32, sum.len() as u32];
+        self.simple(&source::COMBINE, &[1], &bindings, &params, items(&source::COMBINE, sum.len()))
+    }
+
+    pub(super) fn add_outputs(
+        &self,
+        parts: &Tensor,
+        weights: &[f32],
+        rows: &[WindowRow],
+        sum: &mut Tensor,
+    ) -> Result<()> {
+        let words = rows.iter().flat_map(|row| [row.row, row.first, row.count]);
+        let words: Vec<u32> = words.chain(weights.iter().map(|weight| weight.to_bits())).collect();
+        let mut state = self.lock();
+        let ((id, uploads), first) = self.upload(&mut state, &words)?;
+        let len = rows.len() * sum.cols();
+        let call = Call {
+            kernel: &source::ADD_WINDOW,
+            formats: &[],
+            constants: &[],
+            bindings: &[binding(parts)?, (id, &uploads), binding(sum)?],
+            params: &[first, first + 3 * rows.len() as u32, sum.cols() as u32, len as u32],
+            groups: items(&source::ADD_WINDOW, len),
+        };
+        self.run(&mut state, &call)
+    }
+
     pub(super) fn weigh_and_norm(
         &self,
         parts: &Tensor,

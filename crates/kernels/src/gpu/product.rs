@@ -70,10 +70,9 @@ impl Stride {
     }
 }
 
-/// How many of `rows` rows of activations share one decoding of the weights. Eight floats more would not fit registers.
-pub(super) fn tokens_for(rows: usize, integers: bool) -> u32 {
-    let most = if integers { 8 } else { 4 };
-    rows.next_power_of_two().clamp(1, most) as u32
+/// How many of `rows` rows of activations share one decoding of the weights. More do not fit registers.
+pub(super) fn tokens_for(rows: usize) -> u32 {
+    rows.next_power_of_two().clamp(1, 4) as u32
 }
 
 /// Whether rows of `cols` values must be loaded one by one.
@@ -89,8 +88,8 @@ pub(super) fn alignment(bases: impl IntoIterator<Item = [u32; 3]>) -> u32 {
 }
 
 /// How many threads share four of `outputs` rows of `chunks` steps. First those of `lanes_max` that leave the fewest
-/// idle, but at least 4; fewer for short rows of integers. Then twice as many, as long as each has a whole step, while the device has threads to spare:
-/// what bounds a small product is how many of its bytes are on their way at once.
+/// idle, but at least 4; fewer for short rows of integers. Then twice as many, as long as each has a whole step, while the
+/// device has threads to spare: what bounds a small product is how many of its bytes are on their way at once.
 fn lanes(chunks: u32, outputs: usize, lanes_max: u32, integers: bool) -> u32 {
     // Integers leave a thread so little to do that what all of them do first counts.
     let (most, threads_wanted) =
@@ -155,8 +154,10 @@ impl Gpu {
         let width = if wide == Wide::Not { 8 } else { 32 };
         let chunks = cols.div_ceil(width) as u32;
         let split = if outputs < INTEGERS_MIN { 0 } else { self.split(formats, wide) };
-        let lanes = lanes(chunks, outputs, lanes_max, split != 0);
-        let tokens = tokens_for(rows, split != 0);
+        let tokens = tokens_for(rows);
+        // Of integers each group of rows of activations has threads of its own to fill the device with.
+        let groups = if split == 0 { 1 } else { rows.div_ceil(tokens as usize) };
+        let lanes = lanes(chunks, outputs * groups, lanes_max, split != 0);
         Stride { tokens, tail: tail(cols), lanes, wide, split, chunks }
     }
 

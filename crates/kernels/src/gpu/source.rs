@@ -107,6 +107,7 @@ kernels! {
     EXPERT_BLOCKS = "expert_blocks" "rrw" weights [] constants ["EXPERTS", "TOP_K", "ROWS"] threads 256;
     ADD = "add" "wr" weights [] constants [] threads 64;
     GATHER_ROWS = "gather_rows" "rrw" weights [] constants [] threads 64;
+    BEST = "best" "rw" weights [] constants [] threads 512;
     HEADS = "heads" "wrrrrrwwr" weights [] constants ["HEAD_DIM", "NORMS", "INTERLEAVED", "FORMAT"] threads 64
         parts ["rows"];
     ATTENTION = "attention" "rrrwwr" weights [] constants ["HEAD_DIM", "FORMAT", "GATED", "HEADS", "LANES"] threads 128
@@ -134,6 +135,7 @@ kernels! {
         parts ["norm_row"];
     STREAM = "stream" "rw" weights [] constants ["EACH", "COPY"] threads 256;
     COMBINE = "combine" "rrrrw" weights [] constants ["SHARED"] threads 64;
+    ADD_WINDOW = "add_window" "rrw" weights [] constants [] threads 64;
     TALLY = "tally" "w" weights [] constants [] threads 1;
 }
 
@@ -219,6 +221,9 @@ pub fn wgsl(kernel: &Kernel, variant: &Variant, subgroups: bool) -> String {
             include_str!("shaders/lanes_plain.wgsl")
         });
     }
+    if kernel.constants.contains(&"TOKENS") {
+        out.push_str(&sums(constant(kernel, variant, "TOKENS"), subgroups));
+    }
     if kernel.constants.contains(&"FOURS") {
         out.push_str(if constant(kernel, variant, "FOURS") == 1 {
             include_str!("shaders/values_four.wgsl")
@@ -265,6 +270,28 @@ fn unrolled(text: &str, tokens: u32) -> String {
     format!("{before}{all}\n{}", unrolled(after, tokens))
 }
 
+/// What adds up the sums of TOKENS rows that LANES threads have.
+fn sums(tokens: u32, subgroups: bool) -> String {
+    let share = "// Threads that end up with the same sums.\nconst SHARE = LANES / TOKENS;\n\n";
+    if !subgroups {
+        return share.to_string() + include_str!("shaders/sums_plain.wgsl");
+    }
+    // Written out, as loops over TOKENS are.
+    let mut halvings = String::new();
+    let mut half = tokens / 2;
+    while half > 0 {
+        halvings.push_str("    step /= 2u;\n");
+        for i in 0..half {
+            let (a, b) = (format!("(*sums)[{i}]"), format!("(*sums)[{}]", i + half));
+            let is_upper = "(position & step) != 0u";
+            let given = format!("subgroupShuffleXor(select({b}, {a}, {is_upper}), step)");
+            let _ = writeln!(halvings, "    {a} = select({a}, {b}, {is_upper}) + {given};");
+        }
+        half /= 2;
+    }
+    share.to_string() + &include_str!("shaders/sums_subgroup.wgsl").replace("$HALVINGS\n", &halvings)
+}
+
 /// Bindings, loads and decoders of a kernel's weights, and its steps through them.
 fn weights(kernel: &Kernel, variant: &Variant) -> String {
     let mut out = String::new();
@@ -308,6 +335,11 @@ fn activations(kernel: &Kernel, variant: &Variant) -> String {
     const INTEGERS: &str = include_str!("shaders/x_integers.wgsl");
     const AS_IT_IS: &str = include_str!("shaders/x_as_it_is.wgsl");
     let constant = |name| constant(kernel, variant, name);
+    let has_one_scale = |format: &Format| matches!(format, Format::Q4_0 | Format::Q8_0);
+    let dot32 = match variant.formats.iter().flatten().all(has_one_scale) {
+        true => include_str!("shaders/dot32_one.wgsl"),
+        false => include_str!("shaders/dot32_two.wgsl"),
+    };
     if !kernel.constants.contains(&"SPLIT") {
         return String::new();
     }
@@ -317,8 +349,8 @@ fn activations(kernel: &Kernel, variant: &Variant) -> String {
     match (constant("WIDE"), constant("SPLIT"), constant("TAIL")) {
         (0, ..) => AS_IT_IS.into(),
         (_, 0, _) => [WIDE, AS_IT_IS, include_str!("shaders/x_floats.wgsl")].concat(),
-        (_, _, PREPARED) => [WIDE, AS_IT_IS, INTEGERS].concat(),
-        _ => [WIDE, WORDS, INTEGERS, include_str!("shaders/x_in_workgroup.wgsl")].concat(),
+        (_, _, PREPARED) => [WIDE, AS_IT_IS, INTEGERS, dot32].concat(),
+        _ => [WIDE, WORDS, INTEGERS, dot32, include_str!("shaders/x_in_workgroup.wgsl")].concat(),
     }
 }
 

@@ -18,13 +18,13 @@ pub struct RouteSpec {
 /// The router's answer on the device: `[rows, top_k]` expert ids (u32) and weights.
 #[derive(Debug)]
 pub struct RouteBuffers {
-    /// Expert ids, u32, by falling weight.
+    /// Expert ids, u32, ascending.
     pub ids: Block,
     /// What multiplies each expert's output, `[rows, top_k]`.
     pub weights: Tensor,
 }
 
-/// The router's answer on the host, `[rows, top_k]` each, by falling weight.
+/// The router's answer on the host, `[rows, top_k]` each, by ascending id.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Routes {
     /// Experts per token.
@@ -122,6 +122,17 @@ impl ExpertTable {
     pub fn device<T: 'static>(&self) -> Option<&T> {
         self.device.downcast_ref()
     }
+}
+
+/// Outputs of experts that are added to one row's sum.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WindowRow {
+    /// The row of the sum.
+    pub row: u32,
+    /// The first of its outputs, which follow each other by ascending id of their experts.
+    pub first: u32,
+    /// How many they are.
+    pub count: u32,
 }
 
 /// The shared expert's contribution to [`super::Backend::combine`].

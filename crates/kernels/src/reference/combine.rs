@@ -4,9 +4,9 @@ use files::Result;
 
 use super::sigmoid;
 use crate::buffer::Tensor;
-use crate::ops::{RouteBuffers, RouteSpec, SharedOutput};
+use crate::ops::{RouteBuffers, RouteSpec, SharedOutput, WindowRow};
 
-/// Sums in the order of the router's choices; see [`crate::Backend::combine`].
+/// Sums in the order of the experts' ids; see [`crate::Backend::combine`].
 ///
 /// # Errors
 /// [`files::ErrorKind::Device`] when a tensor is not in host memory.
@@ -20,15 +20,39 @@ pub fn combine(
     let cols = out.cols();
     let (parts, weights) = (parts.host()?, routes.weights.host()?);
     for (r, out) in out.host_mut()?.chunks_exact_mut(cols).enumerate() {
-        out.fill(0.0);
+        begin(shared, r, out)?;
         for c in r * spec.top_k..(r + 1) * spec.top_k {
             out.iter_mut().zip(&parts[c * cols..][..cols]).for_each(|(o, p)| *o += weights[c] * p);
         }
-        if let Some(shared) = shared {
-            let gate = sigmoid(shared.gate.host()?[r]);
-            let values = &shared.output.host()?[r * cols..][..cols];
-            out.iter_mut().zip(values).for_each(|(o, s)| *o += gate * s);
-        }
     }
     Ok(())
+}
+
+fn begin(shared: Option<SharedOutput<'_>>, r: usize, out: &mut [f32]) -> Result<()> {
+    out.fill(0.0);
+    if let Some(shared) = shared {
+        let gate = sigmoid(shared.gate.host()?[r]);
+        let values = &shared.output.host()?[r * out.len()..][..out.len()];
+        out.iter_mut().zip(values).for_each(|(o, s)| *o = gate * s);
+    }
+    Ok(())
+}
+
+/// See [`crate::Backend::begin_sum`].
+///
+/// # Errors
+/// [`files::ErrorKind::Device`] when a tensor is not in host memory.
+pub fn begin_sum(shared: Option<SharedOutput<'_>>, sum: &mut Tensor) -> Result<()> {
+    let cols = sum.cols();
+    sum.host_mut()?.chunks_exact_mut(cols).enumerate().try_for_each(|(r, out)| begin(shared, r, out))
+}
+
+/// See [`crate::Backend::add_window`].
+pub fn add_window(parts: &[f32], cols: usize, weights: &[f32], rows: &[WindowRow], sum: &mut [f32]) {
+    for &WindowRow { row, first, count } in rows {
+        let out = &mut sum[row as usize * cols..][..cols];
+        for p in first as usize..(first + count) as usize {
+            out.iter_mut().zip(&parts[p * cols..][..cols]).for_each(|(o, v)| *o += weights[p] * v);
+        }
+    }
 }

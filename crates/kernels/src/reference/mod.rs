@@ -12,11 +12,11 @@ mod rope;
 mod route;
 
 pub use attention::{attention, kv_append};
-pub use combine::combine;
+pub use combine::{add_window, begin_sum, combine};
 pub use conv::short_conv;
 pub use delta::delta_rule;
 pub(crate) use delta::{L2_EPS, softplus};
-pub use embed::{embed, gather_rows};
+pub use embed::{best, embed, gather_rows};
 pub use linear::linear;
 pub use mlp::{expert_mlp, mlp, routed_mlp};
 pub use norm::{gated_norm, rms_norm};
@@ -32,7 +32,7 @@ use files::Result;
 use crate::buffer::{Block, Buffer, Tensor, Weight};
 use crate::ops::{
     AttentionSpec, Backend, DeltaInput, DeltaSpec, DeviceInfo, ExpertBatch, ExpertTable, KvCache, MlpWeights,
-    Precision, RopeSpec, RouteBuffers, RouteSpec, Routes, Segment, SharedOutput,
+    Precision, RopeSpec, RouteBuffers, RouteSpec, Routes, Segment, SharedOutput, WindowRow,
 };
 use crate::{check, host};
 
@@ -133,6 +133,12 @@ impl Backend for Reference {
     fn gather_rows(&self, x: &Tensor, rows: &[u32], out: &mut Tensor) -> Result<()> {
         check::gather_rows(x, rows, out)?;
         gather_rows(x.host()?, x.cols(), rows, out.host_mut()?);
+        Ok(())
+    }
+
+    fn best(&self, x: &Tensor, out: &mut Tensor) -> Result<()> {
+        check::best(x, out)?;
+        best(x.host()?, x.cols(), out.host_mut()?);
         Ok(())
     }
 
@@ -242,5 +248,22 @@ impl Backend for Reference {
     ) -> Result<()> {
         check::combine(parts, routes, spec, shared, out)?;
         combine(parts, routes, spec, shared, out)
+    }
+
+    fn begin_sum(&self, shared: Option<SharedOutput<'_>>, sum: &mut Tensor) -> Result<()> {
+        check::begin_sum(shared, sum)?;
+        begin_sum(shared, sum)
+    }
+
+    fn add_window(
+        &self,
+        parts: &Tensor,
+        weights: &[f32],
+        rows: &[WindowRow],
+        sum: &mut Tensor,
+    ) -> Result<()> {
+        check::add_window(parts, weights, rows, sum)?;
+        add_window(parts.host()?, parts.cols(), weights, rows, sum.host_mut()?);
+        Ok(())
     }
 }

@@ -29,7 +29,8 @@ pub fn route(x: &[f32], router: &HostWeight<'_>, spec: &RouteSpec, out: &mut Rou
     Ok(())
 }
 
-/// The `top_k` largest of a softmax over `logits`, by falling value, the lower id first on a tie.
+/// The `top_k` largest of a softmax over `logits`, the lower id on a tie, by ascending id. What they are divided by is summed
+/// by falling value.
 pub(crate) fn choose(logits: &[f32], spec: &RouteSpec, ids: &mut [u32], weights: &mut [f32]) {
     let mut order: Vec<u32> = (0..logits.len() as u32).collect();
     order.sort_by(|a, b| logits[*b as usize].total_cmp(&logits[*a as usize]).then(a.cmp(b)));
@@ -39,6 +40,8 @@ pub(crate) fn choose(logits: &[f32], spec: &RouteSpec, ids: &mut [u32], weights:
     if spec.normalise {
         sum = order[..ids.len()].iter().map(|&e| (logits[e as usize] - max).exp()).sum();
     }
+    order.truncate(ids.len());
+    order.sort_unstable();
     for ((id, weight), &e) in ids.iter_mut().zip(weights).zip(&order) {
         *id = e;
         *weight = (logits[e as usize] - max).exp() / sum;

@@ -10,6 +10,7 @@ use crate::Backend;
 use crate::ops::{
     AttentionSpec, Convolution, DeltaInput, DeltaSpec, ExpertBatch, Gate, KvCache, KvFormat, PAGE, Product,
     Residual, RopeSpec, RouteBuffers, RouteSpec, RoutedLayer, RoutedOutput, RoutedRow, Segment, SharedOutput,
+    WindowRow,
 };
 
 /// What a case computes on a device.
@@ -68,16 +69,18 @@ pub(super) fn of_formats(formats: &[Format]) -> Vec<Case> {
         }
     }
     add("linears_conv".into(), EIGHT_BITS, Box::new(linears_conv));
-    let plain: [(&str, Plain); 9] = [
+    let plain: [(&str, Plain); 11] = [
         ("rms_norm", rms_norm),
         ("add", add_rows),
         ("add_norm", add_norm),
         ("gather_rows", gather_rows),
+        ("best", best),
         ("gated_norm", gated_norm),
         ("norm_rope", norm_rope),
         ("short_conv", short_conv),
         ("delta_rule", delta_rule),
         ("combine", combine),
+        ("add_window", add_window),
     ];
     for (name, run) in plain {
         add(name.into(), ROUNDING, Box::new(run));
@@ -217,6 +220,13 @@ fn gather_rows(b: &dyn Backend) -> Result<Vec<f32>> {
     r.read(&out)
 }
 
+fn best(b: &dyn Backend) -> Result<Vec<f32>> {
+    let mut r = Inputs::new(b, 10);
+    let (x, mut out) = (r.tensor(9, 1000, 1.0)?, r.zeros(9, 1)?);
+    b.best(&x, &mut out)?;
+    r.read(&out)
+}
+
 fn gated_norm(b: &dyn Backend) -> Result<Vec<f32>> {
     let mut r = Inputs::new(b, 9);
     let (mut x, z, w) = (r.tensor(5, 4 * 128, 2.0)?, r.tensor(5, 4 * 128, 2.0)?, r.tensor(1, 128, 1.0)?);
@@ -332,4 +342,19 @@ fn combine(b: &dyn Backend) -> Result<Vec<f32>> {
     let to = Residual { x: &mut x, weight: &weight, eps: 1e-6, out: &mut out };
     b.combine_norm(&parts, &routes, &spec, Some(shared), to)?;
     Ok([plain, r.read(&x)?, r.read(&out)?].concat())
+}
+
+/// The same experts in two windows.
+fn add_window(b: &dyn Backend) -> Result<Vec<f32>> {
+    let mut r = Inputs::new(b, 15);
+    let (rows, cols) = (5, 300);
+    let (output, gate) = (r.tensor(rows, cols, 1.0)?, r.tensor(rows, 1, 1.0)?);
+    let mut sum = r.zeros(rows, cols)?;
+    b.begin_sum(Some(SharedOutput { output: &output, gate: &gate }), &mut sum)?;
+    let row = |row, first, count| WindowRow { row, first, count };
+    for rows in [&[row(3, 0, 2), row(0, 2, 4)][..], &[row(1, 1, 1), row(3, 3, 3), row(4, 0, 1)]] {
+        let parts = r.tensor(6, cols, 1.0)?;
+        b.add_window(&parts, &[0.5, 0.25, -1.0, 0.125, 0.3, 0.7], rows, &mut sum)?;
+    }
+    r.read(&sum)
 }

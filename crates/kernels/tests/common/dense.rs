@@ -259,3 +259,30 @@ pub fn many_rows(rig: &Rig) {
         });
     }
 }
+
+pub fn best(rig: &Rig) {
+    let mut rng = Rng::new(6);
+    let b = &*rig.backend;
+    for cols in [1, 3, 64, 700, 9000, 20_000] {
+        let rows = rng.within(1..=5);
+        let mut x = rng.values(rows * cols, 1.0);
+        let mut want = Vec::new();
+        for (row, values) in x.chunks_exact_mut(cols).enumerate() {
+            // All negative, equal in two places, or broken.
+            let at = rng.within(0..=cols - 1);
+            match row {
+                0 => values.iter_mut().for_each(|v| *v = -v.abs() - 1.0),
+                1 => (values[cols - 1], values[at]) = (7.0, 7.0),
+                2 => values[at] = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY][rng.within(0..=2)],
+                3 => (0..).zip(values.iter_mut()).for_each(|(i, v)| *v = if i == at { 0.0 } else { -0.0 }),
+                _ => {}
+            }
+            let mut most = 0;
+            (0..cols).for_each(|i| most = if values[i] > values[most] { i } else { most });
+            want.push(if values.iter().all(|v| v.is_finite()) { most as f32 } else { -1.0 });
+        }
+        let mut out = output(b, rows, 1);
+        b.best(&tensor(b, rows, cols, &x), &mut out).unwrap();
+        assert_eq!(values(b, &out), want, "{}: {rows} rows of {cols}", rig.name);
+    }
+}

@@ -3,7 +3,7 @@
 use files::Format;
 use tidemill_kernels::ops::{
     ExpertBatch, MlpWeights, Precision, Residual, RouteSpec, RoutedLayer, RoutedOutput, RoutedRow,
-    SharedOutput,
+    SharedOutput, WindowRow,
 };
 
 use super::*;
@@ -240,7 +240,7 @@ fn ties(rig: &Rig) {
     let spec = RouteSpec { top_k: 4, normalise: true };
     let mut routes = route_buffers(b, 1, 4);
     b.route(&tensor(b, 1, 32, &[1.0; 32]), &router, &spec, &mut routes).unwrap();
-    assert_eq!(b.read_routes(&routes, 1, &spec).unwrap().ids, [5, 9, 0, 1], "{}", rig.name);
+    assert_eq!(b.read_routes(&routes, 1, &spec).unwrap().ids, [0, 1, 5, 9], "{}", rig.name);
 }
 
 pub fn combine(rig: &Rig) {
@@ -262,6 +262,62 @@ pub fn combine(rig: &Rig) {
         };
         let want = run(&Rig::reference());
         close(rig, &format!("round {round}"), &run(rig), &want, |i| 2e-6 * (want[i].abs() + 1.0));
+    }
+}
+
+/// Outputs of experts that come in windows, as `combine` sums them all at once; on the CPU bit for bit.
+pub fn windows(rig: &Rig) {
+    let mut rng = Rng::new(38);
+    for round in 0..8 {
+        let (rows, k, cols) = (rng.within(1..=30), rng.within(1..=8), rng.within(1..=500));
+        let (parts, weights) = (rng.values(rows * k * cols, 1.0), rng.values(rows * k, 0.5));
+        let shared = rng.flag().then(|| (rng.values(rows * cols, 1.0), rng.values(rows, 2.0)));
+        // Output c of row r is in this window: later ones in later windows.
+        let window_of: Vec<usize> = (0..rows)
+            .flat_map(|_| {
+                let mut of_row: Vec<usize> = (0..k).map(|_| rng.within(0..=2)).collect();
+                of_row.sort_unstable();
+                of_row
+            })
+            .collect();
+        let run = |rig: &Rig, whole: bool| {
+            let b = &*rig.backend;
+            let shared = shared.as_ref().map(|(o, g)| (tensor(b, rows, cols, o), tensor(b, rows, 1, g)));
+            let shared = shared.as_ref().map(|(output, gate)| SharedOutput { output, gate });
+            let mut sum = output(b, rows, cols);
+            if whole {
+                let mut routes = route_buffers(b, rows, k);
+                routes.weights = tensor(b, rows, k, &weights);
+                let spec = RouteSpec { top_k: k, normalise: true };
+                b.combine(&tensor(b, rows * k, cols, &parts), &routes, &spec, shared, &mut sum).unwrap();
+                return values(b, &sum);
+            }
+            b.begin_sum(shared, &mut sum).unwrap();
+            for window in 0..3 {
+                let inside: Vec<usize> = (0..rows * k).filter(|&i| window_of[i] == window).collect();
+                let mut entries: Vec<WindowRow> = Vec::new();
+                for (first, &i) in inside.iter().enumerate() {
+                    match entries.last_mut().filter(|entry| entry.row as usize == i / k) {
+                        Some(entry) => entry.count += 1,
+                        None => {
+                            entries.push(WindowRow { row: (i / k) as u32, first: first as u32, count: 1 })
+                        }
+                    }
+                }
+                if inside.is_empty() {
+                    continue;
+                }
+                let own: Vec<f32> = inside.iter().flat_map(|&i| parts[i * cols..][..cols].to_vec()).collect();
+                let own_weights: Vec<f32> = inside.iter().map(|&i| weights[i]).collect();
+                b.add_window(&tensor(b, inside.len(), cols, &own), &own_weights, &entries, &mut sum).unwrap();
+            }
+            values(b, &sum)
+        };
+        let (got, want) = (run(rig, false), run(&Rig::reference(), true));
+        close(rig, &format!("round {round}"), &got, &want, |i| 2e-6 * (want[i].abs() + 1.0));
+        if rig.batch_invariant {
+            same(rig, &format!("round {round}"), &got, &run(rig, true));
+        }
     }
 }
 

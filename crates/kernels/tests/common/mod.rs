@@ -64,13 +64,13 @@ pub fn has_gpu() -> bool {
 macro_rules! conformance {
     ($rigs:ident, $every:ident) => {
         $crate::conformance!($every, dense: embed linear);
-        $crate::conformance!($rigs, dense: linears rms_norm add add_norm gather_rows gated_norm);
+        $crate::conformance!($rigs, dense: linears rms_norm add add_norm gather_rows best gated_norm);
         $crate::conformance!($rigs, copies: copies copies_of_ranges);
         $crate::conformance!($rigs, rope: norm_rope norm_rope_append);
         $crate::conformance!($rigs, attention: attention long_attention attention_of_several);
         $crate::conformance!($rigs, attention: eight_bit_cache eight_bit_bytes);
         $crate::conformance!($rigs, recurrent: short_conv linears_conv delta_rule gated_delta_rule);
-        $crate::conformance!($rigs, experts: mlp route expert_mlp routed_mlp routed_layer combine combine_norm);
+        $crate::conformance!($rigs, experts: mlp route expert_mlp routed_mlp routed_layer combine windows combine_norm);
         $crate::conformance!($rigs, errors: shapes tokens nan_routes);
         $crate::conformance!($rigs, refusals: segments pages slots ranges empty_segments);
     };

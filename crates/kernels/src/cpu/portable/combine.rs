@@ -12,23 +12,20 @@ for_each_isa! {
 }
 
 for_each_isa! {
-    /// `out = sum_c weights[c] * parts[c] + gate * shared` for one row, in the order of c.
-    pub(in crate::cpu) fn combine(
-        parts: &[f32],
-        weights: &[f32],
-        shared: Option<(f32, &[f32])>,
-        out: &mut [f32],
-    ) {
-        out.fill(0.0);
+    /// `out += sum_c weights[c] * parts[c]` for one row, in the order of c.
+    pub(in crate::cpu) fn add_parts(parts: &[f32], weights: &[f32], out: &mut [f32]) {
         for (part, weight) in parts.chunks_exact(out.len()).zip(weights) {
             for (o, p) in out.iter_mut().zip(part) {
                 *o += weight * p;
             }
         }
-        if let Some((gate, values)) = shared {
-            for (o, s) in out.iter_mut().zip(values) {
-                *o += gate * s;
-            }
-        }
+    }
+}
+
+/// `out = gate * shared` for one row, or 0.
+pub(in crate::cpu) fn begin_sum(shared: Option<(f32, &[f32])>, out: &mut [f32]) {
+    match shared {
+        Some((gate, values)) => out.iter_mut().zip(values).for_each(|(o, s)| *o = gate * s),
+        None => out.fill(0.0),
     }
 }

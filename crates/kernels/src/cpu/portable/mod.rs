@@ -10,7 +10,7 @@ mod rope;
 mod route;
 
 pub(super) use attention::{Append, Attention, append, attention};
-pub(super) use combine::{add, combine};
+pub(super) use combine::{add, add_parts, begin_sum};
 pub(super) use conv::{Conv, WIDTH as CONV_CHANNELS, short_conv};
 pub(super) use delta::{Delta, delta_rule, factors};
 pub(super) use linear::{products_of, silu_mul};

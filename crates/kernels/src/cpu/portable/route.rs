@@ -3,8 +3,7 @@
 use crate::cpu::math::exp;
 use crate::ops::RouteSpec;
 
-/// The `top_k` largest of a softmax over `logits`, by falling value, the lower id first on a tie. A NaN makes the
-/// weights NaN, which [`crate::Backend::read_routes`] reports.
+/// The `top_k` largest of a softmax over `logits`, the lower id on a tie, by ascending id. A NaN makes the weights NaN, which [`crate::Backend::read_routes`] reports.
 pub(in crate::cpu) fn choose(logits: &[f32], spec: &RouteSpec, ids: &mut [u32], weights: &mut [f32]) {
     let k = spec.top_k;
     let before = |a: f32, b: f32| a.total_cmp(&b).is_gt();
@@ -29,7 +28,16 @@ pub(in crate::cpu) fn choose(logits: &[f32], spec: &RouteSpec, ids: &mut [u32], 
     } else {
         logits.iter().map(|l| exp(l - max)).sum()
     };
-    for weight in weights {
+    for weight in weights.iter_mut() {
         *weight = exp(*weight - max) / sum;
+    }
+    // They are few.
+    for last in 1..k {
+        let mut at = last;
+        while at > 0 && ids[at - 1] > ids[at] {
+            ids.swap(at - 1, at);
+            weights.swap(at - 1, at);
+            at -= 1;
+        }
     }
 }

@@ -1,4 +1,4 @@
-// out[r] = sum_c weights[r, c] * parts[r * top_k + c] + sigmoid(gate[r]) * shared[r], in the order of c.
+// out[r] = sigmoid(gate[r]) * shared[r] + sum_c weights[r, c] * parts[r * top_k + c], in this order.
 
 struct Params {
     top_k: u32,
@@ -22,11 +22,11 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, $WORKGROUP_ARGUMENTS) {
     let row = i / p.cols;
     let col = i % p.cols;
     var sum = 0.0;
+    if SHARED == 1u {
+        sum = sigmoid(shared_gate[row]) * shared_output[i];
+    }
     for (var c = row * p.top_k; c < (row + 1u) * p.top_k; c++) {
         sum += weights[c] * parts[c * p.cols + col];
-    }
-    if SHARED == 1u {
-        sum += sigmoid(shared_gate[row]) * shared_output[i];
     }
     out[i] = sum;
 }

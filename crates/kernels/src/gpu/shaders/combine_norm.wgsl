@@ -1,4 +1,4 @@
-// x[r] += sum_c weights[r, c] * parts[r * TOP_K + c] + sigmoid(gate[r]) * shared[r], in the order of c, and the norm of
+// x[r] += sigmoid(gate[r]) * shared[r] + sum_c weights[r, c] * parts[r * TOP_K + c], summed in this order, and the norm of
 // its rows.
 
 struct Params {
@@ -29,11 +29,11 @@ fn prepare(row: u32) {
 
 fn summed(row: u32, i: u32, items: u32) -> Values {
     var sum = Values();
+    if SHARED == 1u {
+        sum = gate * shared_output[row * items + i];
+    }
     for (var c = 0u; c < TOP_K; c++) {
         sum += factors[c] * parts[(row * TOP_K + c) * items + i];
-    }
-    if SHARED == 1u {
-        sum += gate * shared_output[row * items + i];
     }
     return x[row * items + i] + sum;
 }

@@ -50,14 +50,15 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, $WORKGROUP_ARGUMENTS) {
             }
         }
     }
-    for (var i = 0u; i < TOKENS; i++) {
-        let sum = lanes_sum4(sums[i], at);
-        if lane < 4u && n + lane < p.hidden && i < count {
+    let sum = lanes_sums(&sums, at);
+    let entry = lane / SHARE;
+    for (var c = lane % SHARE; c < 4u; c += SHARE) {
+        if n + c < p.hidden && entry < count {
             if is_shared {
-                shared_out[(group.x - p.shared_tile) * p.hidden + n + lane] = sum[lane];
+                shared_out[(group.x - p.shared_tile) * p.hidden + n + c] = sum[c];
             } else {
-                let part = table[p.entries + (first + i) * 2u + 1u];
-                parts[part * p.hidden + n + lane] = sum[lane];
+                let part = table[p.entries + (first + entry) * 2u + 1u];
+                parts[part * p.hidden + n + c] = sum[c];
             }
         }
     }

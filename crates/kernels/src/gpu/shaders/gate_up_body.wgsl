@@ -69,11 +69,12 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, $WORKGROUP_ARGUMENTS) {
             }
         }
     }
-    for (var i = 0u; i < TOKENS; i++) {
-        let g = lanes_sum4(gates[i], at);
-        let u = lanes_sum4(ups[i], at);
-        if lane < 4u && n + lane < p.intermediate && i < job.count {
-            act[(job.first + i) * p.intermediate + n + lane] = silu(g[lane]) * u[lane];
+    let g = lanes_sums(&gates, at);
+    let u = lanes_sums(&ups, at);
+    let entry = lane / SHARE;
+    for (var c = lane % SHARE; c < 4u; c += SHARE) {
+        if n + c < p.intermediate && entry < job.count {
+            act[(job.first + entry) * p.intermediate + n + c] = silu(g[c]) * u[c];
         }
     }
 }

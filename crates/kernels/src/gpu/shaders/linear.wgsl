@@ -37,14 +37,15 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, $WORKGROUP_ARGUMENTS) {
             w_step(&sums, base, four, &rows, p.cols, chunk);
         }
     }
-    for (var i = 0u; i < TOKENS; i++) {
-        let sum = lanes_sum4(sums[i], at);
-        if lane < 4u && n + lane < p.outputs && first + i < p.rows {
-            var value = sum[lane];
+    let sum = lanes_sums(&sums, at);
+    let row = first + lane / SHARE;
+    for (var c = lane % SHARE; c < 4u; c += SHARE) {
+        if n + c < p.outputs && row < p.rows {
+            var value = sum[c];
             if p.biased == 1u {
-                value += bias[n + lane];
+                value += bias[n + c];
             }
-            out[(first + i) * p.outputs + n + lane] = value;
+            out[row * p.outputs + n + c] = value;
         }
     }
 }

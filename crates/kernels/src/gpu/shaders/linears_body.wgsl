@@ -65,15 +65,16 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, $WORKGROUP_ARGUMENTS) {
             w_step(&sums, product.xyz, four, &rows, p.cols, chunk);
         }
     }
-    for (var i = 0u; i < TOKENS; i++) {
-        let sum = lanes_sum4(sums[i], at);
-        if lane < 4u && n + lane < product.w && first + i < p.rows {
-            let to = (first + i) * product.w + n + lane;
+    let sum = lanes_sums(&sums, at);
+    let row = first + lane / SHARE;
+    for (var c = lane % SHARE; c < 4u; c += SHARE) {
+        if n + c < product.w && row < p.rows {
+            let to = row * product.w + n + c;
             switch which {
-                case 0u: { put_first(first + i, n + lane, sum[lane]); }
-                case 1u: { out_1[to] = sum[lane]; }
-                case 2u: { out_2[to] = sum[lane]; }
-                default: { out_3[to] = sum[lane]; }
+                case 0u: { put_first(row, n + c, sum[c]); }
+                case 1u: { out_1[to] = sum[c]; }
+                case 2u: { out_2[to] = sum[c]; }
+                default: { out_3[to] = sum[c]; }
             }
         }
     }

@@ -15,18 +15,17 @@ fn oldest(row: u32, c: u32) -> u32 {
 }
 
 fn look_back(row: u32, c: u32) {
+    for (var i = 0u; i < KERNEL; i++) {
+        weights[i] = conv_weight[c * KERNEL + i];
+    }
     let at = oldest(row, c);
     for (var i = 1u; i < KERNEL; i++) {
         seen[i - 1u] = conv_state[at + (i - 1u) * p.w_0.w];
     }
 }
 
-// Loads while the weights of the product are on their way. What several rows have seen would not fit registers beside their
-// sums.
+// Loads while the weights of the product are on their way. Of several rows a thread may have several channels.
 fn before_first(row: u32, c: u32) {
-    for (var i = 0u; i < KERNEL; i++) {
-        weights[i] = conv_weight[c * KERNEL + i];
-    }
     if TOKENS == 1u {
         look_back(row, c);
     }
