@@ -31,11 +31,15 @@ impl Trade {
     pub(crate) fn add_pages(&self, states: &mut StatePool, pool: Option<&mut ExpertPool>) -> bool {
         let (Some(pool), more) = (pool, states.ledger().more_pages()) else { return false };
         let part = self.part.min(states.ledger().pages_without_memory());
-        if part == 0 || !pool.allow(self.slots(more + part)) {
+        if part == 0 {
             return false;
         }
-        states.add_pages(part);
-        true
+        let given = pool.allow(self.slots(more + part));
+        match given {
+            true => states.add_pages(part),
+            false => drop(pool.allow(self.slots(more))),
+        }
+        given
     }
 
     /// Gives expert slots the memory that no living sequence needs any more.

@@ -87,7 +87,10 @@ impl Moe {
         while leased.len() < count {
             let leases = experts.pool.store.next_batch(count - leased.len())?;
             if leases.is_empty() {
-                break;
+                let have = leased.len();
+                return Err(Error::invalid(format!(
+                    "{have} of {count} experts came: the others were not asked for"
+                )));
             }
             experts.read_ahead();
             for lease in leases {
