@@ -109,25 +109,13 @@ impl Slabs {
         Box::new(move |slab, range| {
             let Some((buffer, host)) = buffers.get(slab).and_then(|b| Some((b, b.host()?))) else { return };
             if range.end <= buffer.bytes() {
-                give_back_pages(host, range);
+                // SAFETY: the range lies in the buffer, which this hook keeps alive. The store calls for slots that nobody
+                // else reads or writes.
+                unsafe { kernels::host::give_back_pages(host.add(range.start), range.len()) };
             }
         })
     }
 }
-
-/// Gives whole pages of a buffer back; they read as zero from then on. Elsewhere than on Linux they stay, and the
-/// system compresses or swaps what nobody touches.
-#[cfg(target_os = "linux")]
-fn give_back_pages(host: std::ptr::NonNull<u8>, range: Range<usize>) {
-    use rustix::mm::{Advice, madvise};
-    // SAFETY: the caller has checked that the range lies in the buffer, which it keeps alive. The store calls for slots
-    // that nobody else reads or writes, of whole pages. What this advice leaves is initialised: zero in anonymous
-    // memory, what the file or device has in any other. A refusal costs memory only.
-    let _ = unsafe { madvise(host.as_ptr().add(range.start).cast(), range.len(), Advice::LinuxDontNeed) };
-}
-
-#[cfg(not(target_os = "linux"))]
-fn give_back_pages(_host: std::ptr::NonNull<u8>, _range: Range<usize>) {}
 
 /// Format and shape of one matrix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

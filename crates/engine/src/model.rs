@@ -67,8 +67,7 @@ pub struct OpenOptions {
     /// Tokens of a prompt chunk; `None` lets the plan decide.
     pub chunk_tokens: Option<usize>,
     /// Rows of a longer prompt chunk that go through a layer's norms and mixer together; experts are read once for all of them.
-    /// `None` lets the plan
-    /// decide.
+    /// `None` lets the plan decide.
     pub block_tokens: Option<usize>,
     /// Sequences that live at once, and may share a step. Each has a context of its own in the plan. `None` is one.
     pub sessions: Option<usize>,

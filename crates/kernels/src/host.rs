@@ -181,21 +181,36 @@ pub fn give_back(block: &mut Block, range: Range<usize>) -> Result<()> {
     if range.start > range.end || range.end > bytes {
         return Err(out_of_block(range.len(), range.start, bytes));
     }
+    let whole = range.start.next_multiple_of(PAGE_BYTES)..range.end / PAGE_BYTES * PAGE_BYTES;
+    if let Some(given) = block.host_mut::<u8>()?.get_mut(whole).filter(|given| !given.is_empty()) {
+        let bytes = given.len();
+        let pointer: NonNull<u8> = NonNull::from(given).cast();
+        #[cfg(target_os = "linux")]
+        {
+            use rustix::mm::{Advice, madvise};
+            // SAFETY: whole pages of our own mapping; a refusal costs memory only.
+            let _ = unsafe { madvise(pointer.as_ptr().cast(), bytes, Advice::LinuxNoHugepage) };
+        }
+        // SAFETY: whole pages of our own mapping, borrowed for writing.
+        unsafe { give_back_pages(pointer, bytes) };
+    }
+    Ok(())
+}
+
+/// Gives whole pages back; they read as zero from then on in anonymous memory, and as the file or device has them in any
+/// other. Elsewhere than on Linux they stay, and the system compresses or swaps what nobody touches.
+///
+/// # Safety
+/// They are mapped, and nobody else reads or writes them.
+pub unsafe fn give_back_pages(pointer: NonNull<u8>, bytes: usize) {
     #[cfg(target_os = "linux")]
     {
         use rustix::mm::{Advice, madvise};
-        let whole = range.start.next_multiple_of(PAGE_BYTES)..range.end / PAGE_BYTES * PAGE_BYTES;
-        let memory = block.host_mut::<u8>()?;
-        if let Some(given) = memory.get_mut(whole).filter(|given| !given.is_empty()) {
-            let pointer = given.as_mut_ptr().cast();
-            for advice in [Advice::LinuxNoHugepage, Advice::LinuxDontNeed] {
-                // SAFETY: whole pages of an anonymous mapping, borrowed for writing; what this advice leaves there is
-                // initialised: zero, or what it was. A refusal costs memory only.
-                let _ = unsafe { madvise(pointer, given.len(), advice) };
-            }
-        }
+        // SAFETY: the caller's promise; what this advice leaves is initialised. A refusal costs memory only.
+        let _ = unsafe { madvise(pointer.as_ptr().cast(), bytes, Advice::LinuxDontNeed) };
     }
-    Ok(())
+    #[cfg(not(target_os = "linux"))]
+    let _ = (pointer, bytes);
 }
 
 fn out_of_block(offset: usize, len: usize, bytes: usize) -> Error {

@@ -43,12 +43,15 @@ pub(crate) struct SharedExpert {
 }
 
 impl SharedExpert {
-    /// Its output `[rows, hidden]` for `h`, and its gate `[rows, 1]`.
-    fn run(&self, s: &Step<'_>, h: &Tensor) -> Result<(Activation, Activation)> {
-        let mut gate = s.tensor(h.rows(), 1)?;
-        let output = self.mlp.run(s, h)?;
-        s.backend.linear(h, &self.gate, None, &mut gate)?;
-        Ok((output, gate))
+    /// Memory for its output, `[rows, hidden]`, and its gate, `[rows, 1]`, of the rows of `h`.
+    fn outputs(s: &Step<'_>, h: &Tensor) -> Result<(Activation, Activation)> {
+        Ok((s.tensor(h.rows(), h.cols())?, s.tensor(h.rows(), 1)?))
+    }
+
+    /// Fills them.
+    fn run(&self, s: &Step<'_>, h: &Tensor, (output, gate): &mut (Activation, Activation)) -> Result<()> {
+        s.backend.mlp(h, &self.mlp.weights, output)?;
+        s.backend.linear(h, &self.gate, None, gate)
     }
 }
 
@@ -68,7 +71,11 @@ impl Moe {
         let mut chosen = s.route_buffers(h.rows(), self.spec.top_k)?;
         s.backend.route(&h, &self.router, &self.spec, &mut chosen)?;
         let mut sum = s.tensor(h.rows(), h.cols())?;
-        let shared = self.shared.as_ref().map(|expert| expert.run(s, &h)).transpose()?;
+        let shared = self.shared.as_ref().map(|expert| {
+            let mut outputs = SharedExpert::outputs(s, &h)?;
+            expert.run(s, &h, &mut outputs).map(|()| outputs)
+        });
+        let shared = shared.transpose()?;
         let shared = shared.as_ref().map(|(output, gate)| SharedOutput { output, gate });
         s.backend.begin_sum(shared, &mut sum)?;
         Ok(Waiting { h, chosen, sum })
@@ -109,10 +116,7 @@ impl Moe {
         let (rows, hidden) = (h.rows(), h.cols());
         let mut chosen = s.route_buffers(rows, self.spec.top_k)?;
         let mut outputs = s.tensor(rows * self.spec.top_k, hidden)?;
-        let mut shared = match self.shared {
-            Some(_) => Some((s.tensor(rows, hidden)?, s.tensor(rows, 1)?)),
-            None => None,
-        };
+        let mut shared = self.shared.as_ref().map(|_| SharedExpert::outputs(s, h)).transpose()?;
         if let Some(experts) = &mut s.experts {
             experts.pool.govern();
         }
@@ -123,8 +127,8 @@ impl Moe {
             s.backend.route(h, &self.router, &self.spec, &mut chosen)?;
             let (by_expert, here) = self.want(s, id, h, &chosen)?;
             meanwhile(s)?;
-            if let Some(expert) = &self.shared {
-                shared = Some(expert.run(s, h)?); // work that hides the reads
+            if let (Some(expert), Some(outputs)) = (&self.shared, &mut shared) {
+                expert.run(s, h, outputs)?; // work that hides the reads
             }
             self.run_experts(s, id, h, &by_expert, here, &mut outputs)?;
         }
@@ -192,9 +196,8 @@ impl Moe {
                 s.backend.expert_mlp(h, batches, parts)?;
             }
         }
-        if let (Some(expert), Some((output, gate))) = (&self.shared, &mut *shared) {
-            s.backend.mlp(h, &expert.mlp.weights, output)?;
-            s.backend.linear(h, &expert.gate, None, gate)?;
+        if let (Some(expert), Some(outputs)) = (&self.shared, &mut *shared) {
+            expert.run(s, h, outputs)?;
         }
         let shared_output = shared.as_ref().map(|(output, gate)| SharedOutput { output, gate });
         let mut sum = s.tensor(h.rows(), h.cols())?;

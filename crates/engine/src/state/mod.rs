@@ -85,20 +85,13 @@ fn give_back(backend: &dyn Backend, layers: &mut [LayerState], pages: std::ops::
     Ok(())
 }
 
-impl LayerState {
-    fn page_bytes(&self) -> u64 {
-        match self {
-            LayerState::Kv(cache) => KvCache::page_bytes(cache.kv_heads, cache.head_dim, cache.format) as u64,
-            LayerState::Recurrent(_) => 0,
-        }
-    }
-}
-
 /// All layers' states of all sequences.
 pub(crate) struct StatePool {
     backend: Arc<dyn Backend>,
     layers: Vec<LayerState>,
     ledger: Ledger,
+    /// Of all layers.
+    page_bytes: u64,
     /// What others may begin with.
     pub(crate) prefixes: Prefixes,
 }
@@ -122,7 +115,13 @@ impl StatePool {
         // Each sequence has one to go back to, besides those that are kept.
         let snapshots = if recurrent { sequences + kept_snapshots } else { 0 };
         let ledger = Ledger::new(pages.clone(), sequences, snapshots, context, recurrent);
-        Ok(Self { backend, layers, ledger, prefixes: Prefixes::new(room.keeps, kept_snapshots) })
+        Ok(Self {
+            backend,
+            layers,
+            ledger,
+            page_bytes: room.page_bytes,
+            prefixes: Prefixes::new(room.keeps, kept_snapshots),
+        })
     }
 
     /// Who has which pages and slots.
@@ -200,8 +199,10 @@ impl StatePool {
 
     /// Pages for so many bytes of a file of states.
     pub(crate) fn pages_in_bytes(&self, bytes: u64) -> usize {
-        let page_bytes: u64 = self.layers.iter().map(LayerState::page_bytes).sum();
-        bytes.checked_div(page_bytes).map_or(0, |pages| pages as usize + 1).min(pages(self.ledger.context))
+        bytes
+            .checked_div(self.page_bytes)
+            .map_or(0, |pages| pages as usize + 1)
+            .min(pages(self.ledger.context))
     }
 
     /// Pages whose memory living sequences do not need, besides those that always have it.

@@ -417,16 +417,22 @@ impl Gpu {
         sum: &mut Tensor,
     ) -> Result<()> {
         let words = rows.iter().flat_map(|row| [row.row, row.first, row.count]);
-        let words: Vec<u32> = words.chain(weights.iter().map(|weight| weight.to_bits())).collect();
+        // Other rows' weights are of no use here.
+        let used = rows.iter().map(|row| row.first).min().unwrap_or(0);
+        let end = rows.iter().map(|row| row.first + row.count).max().unwrap_or(used);
+        let used_weights = weights[used as usize..end as usize].iter().map(|weight| weight.to_bits());
+        let words: Vec<u32> = words.chain(used_weights).collect();
         let mut state = self.lock();
         let ((id, uploads), first) = self.upload(&mut state, &words)?;
+        // Where the weight of output 0 would be.
+        let weights_at = (first + 3 * rows.len() as u32).wrapping_sub(used);
         let len = rows.len() * sum.cols();
         let call = Call {
             kernel: &source::ADD_WINDOW,
             formats: &[],
             constants: &[],
             bindings: &[binding(parts)?, (id, &uploads), binding(sum)?],
-            params: &[first, first + 3 * rows.len() as u32, sum.cols() as u32, len as u32],
+            params: &[first, weights_at, sum.cols() as u32, len as u32],
             groups: items(&source::ADD_WINDOW, len),
         };
         self.run(&mut state, &call)

@@ -21,11 +21,16 @@ pub fn combine(
     let (parts, weights) = (parts.host()?, routes.weights.host()?);
     for (r, out) in out.host_mut()?.chunks_exact_mut(cols).enumerate() {
         begin(shared, r, out)?;
-        for c in r * spec.top_k..(r + 1) * spec.top_k {
-            out.iter_mut().zip(&parts[c * cols..][..cols]).for_each(|(o, p)| *o += weights[c] * p);
-        }
+        add(parts, weights, r * spec.top_k..(r + 1) * spec.top_k, out);
     }
     Ok(())
+}
+
+fn add(parts: &[f32], weights: &[f32], outputs: std::ops::Range<usize>, sum: &mut [f32]) {
+    let cols = sum.len();
+    for p in outputs {
+        sum.iter_mut().zip(&parts[p * cols..][..cols]).for_each(|(s, v)| *s += weights[p] * v);
+    }
 }
 
 fn begin(shared: Option<SharedOutput<'_>>, r: usize, out: &mut [f32]) -> Result<()> {
@@ -50,9 +55,7 @@ pub fn begin_sum(shared: Option<SharedOutput<'_>>, sum: &mut Tensor) -> Result<(
 /// See [`crate::Backend::add_window`].
 pub fn add_window(parts: &[f32], cols: usize, weights: &[f32], rows: &[WindowRow], sum: &mut [f32]) {
     for &WindowRow { row, first, count } in rows {
-        let out = &mut sum[row as usize * cols..][..cols];
-        for p in first as usize..(first + count) as usize {
-            out.iter_mut().zip(&parts[p * cols..][..cols]).for_each(|(o, v)| *o += weights[p] * v);
-        }
+        let outputs = first as usize..(first + count) as usize;
+        add(parts, weights, outputs, &mut sum[row as usize * cols..][..cols]);
     }
 }

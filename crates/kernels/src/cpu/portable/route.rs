@@ -3,7 +3,8 @@
 use crate::cpu::math::exp;
 use crate::ops::RouteSpec;
 
-/// The `top_k` largest of a softmax over `logits`, the lower id on a tie, by ascending id. A NaN makes the weights NaN, which [`crate::Backend::read_routes`] reports.
+/// The `top_k` largest of a softmax over `logits`, the lower id on a tie, by ascending id. A NaN makes the weights NaN,
+/// which [`crate::Backend::read_routes`] reports.
 pub(in crate::cpu) fn choose(logits: &[f32], spec: &RouteSpec, ids: &mut [u32], weights: &mut [f32]) {
     let k = spec.top_k;
     let before = |a: f32, b: f32| a.total_cmp(&b).is_gt();
