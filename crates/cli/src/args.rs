@@ -123,7 +123,7 @@ pub(crate) struct ComputeArgs {
     /// Keep the planned slots whatever other programs need
     #[arg(long, hide = true)]
     pub(crate) fixed_slots: bool,
-    /// Tokens of a prompt to compute at a time; default: as many as memory allows, 2048 at most
+    /// Tokens of a prompt to compute at a time; default: as many as memory allows, 2048 at most where it holds all experts
     #[arg(long, value_name = "N", value_parser = positive)]
     pub(crate) chunk_tokens: Option<usize>,
     /// Whether there is memory for what a next prompt may begin with.

@@ -1,6 +1,7 @@
 //! `tidemill bench`: how fast a prompt is read and an answer is generated.
 
 mod company;
+mod prompt;
 mod replay;
 mod report;
 
@@ -26,7 +27,9 @@ Examples:
   tidemill bench model.gguf --record-trace run.trace     keep what the routers chose
   tidemill bench --trace run.trace                       how each eviction policy would have done
 
-Figures of reading are of the generated tokens; those of the prompt begin with `prompt_`. The drive is measured before \
+Figures of reading are of the generated tokens; those of the prompt begin with `prompt_`. A layer of the prompt is bound by \
+the drive if more than a tenth of its time is spent waiting for it, else by copies to a GPU or by arithmetic, whichever \
+takes longer. `prompt_experts_used` counts each expert of the prompt once. The drive is measured before \
 and after, with reads like those of a token; `drive_fraction` is the part of the better rate that decoding \
 reached, without what was read in vain.";
 
@@ -137,6 +140,8 @@ struct Measured {
     kernels: Vec<KernelTime>,
     /// Rates of the drive before and after, in bytes/s; none where nothing needs to be read.
     drive_bytes_per_s: Vec<f64>,
+    /// Of copies to a GPU, where experts are copied.
+    copy_bytes_per_s: Option<f64>,
 }
 
 /// A rate that was measured with a full queue speaks for this time, in seconds.
@@ -144,6 +149,8 @@ const JUDGED_S: f64 = 10.0;
 
 /// The drive is measured this long, before and after.
 const DRIVE_TIME: Duration = Duration::from_millis(700);
+/// Copies to a GPU are measured this long.
+const COPY_TIME: Duration = Duration::from_millis(200);
 
 /// Measures, or replays.
 pub(crate) fn main(args: &Args) -> Result<()> {
@@ -258,6 +265,7 @@ fn measure(
     let model = loaded.model.clone();
     let mut drive_bytes_per_s = Vec::new();
     drive_bytes_per_s.extend(model.measure_drive(DRIVE_TIME)?);
+    let copy_bytes_per_s = model.measure_copies(COPY_TIME)?;
     warm(&model, company, warm_up, &work)?;
     let profile = || {
         if args.profile && !model.profile_device(true) {
@@ -320,5 +328,6 @@ fn measure(
         prompt_kernels,
         kernels,
         drive_bytes_per_s,
+        copy_bytes_per_s,
     })
 }

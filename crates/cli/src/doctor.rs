@@ -4,16 +4,16 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use engine::doctor::{
-    Conditions, Demand, DeviceRates, DriveProbe, MachineMemory, Prediction, advice, choose, chosen_rate,
-    default_budget_bytes, device_rates, gpus, machine_memory, memory_bytes_per_s, predict, probe,
-    probe_directory, with_device,
+    Bound, Conditions, Demand, DeviceRates, DriveProbe, MachineMemory, Prediction, Prompt, PromptPrediction,
+    Times, advice, choose, chosen_rate, copy_bytes_per_s, default_budget_bytes, device_rates, gpus,
+    machine_memory, memory_bytes_per_s, predict, predict_prompt, probe, probe_directory, with_device,
 };
 use engine::inspect::Inspection;
 use engine::synth::{Layout, Shape};
 use engine::{Error, ErrorKind, OpenOptions};
 use serde_json::{Map, Value, json};
 
-use crate::args::{DeviceArg, MachineArgs};
+use crate::args::{DeviceArg, MachineArgs, positive};
 use crate::drivers::DriverTalk;
 use crate::failure::{Failure, Result};
 use crate::load::resolve;
@@ -38,9 +38,10 @@ pub(crate) struct Args {
     /// The directory whose drive is probed; default: the model's, else the cache directory
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
-    /// Tokens of the prompt to predict for; default: 2048
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
-    prompt_tokens: Option<u32>,
+    /// Tokens of the prompts to predict, each in a context that it fits into; default: 2048,8192,32768, as far as the model
+    /// takes them
+    #[arg(long, value_name = "N,N", value_delimiter = ',', value_parser = positive)]
+    prompt_tokens: Vec<usize>,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -55,8 +56,8 @@ const DEVICE_TIME: Duration = Duration::from_millis(1200);
 /// Files below this cannot be probed with, in bytes.
 const PROBE_BYTES_MIN: u64 = 64 << 20;
 
-/// Tokens of a prompt unless `--prompt-tokens` says otherwise.
-const PROMPT_TOKENS: u32 = 2048;
+/// Copies to a GPU are measured this long.
+const COPY_TIME: Duration = Duration::from_millis(200);
 
 /// What was found.
 struct Findings {
@@ -66,14 +67,33 @@ struct Findings {
     drive: DriveProbe,
     demand: Option<Demand>,
     conditions: Conditions,
+    /// What to predict, the first with what follows it; and whether there is room for it.
+    prompts: Vec<(usize, Option<Prompt>)>,
     gpus: Vec<String>,
+}
+
+impl Findings {
+    /// What becomes of each prompt; `None` of one that does not fit.
+    fn predicted<'a>(
+        &'a self,
+        demand: &'a Demand,
+    ) -> impl Iterator<Item = (usize, Option<PromptPrediction>)> {
+        let of = |prompt: &Prompt| predict_prompt(demand, &self.conditions, prompt);
+        self.prompts.iter().map(move |(tokens, prompt)| (*tokens, prompt.as_ref().and_then(of)))
+    }
+
+    /// What would make it faster, by the shortest prompt.
+    fn advice(&self, demand: &Demand) -> Vec<(&'static str, f64, f64)> {
+        let prompt = self.prompts.iter().find_map(|(_, prompt)| prompt.as_ref());
+        prompt.map_or_else(Vec::new, |prompt| advice(demand, &self.conditions, prompt))
+    }
 }
 
 /// What was asked for and means nothing without a model to predict.
 fn needs_model(args: &Args) -> Option<&'static str> {
     let machine = &args.machine;
     let given = [
-        ("--prompt-tokens", args.prompt_tokens.is_some()),
+        ("--prompt-tokens", !args.prompt_tokens.is_empty()),
         ("--ctx", machine.ctx.is_some()),
         ("--kv", machine.kv.is_some()),
         ("--experts-per-token", machine.experts_per_token.is_some()),
@@ -95,6 +115,8 @@ pub(crate) fn main(args: &Args) -> Result<()> {
         None => (None, None),
         Some(name) => target(name, &options)?,
     };
+    let lengths = demand.as_ref().map(|demand| demand.prompts(&args.prompt_tokens)).transpose()?;
+    let lengths = lengths.unwrap_or_default();
     if let Some(demand) = demand.as_ref().filter(|d| d.top_k != d.own_top_k) {
         let (k, own) = (demand.top_k, demand.own_top_k);
         out::note(format_args!("lossy: {k} experts per token, the model was made for {own}"));
@@ -104,23 +126,26 @@ pub(crate) fn main(args: &Args) -> Result<()> {
         None => probe_directory(&directory(args)?, DRIVE_TIME)?,
     };
     let device = device_rates(&options, DEVICE_TIME)?;
-    let prompt_tokens = args.prompt_tokens.unwrap_or(PROMPT_TOKENS) as usize;
-    let times = demand.as_ref().map(|d| d.times(&options, prompt_tokens)).transpose()?;
     let memory = match args.machine.memory {
         // Without a ceiling that is given, the machine must tell.
         None => Some(machine_memory()?),
         Some(_) => machine_memory().ok(),
     };
     let available_bytes = memory.map_or(0, |memory| memory.available_bytes);
+    let budget_bytes = args.machine.memory.unwrap_or_else(|| default_budget_bytes(available_bytes));
+    let (token, prompts) = match &demand {
+        None => Default::default(),
+        Some(demand) => times(demand, &options, budget_bytes, lengths)?,
+    };
     let throttle = args.machine.throttle.map_or(f64::INFINITY, |rate| rate * 1e9);
     let conditions = Conditions {
-        times: times.unwrap_or_default(),
+        token,
         drive_bytes_per_s: drive.best_bytes_per_s().min(throttle),
-        budget_bytes: args.machine.memory.unwrap_or_else(|| default_budget_bytes(available_bytes)),
-        prompt_tokens,
+        copy_bytes_per_s: copy_bytes_per_s(&options, COPY_TIME)?.unwrap_or(f64::INFINITY),
+        budget_bytes,
     };
     let memory_bytes_per_s = memory_bytes_per_s(device.threads.max(1))?;
-    let findings = Findings { memory, memory_bytes_per_s, device, drive, demand, conditions, gpus };
+    let findings = Findings { memory, memory_bytes_per_s, device, drive, demand, conditions, prompts, gpus };
     let report = report(&findings);
     if args.json {
         let mut object = to_json(&findings);
@@ -128,6 +153,18 @@ pub(crate) fn main(args: &Args) -> Result<()> {
         return out::json(&object);
     }
     out::print(&(to_text(&findings) + &report.text()), false)
+}
+
+/// What the device needs for a token after the first prompt, and for prompts of some lengths that fit the budget.
+fn times(
+    demand: &Demand,
+    options: &OpenOptions,
+    budget_bytes: u64,
+    lengths: Vec<usize>,
+) -> Result<(Times, Vec<(usize, Option<Prompt>)>)> {
+    let token = demand.time_token(options, lengths.first().copied().unwrap_or(0))?;
+    let time = |tokens| Ok((tokens, demand.time_prompt(options, budget_bytes, tokens)?));
+    Ok((token, lengths.into_iter().map(time).collect::<Result<_>>()?))
 }
 
 /// The block for an issue.
@@ -143,14 +180,16 @@ fn report(f: &Findings) -> Report {
             out::bytes(demand.experts_bytes)
         );
         results.push(("model", sizes));
+        let prompts = f.predicted(demand).filter_map(|(tokens, seen)| {
+            seen.map(|seen| format!(", prompts of {tokens} {:.1} tokens/s", seen.tokens_per_s))
+        });
         results.push((
             "predicted",
             match seen.fits {
                 false => format!("does not fit: it needs about {}", out::bytes(seen.floor_bytes)),
-                true => format!(
-                    "decode {:.2} tokens/s, prefill {:.1} tokens/s",
-                    seen.decode_tokens_per_s, seen.prefill_tokens_per_s
-                ),
+                true => {
+                    format!("decode {:.2} tokens/s", seen.decode_tokens_per_s) + &prompts.collect::<String>()
+                }
             },
         ));
     }
@@ -224,6 +263,9 @@ fn to_text(f: &Findings) -> String {
         f.device.decode_bytes_per_s / 1e9,
         f.device.prefill_macs_per_s / 1e9
     );
+    if f.conditions.copy_bytes_per_s.is_finite() {
+        text += &format!("           {:>7.2} GB/s to its memory\n", f.conditions.copy_bytes_per_s / 1e9);
+    }
     let chosen = choose(&f.drive);
     for rate in &f.drive.rates {
         let mark = if rate.choice == chosen { "  chosen" } else { "" };
@@ -233,12 +275,13 @@ fn to_text(f: &Findings) -> String {
         text.push('\n');
     }
     if let Some(demand) = &f.demand {
-        text += &prediction(demand, &f.conditions);
+        text += &prediction(demand, f);
     }
     text
 }
 
-fn prediction(demand: &Demand, on: &Conditions) -> String {
+fn prediction(demand: &Demand, f: &Findings) -> String {
+    let on = &f.conditions;
     let seen = predict(demand, on);
     let mut text = format!(
         "\n{}: {} resident, {} of experts, {} a token\n",
@@ -257,19 +300,37 @@ fn prediction(demand: &Demand, on: &Conditions) -> String {
         100.0 * seen.slots_fraction,
         100.0 * seen.hit_rate
     );
-    let names = |drive: f64, arithmetic: f64| if drive > arithmetic { "the drive" } else { "arithmetic" };
-    text += &format!(
-        "decode     {:>10.2} tokens/s   limited by {}\nprefill    {:>10.1} tokens/s   limited by {}, {} tokens\n",
-        seen.decode_tokens_per_s,
-        names(seen.token_drive_s, seen.token_arithmetic_s),
-        seen.prefill_tokens_per_s,
-        names(seen.prompt_drive_s, seen.prompt_arithmetic_s),
-        on.prompt_tokens
-    );
-    for (what, decode, prefill) in advice(demand, on) {
-        text += &format!("{what}: decode x {decode:.2}, prefill x {prefill:.2}\n");
+    let bound = match seen.token_drive_s > seen.token_arithmetic_s {
+        true => Bound::Drive,
+        false => Bound::Arithmetic,
+    };
+    text +=
+        &format!("decode     {:>10.2} tokens/s   limited by {}\n", seen.decode_tokens_per_s, limit(bound));
+    for (tokens, seen) in f.predicted(demand) {
+        let Some(seen) = seen else {
+            text += &format!("prompt     {tokens:>10} tokens     does not fit\n");
+            continue;
+        };
+        let chunks = match seen.chunks {
+            1 => "1 chunk".to_owned(),
+            chunks => format!("{chunks} chunks of {}", seen.chunk_tokens),
+        };
+        text += &format!(
+            "prompt     {tokens:>10} tokens   {:>8.1} s {:>9.1} tokens/s   limited by {}, {chunks}\n",
+            seen.seconds,
+            seen.tokens_per_s,
+            limit(seen.bound)
+        );
+    }
+    for (what, decode, prompt) in f.advice(demand) {
+        text += &format!("{what}: decode x {decode:.2}, prefill x {prompt:.2}\n");
     }
     text
+}
+
+/// The name of a limit, in a sentence.
+fn limit(bound: Bound) -> &'static str {
+    if bound == Bound::Drive { "the drive" } else { bound.name() }
 }
 
 fn to_json(f: &Findings) -> Value {
@@ -291,6 +352,7 @@ fn to_json(f: &Findings) -> Value {
         "device_decode_bytes_per_s": f.device.decode_bytes_per_s,
         "device_prefill_macs_per_s": f.device.prefill_macs_per_s,
         "drive_bytes_per_s": f.conditions.drive_bytes_per_s,
+        "copy_bytes_per_s": Some(f.conditions.copy_bytes_per_s).filter(|rate| rate.is_finite()),
         "drive_chosen": way(&choose(&f.drive)),
         "drive_rates": rates.collect::<Vec<_>>(),
         "budget_bytes": f.conditions.budget_bytes,
@@ -303,10 +365,10 @@ fn to_json(f: &Findings) -> Value {
         object["experts_bytes"] = json!(demand.experts_bytes);
         object["token_expert_bytes"] = json!(demand.token_expert_bytes);
         object["prediction"] = prediction_json(&predict(demand, &f.conditions));
-        let advice = advice(demand, &f.conditions);
-        let advice = advice.iter().map(|(what, decode, prefill)| {
-            json!({"what": what, "decode_factor": decode, "prefill_factor": prefill})
-        });
+        object["prompts"] = f.predicted(demand).map(|(tokens, seen)| prompt_json(tokens, seen)).collect();
+        let advice = f.advice(demand).into_iter().map(
+            |(what, decode, prompt)| json!({"what": what, "decode_factor": decode, "prefill_factor": prompt}),
+        );
         object["advice"] = advice.collect();
     }
     object
@@ -319,10 +381,23 @@ fn prediction_json(seen: &Prediction) -> Value {
         "slots_fraction": seen.slots_fraction,
         "expert_hit_rate": seen.hit_rate,
         "decode_tokens_per_s": seen.decode_tokens_per_s,
-        "prefill_tokens_per_s": seen.prefill_tokens_per_s,
         "token_drive_s": seen.token_drive_s,
         "token_arithmetic_s": seen.token_arithmetic_s,
-        "prompt_drive_s": seen.prompt_drive_s,
-        "prompt_arithmetic_s": seen.prompt_arithmetic_s,
+    })
+}
+
+fn prompt_json(tokens: usize, seen: Option<PromptPrediction>) -> Value {
+    let Some(seen) = seen else { return json!({"prompt_tokens": tokens, "fits": false}) };
+    json!({
+        "prompt_tokens": tokens,
+        "fits": true,
+        "chunk_tokens": seen.chunk_tokens,
+        "chunks": seen.chunks,
+        "prefill_s": seen.seconds,
+        "prefill_tokens_per_s": seen.tokens_per_s,
+        "drive_s": seen.drive_s,
+        "copies_s": seen.copies_s,
+        "arithmetic_s": seen.arithmetic_s,
+        "bound": seen.bound.name(),
     })
 }

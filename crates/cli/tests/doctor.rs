@@ -11,6 +11,13 @@ fn a_shape_is_judged_before_it_is_downloaded() {
     let number = |key: &str| seen[key].as_f64().unwrap_or_else(|| panic!("{key}: {object}"));
     assert!(seen["fits"] == true && number("token_drive_s") > 3000.0, "a megabyte a second: {object}");
     assert!((number("decode_tokens_per_s") * number("token_drive_s") - 1.0).abs() < 0.1, "{object}");
+    let prompts = object["prompts"].as_array().expect("a list");
+    let of = |key: &str| prompts.iter().map(|p| p[key].as_f64().expect(key)).collect::<Vec<_>>();
+    assert_eq!((of("prompt_tokens"), of("chunks")), (vec![2048.0, 8192.0, 32_768.0], vec![1.0, 1.0, 1.0]));
+    assert!(prompts.iter().all(|p| p["bound"] == "drive" && p["prefill_s"] == p["drive_s"]), "{object}");
+    let seconds = of("prefill_s");
+    assert!(seconds.iter().all(|s| (s / seconds[0] - 1.0).abs() < 0.02), "the same experts once: {object}");
+    assert!((of("prefill_tokens_per_s")[1] * seconds[1] / 8192.0 - 1.0).abs() < 1e-6, "{object}");
     assert!(object["drive_rates"].as_array().is_some_and(|rates| rates.len() >= 6), "{object}");
     let (text, _) = succeed(tidemill(base).arg(dir.path()).args(["--memory", "2GiB"]));
     assert!(text.contains("does not fit") && text.contains("chosen"), "{text}");
@@ -31,6 +38,24 @@ fn a_model_that_is_here_fits() {
     let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a directory");
     let (text, _) = succeed(tidemill(["doctor", "demo", "--device", "cpu", "--dir"]).arg(dir.path()));
     assert!(text.contains("decode ") && text.contains("limited by arithmetic"), "{text}");
+    let prompts: Vec<_> = text.lines().filter(|line| line.starts_with("prompt ")).collect();
+    assert!(prompts.len() == 1 && prompts[0].contains("2048 tokens "), "its context is 4096: {text}");
+    assert!(prompts[0].ends_with("limited by arithmetic, 1 chunk"), "{text}");
+    fails(["doctor", "demo", "--prompt-tokens", "100,4097"], 2, &["4097 tokens", "4096"]);
+}
+
+#[test]
+fn little_memory_makes_more_chunks() {
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a directory");
+    let mut doctor = tidemill(["doctor", "demo", "--json", "--memory", "112MiB", "--device", "cpu"]);
+    let object =
+        json(doctor.args(["--prompt-tokens", "300,1000", "--throttle", "0.001", "--dir"]).arg(dir.path()));
+    for (prompt, tokens) in object["prompts"].as_array().expect("a list").iter().zip([300u64, 1000]) {
+        let [of, chunk, chunks] =
+            ["prompt_tokens", "chunk_tokens", "chunks"].map(|key| prompt[key].as_u64().expect(key));
+        assert_eq!((of, chunks), (tokens, tokens.div_ceil(chunk)), "{object}");
+        assert!(chunks > 1 && prompt["bound"] == "drive", "{object}");
+    }
 }
 
 #[test]

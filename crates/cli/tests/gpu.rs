@@ -61,6 +61,10 @@ fn bench_counts_what_the_gpu_was_asked_to_do() {
     let [in_vram, in_memory] = ["vram_hit_rate", "expert_hit_rate"].map(|key| rate(&capped, key));
     assert!(0.0 < in_vram && in_vram <= in_memory && in_vram < 1.0, "{capped}");
     assert!(bench(&["cpu"]).get("vram_hit_rate").is_none());
+    // What it has no room for is copied to it, layer by layer.
+    assert!(rate(&capped, "copy_bytes_per_s") > 0.0, "{capped}");
+    let layers = capped["prompt_layers"].as_array().expect("a list");
+    assert!(layers.len() == 8 && layers.iter().any(|layer| rate(layer, "copies_s") > 0.0), "{capped}");
 }
 
 #[test]

@@ -162,7 +162,33 @@ fn bench_measures_what_it_names() {
         assert!(object[key].as_f64().is_some_and(|v| v > 0.0), "{key}: {object}");
     }
     assert!(object["drive_fraction"].is_null() && object["read_bytes_per_token"].is_number(), "{object}");
+    assert_eq!((&object["prompt_chunks"], &object["prompt_chunk_tokens"]), (&json!(1), &json!(24)));
     fails(["bench", "--ctx", "16"], 2, &["--ctx 16"]);
+}
+
+/// The bounds of the prompt's layers.
+fn bounds(object: &serde_json::Value) -> Vec<&str> {
+    let layers = object["prompt_layers"].as_array().expect("a list");
+    layers.iter().map(|layer| layer["bound"].as_str().expect("a name")).collect()
+}
+
+#[test]
+fn bench_of_a_prompt_whose_experts_are_in_memory_is_bound_by_arithmetic() {
+    let args = ["bench", "--prompt-tokens", "60", "--warm-up-prompt", "60", "--gen-tokens", "1", "--device"];
+    let object = json(tidemill(args).args(["cpu", "--chunk-tokens", "25", "--json"]));
+    assert_eq!((&object["prompt_chunks"], &object["prompt_chunk_tokens"]), (&json!(3), &json!(25)));
+    assert_eq!((&object["prompt_experts_read"], &object["prompt_read_bytes"]), (&json!(0), &json!(0)));
+    assert!(object["prompt_experts_used"].as_u64() > Some(8 * 4), "4 of each layer at least: {object}");
+    assert!(object["copy_bytes_per_s"].is_null(), "{object}");
+    assert_eq!(bounds(&object), ["arithmetic"; 8]);
+    for layer in object["prompt_layers"].as_array().expect("a list") {
+        let [time, drive, arithmetic] =
+            ["time_s", "drive_s", "arithmetic_s"].map(|key| layer[key].as_f64().expect(key));
+        assert!(drive == 0.0 && time > 0.0 && time == arithmetic, "{layer}");
+    }
+    let (table, _) = succeed(tidemill(args).args(["cpu"]));
+    assert!(table.contains("1 chunk of 60 tokens; 0 experts read, "), "{table}");
+    assert!(table.contains("  8 layers ") && table.contains("bound by arithmetic: drive 0.0,"), "{table}");
 }
 
 #[test]
@@ -180,7 +206,13 @@ fn bench_from_a_slow_drive_says_where_the_time_went() {
     let read: f64 = layers.iter().filter_map(|l| l["read_bytes"].as_f64()).sum();
     assert!((read / 8.0 - number("read_bytes_per_token")).abs() < 1.0, "{object}");
     let (table, _) = succeed(tidemill(["bench", model, "--ctx", "64"]).args(common));
-    for line in ["waiting ", "overlap ", "drive ", "layer   0 "] {
+    // Of the experts that a prompt uses some are in memory before, and some are read again.
+    let [read, used, bytes, used_bytes] = ["experts_read", "experts_used", "read_bytes", "used_bytes"]
+        .map(|key| number(&format!("prompt_{key}")));
+    assert!(0.5 * used < read && read < 3.0 * used && used > 30.0, "{object}");
+    assert!((bytes / read / (used_bytes / used) - 1.0).abs() < 0.1, "{object}");
+    assert!(bounds(&object).len() > 1 && bounds(&object).iter().all(|bound| *bound == "drive"), "{object}");
+    for line in ["waiting ", "overlap ", "drive ", "layer   0 ", "bound by drive: ", "the slowest"] {
         assert!(table.contains(line), "{line:?} is not in:\n{table}");
     }
     fails(["bench", "--throttle", "fast"], 2, &["--throttle", "3.5 GB/s"]);

@@ -1,7 +1,6 @@
 //! A step of several sequences: any mix of prompt chunks and single tokens. The only place that builds a step.
 
 use std::ops::ControlFlow;
-use std::sync::Arc;
 use std::time::Instant;
 
 use files::{Error, ErrorKind, Result};
@@ -10,6 +9,8 @@ use kernels::ops::{Routes, Segment};
 use crate::ahead::{Ahead, Places, StepLock};
 use crate::limits::LOGIT_ROWS;
 use crate::lookahead::Guess;
+use crate::marks;
+use crate::midst;
 use crate::model::Model;
 use crate::pool::ExpertPool;
 use crate::round::{RowBlock, row_blocks};
@@ -17,7 +18,7 @@ use crate::sample::argmax;
 use crate::scratch::Activation;
 use crate::sequence::{RouteRecord, Sequence};
 use crate::session::FeedProgress;
-use crate::state::{Snapshot, StatePool};
+use crate::state::{Midway, StatePool};
 use crate::step::{Experts, Step, go_on};
 
 /// Which positions somebody wants the logits of.
@@ -49,16 +50,13 @@ impl<'a> Part<'a> {
         let logits = if rows == sequence.pending() { last } else { Logits::None };
         Self { sequence, rows, logits }
     }
-}
 
-/// How many of its `pending` tokens each gets into a step that has `room`: the first come first.
-pub(crate) fn pack(pending: impl Iterator<Item = usize>, mut room: usize) -> Vec<usize> {
-    let take = |pending: usize| {
-        let rows = pending.min(room);
-        room -= rows;
-        rows
-    };
-    pending.map(take).collect()
+    /// Has at most `rows_max` rows.
+    pub(crate) fn begin(&mut self, rows_max: usize) {
+        if self.rows > rows_max {
+            (self.rows, self.logits) = (rows_max, Logits::None);
+        }
+    }
 }
 
 /// What a step answers about one position.
@@ -80,21 +78,45 @@ impl<'a> Answer<'a> {
 /// Takes the answer about one position: which part's, the position.
 pub type LogitSink<'a> = &'a mut dyn FnMut(usize, usize, Answer<'_>) -> Result<()>;
 
-/// A step between two layers, or before the first: what it uses, for a step of others.
+/// A step between two layers, or in the midst of one: what it uses, for a step of others.
 pub struct Pause<'a> {
     pub(crate) layers_done: usize,
+    /// Whether more than those layers is done.
+    within: bool,
+    /// Whether it is another step's.
+    between: bool,
     pub(crate) states: &'a mut StatePool,
     pub(crate) pool: Option<&'a mut ExpertPool>,
 }
 
-impl Pause<'_> {
+impl<'a> Pause<'a> {
+    /// Of a step that has done so many layers.
+    pub(crate) fn new(
+        layers_done: usize,
+        states: &'a mut StatePool,
+        pool: Option<&'a mut ExpertPool>,
+    ) -> Self {
+        Self { layers_done, within: false, between: false, states, pool }
+    }
+
+    /// The same in the midst of the next layer.
+    pub(crate) fn within(self) -> Self {
+        Self { within: true, ..self }
+    }
+
+    /// Whether the step is in the midst of a layer, as it is between blocks of rows and windows of experts.
+    pub fn is_within_layer(&self) -> bool {
+        self.within
+    }
+
     /// Layers that are done.
     pub fn layers_done(&self) -> usize {
         self.layers_done
     }
 
+    /// For a step of others.
     fn lend(&mut self) -> Pause<'_> {
-        Pause { layers_done: self.layers_done, states: self.states, pool: self.pool.as_deref_mut() }
+        Pause { between: true, ..Pause::new(self.layers_done, self.states, self.pool.as_deref_mut()) }
     }
 }
 
@@ -132,12 +154,23 @@ impl Batch {
         between_layers: BetweenLayers<'_>,
         sink: LogitSink<'_>,
     ) -> Result<()> {
-        check(model, parts, model.step_rows_max())?;
+        check(model, parts)?;
         let mut lock = model.lock_step();
         let mut pool = model.lock_pool();
         let mut pool = pool.as_deref_mut();
+        let chunks = midst::take(model, parts, &mut lock.states);
+        let rows = match chunks.len() {
+            0 => parts.iter().map(|part| part.rows).sum(),
+            _ => chunks.iter().map(Midway::rows).sum(),
+        };
+        check_rows(rows, model.step_rows_max())?;
         model.trade.remove_pages(&mut lock.states, pool.as_deref_mut())?;
-        let mut ready = Ready::new(model, parts, pause(&mut lock.states, &mut pool, 0))?;
+        let kept_bytes = lock.states.midways.x_bytes();
+        if kept_bytes > 0 && !model.has_scratch_beside(rows, kept_bytes) {
+            lock.states.midways.clear();
+        }
+        model.trade.lend(rows, &lock.states, pool.as_deref_mut(), &model.scratch)?;
+        let mut ready = Ready::new(model, parts, chunks, pause(&mut lock.states, &mut pool, 0))?;
         let run = self.step(model, &mut lock, pool, &mut ready, between_layers, sink);
         if run.is_err() {
             ready.go_back(&mut lock.states)?;
@@ -157,8 +190,9 @@ impl Batch {
         parts: &mut [Part<'_>],
         sink: LogitSink<'_>,
     ) -> Result<()> {
-        check(model, parts, model.sequences_max())?;
-        let mut ready = Ready::new(model, parts, pause.lend())?;
+        check(model, parts)?;
+        check_rows(parts.iter().map(|part| part.rows).sum(), model.sequences_max())?;
+        let mut ready = Ready::new(model, parts, Vec::new(), pause.lend())?;
         let go_on = &mut |_: &mut Pause<'_>| ControlFlow::Continue(());
         let run = self.compute(model, pause.lend(), &mut ready, Guess::None, go_on, sink);
         if run.is_err() {
@@ -187,12 +221,15 @@ impl Batch {
         while done < all {
             let decodes = sequences.iter().all(|sequence| sequence.pending() <= 1);
             let room = if decodes { model.step_rows_max() } else { model.chunk_tokens() };
-            let rows = pack(sequences.iter().map(Sequence::pending), room);
+            let rows = midst::pack(sequences.iter().map(Some), room);
             let packed = sequences.iter_mut().zip(rows).enumerate().filter(|(_, (_, rows))| *rows > 0);
             let (places, mut parts): (Vec<usize>, Vec<Part<'_>>) =
                 packed.map(|(place, (sequence, rows))| (place, Part::of(sequence, rows, wanted))).unzip();
             let rows: usize = parts.iter().map(|part| part.rows).sum();
             let mut between = |pause: &mut Pause<'_>| {
+                if pause.is_within_layer() {
+                    return ControlFlow::Continue(()); // what ends between layers can go on there
+                }
                 progress(done as f64 + rows as f64 * pause.layers_done as f64 / layers, all)
             };
             self.run(model, &mut parts, &mut between, &mut |part, _, answer| sink(places[part], answer))?;
@@ -257,18 +294,28 @@ impl Batch {
         between_layers: BetweenLayers<'_>,
         sink: LogitSink<'_>,
     ) -> Result<()> {
-        let (Ready { parts, segments, wanted, .. }, Pause { states, mut pool, .. }) = (ready, uses);
-        let marks = marks(parts, states);
-        let mut snapshots = snapshots(&marks, states)?;
+        let Ready { parts, segments, wanted, chunks, .. } = ready;
+        let Pause { states, mut pool, between, .. } = uses;
+        let (marks, mut snapshots) = match chunks.is_empty() {
+            true => marks::new(parts, states)?,
+            false => marks::of(chunks),
+        };
+        let blocks = row_blocks(segments, &marks, model.block_rows());
+        let midst = midst::streams(model, &blocks, segments, chunks)?;
+        chunks.clear();
         let more_follows = parts.iter().any(|part| part.sequence.pending() > part.rows);
         let experts = pool.as_deref_mut().zip(model.slabs());
-        let experts =
-            experts.map(|(pool, slabs)| Experts { more_follows, guess, ..Experts::new(pool, slabs) });
+        let experts = experts.map(|(pool, slabs)| Experts {
+            more_follows,
+            guess,
+            leads: !between,
+            ..Experts::new(pool, slabs)
+        });
         let records = parts.iter().any(|part| part.sequence.routes.is_some());
         let mut recorded = Vec::new();
         let mut step = Step {
             tokens: &tokens(parts),
-            blocks: &row_blocks(segments, &marks, model.block_rows()),
+            blocks: &blocks,
             snapshots: &mut snapshots,
             states,
             backend: model.backend.as_ref(),
@@ -277,8 +324,18 @@ impl Batch {
             rehearsal: None,
             routes: records.then_some(&mut recorded),
             between_layers,
+            midst,
         };
-        let x = model.decoder.forward(&mut step)?;
+        let x = match model.decoder.forward(&mut step) {
+            Ok(x) => x,
+            Err(e) => {
+                if let Some(midst) = step.midst.take().filter(|_| !between) {
+                    drop(step);
+                    midst::keep(model, parts, segments, &blocks, &midst, (marks, snapshots), states);
+                }
+                return Err(e);
+            }
+        };
         for (block, x) in step.blocks.iter().zip(&x) {
             let here = wanted.iter().filter(|wanted| block.rows.contains(&(wanted.row as usize)));
             for wanted in here.collect::<Vec<_>>().chunks(LOGIT_ROWS) {
@@ -296,7 +353,7 @@ impl Batch {
             // Weights that are written while they are read are no weights.
             pool.store.check_unchanged()?;
         }
-        keep_borders(model, parts, &marks, snapshots, states);
+        marks::keep(model, parts, &marks, snapshots, states);
         advance(parts);
         keep_routes(parts, segments, &recorded);
         Ok(())
@@ -337,7 +394,7 @@ fn pause<'a>(
     pool: &'a mut Option<&mut ExpertPool>,
     layers_done: usize,
 ) -> Pause<'a> {
-    Pause { layers_done, states, pool: pool.as_deref_mut() }
+    Pause::new(layers_done, states, pool.as_deref_mut())
 }
 
 /// Parts that are ready for a step.
@@ -347,23 +404,41 @@ struct Ready<'a, 'p> {
     wanted: Vec<Wanted>,
     /// Where their sequences were.
     before: Vec<usize>,
+    /// With what they go on, all or none.
+    chunks: Vec<Midway>,
 }
 
 impl<'a, 'p> Ready<'a, 'p> {
-    /// Makes all of them ready; where pages run short, expert slots give memory. Where one part cannot be ready, all are as
-    /// before.
-    fn new(model: &Model, parts: &'a mut [Part<'p>], uses: Pause<'_>) -> Result<Self> {
+    /// Makes all of them ready, to go on with `chunks` or to begin; where pages run short, expert slots give memory. Where one
+    /// part cannot be ready, all are as before.
+    fn new(model: &Model, parts: &'a mut [Part<'p>], chunks: Vec<Midway>, uses: Pause<'_>) -> Result<Self> {
         let Pause { states, mut pool, .. } = uses;
-        while let Err(e) = parts.iter_mut().try_for_each(|part| part.sequence.prepare(states, part.rows)) {
-            parts.iter_mut().for_each(|part| part.sequence.state.unclaim());
-            if e.kind() != ErrorKind::Memory || !model.trade.add_pages(states, pool.as_deref_mut()) {
-                return Err(e);
+        let before = parts.iter().map(|part| part.sequence.position()).collect();
+        if chunks.is_empty() {
+            while let Err(e) = parts.iter_mut().try_for_each(|part| part.sequence.prepare(states, part.rows))
+            {
+                parts.iter_mut().for_each(|part| part.sequence.state.unclaim());
+                if e.kind() != ErrorKind::Memory || !model.trade.add_pages(states, pool.as_deref_mut()) {
+                    return Err(e);
+                }
             }
         }
-        let segments = segments(parts);
-        let wanted = wanted(parts, &segments);
-        let before = parts.iter().map(|part| part.sequence.position()).collect();
-        Ok(Self { parts, segments, wanted, before })
+        let mut ready = Self { parts, segments: Vec::new(), wanted: Vec::new(), before, chunks };
+        if let Err(e) = ready.go_on(states) {
+            ready.go_back(states)?;
+            return Err(e);
+        }
+        ready.segments = segments(ready.parts);
+        ready.wanted = wanted(ready.parts, &ready.segments);
+        Ok(ready)
+    }
+
+    fn go_on(&mut self, states: &mut StatePool) -> Result<()> {
+        for (part, chunk) in self.parts.iter_mut().zip(&self.chunks) {
+            part.sequence.prepare_to_go_on(states, chunk)?;
+            part.rows = chunk.rows();
+        }
+        Ok(())
     }
 
     /// After a step that failed.
@@ -376,13 +451,16 @@ impl<'a, 'p> Ready<'a, 'p> {
     }
 }
 
-fn check(model: &Model, parts: &[Part<'_>], most: usize) -> Result<()> {
-    if parts.is_empty() {
-        return Err(Error::invalid("a step of no sequences"));
-    }
-    let rows: usize = parts.iter().map(|part| part.rows).sum();
+fn check_rows(rows: usize, most: usize) -> Result<()> {
     if rows > most {
         return Err(Error::invalid(format!("a step of {rows} rows: the plan has memory for {most}")));
+    }
+    Ok(())
+}
+
+fn check(model: &Model, parts: &[Part<'_>]) -> Result<()> {
+    if parts.is_empty() {
+        return Err(Error::invalid("a step of no sequences"));
     }
     for part in parts {
         if !std::ptr::eq(&raw const **part.sequence.model(), model) {
@@ -443,48 +521,6 @@ fn advance(parts: &mut [Part<'_>]) {
     }
 }
 
-/// Borders that the step passes: whose, by rising position. Where there is no memory for all of their snapshots, those go
-/// without that save least.
-fn marks(parts: &[Part<'_>], states: &StatePool) -> Vec<(usize, usize)> {
-    let of = |(i, part): (usize, &Part<'_>)| {
-        part.sequence.borders(part.rows).map(move |border| (i, border)).collect()
-    };
-    let mut marks: Vec<(usize, usize)> = parts.iter().enumerate().flat_map::<Vec<_>, _>(of).collect();
-    while states.ledger().recurrent && marks.len() > states.prefixes.snapshots_max() {
-        let saves = |at: usize| {
-            let (of, border) = marks[at];
-            let before = marks[..at].iter().rev().find(|(other, _)| *other == of);
-            border - before.map_or(parts[of].sequence.position(), |(_, border)| *border)
-        };
-        let least = (0..marks.len()).min_by_key(|&at| saves(at));
-        least.map(|at| marks.remove(at));
-    }
-    marks
-}
-
-/// Memory for the snapshots of `marks`, if layers are recurrent.
-fn snapshots(marks: &[(usize, usize)], states: &mut StatePool) -> Result<Vec<Snapshot>> {
-    let marks = if states.ledger().recurrent { marks } else { &[] };
-    marks.iter().map(|(_, border)| states.new_snapshot(*border)).collect()
-}
-
-/// Keeps the states of borders that a step has passed.
-fn keep_borders(
-    model: &Model,
-    parts: &[Part<'_>],
-    marks: &[(usize, usize)],
-    snapshots: Vec<Snapshot>,
-    states: &mut StatePool,
-) {
-    let mut snapshots = snapshots.into_iter().map(Arc::new);
-    for (of, border) in marks {
-        parts[*of].sequence.keep_at(states, *border, snapshots.next());
-    }
-    if !marks.is_empty() {
-        model.states_kept();
-    }
-}
-
 /// Gives each sequence that records its rows of what the routers chose.
 fn keep_routes(parts: &mut [Part<'_>], segments: &[Segment], recorded: &[(store::LayerId, Routes)]) {
     for (part, segment) in parts.iter_mut().zip(segments) {
@@ -527,6 +563,7 @@ fn record(
         rehearsal: None,
         routes: None,
         between_layers: &mut |_| ControlFlow::Continue(()),
+        midst: None,
     };
     let mut logits = None;
     let recorded = model.backend.record(&mut || {

@@ -2,9 +2,10 @@
 //!
 //! A token costs the bytes that must come from the drive over its rate, while the experts are multiplied, and everything
 //! else that is computed, which hides nothing. A prompt chunk costs the drive's time for all experts that it uses, or its
-//! arithmetic, whichever is longer. The device is timed in the model's own sizes (`work`).
+//! arithmetic with the copies to a GPU, whichever is longer (`prompt`). The device is timed in the model's own sizes (`work`).
 
 mod memory;
+mod prompt;
 mod scrap;
 mod stand;
 mod work;
@@ -19,6 +20,7 @@ use kernels::cpu::{Isa, read_all};
 use kernels::gpu;
 use kernels::reference::Reference;
 use kernels::{Backend, Tensor, Weight};
+use store::PAGE_BYTES;
 use work::Work;
 
 use crate::device::open_device;
@@ -28,7 +30,9 @@ use crate::model::OpenOptions;
 use crate::models;
 use crate::synth::{Layout, Shape, SynthOptions, sizes};
 
+pub use crate::bound::Bound;
 pub use memory::Memory;
+pub use prompt::{Prompt, PromptPrediction, predict_prompt};
 pub use scrap::probe_directory;
 pub use work::Times;
 
@@ -52,6 +56,8 @@ pub struct Demand {
     pub top_k: usize,
     /// Those that the model was made to use.
     pub own_top_k: usize,
+    /// Tokens of the longest prompt.
+    pub prompt_tokens_max: usize,
     /// What it keeps in memory.
     pub memory: Memory,
     /// What its layers compute.
@@ -80,6 +86,7 @@ impl Demand {
             experts,
             top_k,
             own_top_k,
+            prompt_tokens_max: options.context.unwrap_or(meta.context),
             memory: Memory::of_model(&bound, &index, &meta, context, options)?,
             work: Work { top_k, ..Work::of_model(path)? },
         })
@@ -102,17 +109,26 @@ impl Demand {
             experts: shape.experts,
             top_k,
             own_top_k: shape.top_k,
+            prompt_tokens_max: options.context.unwrap_or(shape.context),
             memory: Memory::of_shape(&shape, layout, &work, &found, context, options)?,
             work,
         })
     }
 
-    /// Seconds that the device of `options` computes for a token of a prompt of `prompt_tokens`, and for one after it.
+    /// Times the device of `options` with a token after `position` others.
     ///
     /// # Errors
     /// `Device` when there is none or it fails, `Memory` when there is no room.
-    pub fn times(&self, options: &OpenOptions, prompt_tokens: usize) -> Result<Times> {
-        work::times(&open_device(options)?.backend, &self.work, prompt_tokens)
+    pub fn time_token(&self, options: &OpenOptions, position: usize) -> Result<Times> {
+        work::token_times(&open_device(options)?.backend, &self.work, position)
+    }
+
+    /// The part of all experts that so many slots hold.
+    fn slots_fraction(&self, slots: u64) -> f64 {
+        match self.memory.total_experts() {
+            0 => 1.0,
+            all => slots as f64 / all as f64,
+        }
     }
 
     /// Experts that a chunk of `rows` tokens uses, as a part of all, if they choose independently and evenly: what
@@ -218,6 +234,45 @@ fn passes_per_s(backend: &Arc<dyn Backend>, weights: &[Weight], rows: usize, tim
     Ok(passes as f64 / spent.as_secs_f64().max(1e-9))
 }
 
+/// Copies are measured with pieces of so many bytes, about an expert's, and with as many as fill the buffers that they go
+/// through a few times.
+const COPY_BYTES: usize = 8 << 20;
+const COPIES: usize = 24;
+
+/// The rate at which experts are copied to the device of `options`, measured for about `time`; `None` where it reads the
+/// machine's memory.
+///
+/// # Errors
+/// `Device` when there is none or it fails, `Memory` when there is no room.
+pub fn copy_bytes_per_s(options: &OpenOptions, time: Duration) -> Result<Option<f64>> {
+    backend_copy_rate(&open_device(options)?.backend, time)
+}
+
+/// The same for an open device.
+///
+/// # Errors
+/// `Device` when it fails, `Memory` when there is no room.
+pub(crate) fn backend_copy_rate(backend: &Arc<dyn Backend>, time: Duration) -> Result<Option<f64>> {
+    let info = backend.info();
+    if info.unified_memory {
+        return Ok(None);
+    }
+    let bytes = COPY_BYTES.min(info.buffer_bytes_max) / PAGE_BYTES * PAGE_BYTES;
+    let (host, block) = (vec![0x11; bytes], backend.alloc(bytes)?);
+    let copy = || -> Result<f64> {
+        let start = Instant::now();
+        (0..COPIES).try_for_each(|_| backend.upload(block.buffer(), 0, &host))?;
+        backend.read(&block, 0, &mut [0; 4])?; // waits for the device
+        Ok(start.elapsed().as_secs_f64())
+    };
+    copy()?; // its buffers are made
+    let (start, mut best_s) = (Instant::now(), copy()?);
+    while start.elapsed() < time {
+        best_s = best_s.min(copy()?);
+    }
+    Ok(Some((COPIES * bytes) as f64 / best_s.max(1e-9)))
+}
+
 /// The rate at which `threads` threads read memory, in bytes/s.
 ///
 /// # Errors
@@ -239,14 +294,14 @@ pub fn memory_bytes_per_s(threads: usize) -> Result<f64> {
 /// The machine that a prediction is for.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Conditions {
-    /// What the device needs for a token.
-    pub times: Times,
+    /// What the device needs for a generated token.
+    pub token: Times,
     /// What the drive delivers.
     pub drive_bytes_per_s: f64,
+    /// What goes to a GPU that has memory of its own; without limits where there is none.
+    pub copy_bytes_per_s: f64,
     /// The ceiling of everything in memory.
     pub budget_bytes: u64,
-    /// Tokens of the prompt.
-    pub prompt_tokens: usize,
 }
 
 /// What a machine will do with a model.
@@ -266,12 +321,6 @@ pub struct Prediction {
     pub token_arithmetic_s: f64,
     /// Generation.
     pub decode_tokens_per_s: f64,
-    /// Seconds of the drive for the prompt.
-    pub prompt_drive_s: f64,
-    /// Seconds of arithmetic for the prompt.
-    pub prompt_arithmetic_s: f64,
-    /// Reading a prompt.
-    pub prefill_tokens_per_s: f64,
 }
 
 /// Hit rates of the default policy in pools of some parts of all experts: replays of the bundled model's recorded
@@ -288,26 +337,16 @@ const HITS: [(f64, f64); 9] = [
     (1.0, 1.0),
 ];
 
-/// Predicts the prompt, and the first tokens after it.
+/// Predicts the first tokens after a prompt.
 pub fn predict(model: &Demand, on: &Conditions) -> Prediction {
-    let floor_bytes = model.resident_bytes + model.memory.floor_bytes(model.top_k);
-    let left_bytes = on.budget_bytes.saturating_sub(model.resident_bytes);
-    let Some((rows, slots)) = model.memory.divide(on.budget_bytes, left_bytes, model.top_k) else {
+    let floor_bytes = model.memory.floor_bytes();
+    let Some(planned) = model.memory.plan(on.budget_bytes) else {
         return Prediction { floor_bytes, ..Prediction::default() };
     };
-    let chunk = on.prompt_tokens.clamp(1, rows);
-    let slots_fraction = match model.memory.total_experts {
-        0 => 1.0,
-        all => slots as f64 / all as f64,
-    };
+    let slots_fraction = model.slots_fraction(planned.slots);
     let hit_rate = hits(slots_fraction);
-    let Times { resident_s, experts_s, prompt_resident_s, prompt_experts_s } = on.times;
+    let Times { resident_s, experts_s } = on.token;
     let token_drive_s = model.token_expert_bytes as f64 * (1.0 - hit_rate) / on.drive_bytes_per_s;
-    let prompt_arithmetic_s = on.prompt_tokens as f64 * (prompt_resident_s + prompt_experts_s);
-    let chunks = on.prompt_tokens.div_ceil(chunk) as f64;
-    // What the pool holds of a layer when a chunk comes to it was pushed out by the others, but for this part.
-    let read = model.experts_bytes as f64 * model.coverage(chunk) * (1.0 - slots_fraction);
-    let prompt_drive_s = chunks * read / on.drive_bytes_per_s;
     Prediction {
         floor_bytes,
         fits: true,
@@ -316,9 +355,6 @@ pub fn predict(model: &Demand, on: &Conditions) -> Prediction {
         token_drive_s,
         token_arithmetic_s: resident_s + experts_s,
         decode_tokens_per_s: 1.0 / (resident_s + experts_s.max(token_drive_s)),
-        prompt_drive_s,
-        prompt_arithmetic_s,
-        prefill_tokens_per_s: on.prompt_tokens as f64 / prompt_drive_s.max(prompt_arithmetic_s),
     }
 }
 
@@ -331,38 +367,36 @@ fn hits(slots_fraction: f64) -> f64 {
     })
 }
 
-/// What would make it faster, by how much in decode and in prefill, the best first; only what is worth a tenth.
-pub fn advice(model: &Demand, on: &Conditions) -> Vec<(&'static str, f64, f64)> {
-    let now = predict(model, on);
-    if !now.fits {
-        return Vec::new();
-    }
+/// What would make it faster, by how much in decode and in the prompt, the best first; only what is worth a tenth.
+pub fn advice(model: &Demand, on: &Conditions, prompt: &Prompt) -> Vec<(&'static str, f64, f64)> {
+    let rates = |model: &Demand, on: &Conditions, prompt: &Prompt| {
+        let decode = Some(predict(model, on)).filter(|seen| seen.fits)?.decode_tokens_per_s;
+        Some((decode, predict_prompt(model, on, prompt)?.tokens_per_s))
+    };
+    let Some(now) = rates(model, on, prompt) else { return Vec::new() };
+    let top_k = model.top_k.div_ceil(2);
     let fewer = Demand {
         token_expert_bytes: model.token_expert_bytes / 2,
-        top_k: model.top_k.div_ceil(2),
+        top_k,
+        memory: model.memory.with_top_k(top_k),
         ..model.clone()
     };
     let twice_memory = Conditions { budget_bytes: 2 * on.budget_bytes, ..*on };
     let twice_drive = Conditions { drive_bytes_per_s: 2.0 * on.drive_bytes_per_s, ..*on };
-    let twice_arithmetic = Conditions { times: on.times.faster(2.0), ..*on };
-    let half_experts = Times {
-        experts_s: on.times.experts_s / 2.0,
-        prompt_experts_s: on.times.prompt_experts_s / 2.0,
-        ..on.times
-    };
-    let half_experts = Conditions { times: half_experts, ..*on };
+    let faster = Conditions { token: on.token.faster(2.0), ..*on };
+    let faster_prompt = Prompt { times: prompt.times.faster(2.0), ..*prompt };
+    let half = Conditions { token: on.token.with_half_the_experts(), ..*on };
+    let half_prompt = Prompt { times: prompt.times.with_half_the_experts(), ..*prompt };
     let tries = [
-        ("twice the memory budget", predict(model, &twice_memory)),
-        ("a drive twice as fast", predict(model, &twice_drive)),
-        ("twice the processor", predict(model, &twice_arithmetic)),
-        ("half the experts per token, which changes answers", predict(&fewer, &half_experts)),
+        ("twice the memory budget", rates(model, &twice_memory, prompt)),
+        ("a drive twice as fast", rates(model, &twice_drive, prompt)),
+        ("twice the processor", rates(model, &faster, &faster_prompt)),
+        ("half the experts per token, which changes answers", rates(&fewer, &half, &half_prompt)),
     ];
-    let gain = |p: &Prediction| {
-        let decode = p.decode_tokens_per_s / now.decode_tokens_per_s;
-        (decode, p.prefill_tokens_per_s / now.prefill_tokens_per_s)
-    };
-    let gains = tries.iter().map(|(what, p)| (*what, gain(p).0, gain(p).1));
-    let mut worth: Vec<_> = gains.filter(|(_, decode, prefill)| decode.max(*prefill) >= 1.1).collect();
+    let gains = tries
+        .into_iter()
+        .filter_map(|(what, rates)| rates.map(|(decode, prompt)| (what, decode / now.0, prompt / now.1)));
+    let mut worth: Vec<_> = gains.filter(|(_, decode, prompt)| decode.max(*prompt) >= 1.1).collect();
     worth.sort_by(|a, b| (b.1 * b.2).total_cmp(&(a.1 * a.2)));
     worth
 }
@@ -377,40 +411,79 @@ mod tests {
 
     fn laptop(budget_gib: u64) -> Conditions {
         Conditions {
-            times: Times {
-                resident_s: 0.08,
-                experts_s: 0.07,
-                prompt_resident_s: 4e-3,
-                prompt_experts_s: 4e-3,
-            },
+            token: Times { resident_s: 0.08, experts_s: 0.07 },
             drive_bytes_per_s: 7e9,
+            copy_bytes_per_s: f64::INFINITY,
             budget_bytes: budget_gib << 30,
-            prompt_tokens: 2048,
         }
+    }
+
+    fn prompt(tokens: usize, token_s: f64) -> Prompt {
+        Prompt { tokens, times: Times { resident_s: token_s / 2.0, experts_s: token_s / 2.0 } }
     }
 
     #[test]
     fn the_flagship_on_a_laptop_waits_for_its_drive() {
         let flagship = shape("qwen3.5-397b-a17b");
         assert!((flagship.token_expert_bytes as f64 / 4.25e9 - 1.0).abs() < 0.01, "{flagship:?}");
-        let seen = predict(&flagship, &laptop(12));
+        let (on, short) = (laptop(12), prompt(2048, 8e-3));
+        let seen = predict(&flagship, &on);
         // 4.25 GB a token at 7 GB/s, nearly nothing in memory; the experts of a chunk once, 217 GB.
         assert!(seen.fits && (1.4..1.9).contains(&seen.decode_tokens_per_s), "{seen:?}");
-        assert!((50.0..80.0).contains(&seen.prefill_tokens_per_s), "{seen:?}");
-        let worth = advice(&flagship, &laptop(12));
+        let read = predict_prompt(&flagship, &on, &short).unwrap();
+        assert!((50.0..80.0).contains(&read.tokens_per_s), "{read:?}");
+        let worth = advice(&flagship, &on, &short);
         assert!(worth.iter().any(|(what, decode, _)| what.contains("drive") && *decode > 1.5), "{worth:?}");
         assert!(!predict(&flagship, &laptop(5)).fits);
-        assert!(advice(&flagship, &laptop(5)).is_empty());
+        assert_eq!(predict_prompt(&flagship, &laptop(5), &short), None);
+        assert!(advice(&flagship, &laptop(5), &short).is_empty());
+    }
+
+    #[test]
+    fn a_longer_prompt_reads_the_experts_no_more_often_until_its_chunk_has_no_room() {
+        let flagship = shape("qwen3.5-397b-a17b");
+        let lengths = flagship.prompts(&[]).unwrap();
+        assert_eq!(lengths, [2048, 8192, 32_768]);
+        let of = |on: &Conditions, tokens, token_s| {
+            predict_prompt(&flagship, on, &prompt(tokens, token_s)).unwrap()
+        };
+        let fast = lengths.iter().map(|tokens| of(&laptop(12), *tokens, 8e-4)).collect::<Vec<_>>();
+        assert_eq!([fast[0].chunks, fast[1].chunks, fast[2].chunks], [1, 1, 1], "{fast:?}");
+        assert!(fast.iter().all(|seen| seen.chunk_tokens * seen.chunks >= seen.prompt_tokens), "{fast:?}");
+        assert!(fast.iter().all(|seen| (seen.drive_s / fast[0].drive_s - 1.0).abs() < 0.02), "{fast:?}");
+        assert!(fast.iter().all(|seen| seen.bound == Bound::Drive && seen.seconds == seen.drive_s));
+        assert!(fast[1].tokens_per_s > 3.9 * fast[0].tokens_per_s, "{fast:?}");
+        // On a machine that computes 125 tokens a second only the shortest waits for its drive.
+        let slow = lengths.iter().map(|tokens| of(&laptop(12), *tokens, 8e-3).bound).collect::<Vec<_>>();
+        assert_eq!(slow, [Bound::Drive, Bound::Arithmetic, Bound::Arithmetic]);
+        // Copies are made in turn with arithmetic, beside reads.
+        let gpu = Conditions { copy_bytes_per_s: 6e9, ..laptop(12) };
+        let seen = of(&gpu, 2048, 1e-3);
+        assert_eq!((seen.bound, seen.seconds), (Bound::Copies, seen.copies_s + seen.arithmetic_s));
+        let little = of(&laptop(8), 32_768, 8e-4);
+        assert!(little.chunks > 1 && little.drive_s > 1.9 * fast[0].drive_s, "{little:?}");
+    }
+
+    #[test]
+    fn prompts_fit_the_context() {
+        let options = OpenOptions { context: Some(4096), ..OpenOptions::default() };
+        let short =
+            Demand::of_shape(Shape::find("qwen3-30b-a3b").unwrap(), Layout::Mlx4Bit, &options).unwrap();
+        assert_eq!(short.prompts(&[]).unwrap(), [2048]);
+        assert_eq!(short.prompts(&[4096, 7]).unwrap(), [4096, 7]);
+        let error = short.prompts(&[100, 4097]).unwrap_err();
+        assert!(error.message().contains("4097 tokens does not fit a context of 4096"), "{error}");
+        let tiny = Demand { prompt_tokens_max: 100, ..short };
+        assert_eq!(tiny.prompts(&[]).unwrap(), [100]);
     }
 
     #[test]
     fn what_fits_is_limited_by_arithmetic_and_hits_rise_with_slots() {
         let small = shape("qwen3-30b-a3b");
         let all = predict(&small, &laptop(64));
-        assert_eq!(
-            (all.slots_fraction, all.hit_rate, all.token_drive_s, all.prompt_drive_s),
-            (1.0, 1.0, 0.0, 0.0)
-        );
+        assert_eq!((all.slots_fraction, all.hit_rate, all.token_drive_s), (1.0, 1.0, 0.0));
+        let read = predict_prompt(&small, &laptop(64), &prompt(8192, 1e-3)).unwrap();
+        assert_eq!((read.drive_s, read.bound), (0.0, Bound::Arithmetic));
         let mut before = 0.0;
         for budget in 3..24 {
             let seen = predict(&small, &laptop(budget));
@@ -426,6 +499,8 @@ mod tests {
         let rates = device_rates(&OpenOptions::default(), Duration::from_millis(40)).unwrap();
         assert!(rates.decode_bytes_per_s > 1e7 && rates.prefill_macs_per_s > 1e7, "{rates:?}");
         assert!(memory_bytes_per_s(2).unwrap() > 1e8);
+        let cpu = OpenOptions { device: crate::Device::Cpu, ..OpenOptions::default() };
+        assert_eq!(copy_bytes_per_s(&cpu, Duration::ZERO).unwrap(), None, "it reads the same memory");
         let dir = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
         let seen = probe_directory(dir.path(), Duration::from_millis(50)).unwrap();
         assert!(seen.best_bytes_per_s() > 1e6);

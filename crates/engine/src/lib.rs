@@ -34,6 +34,7 @@
 
 mod ahead;
 mod batch;
+mod bound;
 mod bridge;
 mod device;
 pub mod doctor;
@@ -47,6 +48,8 @@ mod layers;
 mod limits;
 mod lookahead;
 mod mapped;
+mod marks;
+mod midst;
 mod model;
 mod models;
 mod overhead;
@@ -70,6 +73,7 @@ mod vram;
 mod widths;
 
 pub use batch::{Answer, Batch, BetweenLayers, LogitSink, Logits, Part, Pause};
+pub use bound::{Bound, LayerTime};
 pub use device::Device;
 pub use files::{Dialect, Error, ErrorKind, Meta, Result};
 pub use kernels::ops::{DeviceCounts, KernelTime, KvFormat};

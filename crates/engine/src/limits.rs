@@ -44,6 +44,11 @@ pub(crate) fn chunks(context: usize, asked: Option<usize>, streams: bool) -> imp
     std::iter::successors(Some(most), next)
 }
 
+/// Rows of the chunks that a prompt of `tokens` is computed in.
+pub(crate) fn cut(tokens: usize, chunk: usize) -> impl Iterator<Item = usize> {
+    (0..tokens).step_by(chunk.max(1)).map(move |first| chunk.min(tokens - first))
+}
+
 /// Rows of a block.
 pub(crate) fn block_rows(asked: Option<usize>, streams: bool) -> usize {
     asked.unwrap_or(if streams { BLOCK_TOKENS } else { CHUNK_TOKENS }).max(1)

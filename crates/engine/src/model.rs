@@ -17,6 +17,7 @@ use store::{ExpertLayout, ExpertStore, StoreOptions};
 use crate::ahead::StepLock;
 use crate::bridge::Slabs;
 use crate::device::{Device, open_device};
+use crate::doctor::backend_copy_rate;
 use crate::drive::{self, DriveOptions, OpenedDrive};
 use crate::keeper::Keeper;
 use crate::limits;
@@ -27,7 +28,7 @@ use crate::pool::{self, ExpertPool};
 use crate::rehearsal::{meanwhile, rehearse};
 use crate::scratch::Scratch;
 use crate::sequence::SequenceId;
-use crate::sizes::{ChunkRows, Plans, Sizes};
+use crate::sizes::{self, ChunkRows, Plans, Sizes};
 use crate::state::{Ledger, SequenceState, StateDirectory, StatePool};
 use crate::trade::Trade;
 use crate::vram::{Cut, DeviceSlots};
@@ -179,18 +180,27 @@ impl Model {
             vocab: meta.vocab_size,
         };
         let total_experts = overhead.experts;
-        let sizes = Sizes::new(&decoder, &states, &experts, arena.bytes(), overhead, context, sessions)?;
-        let (plans, rows) = sizes.plan(options, &meta, backend.info())?;
+        let sizes = Sizes {
+            name: meta.name.clone().unwrap_or_else(|| meta.arch.clone()),
+            widths: decoder.widths(),
+            states,
+            context,
+            slot_bytes: sizes::slot_bytes(&experts)?,
+            resident_bytes: arena.bytes(),
+            sessions,
+            overhead,
+        };
+        let (plans, rows) = sizes.plan(options, backend.info())?;
         let streamed = (plans.memory.slots < total_experts).then(|| part_bytes(&experts));
         let drive = drive::open(index.files(), options, streamed)?;
         let device_slots = plans.vram.as_ref().unwrap_or(&plans.memory).slots;
-        rehearse(backend, &decoder, &states, &experts, device_slots >= total_experts)?;
+        rehearse(backend, &decoder, &sizes.states, &experts, device_slots >= total_experts)?;
         let sample = meanwhile(|| backend.prepare(), || arena.load(&drive.disk, progress))?;
         drive.disk.check_unchanged()?;
         let fingerprint = fingerprint(&meta, index, backend, decoder.top_k(), &sample);
         let experts = open_pool(backend, &drive.disk, experts, &plans, decoder.top_k(), options)?;
         let scratch = Scratch::new(backend.clone(), plans.memory.scratch_bytes as usize);
-        let states = StatePool::new(backend.clone(), &states, &plans.room)?;
+        let states = StatePool::new(backend.clone(), &sizes.states, &plans.room)?;
         Ok(Self {
             meta,
             decoder,
@@ -200,7 +210,11 @@ impl Model {
             ledger: states.ledger().clone(),
             experts,
             step: Mutex::new(StepLock::new(states)),
-            trade: Trade::new(&plans.memory, &plans.room),
+            trade: Trade::new(
+                &plans.memory,
+                &plans.room,
+                limits::step_rows(rows.chunk.min(rows.block), sessions),
+            ),
             sequences_max: sessions,
             plans,
             context,
@@ -289,6 +303,17 @@ impl Model {
     /// What the device was asked to do since the model's backend was opened; `None` for the CPU.
     pub fn device_counts(&self) -> Option<DeviceCounts> {
         self.backend.counts()
+    }
+
+    /// The rate at which experts are copied to a GPU that has not room for all in memory of its own, measured for about `time`;
+    /// `None` where nothing is copied.
+    ///
+    /// # Errors
+    /// What the device reports.
+    pub fn measure_copies(&self, time: Duration) -> Result<Option<f64>> {
+        let total = self.plan().total_experts as usize;
+        let copies = self.vram_slots().is_some_and(|slots| slots < total);
+        if copies { backend_copy_rate(&self.backend, time) } else { Ok(None) }
     }
 
     /// Reads on what nobody has asked for yet; false when there is nothing left of that. On a GPU that all experts fit
@@ -400,7 +425,9 @@ impl Model {
 
     /// Forgets what ended sequences have computed; the state directory keeps it. Waits for a running step.
     pub fn forget_kept(&self) {
-        self.lock_step().states.prefixes.clear();
+        let states = &mut self.lock_step().states;
+        states.prefixes.clear();
+        states.midways.clear();
     }
 
     /// Pages of keys and values that no sequence has and none has kept, and sequences that there is room for besides those
@@ -475,6 +502,19 @@ impl Model {
     /// Rows of a step that the plan has memory for: a prompt chunk, and a token of each other planned sequence.
     pub(crate) fn step_rows_max(&self) -> usize {
         self.step_rows_max
+    }
+
+    /// Whether the plan has memory for a step of `rows` rows beside `bytes` of others'.
+    pub(crate) fn has_scratch_beside(&self, rows: usize, bytes: usize) -> bool {
+        let places = limits::logit_places(rows, self.sequences_max);
+        let step_bytes = self.decoder.widths().bytes(rows, self.rows.block, places);
+        let Plan { scratch_bytes, lent_bytes, .. } = self.plans.memory;
+        step_bytes + bytes as u64 <= scratch_bytes + lent_bytes
+    }
+
+    /// Whether anything is kept of what sequences have computed.
+    pub(crate) fn keeps_states(&self) -> bool {
+        self.plans.room.keeps
     }
 
     /// Rows of a step that go through norms and mixers together, at most.

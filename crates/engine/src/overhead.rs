@@ -41,6 +41,7 @@ const fn max(a: usize, b: usize) -> u64 {
 }
 
 /// What the estimate depends on.
+#[derive(Clone, Debug)]
 pub(crate) struct Overhead {
     /// Threads that compute.
     pub(crate) threads: usize,

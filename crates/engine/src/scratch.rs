@@ -1,7 +1,7 @@
 //! Activations that live for a few ops: device blocks used again and again, within the planned bytes.
 
 use std::ops::{Deref, DerefMut};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use files::{Error, Result};
 use kernels::ops::RouteBuffers;
@@ -10,7 +10,6 @@ use kernels::{Backend, Block, Tensor};
 /// A pool of device blocks that never holds more than its limit.
 pub(crate) struct Scratch {
     backend: Arc<dyn Backend>,
-    limit_bytes: usize,
     state: Mutex<Free>,
 }
 
@@ -19,12 +18,34 @@ struct Free {
     /// Idle blocks, those unused for longest first.
     blocks: Vec<Block>,
     allocated_bytes: usize,
+    limit_bytes: usize,
+}
+
+impl Free {
+    /// Gives idle blocks back until `bytes` more would fit; whether they do.
+    fn fits(&mut self, bytes: usize) -> bool {
+        while self.allocated_bytes + bytes > self.limit_bytes && !self.blocks.is_empty() {
+            self.allocated_bytes -= self.blocks.remove(0).bytes();
+        }
+        self.allocated_bytes + bytes <= self.limit_bytes
+    }
 }
 
 impl Scratch {
     /// An empty pool over `backend` that may allocate `limit_bytes`.
     pub(crate) fn new(backend: Arc<dyn Backend>, limit_bytes: usize) -> Arc<Self> {
-        Arc::new(Self { backend, limit_bytes, state: Mutex::default() })
+        Arc::new(Self { backend, state: Mutex::new(Free { limit_bytes, ..Free::default() }) })
+    }
+
+    /// From now on it may allocate `limit_bytes`; false where more than that is in use, and nothing changes.
+    pub(crate) fn set_limit(&self, limit_bytes: usize) -> bool {
+        let mut state = self.lock();
+        let before = std::mem::replace(&mut state.limit_bytes, limit_bytes);
+        let fits = state.fits(0);
+        if !fits {
+            state.limit_bytes = before;
+        }
+        fits
     }
 
     /// An activation `[rows, cols]` with undefined values.
@@ -42,19 +63,16 @@ impl Scratch {
 
     fn take(&self, bytes: usize) -> Result<Block> {
         let bytes = bytes.max(1).next_multiple_of(4096);
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.lock();
         // Only a block of this very size: a larger one would be missing where its size is needed, and the plan
         // counts what tensors have, not what they sit in. Steps of as many rows ask for the same sizes.
         if let Some(i) = state.blocks.iter().position(|b| b.bytes() == bytes) {
             return Ok(state.blocks.remove(i));
         }
-        while state.allocated_bytes + bytes > self.limit_bytes && !state.blocks.is_empty() {
-            state.allocated_bytes -= state.blocks.remove(0).bytes();
-        }
-        if state.allocated_bytes + bytes > self.limit_bytes {
+        if !state.fits(bytes) {
             return Err(Error::memory(format!(
                 "scratch of {} bytes is exhausted: {} in use, {bytes} more wanted",
-                self.limit_bytes, state.allocated_bytes
+                state.limit_bytes, state.allocated_bytes
             )));
         }
         let block = self.backend.alloc(bytes)?;
@@ -63,7 +81,11 @@ impl Scratch {
     }
 
     fn give_back(&self, block: Block) {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner).blocks.push(block);
+        self.lock().blocks.push(block);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Free> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -157,6 +179,20 @@ mod tests {
         drop(scratch.tensor(5, PAGE / 4).unwrap());
         let idle: Vec<_> = scratch.state.lock().unwrap().blocks.iter().map(|b| b.bytes() / PAGE).collect();
         assert_eq!(idle, [4, 5]);
+    }
+
+    #[test]
+    fn a_lower_limit_gives_idle_blocks_back() {
+        const PAGE: usize = 4096;
+        let scratch = Scratch::new(Arc::new(Reference::default()), 10 * PAGE);
+        let held = scratch.tensor(3, PAGE / 4).unwrap();
+        drop(scratch.tensor(5, PAGE / 4).unwrap());
+        assert!(!scratch.set_limit(2 * PAGE), "three pages are in use");
+        assert_eq!(scratch.lock().allocated_bytes, 3 * PAGE);
+        assert_eq!(scratch.lock().limit_bytes, 10 * PAGE);
+        drop(held);
+        assert!(scratch.set_limit(2 * PAGE));
+        assert_eq!(scratch.lock().allocated_bytes, 0);
     }
 
     #[test]

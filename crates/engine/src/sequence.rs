@@ -7,7 +7,7 @@ use kernels::ops::Routes;
 use store::LayerId;
 
 use crate::model::Model;
-use crate::state::{Found, SequenceState, Snapshot, StatePool};
+use crate::state::{Found, GoOn, Midway, SequenceState, Snapshot, StatePool};
 
 /// What tells a sequence from others.
 #[derive(Clone, Debug, Default)]
@@ -47,6 +47,8 @@ pub struct Sequence {
     start: Option<Arc<Snapshot>>,
     /// Positions whose state others may want, rising; those after [`Self::position`].
     borders: Vec<usize>,
+    /// A chunk of the same tokens that broke off, with which its next step may go on.
+    pub(crate) goes_on: Option<GoOn>,
     pub(crate) routes: Option<Vec<RouteRecord>>,
 }
 
@@ -63,6 +65,7 @@ impl Sequence {
             tokens: Vec::new(),
             start: None,
             borders: Vec::new(),
+            goes_on: None,
             routes: None,
         })
     }
@@ -123,6 +126,7 @@ impl Sequence {
         }
         self.tokens.truncate(len);
         self.borders.retain(|border| *border <= len);
+        self.goes_on = self.goes_on.take().filter(|go_on| go_on.end <= len);
         if len >= self.state.position() {
             return Ok(());
         }
@@ -167,7 +171,8 @@ impl Sequence {
 
     /// Takes over what others have computed of its tokens, and what the state directory holds, as far as that is more than
     /// it has; the last token is never taken over, since its logits are wanted. Returns how many of its tokens are computed
-    /// now. Waits for a running step.
+    /// now. Where a chunk of the same tokens broke off between two layers, the next step goes on with that. Waits for a running
+    /// step.
     ///
     /// # Errors
     /// `Device` when copying fails.
@@ -189,6 +194,7 @@ impl Sequence {
             self.state.adopt(states, &found)?;
             self.start = None;
         }
+        self.goes_on = states.midways.find(&self.tokens, self.state.position(), model.meta.layers);
         Ok(self.state.position())
     }
 
@@ -270,6 +276,17 @@ impl Sequence {
         self.state.prepare(states, rows)
     }
 
+    /// Makes ready for a step that goes on with `chunk`, whose tokens are its own. Where the step fails, it goes back to where it
+    /// was.
+    pub(crate) fn prepare_to_go_on(&mut self, states: &mut StatePool, chunk: &Midway) -> Result<()> {
+        let position = self.position();
+        let held = self.start.as_ref().is_some_and(|start| start.position() == position);
+        if self.state.is_recurrent() && !held && position > 0 {
+            self.start = self.state.snapshot(states)?;
+        }
+        self.state.go_on(states, chunk)
+    }
+
     /// Borders that a step of `rows` of its tokens passes or ends at.
     pub(crate) fn borders(&self, rows: usize) -> impl Iterator<Item = usize> + '_ {
         let position = self.position();
@@ -280,6 +297,7 @@ impl Sequence {
     pub(crate) fn release(&mut self) {
         self.state.reset();
         self.start = None;
+        self.goes_on = None;
         self.borders.clear();
     }
 

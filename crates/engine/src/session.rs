@@ -7,6 +7,7 @@ use std::sync::Arc;
 use files::{Error, Result};
 
 use crate::batch::{Batch, Logits, Part, Pause};
+use crate::midst;
 use crate::model::Model;
 use crate::sequence::{RouteRecord, Sequence, check_tokens, common};
 
@@ -211,10 +212,13 @@ impl Session {
         let (start, total) = (self.sequence.position(), self.tokens().len());
         while self.sequence.pending() > 0 {
             let from = self.sequence.position();
-            let rows = self.sequence.pending().min(model.chunk_tokens());
+            let rows = midst::pack([Some(&self.sequence)].into_iter(), model.chunk_tokens())[0];
             let logits = if wanted.is_empty() { Logits::None } else { Logits::From(wanted.start) };
             let layers = model.meta.layers as f64;
             let mut between = |pause: &mut Pause<'_>| {
+                if pause.is_within_layer() {
+                    return ControlFlow::Continue(()); // what ends between layers can go on there
+                }
                 let done_rows = rows as f64 * pause.layers_done() as f64 / layers;
                 progress((from - start) as f64 + done_rows, total - start)
             };

@@ -1,6 +1,6 @@
 //! What the memory plan is made from: the sizes of a bound model, of what its sequences remember, and of its steps.
 
-use files::{Error, Meta, Result};
+use files::{Error, Result};
 use kernels::ops::DeviceInfo;
 use store::ExpertLayout;
 use store::plan::{Plan, PlanInput, default_budget_bytes, machine_memory, plan};
@@ -8,9 +8,9 @@ use store::plan::{Plan, PlanInput, default_budget_bytes, machine_memory, plan};
 use crate::limits::{self, LOGIT_ROWS};
 use crate::mapped::Mapped;
 use crate::model::{CacheKind, OpenOptions};
-use crate::models::Decoder;
 use crate::overhead::Overhead;
 use crate::state::{LayerShape, Room, RoomFor};
+use crate::widths::Widths;
 
 /// How both kinds of memory are divided.
 pub(crate) struct Plans {
@@ -38,88 +38,112 @@ pub(crate) struct ChunkRows {
     pub(crate) block: usize,
 }
 
-/// What the plan is made from.
-pub(crate) struct Sizes<'a> {
-    decoder: &'a Decoder,
-    states: &'a [LayerShape],
-    context: usize,
-    slot_bytes: u64,
-    resident_bytes: u64,
-    sessions: usize,
-    overhead: Overhead,
+/// What the plan is made from: of a model that is bound to its tensors, or of a published shape.
+#[derive(Clone, Debug)]
+pub(crate) struct Sizes {
+    /// For messages.
+    pub(crate) name: String,
+    /// What a row takes.
+    pub(crate) widths: Widths,
+    /// What the layers remember.
+    pub(crate) states: Vec<LayerShape>,
+    /// Positions of a sequence.
+    pub(crate) context: usize,
+    /// One expert slot; 0 for a dense model.
+    pub(crate) slot_bytes: u64,
+    /// Weights that every token needs.
+    pub(crate) resident_bytes: u64,
+    /// Sequences that live at once.
+    pub(crate) sessions: usize,
+    /// All else.
+    pub(crate) overhead: Overhead,
 }
 
-impl<'a> Sizes<'a> {
-    pub(crate) fn new(
-        decoder: &'a Decoder,
-        states: &'a [LayerShape],
-        experts: &[Vec<ExpertLayout>],
-        resident_bytes: u64,
-        overhead: Overhead,
-        context: usize,
-        sessions: usize,
-    ) -> Result<Self> {
-        let slot_bytes = if overhead.experts == 0 { 0 } else { store::slot_bytes(experts.iter().flatten())? };
-        Ok(Self {
-            decoder,
-            states,
-            context,
-            slot_bytes: slot_bytes as u64,
-            resident_bytes,
-            sessions,
-            overhead,
-        })
-    }
+/// One expert slot for `experts`, layer by layer; 0 where there are none.
+///
+/// # Errors
+/// As [`store::slot_bytes`].
+pub(crate) fn slot_bytes(experts: &[Vec<ExpertLayout>]) -> Result<u64> {
+    let mut all = experts.iter().flatten().peekable();
+    if all.peek().is_some() { Ok(store::slot_bytes(all)? as u64) } else { Ok(0) }
+}
 
+impl Sizes {
     /// The plan, and the rows of chunks and blocks: the largest chunk that leaves room for the fewest slots.
-    pub(crate) fn plan(
-        &self,
-        options: &OpenOptions,
-        meta: &Meta,
-        device: &DeviceInfo,
-    ) -> Result<(Plans, ChunkRows)> {
-        let resident = self.plan_chunks(options, meta, device, false);
+    pub(crate) fn plan(&self, options: &OpenOptions, device: &DeviceInfo) -> Result<(Plans, ChunkRows)> {
+        let resident = self.plan_chunks(options, device, false);
         let all_fit = |plan: &Plan| plan.slots >= self.overhead.experts;
         if resident.as_ref().is_ok_and(|(plans, _)| plans.all().all(all_fit)) {
             return resident;
         }
-        self.plan_chunks(options, meta, device, true)
+        self.plan_chunks(options, device, true)
     }
 
     fn plan_chunks(
         &self,
         options: &OpenOptions,
-        meta: &Meta,
         device: &DeviceInfo,
         streams: bool,
     ) -> Result<(Plans, ChunkRows)> {
-        let block = limits::block_rows(options.block_tokens, streams);
         let much = |plan: &Plan| plan.scratch_bytes > plan.budget_bytes / 8;
-        // Prompts share a chunk.
-        let positions = self.context.saturating_mul(self.sessions);
-        let mut chunks = limits::chunks(positions, options.chunk_tokens, streams).peekable();
+        let mut chunks = self.chunks(options, streams).peekable();
         loop {
-            let chunk = chunks.next().ok_or_else(|| Error::invalid("nothing to plan"))?;
-            let rows = ChunkRows { chunk, block };
-            match self.plan_chunk(options, meta, rows, device) {
+            let rows = chunks.next().ok_or_else(|| Error::invalid("nothing to plan"))?;
+            match self.plan_chunk(options, rows, device) {
                 Err(_) if chunks.peek().is_some() => {}
                 Ok(plans)
                     if plans.all().any(much)
-                        && chunk > limits::CHUNK_TOKENS_MODEST
+                        && rows.chunk > limits::CHUNK_TOKENS_MODEST
                         && chunks.peek().is_some() => {}
                 planned => return planned.map(|plans| (plans, rows)),
             }
         }
     }
 
-    /// Of a step with a chunk of a prompt, and where there are several sequences of a step of answers between its layers.
-    fn scratch_bytes(&self, ChunkRows { chunk, block }: ChunkRows) -> u64 {
-        let (rows, widths) = (limits::step_rows(chunk, self.sessions), self.decoder.widths());
-        let step = widths.bytes(rows, block, limits::logit_places(chunk, self.sessions));
-        match self.sessions {
-            1 => step,
-            answers => step + widths.bytes(answers, block, answers.min(LOGIT_ROWS)),
-        }
+    /// Ways to cut a prompt, the longest chunks first.
+    fn chunks(&self, options: &OpenOptions, streams: bool) -> impl Iterator<Item = ChunkRows> + use<> {
+        let block = limits::block_rows(options.block_tokens, streams);
+        // Prompts share a chunk.
+        let positions = self.context.saturating_mul(self.sessions);
+        limits::chunks(positions, options.chunk_tokens, streams).map(move |chunk| ChunkRows { chunk, block })
+    }
+
+    /// The least budget that has a plan.
+    pub(crate) fn floor_bytes(&self, options: &OpenOptions, device: &DeviceInfo) -> u64 {
+        let room = self.rooms(options, 0, device).last();
+        let least = |rows| {
+            let input = self.input(options, rows, device);
+            let state_bytes = room.as_ref().map_or(0, |room| room.bytes + room.more_bytes_min);
+            let slots_bytes = input.min_slots.min(input.total_experts) * self.slot_bytes;
+            self.resident_bytes + state_bytes + input.scratch_bytes + input.overhead_bytes + slots_bytes
+        };
+        [false, true]
+            .into_iter()
+            .flat_map(|streams| self.chunks(options, streams))
+            .map(least)
+            .min()
+            .unwrap_or(0)
+    }
+
+    /// Of a step with a chunk of a prompt, and where there are several sequences of a step of answers between its layers. And
+    /// what of the former is lent where that can be: all but for one block.
+    fn scratch_bytes(&self, ChunkRows { chunk, block }: ChunkRows, lends: bool) -> (u64, u64) {
+        let widths = self.widths;
+        let step = |chunk: usize| {
+            let rows = limits::step_rows(chunk, self.sessions);
+            widths.bytes(rows, block, limits::logit_places(chunk, self.sessions))
+        };
+        let always = step(if lends { chunk.min(block) } else { chunk });
+        let between = match self.sessions {
+            1 => 0,
+            answers => widths.bytes(answers, block, answers.min(LOGIT_ROWS)),
+        };
+        (always + between, step(chunk).saturating_sub(always))
+    }
+
+    /// Whether expert slots have memory that others need not now. Without experts nothing would.
+    fn trades(&self, device: &DeviceInfo) -> bool {
+        device.gives_back && self.overhead.experts > 0
     }
 
     /// Room for what sequences remember where `budget_bytes` are given, the best first; the last is the floor, which has
@@ -130,52 +154,51 @@ impl<'a> Sizes<'a> {
         budget_bytes: u64,
         device: &DeviceInfo,
     ) -> impl Iterator<Item = Room> + '_ {
-        // Without experts nothing would have the memory instead.
-        let trades = device.gives_back && self.overhead.experts > 0;
+        let trades = self.trades(device);
         let share = if trades { limits::TRADED_PAGES_SHARE } else { limits::PAGES_SHARE };
         let pages_bytes = options.pages_bytes.unwrap_or(budget_bytes / share);
         let kept_bytes = limits::kept_bytes(budget_bytes, options.kept_bytes).into_iter();
         let wanted = kept_bytes.map(move |kept_bytes| (kept_bytes, pages_bytes)).chain([(None, 0)]);
         let (sequences, context) = (self.sessions, self.context);
         wanted.map(move |(kept_bytes, pages_bytes)| {
-            Room::new(self.states, RoomFor { sequences, context, kept_bytes, pages_bytes, trades })
+            Room::new(&self.states, RoomFor { sequences, context, kept_bytes, pages_bytes, trades })
         })
     }
 
-    fn plan_chunk(
-        &self,
-        options: &OpenOptions,
-        meta: &Meta,
-        rows: ChunkRows,
-        device: &DeviceInfo,
-    ) -> Result<Plans> {
-        let logit_rows = LOGIT_ROWS.min(rows.chunk);
-        let available_bytes = match options.memory_bytes {
-            Some(_) => 0,
-            None => machine_memory()?.available_bytes,
-        };
-        let (in_use, total_experts) = (self.decoder.top_k() as u64, self.overhead.experts);
+    /// What is planned with, but for the budget and the states.
+    fn input(&self, options: &OpenOptions, rows: ChunkRows, device: &DeviceInfo) -> PlanInput {
+        let (in_use, total_experts) = (self.widths.top_k as u64, self.overhead.experts);
         let slots_max = match options.cache {
             CacheKind::Slots => options.slots_max.map_or(total_experts, |n| n as u64),
             CacheKind::Os => 2 * in_use,
         };
-        let named = |e: Error| e.context(meta.name.as_deref().unwrap_or(&meta.arch));
-        let overhead_bytes = self.overhead.bytes(logit_rows);
-        let unified = device.mapped_bytes_max.filter(|_| device.unified_memory);
-        let given = options.memory_bytes.unwrap_or_else(|| default_budget_bytes(available_bytes));
-        let mapped = Mapped::below(given, unified, overhead_bytes);
-        let input = PlanInput {
-            budget_bytes: mapped.as_ref().map(|m| m.budget_bytes).or(options.memory_bytes),
-            available_bytes,
+        let (scratch_bytes, lent_bytes) = self.scratch_bytes(rows, self.trades(device));
+        PlanInput {
             resident_bytes: self.resident_bytes,
-            state_bytes: 0,
-            state_more_bytes: 0,
-            state_more_bytes_min: 0,
-            scratch_bytes: self.scratch_bytes(rows),
-            overhead_bytes,
+            scratch_bytes,
+            lent_bytes,
+            overhead_bytes: self.overhead.bytes(LOGIT_ROWS.min(rows.chunk)),
             slot_bytes: self.slot_bytes,
             total_experts: total_experts.min(slots_max),
             min_slots: in_use.min(slots_max),
+            ..PlanInput::default()
+        }
+    }
+
+    fn plan_chunk(&self, options: &OpenOptions, rows: ChunkRows, device: &DeviceInfo) -> Result<Plans> {
+        let available_bytes = match options.memory_bytes {
+            Some(_) => 0,
+            None => machine_memory()?.available_bytes,
+        };
+        let named = |e: Error| e.context(&self.name);
+        let input = self.input(options, rows, device);
+        let unified = device.mapped_bytes_max.filter(|_| device.unified_memory);
+        let given = options.memory_bytes.unwrap_or_else(|| default_budget_bytes(available_bytes));
+        let mapped = Mapped::below(given, unified, input.overhead_bytes);
+        let input = PlanInput {
+            budget_bytes: mapped.as_ref().map(|m| m.budget_bytes).or(options.memory_bytes),
+            available_bytes,
+            ..input
         };
         let limited = |mapped: &Option<Mapped>, e: Error| match mapped {
             Some(mapped) => e.context(mapped.limit()),
@@ -197,8 +220,8 @@ impl<'a> Sizes<'a> {
                 plan(&PlanInput {
                     budget_bytes,
                     overhead_bytes: 0,
-                    total_experts,
-                    min_slots: in_use,
+                    total_experts: self.overhead.experts,
+                    min_slots: self.widths.top_k as u64,
                     ..input
                 })
                 .map_err(|e| named(limited(&mapped_vram, e).context("a GPU's memory")))

@@ -2,6 +2,7 @@
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
+use std::time::Instant;
 
 use files::{Error, ErrorKind, Result};
 use kernels::ops::{Convolution, Product, Residual, RouteSpec, Routes, SharedOutput};
@@ -23,38 +24,57 @@ pub(crate) struct Experts<'a> {
     pub(crate) pool: &'a mut ExpertPool,
     /// The slots as the kernels see them.
     pub(crate) slabs: &'a Slabs,
-    /// Whole layers to read ahead, if this step uses nearly all experts of each layer.
-    pub(crate) sweep: Option<Sweep>,
     /// Whether another chunk of the same prompt follows, so that reading goes on into its first layer.
     pub(crate) more_follows: bool,
     /// How much to guess of what the next layer's router will choose.
     pub(crate) guess: Guess,
     /// Whether the step runs; else it is recorded, and may never run.
     pub(crate) runs: bool,
+    /// Whether the store hears from this step what is coming; a step between the layers of another leaves that to the other.
+    pub(crate) leads: bool,
+    /// Of the layer that runs now.
+    pub(crate) clock: Option<LayerClock>,
 }
 
-/// The experts of a whole layer that are read while others compute.
+/// Since when a step is in a layer.
+pub(crate) struct LayerClock {
+    layer: usize,
+    since: Instant,
+    /// What had been copied to the device by then, in bytes.
+    copied: u64,
+}
+
+/// Experts of a layer that are read while others compute.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Sweep {
     /// The layer.
     pub(crate) layer: LayerId,
-    /// All of its experts.
+    /// Which.
     pub(crate) experts: ExpertMask,
 }
 
 impl<'a> Experts<'a> {
     /// For a step that runs, and is followed by others of which nothing is known.
     pub(crate) fn new(pool: &'a mut ExpertPool, slabs: &'a Slabs) -> Self {
-        Self { pool, slabs, sweep: None, more_follows: false, guess: Guess::None, runs: true }
+        Self { pool, slabs, more_follows: false, guess: Guess::None, runs: true, leads: true, clock: None }
     }
 
-    /// Starts as many of the sweep's reads as have room; worth calling whenever slots may have come free.
+    /// Says what will be wanted for certain after what this layer wants now: more experts of it, then those of the next.
+    pub(crate) fn set_coming(&mut self, coming: impl IntoIterator<Item = Sweep>) {
+        if !self.leads {
+            return;
+        }
+        let missing = |sweep: Sweep| {
+            let experts = self.slabs.missing(sweep.layer, sweep.experts.iter());
+            (sweep.layer, experts.into_iter().collect())
+        };
+        self.pool.store.set_coming(coming.into_iter().map(missing).collect());
+    }
+
+    /// Starts as many reads of what is coming as have room; worth calling whenever slots may have come free.
     pub(crate) fn read_ahead(&mut self) {
         self.pool.poll();
-        if let Some(sweep) = &self.sweep {
-            let experts = self.slabs.missing(sweep.layer, sweep.experts.iter());
-            self.pool.store.hint(sweep.layer, experts);
-        }
+        self.pool.store.read_ahead();
     }
 }
 
@@ -106,6 +126,16 @@ pub(crate) struct Step<'a> {
     pub(crate) routes: Option<&'a mut Vec<(LayerId, Routes)>>,
     /// Called between layers; may break off.
     pub(crate) between_layers: BetweenLayers<'a>,
+    /// Where it goes on, or has broken off.
+    pub(crate) midst: Option<Midst>,
+}
+
+/// A step between two layers.
+pub(crate) struct Midst {
+    /// Layers that are done.
+    pub(crate) layers_done: usize,
+    /// The residual streams of the blocks, `[rows, hidden]` each.
+    pub(crate) x: Vec<Activation>,
 }
 
 impl Step<'_> {
@@ -215,10 +245,44 @@ impl Step<'_> {
         }
     }
 
+    /// The time from now on is that of `layer`.
+    pub(crate) fn enter(&mut self, layer: usize) {
+        let copied = self.copied_bytes();
+        if let Some(experts) = self.experts.as_mut().filter(|experts| experts.runs) {
+            experts.clock = Some(LayerClock { layer, since: Instant::now(), copied });
+        }
+    }
+
+    /// Counts it; the layer is done if so many are.
+    fn leave(&mut self, layers_done: usize) {
+        let copied_bytes = self.copied_bytes();
+        let Some(experts) = &mut self.experts else { return };
+        let Some(LayerClock { layer, since, copied }) = experts.clock.take() else { return };
+        let steps = u64::from(layers_done > layer);
+        let id = LayerId(layer as u16);
+        experts.pool.store.count_time(id, steps, since.elapsed(), copied_bytes.saturating_sub(copied));
+    }
+
+    fn copied_bytes(&self) -> u64 {
+        self.backend.counts().map_or(0, |counts| counts.copied_bytes)
+    }
+
     /// Reports that so many layers are done; a step of others may run now.
     pub(crate) fn layers_done(&mut self, layers_done: usize) -> Result<()> {
+        self.leave(layers_done);
         let pool = self.experts.as_mut().map(|experts| &mut *experts.pool);
-        go_on((self.between_layers)(&mut Pause { layers_done, states: self.states, pool }))
+        go_on((self.between_layers)(&mut Pause::new(layers_done, self.states, pool)))?;
+        self.enter(layers_done);
+        Ok(())
+    }
+
+    /// A step of others may run now, in the midst of layer `layer`.
+    pub(crate) fn within_layer(&mut self, layer: usize) -> Result<()> {
+        self.leave(layer);
+        let pool = self.experts.as_mut().map(|experts| &mut *experts.pool);
+        go_on((self.between_layers)(&mut Pause::new(layer, self.states, pool).within()))?;
+        self.enter(layer);
+        Ok(())
     }
 }
 

@@ -1,10 +1,11 @@
 //! The expert store: what is wanted now is pinned or read, and handed out as it arrives.
 
+mod ahead;
 mod size;
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use files::{Error, Result};
 
@@ -15,6 +16,7 @@ use crate::policy::{Lfu, Policy};
 use crate::slab::{GiveBack, SlabMemory};
 use crate::slots::{Filled, Held, Lease, SlotPool};
 use crate::stats::{LayerStats, ReadStats};
+use ahead::is_coming;
 
 /// Choices of an [`ExpertStore`].
 pub struct StoreOptions {
@@ -46,11 +48,15 @@ pub struct ExpertStore {
     want: Want,
     /// Reads that a hint started and no want has asked for, and whether they are still on their way.
     hinted: HashMap<ExpertKey, Option<Ticket>>,
+    /// What will be wanted for certain, in this order.
+    coming: Vec<(LayerId, ExpertMask)>,
     /// What an earlier run had in memory, still to be read when nothing else is.
     warm: VecDeque<ExpertKey>,
     /// Those that are on their way.
     warming: HashSet<ExpertKey>,
     stats: ReadStats,
+    /// What each layer's union has.
+    seen: Vec<ExpertMask>,
     busy_until: Option<Instant>,
     /// Whether something was read since [`Self::check_unchanged`].
     unchecked: bool,
@@ -104,9 +110,11 @@ impl ExpertStore {
             homes,
             pool: SlotPool::new(windows, options.give_back),
             policy,
+            seen: vec![ExpertMask::default(); stats.layers.len()],
             inbox: Inbox::default(),
             want: Want::default(),
             hinted: HashMap::new(),
+            coming: Vec::new(),
             warm: VecDeque::new(),
             warming: HashSet::new(),
             stats,
@@ -124,6 +132,7 @@ impl ExpertStore {
     pub fn reset_stats(&mut self) {
         let layers = vec![LayerStats::default(); self.layouts.len()];
         self.stats = ReadStats { layers, ..ReadStats::default() };
+        self.seen.fill(ExpertMask::default());
     }
 
     /// Asks for experts of one layer: pins those in memory and starts reading the others, in file order and before
@@ -140,6 +149,7 @@ impl ExpertStore {
         }
         self.release(before, |key| key.layer == layer && experts.contains(key.expert));
         self.want.layer = layer;
+        self.count_wanted(layer, experts.iter());
         self.collect();
         if self.pool.is_unsettled() {
             self.settle();
@@ -176,8 +186,10 @@ impl ExpertStore {
         }
         self.disk.promote(&promoted);
         // Guesses for this layer that turned out wrong: what has not started need not be read.
+        let coming = &self.coming;
         let wrong = |key: &ExpertKey, ticket: &mut Option<Ticket>| {
-            ticket.is_some() && key.layer == layer && !experts.contains(key.expert)
+            let named = experts.contains(key.expert) || is_coming(coming, *key);
+            ticket.is_some() && key.layer == layer && !named
         };
         let wrong: Vec<_> = self.hinted.extract_if(wrong).collect();
         self.give_up_reads(wrong);
@@ -185,39 +197,6 @@ impl ExpertStore {
         self.want.queued = misses.into();
         self.start_queued();
         Ok(())
-    }
-
-    /// Says what will probably be wanted soon, the likeliest first. Starts reads behind all demand reads, in at most a
-    /// quarter of the slots, and only while nothing wanted waits for a slot; the rest of the hint is dropped. Never
-    /// fails: unknown experts are ignored, and a read that fails is tried again when it is wanted.
-    pub fn hint(&mut self, layer: LayerId, experts: impl IntoIterator<Item = ExpertId>) {
-        self.collect();
-        self.start_queued();
-        let experts: Vec<_> = experts.into_iter().collect();
-        let named: ExpertMask = experts.iter().copied().collect();
-        for expert in experts {
-            let key = ExpertKey { layer, expert };
-            let known = self.layout(key).is_some() && self.pool.find(key).is_none();
-            if !known || !self.want.queued.is_empty() {
-                continue;
-            }
-            let on_their_way = self.hinted.values().flatten().count();
-            let room = on_their_way < self.pool.limit() / 4;
-            let spare = |k: ExpertKey| !(k.layer == layer && named.contains(k.expert));
-            if !room || !self.make_room(spare) {
-                return;
-            }
-            self.speculate(key);
-        }
-    }
-
-    /// Starts a speculative read into an empty slot, if there is one.
-    fn speculate(&mut self, key: ExpertKey) -> bool {
-        let Some((ticket, request)) = self.request(key, Priority::Speculative) else { return false };
-        self.hinted.insert(key, Some(ticket));
-        self.stats.layers[key.layer.0 as usize].hinted += 1;
-        self.disk.submit(vec![request]);
-        true
     }
 
     /// The next wanted expert, waiting for the drive if none is here; `None` when all have been handed out.
@@ -303,8 +282,7 @@ impl ExpertStore {
 
     fn read_warm(&mut self) {
         while self.want.queued.is_empty() && self.want.reading.is_empty() {
-            let on_their_way = self.hinted.values().flatten().count();
-            if on_their_way > self.pool.limit() / 4 {
+            if self.hints_on_their_way() > self.pool.limit() / 4 {
                 return;
             }
             let Some(key) = self.warm.pop_front() else { return };
@@ -367,6 +345,28 @@ impl ExpertStore {
         }
     }
 
+    /// Counts experts of a layer that are wanted, in case they were not before. [`want`](Self::want) does so itself.
+    pub fn count_wanted(&mut self, layer: LayerId, experts: impl IntoIterator<Item = ExpertId>) {
+        let at = layer.0 as usize;
+        let (Some(seen), Some(layouts)) = (self.seen.get_mut(at), self.layouts.get(at)) else { return };
+        for expert in experts {
+            let place = layouts.get(expert.0 as usize).map(ExpertLayout::place);
+            if let Some(place) = place.filter(|_| seen.insert(expert)) {
+                self.stats.layers[at].union += 1;
+                self.stats.layers[at].union_bytes += place.map_or(0, |(_, bytes)| bytes as u64);
+            }
+        }
+    }
+
+    /// Counts what a step spent in a layer; `steps` is 1 where it is through.
+    pub fn count_time(&mut self, layer: LayerId, steps: u64, time: Duration, copied_bytes: u64) {
+        if let Some(stats) = self.stats.layers.get_mut(layer.0 as usize) {
+            stats.steps += steps;
+            stats.time += time;
+            stats.copied_bytes += copied_bytes;
+        }
+    }
+
     /// Ends the current want: what was not handed out is unpinned, and its reads are given up.
     pub fn cancel(&mut self) {
         let want = std::mem::take(&mut self.want);
@@ -406,7 +406,9 @@ impl ExpertStore {
         }
         if let Ok(bytes) = result {
             self.unchecked = true;
-            self.stats.layers[key.layer.0 as usize].read_bytes += bytes;
+            let stats = &mut self.stats.layers[key.layer.0 as usize];
+            stats.reads += 1;
+            stats.read_bytes += bytes;
         }
         if given_up {
             return;
@@ -434,7 +436,8 @@ impl ExpertStore {
     fn start_queued(&mut self) {
         let mut requests = Vec::new();
         while let Some(&key) = self.want.queued.front() {
-            if !self.make_room(|_| true) {
+            // What is coming is read again where nothing else can go.
+            if !self.make_room(|coming, key| !is_coming(coming, key)) && !self.make_room(|_, _| true) {
                 break;
             }
             let Some((ticket, request)) = self.request(key, Priority::Demand) else { break };
@@ -458,8 +461,9 @@ impl ExpertStore {
         self.abandon(&reads.into_iter().filter_map(|read| read.1).collect::<Vec<_>>());
     }
 
-    /// Makes sure that a slot is empty, at the cost of one cached expert that is `spare` and unpinned.
-    fn make_room(&mut self, spare: impl Fn(ExpertKey) -> bool) -> bool {
+    /// Makes sure that a slot is empty, at the cost of one cached expert that is `spare` and unpinned; that is told what is
+    /// coming.
+    fn make_room(&mut self, spare: impl Fn(&[(LayerId, ExpertMask)], ExpertKey) -> bool) -> bool {
         // More than one round where the slot of the victim is above a lowered limit.
         while !self.pool.has_empty() {
             if !self.give_up(&spare) {
@@ -470,9 +474,11 @@ impl ExpertStore {
     }
 
     /// Empties the slot of the cached expert that the policy picks among those that are `spare` and unpinned.
-    fn give_up(&mut self, spare: &dyn Fn(ExpertKey) -> bool) -> bool {
-        let pool = &self.pool;
-        let Some(victim) = self.policy.evict(&|key| pool.evictable(key) && spare(key)) else { return false };
+    fn give_up(&mut self, spare: &dyn Fn(&[(LayerId, ExpertMask)], ExpertKey) -> bool) -> bool {
+        let (pool, coming) = (&self.pool, &self.coming);
+        let Some(victim) = self.policy.evict(&|key| pool.evictable(key) && spare(coming, key)) else {
+            return false;
+        };
         self.hinted.remove(&victim);
         self.stats.evictions += 1;
         self.pool.evict(victim)

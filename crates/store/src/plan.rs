@@ -30,6 +30,8 @@ pub struct PlanInput {
     pub state_more_bytes_min: u64,
     /// Activations and other working memory of a step.
     pub scratch_bytes: u64,
+    /// What a long prompt takes besides, of the expert slots and while it is computed; [`slots_beside_prompt`] are left.
+    pub lent_bytes: u64,
     /// Code, tokenizer, tables, stacks, loading buffers.
     pub overhead_bytes: u64,
     /// One expert slot.
@@ -53,6 +55,8 @@ pub struct Plan {
     pub state_more_bytes: u64,
     /// As in [`PlanInput`].
     pub scratch_bytes: u64,
+    /// As in [`PlanInput`].
+    pub lent_bytes: u64,
     /// As in [`PlanInput`].
     pub overhead_bytes: u64,
     /// One expert slot.
@@ -84,31 +88,43 @@ pub fn default_budget_bytes(available_bytes: u64) -> u64 {
 /// [`files::ErrorKind::Memory`] when the budget is below the floor (the fixed parts and `min_slots`); the message
 /// says the floor, its parts, and what would help.
 pub fn plan(input: &PlanInput) -> Result<Plan> {
-    let PlanInput { resident_bytes, state_bytes, scratch_bytes, overhead_bytes, slot_bytes, .. } = *input;
+    let PlanInput {
+        resident_bytes, state_bytes, scratch_bytes, lent_bytes, overhead_bytes, slot_bytes, ..
+    } = *input;
     let budget_bytes = input.budget_bytes.unwrap_or_else(|| default_budget_bytes(input.available_bytes));
     let min_slots = input.min_slots.max(1).min(input.total_experts);
     let fixed = [resident_bytes, state_bytes, scratch_bytes, overhead_bytes]
         .iter()
         .try_fold(0u64, |sum, bytes| sum.checked_add(*bytes));
     let least = input.state_more_bytes_min;
-    let floor = fixed.and_then(|f| f.checked_add(least)?.checked_add(min_slots.checked_mul(slot_bytes)?));
-    let (Some(fixed), Some(floor)) = (fixed, floor) else {
+    let all = fixed.map_or(0, |fixed| budget_bytes.saturating_sub(fixed));
+    let slots = all.checked_div(slot_bytes).unwrap_or(0).min(input.total_experts);
+    let lent_min = match lent_bytes {
+        0 => Some(0),
+        lent => slots_beside_prompt(slots, slot_bytes, min_slots)
+            .checked_mul(slot_bytes)
+            .and_then(|slots| slots.checked_add(lent)),
+    };
+    // Of expert slots, and what is lent of them.
+    let beside = min_slots.checked_mul(slot_bytes).zip(lent_min).map(|(slots, lent)| slots.max(lent));
+    let floor = fixed.and_then(|f| f.checked_add(least)?.checked_add(beside?));
+    let (Some(fixed), Some(floor), Some(lent_min)) = (fixed, floor, lent_min) else {
         return Err(Error::memory("the memory plan exceeds 64-bit sizes"));
     };
     if floor > budget_bytes {
         return Err(below_floor(input, budget_bytes, min_slots, floor));
     }
-    let slots = (budget_bytes - fixed).checked_div(slot_bytes).unwrap_or(0).min(input.total_experts);
     let slot_pool_bytes = slots * slot_bytes;
     let slots_left = slots.div_ceil(SLOTS_LEFT).max(min_slots);
-    let state_more_bytes =
-        input.state_more_bytes.min(budget_bytes - fixed - slots_left * slot_bytes).max(least);
+    let left = (slots_left * slot_bytes).max(lent_min).min(budget_bytes - fixed);
+    let state_more_bytes = input.state_more_bytes.min(budget_bytes - fixed - left).max(least);
     Ok(Plan {
         budget_bytes,
         resident_bytes,
         state_bytes,
         state_more_bytes,
         scratch_bytes,
+        lent_bytes,
         overhead_bytes,
         slot_bytes,
         slots,
@@ -119,16 +135,22 @@ pub fn plan(input: &PlanInput) -> Result<Plan> {
     })
 }
 
-/// Of `slots`, those that fit into `bytes` beside `state_more_bytes` of states.
-fn slots_beside(bytes: u64, state_more_bytes: u64, slot_bytes: u64, slots: u64) -> u64 {
-    bytes.saturating_sub(state_more_bytes).checked_div(slot_bytes).unwrap_or(0).min(slots)
+/// Of `slots`, those that a long prompt leaves when it borrows their memory: a quarter, at most 512 MiB, which keep the drive
+/// busy while others are multiplied. More would only be a cache, and a prompt wants each expert once.
+pub fn slots_beside_prompt(slots: u64, slot_bytes: u64, min_slots: u64) -> u64 {
+    (slots / SLOTS_LEFT).min((512 << 20) / slot_bytes.max(1)).max(min_slots)
+}
+
+/// Of `slots`, those that fit into `bytes` beside `more_bytes` of others.
+fn slots_beside(bytes: u64, more_bytes: u64, slot_bytes: u64, slots: u64) -> u64 {
+    bytes.saturating_sub(more_bytes).checked_div(slot_bytes).unwrap_or(0).min(slots)
 }
 
 impl Plan {
-    /// Expert slots beside `state_more_bytes` of states, which are at most [`Self::state_more_bytes`].
-    pub fn slots_beside(&self, state_more_bytes: u64) -> u64 {
+    /// Expert slots beside `more_bytes`: of states, which have at most [`Self::state_more_bytes`], and of what is lent.
+    pub fn slots_beside(&self, more_bytes: u64) -> u64 {
         let fixed = self.resident_bytes + self.state_bytes + self.scratch_bytes + self.overhead_bytes;
-        slots_beside(self.budget_bytes - fixed, state_more_bytes, self.slot_bytes, self.slots)
+        slots_beside(self.budget_bytes - fixed, more_bytes, self.slot_bytes, self.slots)
     }
 }
 
@@ -163,7 +185,13 @@ impl fmt::Display for Plan {
             ("overhead", self.overhead_bytes),
         ];
         for (name, bytes) in rows {
-            writeln!(f, "{name:<17}{:>11}", Bytes(bytes).to_string())?;
+            write!(f, "{name:<17}{:>11}", Bytes(bytes).to_string())?;
+            match self.lent_bytes {
+                lent if lent > 0 && name == "scratch" => {
+                    writeln!(f, "   {} more of the slots for a long prompt", Bytes(lent))?;
+                }
+                _ => writeln!(f)?,
+            }
         }
         if self.total_experts > 0 {
             let share = 100.0 * self.slots as f64 / self.total_experts as f64;
@@ -224,6 +252,7 @@ mod tests {
             state_more_bytes: 0,
             state_more_bytes_min: 0,
             scratch_bytes: 300 << 20,
+            lent_bytes: 0,
             overhead_bytes: 200 << 20,
             slot_bytes: 7 << 20,
             total_experts: 60 * 512,
@@ -270,6 +299,26 @@ mod tests {
     }
 
     #[test]
+    fn a_long_prompt_borrows_of_the_slots_and_leaves_some() {
+        let slots = 1000;
+        let budget = (6 << 30) + (500 << 20) + slots * (7 << 20);
+        let lends = PlanInput { lent_bytes: 700 << 20, ..input(budget) };
+        let some = plan(&lends).unwrap();
+        assert_eq!((some.slots, some.slots_beside(some.lent_bytes)), (1000, 900));
+        assert!(
+            some.to_string().contains("300.00 MiB   700.00 MiB more of the slots for a long prompt"),
+            "{some}"
+        );
+        // States leave what it takes.
+        let states =
+            plan(&PlanInput { state_more_bytes: u64::MAX, lent_bytes: 6300 << 20, ..lends }).unwrap();
+        assert_eq!(states.state_more_bytes, 189 << 20);
+        assert_eq!(states.slots_beside(states.state_more_bytes + states.lent_bytes), 73, "512 MiB");
+        let error = plan(&PlanInput { lent_bytes: 6490 << 20, ..lends }).unwrap_err();
+        assert_eq!(error.kind(), files::ErrorKind::Memory);
+    }
+
+    #[test]
     fn without_a_budget_the_machine_is_the_budget_less_headroom() {
         let machine = PlanInput { budget_bytes: None, available_bytes: 24 << 30, ..input(0) };
         assert_eq!(plan(&machine).unwrap().budget_bytes, 21 << 30);
@@ -300,11 +349,12 @@ mod tests {
         #[test]
         fn never_above_the_budget_and_never_a_useless_slot(
             budget: u64, resident: u64, state in 0u64..1 << 40, more in 0u64..1 << 40, slot: u64,
-            experts in 0u64..1 << 17, min in 0u64..64
+            experts in 0u64..1 << 17, min in 0u64..64, lent in 0u64..1 << 32
         ) {
             let input = PlanInput {
                 budget_bytes: Some(budget), available_bytes: 0, resident_bytes: resident, state_bytes: state,
-                state_more_bytes: more, state_more_bytes_min: more / 8, scratch_bytes: 1 << 20, overhead_bytes: 1 << 20, slot_bytes: slot, total_experts: experts,
+                state_more_bytes: more, state_more_bytes_min: more / 8, scratch_bytes: 1 << 20, overhead_bytes: 1 << 20,
+                lent_bytes: lent, slot_bytes: slot, total_experts: experts,
                 min_slots: min,
             };
             if let Ok(plan) = plan(&input) {
@@ -317,6 +367,9 @@ mod tests {
                     let slots = plan.slots_beside(more);
                     prop_assert!((plan.slots_min..=plan.slots).contains(&slots) && slots >= min.min(experts) || slot == 0);
                     prop_assert!(fixed + more + slots * slot <= plan.total_bytes);
+                    let slots = plan.slots_beside(more + lent);
+                    prop_assert!(slot == 0 || lent == 0 || slots >= min.min(experts).min(plan.slots));
+                    prop_assert!(slot == 0 || fixed + more + lent + slots * slot <= budget);
                 }
             }
         }

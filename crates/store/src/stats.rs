@@ -11,8 +11,14 @@ pub struct LayerStats {
     pub device_hits: u64,
     /// Wanted experts that had to be read, those that a hint was already reading included.
     pub misses: u64,
-    /// Bytes read from files, alignment included, for wants and hints.
+    /// Experts read from files, for wants and hints.
+    pub reads: u64,
+    /// Their bytes, alignment included.
     pub read_bytes: u64,
+    /// Different experts that were wanted, wherever they were: what must be read at least, if none is in memory before.
+    pub union: u64,
+    /// Their bytes, as a drive reads them.
+    pub union_bytes: u64,
     /// The bytes, alignment included, of wanted experts that had to be read, by the want or by a hint before it: what
     /// hints read in vain is not in it.
     pub wanted_bytes: u64,
@@ -26,6 +32,12 @@ pub struct LayerStats {
     pub wait_slots: Duration,
     /// The part of it that ended with an expert which a hint had begun to read, too late.
     pub wait_guesses: Duration,
+    /// Steps that are through this layer, as the caller counts them.
+    pub steps: u64,
+    /// Time that they spent in it.
+    pub time: Duration,
+    /// Bytes that were copied to a device meanwhile.
+    pub copied_bytes: u64,
 }
 
 /// Counts since the store was made or the statistics were reset.
@@ -40,19 +52,25 @@ pub struct ReadStats {
 }
 
 impl ReadStats {
-    /// The sum over all layers.
+    /// The sum over all layers; a step goes through each.
     pub fn total(&self) -> LayerStats {
         self.layers.iter().fold(LayerStats::default(), |a, b| LayerStats {
             hits: a.hits + b.hits,
             device_hits: a.device_hits + b.device_hits,
             misses: a.misses + b.misses,
+            reads: a.reads + b.reads,
             read_bytes: a.read_bytes + b.read_bytes,
+            union: a.union + b.union,
+            union_bytes: a.union_bytes + b.union_bytes,
             wanted_bytes: a.wanted_bytes + b.wanted_bytes,
             hinted: a.hinted + b.hinted,
             hints_used: a.hints_used + b.hints_used,
             wait: a.wait + b.wait,
             wait_slots: a.wait_slots + b.wait_slots,
             wait_guesses: a.wait_guesses + b.wait_guesses,
+            steps: a.steps.max(b.steps),
+            time: a.time + b.time,
+            copied_bytes: a.copied_bytes + b.copied_bytes,
         })
     }
 

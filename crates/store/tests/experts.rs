@@ -35,6 +35,16 @@ fn session(model: &Model, store: &mut ExpertStore, random: &mut Random, wants: u
                 let ids: Vec<_> = (0..4).map(|_| random.below(EXPERTS) as u16).collect();
                 store.hint(LayerId(random.below(LAYERS + 1) as u16), mask(ids).iter());
             }
+            if random.below(6) == 0 {
+                let some = |random: &mut Random| {
+                    let ids: Vec<_> = (0..EXPERTS / 2).map(|_| random.below(EXPERTS) as u16).collect();
+                    (LayerId(random.below(LAYERS) as u16), mask(ids))
+                };
+                store.set_coming((0..random.below(3)).map(|_| some(random)).collect());
+            }
+            if random.below(3) == 0 {
+                store.read_ahead();
+            }
             while held.len() > hold.saturating_sub(1) || (random.below(3) == 0 && !held.is_empty()) {
                 let lease = held.pop_front().unwrap();
                 model.check(&lease);
@@ -231,9 +241,49 @@ fn hints_are_used_and_give_way() {
         experts.iter().map(|e| slot_bytes([&model.layouts[layer][*e]]).unwrap() as u64).sum()
     };
     assert_eq!(total.wanted_bytes, bytes(0, [0, 1]) + bytes(1, [2, 3]), "the wrong guess is not in it");
+    assert_eq!((total.union, total.union_bytes), (4, total.wanted_bytes), "nor here");
+    store.want(LayerId(1), &mask([2, 3])).unwrap();
+    assert_eq!(drain(&model, &mut store).len(), 2);
+    assert_eq!(store.stats().total().union, 4, "each counts once");
     // With every slot wanted, a hint that is still on its way must hand its slot over.
     store.hint(LayerId(2), mask([4]).iter());
     store.want(LayerId(0), &mask(0..8)).unwrap();
+    assert_eq!(drain(&model, &mut store).len(), 8);
+}
+
+/// What is coming is read in its order while others are multiplied, and only what is wanted now can push it out.
+#[test]
+fn what_is_coming_is_read_ahead_and_stays() {
+    let model = model(5);
+    let disk = plain(&model);
+    let mut store = model.store(disk.clone(), 8);
+    let here = |store: &ExpertStore| {
+        let mut held: Vec<_> = store.held().iter().map(|key| (key.layer.0, key.expert.0)).collect();
+        held.sort_unstable();
+        held
+    };
+    store.want(LayerId(0), &mask([0, 1])).unwrap();
+    store.set_coming(vec![(LayerId(0), mask([4])), (LayerId(1), mask(0..8))]);
+    store.read_ahead();
+    assert_eq!(store.stats().total().hinted, 4, "half of the slots");
+    assert_eq!(drain(&model, &mut store), [0, 1]);
+    while disk.progress(true) {}
+    store.read_ahead();
+    while disk.progress(true) {}
+    store.read_ahead();
+    // Everything else made room, and nothing of it.
+    assert_eq!(here(&store), [(0, 4), (1, 0), (1, 1), (1, 2), (1, 3), (1, 4), (1, 5), (1, 6)]);
+    store.hint(LayerId(2), mask([0, 1]).iter());
+    assert_eq!(store.stats().total().hinted, 8, "a guess takes no slot of it");
+    store.want(LayerId(0), &mask([4])).unwrap();
+    assert_eq!(drain(&model, &mut store), [4]);
+    let before = store.stats().total();
+    store.want(LayerId(1), &mask(0..7)).unwrap();
+    assert_eq!(store.stats().total().hints_used - before.hints_used, 7);
+    assert_eq!(drain(&model, &mut store).len(), 7);
+    // A want of others needs all slots.
+    store.set_coming(vec![(LayerId(1), mask(0..8))]);
+    store.want(LayerId(2), &mask(0..8)).unwrap();
     assert_eq!(drain(&model, &mut store).len(), 8);
 }
 

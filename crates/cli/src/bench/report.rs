@@ -6,6 +6,7 @@ use engine::{KernelTime, LayerStats, ReadStats};
 use serde_json::{Map, Value, json};
 
 use super::Measured;
+use super::prompt::PromptFigures;
 use crate::load::Loaded;
 use crate::out;
 
@@ -135,6 +136,7 @@ pub(super) fn table(loaded: &Loaded, m: &Measured) -> String {
             out::bytes(per_token(gpu.copied_bytes) as u64),
         );
     }
+    text += &PromptFigures::new(loaded, m).map_or_else(String::new, |figures| figures.table());
     text += &kernels("prompt", &m.prompt_kernels, m.prompt_tokens, m.prefill);
     text += &kernels("decode", &m.kernels, m.gen_tokens, m.decode);
     let plan = loaded.model.plan();
@@ -192,6 +194,7 @@ pub(super) fn json(loaded: &Loaded, m: &Measured) -> Value {
     put("decode_tokens_per_s", json!(rate(m.gen_tokens, m.decode)));
     put("time_to_first_token_s", json!(m.time_to_first_token.as_secs_f64()));
     put("probed_drive_bytes_per_s", json!(m.drive_bytes_per_s));
+    put("copy_bytes_per_s", json!(m.copy_bytes_per_s));
     if let Some(r) = m.reading() {
         let [drive, late, slots] = r.stalls_s();
         put("read_bytes_per_token", json!(ratio(r.total.read_bytes as f64, m.gen_tokens as f64)));
@@ -210,11 +213,9 @@ pub(super) fn json(loaded: &Loaded, m: &Measured) -> Value {
         put("layers", r.stats.layers.iter().enumerate().map(|(i, l)| layer_json(i, l)).collect());
     }
     if let Some(p) = m.prompt_reading() {
-        put("prompt_read_bytes", json!(p.total.read_bytes));
         put("prompt_drive_bytes_per_s", json!(p.drive_bytes_per_s()));
         put("prompt_drive_fraction", json!(m.drive().and_then(|d| p.drive_fraction(d))));
         put("prompt_expert_hit_rate", json!(p.stats.hit_rate()));
-        put("prompt_experts_read", json!(p.total.misses));
         put("prompt_stall_s", json!(p.wait_s()));
     }
     if let Some(gpu) = &m.gpu {
@@ -235,6 +236,9 @@ pub(super) fn json(loaded: &Loaded, m: &Measured) -> Value {
         put("vram_slots", json!(slots));
         put("vram_hit_rate", json!(m.reads.as_ref().map(|stats| stats.device_hit_rate())));
         put("prompt_vram_hit_rate", json!(m.prompt_reads.as_ref().map(|stats| stats.device_hit_rate())));
+    }
+    if let Some(figures) = PromptFigures::new(loaded, m) {
+        figures.json(&mut map);
     }
     map.extend(loaded.describe());
     Value::Object(map)

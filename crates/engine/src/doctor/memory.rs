@@ -1,43 +1,52 @@
-//! The parts of the memory plan before there is a model, as [`crate::Model::open`] finds them.
+//! The memory plan of a model that nobody has opened: [`Sizes::plan`], as [`crate::Model::open`] has it.
+
+use std::fmt;
 
 use files::{Meta, Result, TensorIndex};
-use kernels::ops::{KvFormat, Precision};
+use kernels::ops::{DeviceInfo, KvFormat, Precision};
+use store::plan::Plan;
 
 use super::work::Work;
 use crate::device::open_device;
-use crate::limits::{self, CHUNK_TOKENS_MODEST, LOGIT_ROWS};
+use crate::limits;
 use crate::model::OpenOptions;
 use crate::models::Bound;
 use crate::overhead::{Overhead, shape_tokenizer_bytes, tokenizer_bytes};
-use crate::state::{KvShape, LayerShape, RecurrentShape, Room, RoomFor};
+use crate::sizes::{Sizes, slot_bytes};
+use crate::state::{KvShape, LayerShape, RecurrentShape};
 use crate::synth::{Layout, Shape, SynthSizes};
 use crate::widths::Widths;
 
-/// What a model keeps in memory besides its resident weights.
-#[derive(Clone, Debug)]
+/// What the plan of a model is made from.
+#[derive(Clone)]
 pub struct Memory {
-    /// What one sequence of the full context remembers, and the least that is kept for its next turn.
-    pub state_bytes: u64,
-    states: Vec<LayerShape>,
-    context: usize,
-    kept_bytes: Option<u64>,
-    /// Whether expert slots have the memory of pages that nobody has written.
-    trades: bool,
-    /// One expert slot.
-    pub slot_bytes: u64,
-    /// Routed experts in all layers.
-    pub total_experts: u64,
-    /// Chunks of a prompt that the plan may take, the largest first; never empty. Where experts are in memory, and where they
-    /// are read.
-    chunks: [Vec<Chunk>; 2],
+    sizes: Sizes,
+    options: OpenOptions,
+    device: DeviceInfo,
 }
 
-/// A prompt chunk's part of the plan.
-#[derive(Clone, Debug)]
-struct Chunk {
-    rows: usize,
-    scratch_bytes: u64,
-    overhead_bytes: u64,
+impl fmt::Debug for Memory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.sizes.fmt(f)
+    }
+}
+
+/// What a plan says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Planned {
+    /// Tokens of a prompt chunk.
+    pub(super) chunk_tokens: usize,
+    /// Expert slots.
+    pub(super) slots: u64,
+    /// Those that a long prompt leaves when it borrows their memory.
+    pub(super) slots_beside_prompt: u64,
+}
+
+impl Planned {
+    fn new(chunk_tokens: usize, plan: &Plan) -> Self {
+        let slots_beside_prompt = plan.slots_beside(plan.lent_bytes);
+        Self { chunk_tokens, slots: plan.slots, slots_beside_prompt }
+    }
 }
 
 impl Memory {
@@ -49,26 +58,24 @@ impl Memory {
         context: usize,
         options: &OpenOptions,
     ) -> Result<Self> {
-        let total_experts = bound.experts.iter().map(|layer| layer.len() as u64).sum();
-        let slot_bytes = match total_experts {
-            0 => 0,
-            _ => store::slot_bytes(bound.experts.iter().flatten())? as u64,
-        };
-        let tensors = index.iter().count();
-        let (overhead, gives_back) =
-            overhead(options, tensors, total_experts, tokenizer_bytes(meta), meta.vocab_size)?;
-        let states = bound.decoder.state_shapes(kv_format(options)?)?;
-        let widths = bound.decoder.widths();
-        Ok(Self {
-            state_bytes: floor_bytes(&states, context, options),
-            states,
+        let sizes = Sizes {
+            name: meta.name.clone().unwrap_or_else(|| meta.arch.clone()),
+            widths: bound.decoder.widths(),
+            states: bound.decoder.state_shapes(kv_format(options)?)?,
             context,
-            kept_bytes: options.kept_bytes,
-            trades: gives_back && total_experts > 0,
-            slot_bytes,
-            total_experts,
-            chunks: [false, true].map(|streams| chunks(context, &overhead, &widths, streams)),
-        })
+            slot_bytes: slot_bytes(&bound.experts)?,
+            resident_bytes: bound.arena.bytes(),
+            sessions: options.sessions.unwrap_or(1),
+            overhead: Overhead {
+                threads: 0,
+                staging_bytes: 0,
+                tensors: index.iter().count(),
+                experts: bound.experts.iter().map(|layer| layer.len() as u64).sum(),
+                tokenizer_bytes: tokenizer_bytes(meta),
+                vocab: meta.vocab_size,
+            },
+        };
+        Self::new(sizes, options)
     }
 
     /// Of a published shape: what its files will add to that is estimated.
@@ -94,96 +101,71 @@ impl Memory {
             });
             states.extend(std::iter::repeat_n(layer, *layers));
         }
-        let total_experts = (shape.layers * shape.experts) as u64;
-        let tokenizer_bytes = shape_tokenizer_bytes(shape.vocab_size);
-        let (overhead, gives_back) =
-            overhead(options, found.tensors, total_experts, tokenizer_bytes, shape.vocab_size)?;
-        let widths = widths(work);
         let parts = if layout == Layout::Mlx4Bit { 9 } else { 3 };
-        Ok(Self {
-            state_bytes: floor_bytes(&states, context, options),
+        let sizes = Sizes {
+            name: shape.name.to_owned(),
+            widths: widths(work),
             states,
             context,
-            kept_bytes: options.kept_bytes,
-            trades: gives_back && total_experts > 0,
             // Pages that its parts begin or end in the midst of.
             slot_bytes: found.expert_bytes + parts * (4096 + 2048),
-            total_experts,
-            chunks: [false, true].map(|streams| chunks(context, &overhead, &widths, streams)),
-        })
-    }
-
-    /// The least that runs, when a token uses `top_k` experts of a layer.
-    pub(super) fn floor_bytes(&self, top_k: usize) -> u64 {
-        self.chunks.iter().flatten().map(|chunk| self.fixed_bytes(chunk)).min().unwrap_or(0)
-            + self.slots_min_bytes(top_k)
-    }
-
-    /// The rows of a chunk and the expert slots that the plan takes with `left_bytes` of a budget besides the resident
-    /// weights; `None` below the floor.
-    pub(super) fn divide(&self, budget_bytes: u64, left_bytes: u64, top_k: usize) -> Option<(usize, u64)> {
-        let modest =
-            |chunk: &Chunk| chunk.scratch_bytes <= budget_bytes / 8 || chunk.rows <= CHUNK_TOKENS_MODEST;
-        let slots_min_bytes = self.slots_min_bytes(top_k);
-        let kept = limits::kept_bytes(budget_bytes, self.kept_bytes).into_iter();
-        let wanted = |kept| RoomFor { trades: self.trades, ..RoomFor::one(self.context, kept) };
-        let rooms: Vec<Room> = kept.map(|kept| Room::new(&self.states, wanted(kept))).collect();
-        let divided = |chunks: &Vec<Chunk>| {
-            chunks.iter().filter(|chunk| modest(chunk)).find_map(|chunk| {
-                let fixed = |room: &Room| room.bytes + chunk.scratch_bytes + chunk.overhead_bytes;
-                let fits = |room: &&Room| fixed(room) + room.more_bytes_min + slots_min_bytes <= left_bytes;
-                let room = rooms.iter().find(fits)?;
-                let slots = (left_bytes - fixed(room)).checked_div(self.slot_bytes).unwrap_or(0);
-                Some((chunk.rows, slots.min(self.total_experts)))
-            })
+            resident_bytes: found.resident_bytes,
+            sessions: options.sessions.unwrap_or(1),
+            overhead: Overhead {
+                threads: 0,
+                staging_bytes: 0,
+                tensors: found.tensors,
+                experts: (shape.layers * shape.experts) as u64,
+                tokenizer_bytes: shape_tokenizer_bytes(shape.vocab_size),
+                vocab: shape.vocab_size,
+            },
         };
-        let [resident, streamed] = self.chunks.each_ref().map(divided);
-        resident.filter(|(_, slots)| *slots >= self.total_experts).or(streamed)
+        Self::new(sizes, options)
     }
 
-    fn fixed_bytes(&self, chunk: &Chunk) -> u64 {
-        self.state_bytes + chunk.scratch_bytes + chunk.overhead_bytes
+    /// With what the device of `options` adds to `sizes`.
+    fn new(sizes: Sizes, options: &OpenOptions) -> Result<Self> {
+        let device = open_device(options)?.backend.info().clone();
+        let (threads, staging_bytes) = (device.threads, device.staging_bytes);
+        let overhead = Overhead { threads, staging_bytes, ..sizes.overhead };
+        Ok(Self { sizes: Sizes { overhead, ..sizes }, options: options.clone(), device })
     }
 
-    fn slots_min_bytes(&self, top_k: usize) -> u64 {
-        (top_k as u64).min(self.total_experts) * self.slot_bytes
+    /// The same with a context that a prompt of `tokens` fits into.
+    pub(super) fn for_prompt(&self, tokens: usize) -> Self {
+        let mut other = self.clone();
+        other.sizes.context = other.sizes.context.max(tokens);
+        other
     }
-}
 
-/// The least for what one sequence remembers.
-fn floor_bytes(states: &[LayerShape], context: usize, options: &OpenOptions) -> u64 {
-    let kept = limits::kept_bytes(0, options.kept_bytes);
-    kept.into_iter().map(|kept| Room::new(states, RoomFor::one(context, kept)).bytes).min().unwrap_or(0)
+    /// The same when a token uses `top_k` experts of a layer.
+    pub(super) fn with_top_k(&self, top_k: usize) -> Self {
+        let mut other = self.clone();
+        other.sizes.widths.top_k = top_k;
+        other
+    }
+
+    /// Routed experts in all layers.
+    pub(super) fn total_experts(&self) -> u64 {
+        self.sizes.overhead.experts
+    }
+
+    /// The least that runs.
+    pub(super) fn floor_bytes(&self) -> u64 {
+        self.sizes.floor_bytes(&self.options, &self.device)
+    }
+
+    /// How a budget is divided; `None` below the floor.
+    pub(super) fn plan(&self, budget_bytes: u64) -> Option<Planned> {
+        let options = OpenOptions { memory_bytes: Some(budget_bytes), ..self.options.clone() };
+        let (plans, rows) = self.sizes.plan(&options, &self.device).ok()?;
+        Some(Planned::new(rows.chunk, &plans.memory))
+    }
 }
 
 fn kv_format(options: &OpenOptions) -> Result<KvFormat> {
     let precision = if options.exact { Precision::Exact } else { Precision::Fast };
     limits::kv_format(precision, options.kv_format)
-}
-
-/// What the device adds; and whether it gives memory back.
-fn overhead(
-    options: &OpenOptions,
-    tensors: usize,
-    experts: u64,
-    tokenizer_bytes: u64,
-    vocab: usize,
-) -> Result<(Overhead, bool)> {
-    let backend = open_device(options)?.backend;
-    let info = backend.info();
-    let (threads, staging_bytes) = (info.threads, info.staging_bytes);
-    let overhead = Overhead { threads, staging_bytes, tensors, experts, tokenizer_bytes, vocab };
-    Ok((overhead, info.gives_back))
-}
-
-/// All chunk sizes.
-fn chunks(context: usize, overhead: &Overhead, widths: &Widths, streams: bool) -> Vec<Chunk> {
-    let block = limits::block_rows(None, streams);
-    let chunk = |rows: usize| {
-        let scratch_bytes = widths.bytes(rows, block, limits::logit_places(rows, 1));
-        Chunk { rows, scratch_bytes, overhead_bytes: overhead.bytes(LOGIT_ROWS.min(rows)) }
-    };
-    limits::chunks(context, None, streams).map(chunk).collect()
 }
 
 /// As `Decoder::widths`.
@@ -205,6 +187,7 @@ mod tests {
     use super::*;
     use crate::doctor::Demand;
     use crate::model::Model;
+    use crate::state::{Room, RoomFor};
     use crate::synth::{SynthOptions, synth};
 
     #[test]
@@ -216,8 +199,8 @@ mod tests {
         for (kv_format, context) in [(None, 4096), (Some(KvFormat::Q8), 4096), (None, 1)] {
             let options = OpenOptions { kv_format, context: Some(context), ..OpenOptions::default() };
             let demand = Demand::of_model(&made.path, &options).unwrap();
-            let (memory, top_k) = (&demand.memory, demand.top_k);
-            let floor_bytes = demand.resident_bytes + memory.floor_bytes(top_k);
+            let memory = &demand.memory;
+            let floor_bytes = memory.floor_bytes();
             let open = |bytes| {
                 let options = OpenOptions { memory_bytes: Some(bytes), ..options.clone() };
                 Model::open(&made.path, &options, &mut |_, _| ControlFlow::Continue(()))
@@ -226,20 +209,21 @@ mod tests {
             for more_bytes in [0, 1 << 20, 5 << 20, 100 << 20] {
                 let bytes = floor_bytes + more_bytes;
                 let model = open(bytes).unwrap();
-                let seen = memory.divide(bytes, bytes - demand.resident_bytes, top_k);
-                assert_eq!(
-                    seen,
-                    Some((model.chunk_tokens(), model.plan().slots)),
-                    "{more_bytes} above the floor"
-                );
+                let planned = Some(Planned::new(model.chunk_tokens(), model.plan()));
+                assert_eq!(memory.plan(bytes), planned, "{more_bytes} above the floor");
             }
             let of_shape = Demand::of_shape(shape, Layout::Mlx4Bit, &options).unwrap().memory;
-            assert_eq!(of_shape.state_bytes, memory.state_bytes);
-            let near = |a: u64, b: u64| a.abs_diff(b) * 10 <= b;
+            let ([of_shape, memory], near) =
+                ([&of_shape.sizes, &memory.sizes], |a: u64, b: u64| a.abs_diff(b) * 10 <= b);
+            assert_eq!(of_shape.context, memory.context);
             assert!(near(of_shape.slot_bytes, memory.slot_bytes), "{of_shape:?} {memory:?}");
-            for (a, b) in of_shape.chunks.iter().flatten().zip(memory.chunks.iter().flatten()) {
-                assert_eq!((a.rows, a.scratch_bytes), (b.rows, b.scratch_bytes));
+            for rows in [1, 128, 2048, 10_000] {
+                let [a, b] = [of_shape, memory].map(|sizes| sizes.widths.bytes(rows, 512, 1));
+                assert_eq!(a, b, "{rows} rows");
             }
+            let state_bytes =
+                |sizes: &Sizes| Room::new(&sizes.states, RoomFor::one(sizes.context, None)).bytes;
+            assert_eq!(state_bytes(of_shape), state_bytes(memory));
         }
     }
 }

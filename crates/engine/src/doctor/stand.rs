@@ -70,13 +70,16 @@ impl<'a> Stand<'a> {
         Self { bench, made: 0.into(), random: 7.into() }
     }
 
-    /// Seconds of a token of a prompt of `prompt_tokens`, and of one after it, with all experts in memory.
-    pub(super) fn seconds(&self, prompt_tokens: usize) -> Result<(f64, f64)> {
-        let (head_s, top_k) = (self.head_s()?, self.bench.work.top_k);
-        let token = Rows { count: 1, position: prompt_tokens, experts: top_k };
-        let token_s = head_s + self.layers_s(|_| Ok(token))?;
-        let prompt_s = self.layers_s(|delta| self.chunk(delta, prompt_tokens))?;
-        Ok((prompt_s + head_s / prompt_tokens.max(1) as f64, token_s))
+    /// Seconds of a token after `position` others, with all experts in memory.
+    pub(super) fn token_s(&self, position: usize) -> Result<f64> {
+        let token = Rows { count: 1, position, experts: self.bench.work.top_k };
+        Ok(self.head_s()? + self.layers_s(|_| Ok(token))?)
+    }
+
+    /// The same for one of a prompt of `prompt_tokens`, in chunks of `chunk`.
+    pub(super) fn prompt_s(&self, prompt_tokens: usize, chunk: usize) -> Result<f64> {
+        let layers_s = self.layers_s(|delta| self.chunk(delta, prompt_tokens, chunk))?;
+        Ok(layers_s + self.head_s()? / prompt_tokens.max(1) as f64)
     }
 
     /// Seconds of all layers for one of the rows that `rows` says for each kind of layer.
@@ -93,9 +96,8 @@ impl<'a> Stand<'a> {
     }
 
     /// What stands for a chunk in the middle of a prompt: a whole one, if there is memory for it.
-    fn chunk(&self, delta: Option<&DeltaSpec>, prompt_tokens: usize) -> Result<Rows> {
+    fn chunk(&self, delta: Option<&DeltaSpec>, prompt_tokens: usize, chunk: usize) -> Result<Rows> {
         let work = self.bench.work;
-        let chunk = prompt_tokens.clamp(1, CHUNK_TOKENS);
         let mut decoder = self.decoder(self.no_head()?)?;
         decoder.layers.push(self.block(delta, 0)?);
         let expert_bytes = decoder.layers.first().map(expert).transpose()?.flatten().map_or(0, |e| bytes(&e));
@@ -107,7 +109,7 @@ impl<'a> Stand<'a> {
         let much = |count| {
             decoder.widths().bytes(count, count, 1) + experts(count) as u64 * expert_bytes > CHUNK_BYTES
         };
-        let mut count = chunk;
+        let mut count = chunk.min(CHUNK_TOKENS);
         while count > CHUNK_ROWS_MIN && much(count) {
             count /= 2;
         }
@@ -199,6 +201,7 @@ impl<'a> Stand<'a> {
                 rehearsal: None,
                 routes: None,
                 between_layers: &mut |_| ControlFlow::Continue(()),
+                midst: None,
             };
             let x = decoder.forward(&mut step)?;
             then(&step, &x[0])
@@ -439,9 +442,8 @@ mod tests {
         let backend = open_device(&OpenOptions::default()).unwrap().backend;
         let bench = Bench::new(&backend, &work);
         let stand = Stand::new(&bench);
-        for prompt_tokens in [40, 2048, 20_000] {
-            let rows = stand.chunk(None, prompt_tokens).unwrap();
-            let chunk = prompt_tokens.min(CHUNK_TOKENS);
+        for (prompt_tokens, chunk) in [(40, 40), (2048, 2048), (20_000, 2048), (20_000, 8192)] {
+            let rows = stand.chunk(None, prompt_tokens, chunk).unwrap();
             let each = |rows: usize, experts: usize| (rows * work.top_k) as f64 / experts as f64;
             assert!(rows.count == chunk || rows.count < chunk && rows.count >= CHUNK_ROWS_MIN);
             let off = each(rows.count, rows.experts) / each(chunk, work.experts);

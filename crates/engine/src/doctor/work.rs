@@ -181,25 +181,32 @@ fn delta_spec(meta: &Meta) -> Option<DeltaSpec> {
 /// Seconds that a device computes for one token.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Times {
-    /// A generated token, without its routed experts.
+    /// Without its routed experts.
     pub resident_s: f64,
     /// Its routed experts.
     pub experts_s: f64,
-    /// A token of the prompt, without its routed experts.
-    pub prompt_resident_s: f64,
-    /// Its routed experts.
-    pub prompt_experts_s: f64,
 }
 
 impl Times {
+    /// Both.
+    pub fn all_s(self) -> f64 {
+        self.resident_s + self.experts_s
+    }
+
     /// On a device that is so many times as fast.
     pub(super) fn faster(self, by: f64) -> Self {
-        Self {
-            resident_s: self.resident_s / by,
-            experts_s: self.experts_s / by,
-            prompt_resident_s: self.prompt_resident_s / by,
-            prompt_experts_s: self.prompt_experts_s / by,
-        }
+        Self { resident_s: self.resident_s / by, experts_s: self.experts_s / by }
+    }
+
+    /// When half as many experts are used.
+    pub(super) fn with_half_the_experts(self) -> Self {
+        Self { experts_s: self.experts_s / 2.0, ..self }
+    }
+
+    /// Of layers that take `all_s`, `experts_s` of it for experts.
+    fn of_all(all_s: f64, experts_s: f64) -> Self {
+        let experts_s = experts_s.min(all_s);
+        Self { resident_s: all_s - experts_s, experts_s }
     }
 }
 
@@ -209,47 +216,48 @@ const ROWS: usize = 256;
 const WEIGHT_BYTES: usize = 128 << 20;
 /// Rows of experts' work in one call.
 const EXPERT_ROWS: usize = 2048;
-/// Each op is timed this long.
+/// Each op is timed this long, and three times ...
 const OP_TIME: Duration = Duration::from_millis(120);
+/// ... unless that takes longer: then noise is a small part of it.
+const OP_TIME_MAX: Duration = Duration::from_secs(1);
 
-/// Times a device in the sizes of `work`, for a prompt of `prompt_tokens` and the tokens after it. Takes about four
-/// seconds and 500 MB.
-pub(super) fn times(backend: &Arc<dyn Backend>, work: &Work, prompt_tokens: usize) -> Result<Times> {
+/// Times a device in the sizes of `work`, for a token after `position` others. Takes about two seconds and 500 MB.
+pub(super) fn token_times(backend: &Arc<dyn Backend>, work: &Work, position: usize) -> Result<Times> {
     let bench = Bench::new(backend, work);
-    let chunk = prompt_tokens.clamp(1, CHUNK_TOKENS);
     let experts = (work.moe_layers * work.top_k) as f64;
     let experts_s = experts * mean(&work.expert_formats, |format| bench.experts(format, 1, work.top_k))?;
-    let prompt_experts_s = experts * {
-        let each = (chunk * work.top_k / work.experts.max(1)).clamp(1, EXPERT_ROWS);
-        mean(&work.expert_formats, |format| bench.experts(format, each, (EXPERT_ROWS / each).max(1)))?
-    };
     if backend.info().threads > 0 {
-        let (prompt_s, token_s) = Stand::new(&bench).seconds(prompt_tokens)?;
-        let (experts_s, prompt_experts_s) = (experts_s.min(token_s), prompt_experts_s.min(prompt_s));
-        let (resident_s, prompt_resident_s) = (token_s - experts_s, prompt_s - prompt_experts_s);
-        return Ok(Times { resident_s, experts_s, prompt_resident_s, prompt_experts_s });
+        return Ok(Times::of_all(Stand::new(&bench).token_s(position)?, experts_s));
     }
-    let rows = chunk.min(ROWS);
-    let layers = work.layers as f64;
-    let matrix_rows =
-        (work.resident_weights as f64 / layers.max(1.0) / 4.0) as usize / work.hidden_size.max(1);
-    let matrix_rows = matrix_rows.clamp(64, 8192);
-    let matrices = work.resident_weights as f64 / (matrix_rows * work.hidden_size).max(1) as f64;
-    let resident = |rows| mean(&work.resident_formats, |format| bench.linear(format, matrix_rows, rows));
-    let mixers =
-        |rows, position| Ok::<f64, files::Error>(bench.attention(rows, position)? + bench.delta(rows)?);
     let head_rows = work.vocab_size.clamp(1, 32768);
     let heads = work.vocab_size as f64 / head_rows as f64;
     let head_s = heads * bench.linear(work.head_format, head_rows, 1)?;
-    // Sums of experts are memory's work, so of as many rows as a chunk has.
-    let prompt_small = bench.small(chunk)? / chunk as f64;
-    Ok(Times {
-        resident_s: matrices * resident(1)? + head_s + mixers(1, prompt_tokens)? + bench.small(1)?,
-        experts_s,
-        prompt_resident_s: (matrices * resident(rows)? + mixers(rows, prompt_tokens / 2)?) / rows as f64
-            + prompt_small,
-        prompt_experts_s,
-    })
+    let resident_s = bench.resident(1)? + bench.mixers(1, position)? + bench.small(1)?;
+    Ok(Times { resident_s: resident_s + head_s, experts_s })
+}
+
+/// The same for a token of a prompt of `prompt_tokens`, in chunks of at most `chunk`.
+pub(super) fn prompt_times(
+    backend: &Arc<dyn Backend>,
+    work: &Work,
+    prompt_tokens: usize,
+    chunk: usize,
+) -> Result<Times> {
+    let bench = Bench::new(backend, work);
+    let chunk = prompt_tokens.clamp(1, chunk.max(1));
+    let experts = (work.moe_layers * work.top_k) as f64;
+    let each = (chunk * work.top_k / work.experts.max(1)).clamp(1, EXPERT_ROWS);
+    let rows_of = |format| bench.experts(format, each, (EXPERT_ROWS / each).max(1));
+    let experts_s = experts * mean(&work.expert_formats, rows_of)?;
+    if backend.info().threads > 0 {
+        return Ok(Times::of_all(Stand::new(&bench).prompt_s(prompt_tokens, chunk)?, experts_s));
+    }
+    let rows = chunk.min(ROWS);
+    let layers_s = bench.resident(rows)? + bench.mixers(rows, prompt_tokens / 2)?;
+    // Sums of experts are memory's work, so of many rows.
+    let many = chunk.min(CHUNK_TOKENS);
+    let resident_s = layers_s / rows as f64 + bench.small(many)? / many as f64;
+    Ok(Times { resident_s, experts_s })
 }
 
 /// Times ops; all answers are seconds, those of mixers for all layers that have them.
@@ -291,7 +299,16 @@ impl<'a> Bench<'a> {
         op(0, seen)?; // pages, threads, clocks
         self.backend.read(seen.block(), 0, &mut [0; 4])?; // waits for a device that is still at work
         let (start, mut times) = (Instant::now(), Vec::new());
-        while times.len() < 3 || start.elapsed() < OP_TIME {
+        let least = |done: usize| {
+            if done == 0 {
+                Duration::MAX
+            } else if done < 3 {
+                OP_TIME_MAX
+            } else {
+                OP_TIME
+            }
+        };
+        while start.elapsed() < least(times.len()) {
             let before = Instant::now();
             op(times.len() + 1, seen)?;
             self.backend.read(seen.block(), 0, &mut [0; 4])?;
@@ -299,6 +316,21 @@ impl<'a> Bench<'a> {
         }
         times.sort_unstable();
         Ok(times[times.len() / 2].as_secs_f64())
+    }
+
+    /// The resident matrices but the head, with `rows` rows.
+    fn resident(&self, rows: usize) -> Result<f64> {
+        let work = self.work;
+        let matrix_rows = (work.resident_weights as f64 / (work.layers as f64).max(1.0) / 4.0) as usize;
+        let matrix_rows = (matrix_rows / work.hidden_size.max(1)).clamp(64, 8192);
+        let matrices = work.resident_weights as f64 / (matrix_rows * work.hidden_size).max(1) as f64;
+        let each = mean(&work.resident_formats, |format| self.linear(format, matrix_rows, rows))?;
+        Ok(matrices * each)
+    }
+
+    /// Attention and the delta rule.
+    fn mixers(&self, rows: usize, position: usize) -> Result<f64> {
+        Ok(self.attention(rows, position)? + self.delta(rows)?)
     }
 
     /// A product of `rows` rows with one matrix of `matrix_rows` rows.
@@ -479,9 +511,10 @@ mod tests {
         let width = shape.shared_intermediate_size.unwrap();
         assert!((width..width + width / 4).contains(&of_model.mlp_width()), "{}", of_model.mlp_width());
         let backend: Arc<dyn Backend> = open_device(&OpenOptions::default()).unwrap().backend;
-        let seen = times(&backend, &of_model, 40).unwrap();
-        let all = [seen.resident_s, seen.experts_s, seen.prompt_resident_s, seen.prompt_experts_s];
-        assert!(all.iter().all(|s| *s > 0.0 && *s < 10.0), "{seen:?}");
-        assert_eq!(seen.faster(2.0).experts_s, seen.experts_s / 2.0);
+        let token = token_times(&backend, &of_model, 40).unwrap();
+        let prompt = prompt_times(&backend, &of_model, 40, 30).unwrap();
+        let all = [token.resident_s, token.experts_s, prompt.resident_s, prompt.experts_s];
+        assert!(all.iter().all(|s| *s > 0.0 && *s < 10.0), "{token:?} {prompt:?}");
+        assert_eq!(token.faster(2.0).experts_s, token.experts_s / 2.0);
     }
 }

@@ -19,7 +19,7 @@ use kernels::Tensor;
 
 use crate::round::RowBlock;
 use crate::scratch::Activation;
-use crate::step::{Branch, Step};
+use crate::step::{Branch, Norm, Step};
 
 /// What mixes tokens of a sequence.
 pub(crate) enum Mixer {
@@ -48,6 +48,12 @@ impl Mixer {
 /// What is done while a layer's experts are read.
 pub(crate) type Meanwhile<'a> = &'a dyn Fn(&mut Step<'_>) -> Result<()>;
 
+/// The residual streams of a step's blocks, `[rows, hidden]` each, and the norm that makes of them what a feed-forward takes.
+pub(crate) struct Streams<'a> {
+    pub(crate) x: &'a [Activation],
+    pub(crate) norm: &'a Norm,
+}
+
 /// What works on each token alone.
 pub(crate) enum FeedForward {
     /// A resident gated MLP.
@@ -73,21 +79,22 @@ impl FeedForward {
         match self {
             FeedForward::Dense(mlp) => Ok(Begun::Done(Branch::Sum(mlp.run(s, &h)?))),
             FeedForward::Moe(_) if alone => Ok(Begun::Alone(h)),
-            FeedForward::Moe(moe) => moe.begin(s, h).map(Begun::Waiting),
+            FeedForward::Moe(moe) => moe.begin(s, &h).map(Begun::Waiting),
         }
     }
 
-    /// What layer `layer` adds to each block. `meanwhile` is called when its reads have been asked for.
+    /// What layer `layer` adds to each block of `x`. `meanwhile` is called when its reads have been asked for.
     pub(crate) fn finish<'a>(
         &'a self,
         s: &mut Step<'_>,
         layer: usize,
+        x: &Streams<'_>,
         begun: Vec<Begun<'a>>,
         meanwhile: Meanwhile<'_>,
     ) -> Result<Vec<Branch<'a>>> {
         match self {
             FeedForward::Dense(_) => meanwhile(s)?,
-            FeedForward::Moe(moe) => return moe.finish(s, layer, begun, meanwhile),
+            FeedForward::Moe(moe) => return moe.finish(s, layer, x, begun, meanwhile),
         }
         let done = |block| if let Begun::Done(branch) = block { Some(branch) } else { None };
         Ok(begun.into_iter().filter_map(done).collect())

@@ -8,7 +8,7 @@ use kernels::ops::{
 use kernels::{Tensor, Weight};
 use store::{ExpertId, ExpertMask, LayerId};
 
-use super::{Begun, Meanwhile, Mlp};
+use super::{Begun, Meanwhile, Mlp, Streams};
 use crate::bridge::{ExpertShape, LeasedExpert};
 use crate::lookahead::Guess;
 use crate::scratch::{Activation, RouteActivation};
@@ -57,8 +57,6 @@ impl SharedExpert {
 
 /// A block's rows that wait for experts.
 pub(crate) struct Waiting {
-    /// Normed, `[rows, hidden]`.
-    pub(super) h: Activation,
     /// What the router chose.
     pub(super) chosen: RouteActivation,
     /// What the layer adds to them, `[rows, hidden]`; so far of the shared expert.
@@ -67,18 +65,18 @@ pub(crate) struct Waiting {
 
 impl Moe {
     /// See [`super::FeedForward::begin`], for one of several blocks: the router, and the shared expert.
-    pub(crate) fn begin(&self, s: &Step<'_>, h: Activation) -> Result<Waiting> {
+    pub(crate) fn begin(&self, s: &Step<'_>, h: &Tensor) -> Result<Waiting> {
         let mut chosen = s.route_buffers(h.rows(), self.spec.top_k)?;
-        s.backend.route(&h, &self.router, &self.spec, &mut chosen)?;
+        s.backend.route(h, &self.router, &self.spec, &mut chosen)?;
         let mut sum = s.tensor(h.rows(), h.cols())?;
         let shared = self.shared.as_ref().map(|expert| {
-            let mut outputs = SharedExpert::outputs(s, &h)?;
-            expert.run(s, &h, &mut outputs).map(|()| outputs)
+            let mut outputs = SharedExpert::outputs(s, h)?;
+            expert.run(s, h, &mut outputs).map(|()| outputs)
         });
         let shared = shared.transpose()?;
         let shared = shared.as_ref().map(|(output, gate)| SharedOutput { output, gate });
         s.backend.begin_sum(shared, &mut sum)?;
-        Ok(Waiting { h, chosen, sum })
+        Ok(Waiting { chosen, sum })
     }
 
     /// See [`super::FeedForward::finish`].
@@ -86,6 +84,7 @@ impl Moe {
         &'a self,
         s: &mut Step<'_>,
         layer: usize,
+        x: &Streams<'_>,
         begun: Vec<Begun<'a>>,
         meanwhile: Meanwhile<'_>,
     ) -> Result<Vec<Branch<'a>>> {
@@ -98,7 +97,7 @@ impl Moe {
             }
         }
         if !waiting.is_empty() {
-            self.by_windows(s, LayerId(layer as u16), &mut waiting)?;
+            self.by_windows(s, LayerId(layer as u16), x, &mut waiting)?;
             branches.extend(waiting.into_iter().map(|block| Branch::Sum(block.sum)));
         }
         Ok(branches)
@@ -164,7 +163,7 @@ impl Moe {
         if experts.runs {
             experts.pool.store.count_device_hits(layer, chosen.min(self.router.rows()) as u64);
         }
-        experts.sweep = None;
+        experts.set_coming(None);
         Ok(true)
     }
 
@@ -225,7 +224,7 @@ impl Moe {
         let (wanted, mut here) = (by_expert.mask(), Vec::new());
         if let Some(experts) = &mut s.experts {
             here = self.ask(experts, layer, &wanted)?;
-            experts.sweep = self.sweep_after(&wanted, experts.more_follows);
+            experts.set_coming(self.sweep_after(&wanted, experts.more_follows));
         }
         if let Some(trace) = &mut s.routes {
             trace.push((layer, routes));
@@ -247,6 +246,7 @@ impl Moe {
         };
         pool.store.want(layer, &missing)?; // reads start now
         pool.store.count_device_hits(layer, placed.len() as u64);
+        pool.store.count_wanted(layer, placed.iter().map(|placed| placed.expert));
         placed.into_iter().map(|placed| LeasedExpert::placed(&self.expert, placed)).collect()
     }
 

@@ -1,73 +1,62 @@
 //! The experts of a step of several blocks: each is read once, and multiplied with all its rows. They come in windows of
-//! consecutive ids, since the memory for outputs has a place for each row of the step and no more; a row's outputs are added
-//! to its sum window by window, so by ascending id.
+//! consecutive ids, as many as half of the slots hold. Block by block the outputs of a window are added to the sums of the
+//! rows, so a row's are added by ascending id.
 
-use files::{Error, Result};
+use files::{Error, ErrorKind, Result};
 use kernels::ops::{ExpertBatch, RoutedRow, Routes, WindowRow};
 use store::{ExpertId, ExpertMask, LayerId};
 
+use super::Streams;
 use super::moe::{Moe, Waiting};
 use crate::bridge::LeasedExpert;
-use crate::step::{Experts, Step};
-
-/// Experts of consecutive ids, those that some row has chosen.
-type Window = Vec<ExpertId>;
+use crate::scratch::Activation;
+use crate::step::{Experts, Step, Sweep};
 
 impl Moe {
-    /// Adds the experts that the rows of `blocks` have chosen to their sums.
-    pub(super) fn by_windows(&self, s: &mut Step<'_>, layer: LayerId, blocks: &mut [Waiting]) -> Result<()> {
+    /// Adds the experts that the rows of `blocks` have chosen to their sums. Others may run a step between two windows.
+    pub(super) fn by_windows(
+        &self,
+        s: &mut Step<'_>,
+        layer: LayerId,
+        streams: &Streams<'_>,
+        blocks: &mut [Waiting],
+    ) -> Result<()> {
         let routes = blocks.iter().map(|block| {
-            let routes = s.backend.read_routes(&block.chosen, block.h.rows(), &self.spec);
+            let routes = s.backend.read_routes(&block.chosen, block.sum.rows(), &self.spec);
             routes.map_err(|e| e.context(format!("layer {}", layer.0)))
         });
         let routes = routes.collect::<Result<Vec<Routes>>>()?;
-        let counts = counts(&routes, self.router.rows())?;
-        let rows: usize = blocks.iter().map(|block| block.h.rows()).sum();
-        let mut outputs = s.tensor(rows, blocks[0].h.cols())?;
-        let Some(experts) = &mut s.experts else {
-            let layer = layer.0;
-            return Err(Error::invalid(format!("layer {layer} routes to experts, but there is no store")));
-        };
+        let most = blocks.iter().map(|block| block.sum.rows()).max().unwrap_or(0);
+        let mut outputs = s.tensor(most * self.spec.top_k, blocks[0].sum.cols())?;
+        let experts = self.experts_of(s, layer)?;
         experts.pool.govern();
-        // Two windows have slots: one is read while the other is multiplied.
-        let slots = experts.pool.store.slots().min(experts.slabs.bound_max());
-        let windows = windows(&counts, rows, (slots / 2).max(1));
-        experts.sweep = self.sweep_after(&windows.iter().flatten().copied().collect(), experts.more_follows);
+        let mut left = wanted(&routes, self.router.rows())?;
+        let next = self.sweep_after(&left, experts.more_follows);
         let mut cut: Vec<Cut<'_>> = routes.iter().map(Cut::new).collect();
-        let mut here = match windows.first() {
-            Some(first) => self.ask(experts, layer, &mask(first))?,
-            None => Vec::new(),
-        };
-        for (i, window) in windows.iter().enumerate() {
-            let leased = self.take(s.backend, experts, here, window.len())?;
-            here = match windows.get(i + 1) {
-                // With one slot the next expert has none before this one is multiplied.
-                Some(next) if slots > 1 => self.ask(experts, layer, &mask(next))?,
-                _ => Vec::new(),
+        while let Some((window, last)) = first(&left, window_experts(self.experts_of(s, layer)?)) {
+            for expert in window.iter() {
+                left.remove(expert);
+            }
+            let backend = s.backend;
+            let experts = self.experts_of(s, layer)?;
+            let rest = Sweep { layer, experts: left.clone() };
+            experts.set_coming([rest].into_iter().chain(next.clone()));
+            let leased = match self.take(backend, experts, layer, &window) {
+                // A long chunk is worth a second try.
+                Err(e) if e.kind() == ErrorKind::Io => self.take(backend, experts, layer, &window)?,
+                taken => taken?,
             };
-            experts.read_ahead();
-            let last = window.last().map_or(0, |expert| u32::from(expert.0));
-            let (mut weights, mut sums) = (Vec::new(), Vec::new());
-            for (cut, block) in cut.iter_mut().zip(&*blocks) {
-                let piece = cut.up_to(last, &mut weights);
-                let batches: Vec<_> = leased
-                    .iter()
-                    .map(|e| ExpertBatch { weights: e.weights(), rows: piece.rows(e.expert()) })
-                    .filter(|batch| !batch.rows.is_empty())
-                    .collect();
-                if !batches.is_empty() {
-                    s.backend.expert_mlp(&block.h, &batches, &mut outputs)?;
+            for ((block, cut), x) in blocks.iter_mut().zip(&mut cut).zip(streams.x) {
+                let piece = cut.up_to(u32::from(last.0));
+                if !piece.rows.is_empty() {
+                    let h = s.rms_norm(x, streams.norm)?;
+                    add(s, &h, &leased, &piece, &mut outputs, &mut block.sum)?;
+                    s.read_ahead();
                 }
-                sums.push(piece.sums);
             }
-            for (block, rows) in blocks.iter_mut().zip(&sums).filter(|(_, rows)| !rows.is_empty()) {
-                s.backend.add_window(&outputs, &weights, rows, &mut block.sum)?;
-            }
-            s.backend.release(Box::new(leased));
-            s.backend.reclaim()?;
-            if let (1, Some(next)) = (slots, windows.get(i + 1)) {
-                here = self.ask(experts, layer, &mask(next))?;
-            }
+            backend.release(Box::new(leased));
+            backend.reclaim()?;
+            s.within_layer(usize::from(layer.0))?;
         }
         if let Some(trace) = &mut s.routes {
             trace.push((layer, joined(routes)));
@@ -75,15 +64,22 @@ impl Moe {
         Ok(())
     }
 
-    /// Waits for all `count` experts of a window, of which a device has those that are `here`.
+    fn experts_of<'a, 'b>(&self, s: &'b mut Step<'a>, layer: LayerId) -> Result<&'b mut Experts<'a>> {
+        let layer = layer.0;
+        let none = || Error::invalid(format!("layer {layer} routes to experts, but there is no store"));
+        s.experts.as_mut().ok_or_else(none)
+    }
+
+    /// All experts of a window, once they are there.
     fn take(
         &self,
         backend: &dyn kernels::Backend,
         experts: &mut Experts<'_>,
-        here: Vec<LeasedExpert>,
-        count: usize,
+        layer: LayerId,
+        window: &ExpertMask,
     ) -> Result<Vec<LeasedExpert>> {
-        let mut leased = here;
+        let mut leased = self.ask(experts, layer, window)?;
+        let count = window.count();
         while leased.len() < count {
             let leases = experts.pool.store.next_batch(count - leased.len())?;
             if leases.is_empty() {
@@ -101,36 +97,44 @@ impl Moe {
     }
 }
 
-fn mask(window: &[ExpertId]) -> ExpertMask {
-    window.iter().copied().collect()
+/// Adds to `sum`, of a block's rows, what the experts of a window make of their normed streams `h`, both `[rows, hidden]`.
+fn add(
+    s: &Step<'_>,
+    h: &Activation,
+    leased: &[LeasedExpert],
+    piece: &Piece,
+    outputs: &mut Activation,
+    sum: &mut Activation,
+) -> Result<()> {
+    let batches: Vec<_> = leased
+        .iter()
+        .map(|e| ExpertBatch { weights: e.weights(), rows: piece.rows(e.expert()) })
+        .filter(|batch| !batch.rows.is_empty())
+        .collect();
+    s.backend.expert_mlp(h, &batches, outputs)?;
+    s.backend.add_window(outputs, &piece.weights, &piece.sums, sum)
 }
 
-/// How many rows each of so many `experts` has.
-fn counts(routes: &[Routes], experts: usize) -> Result<Vec<usize>> {
-    let mut counts = vec![0; experts];
-    for &id in routes.iter().flat_map(|routes| &routes.ids) {
-        let count = counts.get_mut(id as usize);
-        *count.ok_or_else(|| Error::corrupt(format!("the router chose expert {id} of {experts}")))? += 1;
-    }
-    Ok(counts)
+/// Experts of a window: while it is multiplied, as many are read. Others may have taken slots between two windows.
+fn window_experts(experts: &Experts<'_>) -> usize {
+    let slots = experts.pool.store.slots().min(experts.slabs.bound_max());
+    (slots / 2).max(1)
 }
 
-/// Windows of at most `experts` experts and `outputs` rows together; no expert has more.
-fn windows(counts: &[usize], outputs: usize, experts: usize) -> Vec<Window> {
-    let mut windows: Vec<Window> = Vec::new();
-    let mut left = 0;
-    for (id, &count) in counts.iter().enumerate().filter(|(_, count)| **count > 0) {
-        let id = ExpertId(id as u16);
-        match windows.last_mut().filter(|window| window.len() < experts && count <= left) {
-            Some(window) => window.push(id),
-            None => {
-                windows.push(vec![id]);
-                left = outputs;
-            }
-        }
-        left -= count;
-    }
-    windows
+/// The first `most` experts of `left`, and the last of them.
+fn first(left: &ExpertMask, most: usize) -> Option<(ExpertMask, ExpertId)> {
+    let last = left.iter().take(most).last()?;
+    Some((left.iter().take(most).collect(), last))
+}
+
+/// The experts that somebody has chosen, of so many.
+fn wanted(routes: &[Routes], experts: usize) -> Result<ExpertMask> {
+    let ids = routes.iter().flat_map(|routes| &routes.ids);
+    let known = |&id: &u32| match (id as usize) < experts {
+        true => Ok(ExpertId(id as u16)),
+        false => Err(Error::corrupt(format!("the router chose expert {id} of {experts}"))),
+    };
+    ids.map(known).collect()
 }
 
 /// What the rows of one block have chosen, window after window.
@@ -145,6 +149,8 @@ struct Piece {
     /// Rows of each expert, in the order of the experts; which, and where the first of each is.
     rows: Vec<RoutedRow>,
     starts: Vec<(ExpertId, usize)>,
+    /// A weight for each output.
+    weights: Vec<f32>,
     /// What is added to which row.
     sums: Vec<WindowRow>,
 }
@@ -154,9 +160,10 @@ impl<'a> Cut<'a> {
         Self { routes, done: vec![0; routes.ids.len() / routes.top_k.max(1)] }
     }
 
-    /// The choices up to expert `last` that no window had; a weight for each output goes to the end of `weights`.
-    fn up_to(&mut self, last: u32, weights: &mut Vec<f32>) -> Piece {
-        let (top_k, mut chosen, mut sums) = (self.routes.top_k, Vec::new(), Vec::new());
+    /// The choices up to expert `last` that no window had.
+    fn up_to(&mut self, last: u32) -> Piece {
+        let (top_k, mut chosen, mut weights, mut sums) =
+            (self.routes.top_k, Vec::new(), Vec::new(), Vec::new());
         for (row, done) in self.done.iter_mut().enumerate() {
             let range = row * top_k + *done..(row + 1) * top_k;
             let ids = &self.routes.ids[range.clone()];
@@ -178,7 +185,7 @@ impl<'a> Cut<'a> {
                 starts.push((ExpertId(*id as u16), at));
             }
         }
-        Piece { rows: chosen.into_iter().map(|(_, row)| row).collect(), starts, sums }
+        Piece { rows: chosen.into_iter().map(|(_, row)| row).collect(), starts, weights, sums }
     }
 }
 
@@ -206,15 +213,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn windows_have_consecutive_experts_that_fit() {
-        let of = |counts: &[usize], outputs, experts| -> Vec<Vec<u16>> {
-            let windows = windows(counts, outputs, experts);
-            windows.iter().map(|window| window.iter().map(|expert| expert.0).collect()).collect()
-        };
-        assert_eq!(of(&[2, 0, 3, 5, 1, 1], 6, 10), [vec![0, 2], vec![3, 4], vec![5]]);
-        assert_eq!(of(&[1, 1, 1], 6, 2), [vec![0, 1], vec![2]]);
-        assert_eq!(of(&[6, 6], 6, 9), [vec![0], vec![1]]);
-        assert!(of(&[0, 0], 6, 9).is_empty());
+    fn windows_have_consecutive_experts() {
+        let routes = [vec![3, 0], vec![9, 3, 4]].map(|ids| Routes { ids, ..Routes::default() });
+        let mut left = wanted(&routes, 10).unwrap();
+        let mut windows = Vec::new();
+        while let Some((window, last)) = first(&left, 3) {
+            for expert in window.iter() {
+                left.remove(expert);
+            }
+            windows.push((window.iter().map(|expert| expert.0).collect::<Vec<_>>(), last.0));
+        }
+        assert_eq!(windows, [(vec![0, 3, 4], 4), (vec![9], 9)]);
+        assert!(wanted(&routes, 9).unwrap_err().message().contains("expert 9 of 9"));
     }
 
     #[test]
@@ -222,18 +232,17 @@ mod tests {
         let routes =
             Routes { top_k: 2, ids: vec![1, 4, 0, 1, 2, 4], weights: vec![0.1, 0.2, 0.3, 0.4, 0.5, 0.6] };
         let mut cut = Cut::new(&routes);
-        let mut weights = Vec::new();
-        let first = cut.up_to(1, &mut weights);
-        assert_eq!(weights, [0.1, 0.3, 0.4]);
+        let first = cut.up_to(1);
+        assert_eq!(first.weights, [0.1, 0.3, 0.4]);
         let row = |row, part| RoutedRow { row, part };
         assert_eq!(first.rows(ExpertId(0)), [row(1, 1)]);
         assert_eq!(first.rows(ExpertId(1)), [row(0, 0), row(1, 2)]);
         assert!(first.rows(ExpertId(4)).is_empty());
         let sum = |row, first, count| WindowRow { row, first, count };
         assert_eq!(first.sums, [sum(0, 0, 1), sum(1, 1, 2)]);
-        weights.clear();
-        let second = cut.up_to(4, &mut weights);
-        assert_eq!((weights, second.rows(ExpertId(4))), (vec![0.2, 0.5, 0.6], &[row(0, 0), row(2, 2)][..]));
+        let second = cut.up_to(4);
+        assert_eq!(second.weights, [0.2, 0.5, 0.6]);
+        assert_eq!(second.rows(ExpertId(4)), [row(0, 0), row(2, 2)]);
         assert_eq!(second.sums, [sum(0, 0, 1), sum(2, 1, 2)]);
     }
 }

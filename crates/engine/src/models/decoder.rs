@@ -6,11 +6,11 @@ use kernels::{Tensor, Weight};
 use store::{ExpertId, LayerId};
 
 use crate::bridge::ExpertShape;
-use crate::layers::{FeedForward, Mixer};
+use crate::layers::{FeedForward, Mixer, Streams};
 use crate::lookahead::Guess;
 use crate::scratch::Activation;
 use crate::state::{KvShape, LayerShape, RecurrentShape};
-use crate::step::{Branch, Linear, Norm, Step, Sweep};
+use crate::step::{Branch, Linear, Midst, Norm, Step, Sweep};
 use crate::widths::Widths;
 
 /// One layer.
@@ -32,12 +32,17 @@ pub(crate) struct Decoder {
 }
 
 impl Decoder {
-    /// Runs the step's tokens through all layers: `[rows, hidden]` of each block before the final norm.
+    /// Runs the step's tokens through all layers, or those that are left: `[rows, hidden]` of each block before the final norm.
+    /// Where it breaks off between two layers, the step has what it needs to go on.
     pub(crate) fn forward(&self, s: &mut Step<'_>) -> Result<Vec<Activation>> {
         let blocks = s.blocks;
-        let mut x = blocks.iter().map(|block| s.embed(&self.embedding, block)).collect::<Result<Vec<_>>>()?;
+        let (layers_done, mut x) = match s.midst.take() {
+            Some(Midst { layers_done, x }) => (layers_done, x),
+            None => (0, blocks.iter().map(|block| s.embed(&self.embedding, block)).collect::<Result<_>>()?),
+        };
+        s.enter(layers_done);
         let mut branches: Vec<Option<Branch<'_>>> = blocks.iter().map(|_| None).collect();
-        for (l, layer) in self.layers.iter().enumerate() {
+        for (l, layer) in self.layers.iter().enumerate().skip(layers_done) {
             let mut begun = Vec::with_capacity(blocks.len());
             for ((block, x), branch) in blocks.iter().zip(&mut x).zip(&mut branches) {
                 let h = s.norm(x, branch.take(), &layer.mixer_norm)?;
@@ -47,17 +52,20 @@ impl Decoder {
                 let h = s.norm(x, Some(Branch::Sum(mixed)), &layer.mlp_norm)?;
                 begun.push(layer.mlp.begin(s, h, blocks.len() == 1)?);
                 if begun.len() < blocks.len() {
-                    s.layers_done(l)?; // a layer of many blocks is long
+                    s.within_layer(l)?; // a layer of many blocks is long
                 }
             }
             let guess = |s: &mut Step<'_>| self.look_ahead(s, l + 1, &x);
-            let finished = layer.mlp.finish(s, l, begun, &guess)?;
+            let streams = Streams { x: &x, norm: &layer.mlp_norm };
+            let finished = layer.mlp.finish(s, l, &streams, begun, &guess)?;
             branches = finished.into_iter().map(Some).collect();
-            s.layers_done(l + 1)?;
+            if let Err(e) = s.layers_done(l + 1) {
+                add(s, &mut x, branches)?;
+                s.midst = Some(Midst { layers_done: l + 1, x });
+                return Err(e);
+            }
         }
-        for (x, branch) in x.iter_mut().zip(branches) {
-            s.add(x, branch)?;
-        }
+        add(s, &mut x, branches)?;
         Ok(x)
     }
 
@@ -163,6 +171,11 @@ impl Decoder {
         let top_k = |l: &Block| if let FeedForward::Moe(moe) = &l.mlp { moe.spec.top_k } else { 0 };
         self.layers.iter().map(top_k).max().unwrap_or(0)
     }
+}
+
+/// What the last layer returned is added to the residual streams.
+fn add(s: &Step<'_>, x: &mut [Activation], branches: Vec<Option<Branch<'_>>>) -> Result<()> {
+    x.iter_mut().zip(branches).try_for_each(|(x, branch)| s.add(x, branch))
 }
 
 fn mixer_width(mixer: &Mixer) -> usize {

@@ -8,7 +8,8 @@ use files::{Error, ErrorKind, Result};
 
 use super::running::Running;
 use super::{RequestEvent, Work};
-use crate::batch::{Answer, LogitSink, Logits, Part, Pause, pack};
+use crate::batch::{Answer, LogitSink, Logits, Part, Pause};
+use crate::midst::pack;
 
 /// How the time of a step of prompts is shared with answers.
 struct Share {
@@ -41,17 +42,20 @@ impl Work {
         let model = self.model.clone();
         let mut batch = std::mem::take(&mut self.batch);
         let layers = model.meta().layers;
-        let given_up = given_up(&group, &rows, layers);
+        let given_up = given_up(&group, &rows, layers, model.keeps_states());
         let tell = progress(&group, &rows, layers);
         let mut share =
             Share { started: Instant::now(), answers: Duration::ZERO, wanted: self.options.answers_share };
         let mut between = |pause: &mut Pause<'_>| {
-            tell(pause.layers_done());
-            if given_up(pause.layers_done()) {
-                return ControlFlow::Break(());
+            let (done, within) = (pause.layers_done(), pause.is_within_layer());
+            if !within {
+                tell(done);
+                if given_up(done) {
+                    return ControlFlow::Break(());
+                }
             }
             // Before the first layer and after the last one others need not wait.
-            if (1..layers).contains(&pause.layers_done()) {
+            if within || (1..layers).contains(&done) {
                 self.answer_between(pause, &mut share);
             }
             ControlFlow::Continue(())
@@ -61,7 +65,10 @@ impl Work {
         match ran {
             Ok(logits) => self.stepped(group, &rows, logits),
             // Those that are over go before the next step.
-            Err(e) if e.kind() == ErrorKind::Cancelled => self.running.append(&mut group),
+            Err(e) if e.kind() == ErrorKind::Cancelled => {
+                group.iter_mut().for_each(|running| running.resumed = true);
+                self.running.append(&mut group);
+            }
             Err(e) => self.failed(group, e),
         }
         self.running.sort_by_key(|running| running.begun);
@@ -73,15 +80,18 @@ impl Work {
         let room = self.model.chunk_tokens();
         if let Some(alone) = self.running.iter().position(|running| running.alone) {
             let running = self.running.remove(alone);
-            let rows = running.sequence.pending().min(room);
-            return (vec![running], vec![rows]);
+            let rows = pack([Some(&running.sequence)].into_iter(), room);
+            return (vec![running], rows);
         }
         if self.running.iter().all(Running::decodes) {
             let rows = vec![1; self.running.len()];
             return (std::mem::take(&mut self.running), rows);
         }
-        let pending = |running: &Running| if running.decodes() { 0 } else { running.sequence.pending() };
-        let rows = pack(self.running.iter().map(pending), room);
+        let prompts = self.running.iter().map(|running| match running.decodes() {
+            true => None,
+            false => Some(&running.sequence),
+        });
+        let rows = pack(prompts, room);
         let mut of_each = rows.iter();
         let group = self.running.extract_if(.., |_| of_each.next().is_some_and(|rows| *rows > 0)).collect();
         (group, rows.into_iter().filter(|rows| *rows > 0).collect())
@@ -181,8 +191,8 @@ fn last_logits(
 }
 
 /// Whether a step had better end after so many layers, since requests in it are given up: when that saves more work than the
-/// others lose, which then begin it again.
-fn given_up(group: &[Running], rows: &[usize], layers: usize) -> impl Fn(usize) -> bool + use<> {
+/// others lose. What it `keeps` they go on with, at the cost of about a layer; else they begin again.
+fn given_up(group: &[Running], rows: &[usize], layers: usize, keeps: bool) -> impl Fn(usize) -> bool + use<> {
     let cancels: Vec<_> =
         group.iter().map(|running| running.cancel.clone()).zip(rows.iter().copied()).collect();
     move |layers_done| {
@@ -192,7 +202,8 @@ fn given_up(group: &[Running], rows: &[usize], layers: usize) -> impl Fn(usize) 
             |of: &[&(_, usize)], layers: usize| of.iter().map(|(_, rows)| rows * layers).sum::<usize>();
         // A recurrent layer goes back from one row only as far as to its last snapshot.
         let can_go_back = others.iter().all(|(_, rows)| *rows > 1);
-        can_go_back && work(&over, layers - layers_done) > work(&others, layers_done)
+        let lost = if keeps { 1 } else { layers_done };
+        can_go_back && work(&over, layers - layers_done) > work(&others, lost)
     }
 }
 

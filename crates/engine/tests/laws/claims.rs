@@ -1,8 +1,10 @@
 //! Who has a page, a place or a snapshot after something failed: copies that break, steps that cannot be, beginnings that
 //! are in the way.
 
+use std::cell::RefCell;
 use std::ops::ControlFlow;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tidemill_engine::{Batch, ErrorKind, Logits, Model, OpenOptions, Part, Pause, Result, Sequence};
 
@@ -92,7 +94,8 @@ fn fail_copy(model: &Arc<Model>, device: &Arc<Faulty>, at: (Op, usize, Option<us
     let mut sequences = company(model);
     let before: Vec<usize> = sequences.iter().map(Sequence::position).collect();
     let mut parts: Vec<&mut Sequence> = sequences.iter_mut().collect();
-    let arm = || drop(device.fail(op, nth));
+    let seen = RefCell::<Arc<AtomicUsize>>::default();
+    let arm = || *seen.borrow_mut() = device.fail(op, nth);
     if breaks.is_none() {
         arm();
     }
@@ -103,7 +106,8 @@ fn fail_copy(model: &Arc<Model>, device: &Arc<Faulty>, at: (Op, usize, Option<us
             assert_eq!(got, own, "{at:?}");
             return false;
         }
-        Err(error) if error.kind() == ErrorKind::Cancelled => false,
+        // What the broken chunk would leave to others is not missed.
+        Err(error) if error.kind() == ErrorKind::Cancelled => seen.borrow().load(Ordering::Relaxed) > nth,
         Err(error) => {
             assert_eq!(error.kind(), ErrorKind::Device, "{at:?}: {error}");
             true

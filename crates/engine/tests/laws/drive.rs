@@ -1,8 +1,10 @@
 //! Same bits whoever reads, whoever is evicted, however large the pool is from token to token; and an interrupted
 //! prompt goes on where it stopped.
 
+use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 use std::sync::Arc;
+use std::time::Instant;
 
 use store::disk::SimDisk;
 use tidemill_engine::drive::{DiskKind, DriveOptions};
@@ -127,6 +129,36 @@ fn a_trace_says_what_was_wanted_and_a_warm_set_what_was_kept() {
     let prompt = tokens(&model, 4, 30);
     assert_eq!(last_bits(&other, &prompt), last_bits(&model, &prompt));
     assert!(small("qwen3_5_moe-e32/mlx-4bit", |o| o.slots_max = None).warm_set().is_none(), "all fit");
+}
+
+#[test]
+fn a_prompt_counts_its_chunks_and_what_they_used_and_read() {
+    let run = |chunk, block| {
+        let change = |o: &mut OpenOptions| (o.chunk_tokens, o.block_tokens) = (Some(chunk), Some(block));
+        let model = small("qwen3_5_moe-e32/mlx-4bit", change);
+        let mut session = Session::new(&model).expect("a session");
+        session.record_routes();
+        let start = Instant::now();
+        session.set_prompt(&tokens(&model, 1, 60), &mut go).expect("runs");
+        let (time, stats) = (start.elapsed(), model.read_stats().expect("counts"));
+        let mut used = vec![BTreeSet::new(); stats.layers.len()];
+        for want in trace_of(&model, &session.take_routes()).wants() {
+            used[want.layer.0 as usize].extend(want.experts.iter().copied());
+        }
+        for (layer, used) in stats.layers.iter().zip(&used) {
+            assert_eq!(layer.union, used.len() as u64, "{layer:?}");
+            assert_eq!(layer.steps, 60u64.div_ceil(chunk as u64), "{layer:?}");
+            assert!(layer.steps > 1 || layer.union_bytes == layer.wanted_bytes, "{layer:?}");
+            assert!(layer.wait <= layer.time && layer.copied_bytes == 0, "{layer:?}");
+        }
+        assert!(stats.total().time <= time, "{stats:?} of {time:?}");
+        stats.total()
+    };
+    // Slots for less than a layer: each chunk reads what it uses, whatever the one before has read.
+    let [once, often] = [run(64, 9), run(8, 8)];
+    assert_eq!(once.union, often.union);
+    assert!(once.reads >= once.union && 10 * once.reads <= 11 * once.union, "{once:?}");
+    assert!(often.reads > 3 * often.union, "{often:?}");
 }
 
 fn interrupted(model: &Arc<Model>, prompt: &[u32], call: usize) -> (Session, usize) {

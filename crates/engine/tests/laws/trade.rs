@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use tidemill_engine::{Answer, Batch, ErrorKind, Logits, Model, OpenOptions, Sequence};
+use tidemill_engine::{Answer, Batch, ErrorKind, Logits, Model, OpenOptions, Sequence, Session};
 
 use super::identity::floor_bytes;
 use super::tools::{Bits, bits, golden, last_bits, tokens};
@@ -65,6 +65,46 @@ fn slots_make_room_for_pages_and_come_back() {
         let many = model.slots() as u64;
         assert!(few < many && many <= plan.slots, "{set}: {few}, then {many} slots of {plan}");
         assert_eq!(model.free_states(), free, "{set}");
+    }
+}
+
+/// A chunk of more rows than a block takes memory of slots while it runs, and the bits are those of a model that has enough.
+#[test]
+fn a_long_chunk_borrows_of_the_slots_and_gives_back() {
+    for set in SETS {
+        let options = OpenOptions {
+            sessions: Some(1),
+            context: Some(512),
+            block_tokens: Some(32),
+            kept_bytes: Some(0),
+            fixed_slots: true,
+            ..OpenOptions::default()
+        };
+        let one = OpenOptions { chunk_tokens: Some(32), ..options.clone() };
+        let floor_bytes = floor_bytes(&golden(set), &one);
+        let with = |more: u64| {
+            let memory_bytes = Some(floor_bytes + (more << 16));
+            open(&golden(set), &OpenOptions { memory_bytes, ..options.clone() })
+        };
+        let borrows = |model: &Arc<Model>| {
+            let plan = model.plan();
+            plan.slots_beside(plan.lent_bytes) < plan.slots
+        };
+        let model = (1..64).map(with).find(borrows).expect("one that borrows");
+        let plan = *model.plan();
+        let mut session = Session::new(&model).expect("a session");
+        let prompt = tokens(&model, 3, model.chunk_tokens().min(500));
+        session.set_prompt(&prompt, &mut go).expect("runs");
+        let few = model.slots() as u64;
+        assert!(
+            few <= plan.slots_beside(plan.lent_bytes) && few < plan.slots,
+            "{set}: {few} slots of {plan}"
+        );
+        let judge = open(&golden(set), &OpenOptions { context: Some(2048), ..OpenOptions::default() });
+        assert_eq!(bits(session.logits()), last_bits(&judge, &prompt), "{set}");
+        session.append(&tokens(&model, 4, 1), &mut go).expect("runs");
+        let many = model.slots() as u64;
+        assert!(many > few, "{set}: {few}, then {many} slots");
     }
 }
 

@@ -47,7 +47,7 @@ impl ExpertStore {
     /// Empties the slots above the limit, as far as nobody holds them.
     pub(super) fn settle(&mut self) {
         while let Settling::NeedsRoom = self.pool.settle() {
-            if !self.give_up(&|_| true) {
+            if !self.give_up(&|_, _| true) {
                 return;
             }
         }

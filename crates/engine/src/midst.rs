@@ -1,0 +1,135 @@
+//! A step that breaks off between two layers leaves what it has computed for whoever asks for the same tokens again, and a step
+//! that goes on there.
+
+use std::ops::Range;
+
+use files::Result;
+use kernels::ops::Segment;
+
+use crate::batch::Part;
+use crate::marks::Marks;
+use crate::model::Model;
+use crate::round::RowBlock;
+use crate::scratch::Activation;
+use crate::sequence::Sequence;
+use crate::state::{GoOn, Midway, StatePool};
+use crate::step::Midst;
+
+/// How many of its pending tokens each of `sequences` gets into a step that has `room`: where chunks broke off those that can go
+/// on together, else the first come first. `None` is no part of it.
+pub(crate) fn pack<'a>(
+    sequences: impl Iterator<Item = Option<&'a Sequence>> + Clone,
+    mut room: usize,
+) -> Vec<usize> {
+    let go_on = |sequence: &Sequence| sequence.goes_on.clone().filter(GoOn::is_there);
+    let first = sequences.clone().flatten().find_map(go_on);
+    let rows = |sequence: Option<&Sequence>| {
+        let Some(sequence) = sequence else { return 0 };
+        let Some(first) = &first else {
+            let rows = sequence.pending().min(room);
+            room -= rows;
+            return rows;
+        };
+        let same = go_on(sequence).filter(|go_on| go_on.layers_done == first.layers_done);
+        same.map_or(0, |go_on| go_on.end - sequence.position())
+    };
+    sequences.map(rows).collect()
+}
+
+/// The chunks with which all of `parts` go on; none where they begin. A chunk that is gone is a beginning of as many rows as a
+/// step has.
+pub(crate) fn take(model: &Model, parts: &mut [Part<'_>], states: &mut StatePool) -> Vec<Midway> {
+    let wanted: Vec<Option<GoOn>> = parts.iter_mut().map(|part| part.sequence.goes_on.take()).collect();
+    let layers_done = wanted.first().and_then(|first| Some(first.as_ref()?.layers_done));
+    let goes_on = |(part, wanted): (&Part<'_>, &Option<GoOn>)| {
+        wanted.as_ref().is_some_and(|go_on| {
+            Some(go_on.layers_done) == layers_done && go_on.end == part.sequence.position() + part.rows
+        })
+    };
+    let all = parts.iter().zip(&wanted).all(goes_on);
+    let taken = wanted.iter().map(|wanted| states.midways.take(wanted.as_ref().filter(|_| all)?));
+    let taken: Option<Vec<Midway>> = taken.collect();
+    if taken.is_none() {
+        let most = (model.chunk_tokens() / parts.len()).max(1);
+        for part in parts.iter_mut().zip(&wanted).filter(|(_, wanted)| wanted.is_some()).map(|(part, _)| part)
+        {
+            part.begin(most);
+        }
+    }
+    taken.unwrap_or_default()
+}
+
+/// The residual streams of `blocks`, of which each segment has those of a chunk.
+pub(crate) fn streams(
+    model: &Model,
+    blocks: &[RowBlock],
+    segments: &[Segment],
+    chunks: &[Midway],
+) -> Result<Option<Midst>> {
+    let Some(first) = chunks.first() else { return Ok(None) };
+    let cols = first.x.cols();
+    let stream = |block: &RowBlock| {
+        let mut x = model.scratch.tensor(block.rows.len(), cols)?;
+        for (segment, chunk) in segments.iter().zip(chunks) {
+            copy_rows(model, (&chunk.x, segment.rows.start), (&mut x, block.rows.start), &segment.rows)?;
+        }
+        Ok(x)
+    };
+    let x = blocks.iter().map(stream).collect::<Result<_>>()?;
+    Ok(Some(Midst { layers_done: first.layers_done, x }))
+}
+
+/// Keeps what a step has computed that broke off. What cannot be kept is computed again.
+pub(crate) fn keep(
+    model: &Model,
+    parts: &[Part<'_>],
+    segments: &[Segment],
+    blocks: &[RowBlock],
+    midst: &Midst,
+    (marks, snapshots): Marks,
+    states: &mut StatePool,
+) {
+    if !states.prefixes.has_room(states.ledger().recurrent) {
+        return;
+    }
+    let mut snapshots = snapshots.into_iter();
+    let mut marks_of: Vec<_> = parts.iter().map(|_| Vec::new()).collect();
+    for (of, border) in marks {
+        marks_of[of].push((border, snapshots.next()));
+    }
+    for ((part, segment), marks) in parts.iter().zip(segments).zip(marks_of) {
+        let kept = own_rows(model, blocks, midst, segment).and_then(|x| {
+            let tokens = part.sequence.tokens()[..part.sequence.position() + segment.rows.len()].to_vec();
+            Midway::new(&part.sequence.state, states, tokens, midst.layers_done, x, marks)
+        });
+        if let Ok(kept) = kept {
+            states.midways.keep(kept);
+        }
+    }
+}
+
+/// `[rows, hidden]` of one segment.
+fn own_rows(model: &Model, blocks: &[RowBlock], midst: &Midst, segment: &Segment) -> Result<Activation> {
+    let mut own = model.scratch.tensor(segment.rows.len(), midst.x[0].cols())?;
+    for (block, x) in blocks.iter().zip(&midst.x) {
+        copy_rows(model, (x, block.rows.start), (&mut own, segment.rows.start), &segment.rows)?;
+    }
+    Ok(own)
+}
+
+/// Copies those of the step's `rows` that both tensors have; each begins with one of them.
+fn copy_rows(
+    model: &Model,
+    (from, from_row): (&Activation, usize),
+    (to, to_row): (&mut Activation, usize),
+    rows: &Range<usize>,
+) -> Result<()> {
+    let start = from_row.max(to_row).max(rows.start);
+    let end = (from_row + from.rows()).min(to_row + to.rows()).min(rows.end);
+    if start >= end {
+        return Ok(());
+    }
+    let row_bytes = 4 * from.cols();
+    let range = (start - from_row) * row_bytes..(end - from_row) * row_bytes;
+    model.backend.copy(from.block(), range, to.block_mut(), (start - to_row) * row_bytes)
+}
