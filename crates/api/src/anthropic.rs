@@ -1,0 +1,16 @@
+//! Anthropic's Messages.
+
+use crate::{ApiError, Limits, Parsed, ReplyHead, ReplyWriter, Request};
+
+/// Reads the body of `POST /v1/messages` and, with `counts`, of `/v1/messages/count_tokens`, which needs no `max_tokens`.
+///
+/// # Errors
+/// `Invalid`, with the field's path.
+pub fn request(_body: &[u8], _limits: &Limits, _counts: bool) -> Result<Parsed, ApiError> {
+    Err(ApiError::invalid(None, "not built"))
+}
+
+/// The writer of its answer.
+pub fn reply(_head: ReplyHead, _request: &Request) -> Box<dyn ReplyWriter> {
+    unreachable!()
+}

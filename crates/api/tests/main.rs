@@ -1,0 +1,1 @@
+//! Snapshots of requests and replies, without a model.
