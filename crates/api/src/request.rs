@@ -1,5 +1,7 @@
 //! What a client asks for, whichever API it speaks.
 
+use std::collections::BTreeMap;
+
 use engine::sample::SampleRequest;
 use engine::text::{Message, ToolSpec};
 use serde_json::{Map, Value};
@@ -94,6 +96,10 @@ pub struct Chat {
     pub template_variables: Map<String, Value>,
     /// The last turn is the model's own, and the answer goes on from it.
     pub continues: bool,
+    /// Functions that a namespace holds: by the name they are offered under, their namespace and their name in it.
+    pub namespaced: BTreeMap<String, (String, String)>,
+    /// Fields of the request that the answer repeats (Responses).
+    pub repeated: Map<String, Value>,
 }
 
 /// Which calls an answer may or must make.
