@@ -1,5 +1,6 @@
 //! How an API writes an answer: whole, or as frames of a stream.
 
+use engine::text::Message;
 use serde_json::Value;
 
 use crate::{ApiError, Event};
@@ -45,4 +46,8 @@ pub trait ReplyWriter: Send {
     fn fail(&mut self, error: &ApiError) -> Vec<Frame>;
     /// The answer as one object, after its last event. [`Self::event`] has seen all of them, and its frames were dropped.
     fn whole(&mut self) -> Value;
+    /// The answer as turns of a conversation, after its last event, where the API can go on from it (Responses).
+    fn answer(&self) -> Vec<Message> {
+        Vec::new()
+    }
 }

@@ -6,6 +6,8 @@ use engine::sample::SampleRequest;
 use engine::text::{Message, ToolSpec};
 use serde_json::{Map, Value};
 
+use crate::responses::Thread;
+
 /// What requests are held to.
 #[derive(Clone, Debug)]
 pub struct Limits {
@@ -100,6 +102,8 @@ pub struct Chat {
     pub namespaced: BTreeMap<String, (String, String)>,
     /// Fields of the request that the answer repeats (Responses).
     pub repeated: Map<String, Value>,
+    /// How it goes on from earlier answers, and is kept for later ones (Responses).
+    pub thread: Option<Thread>,
 }
 
 /// Which calls an answer may or must make.
