@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use files::{Error, ErrorKind, Result};
 
 use super::running::Running;
-use super::{RequestEvent, Work};
+use super::{ROW_CLASSES, RequestEvent, Work};
 use crate::batch::{Answer, LogitSink, Logits, Part, Pause, pack};
 
 /// How the time of a step of prompts is shared with answers.
@@ -38,6 +38,9 @@ impl Work {
     /// One step, of prompts if there are any, else of answers.
     pub(super) fn step(&mut self) {
         let (mut group, rows) = self.take_group();
+        if group.is_empty() {
+            return; // all are held
+        }
         let model = self.model.clone();
         let mut batch = std::mem::take(&mut self.batch);
         let layers = model.meta().layers;
@@ -77,8 +80,9 @@ impl Work {
             return (vec![running], vec![rows]);
         }
         if self.running.iter().all(Running::decodes) {
-            let rows = vec![1; self.running.len()];
-            return (std::mem::take(&mut self.running), rows);
+            let group: Vec<Running> = self.running.extract_if(.., |running| !running.is_held()).collect();
+            let rows = vec![1; group.len()];
+            return (group, rows);
         }
         let pending = |running: &Running| if running.decodes() { 0 } else { running.sequence.pending() };
         let rows = pack(self.running.iter().map(pending), room);
@@ -92,7 +96,8 @@ impl Work {
         while share.is_behind() {
             let started = Instant::now();
             self.drop_what_is_over();
-            let mut group: Vec<Running> = self.running.extract_if(.., |running| running.decodes()).collect();
+            let goes_on = |running: &mut Running| running.decodes() && !running.is_held();
+            let mut group: Vec<Running> = self.running.extract_if(.., goes_on).collect();
             if group.is_empty() {
                 return;
             }
@@ -114,6 +119,8 @@ impl Work {
         let answer_tokens: usize = answers.map(|(_, rows)| rows).sum();
         self.publish(|counts| {
             counts.steps += 1;
+            let class = all.max(1).next_power_of_two().trailing_zeros() as usize;
+            counts.steps_by_rows[class.min(ROW_CLASSES - 1)] += 1;
             counts.answer_tokens += answer_tokens as u64;
             counts.prompt_tokens += (all - answer_tokens) as u64;
         });
@@ -200,13 +207,13 @@ fn given_up(group: &[Running], rows: &[usize], layers: usize) -> impl Fn(usize) 
 fn progress(group: &[Running], rows: &[usize], layers: usize) -> impl Fn(usize) + use<> {
     let prompts = group.iter().zip(rows).filter(|(running, _)| !running.answers());
     let prompts: Vec<_> = prompts
-        .map(|(r, rows)| (r.events.clone(), r.sequence.position() as f64, *rows as f64, r.prompt_tokens))
+        .map(|(r, rows)| (r.listener.clone(), r.sequence.position() as f64, *rows as f64, r.prompt_tokens))
         .collect();
     move |layers_done| {
-        for (events, before, rows, total_tokens) in &prompts {
+        for (listener, before, rows, total_tokens) in &prompts {
             let done_tokens = before + rows * layers_done as f64 / layers as f64;
             // Who does not listen any more cancels by that.
-            let _ = events.send(RequestEvent::Prompt { done_tokens, total_tokens: *total_tokens });
+            let _ = listener.hear(RequestEvent::Prompt { done_tokens, total_tokens: *total_tokens });
         }
     }
 }

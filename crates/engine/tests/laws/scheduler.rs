@@ -43,7 +43,14 @@ fn request(model: &Model, seed: u64, prompt: usize, answer: usize) -> Request {
     };
     let options =
         GenerateOptions { sampling, max_tokens: Some(answer), ignore_end: true, ..Default::default() };
-    Request { prompt: tokens(model, seed, prompt), options, borders: Vec::new(), priority: 0, deadline: None }
+    Request {
+        prompt: tokens(model, seed, prompt),
+        options,
+        borders: Vec::new(),
+        cache: true,
+        priority: 0,
+        deadline: None,
+    }
 }
 
 fn alone(model: &Arc<Model>, tokenizer: &Tokenizer, request: &Request) -> Vec<u32> {
@@ -57,7 +64,7 @@ fn wait(ticket: &Ticket) -> tidemill_engine::Result<Generated> {
         match ticket.next_event().expect("the last event is the end") {
             RequestEvent::Ended(end) => return end,
             RequestEvent::Prompt { done_tokens, total_tokens } => assert!(done_tokens <= total_tokens as f64),
-            RequestEvent::Reply(_) => {}
+            RequestEvent::Begun { .. } | RequestEvent::Reply(_) => {}
         }
     }
 }
@@ -107,7 +114,7 @@ fn an_answer_goes_on_while_a_prompt_is_computed() {
         match ticket.next_event().expect("the last event is the end") {
             RequestEvent::Ended(end) => break end.expect("answers"),
             RequestEvent::Prompt { .. } => between.push(scheduler.counts().answer_tokens),
-            RequestEvent::Reply(_) => {}
+            RequestEvent::Begun { .. } | RequestEvent::Reply(_) => {}
         }
     };
     let rises = between.windows(2).filter(|pair| pair[1] > pair[0]).count();
@@ -139,7 +146,8 @@ fn what_ended_or_living_sequences_have_computed_is_reused() {
         let ask = |prompt: Vec<u32>| {
             let options = GenerateOptions { max_tokens: Some(6), ignore_end: true, ..Default::default() };
             let options = GenerateOptions { sampling: SampleParams::greedy(), ..options };
-            let request = Request { prompt, options, borders: Vec::new(), priority: 0, deadline: None };
+            let request =
+                Request { prompt, options, borders: Vec::new(), cache: true, priority: 0, deadline: None };
             let answer = wait(&scheduler.submit(request.clone()).expect("queues")).expect("answers");
             assert_eq!(answer.tokens, alone(&judge, &tokenizer, &request));
             (request.prompt, answer)
