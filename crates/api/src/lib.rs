@@ -10,8 +10,13 @@ mod reply;
 mod request;
 
 pub mod anthropic;
+pub mod body;
+pub mod effort;
+pub mod fields;
+pub mod messages;
 pub mod openai;
 pub mod responses;
+pub mod tools;
 
 pub use errors::{ApiError, ErrorClass};
 pub use event::{Ending, Event, EventKind, Timings, TokenLogprob, Usage};
