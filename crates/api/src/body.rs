@@ -22,8 +22,9 @@ pub fn parse(body: &[u8]) -> Result<Json, ApiError> {
         ApiError::invalid(None, format!("The body is not UTF-8: byte {} does not fit.", e.valid_up_to()))
     })?;
     Scan::new(text).run()?;
-    let json = Json::parse(text)
-        .map_err(|e| ApiError::invalid(None, format!("The body is not JSON: {} at byte {}.", e.what, e.at)))?;
+    let json = Json::parse(text).map_err(|e| {
+        ApiError::invalid(None, format!("The body is not JSON: {} at byte {}.", e.what, e.at))
+    })?;
     match json {
         Json::Object(_) => Ok(json),
         other => {
@@ -239,9 +240,11 @@ impl<'a> At<'a> {
         });
         match whole.filter(|whole| range.contains(whole)) {
             Some(whole) => Ok(whole),
-            None if *range.end() == u64::MAX => {
-                Err(self.wrong(format!("{} is not a whole number of {} or more", shown(digits), range.start())))
-            }
+            None if *range.end() == u64::MAX => Err(self.wrong(format!(
+                "{} is not a whole number of {} or more",
+                shown(digits),
+                range.start()
+            ))),
             None => Err(self.wrong(format!(
                 "{} is not a whole number between {} and {}",
                 shown(digits),

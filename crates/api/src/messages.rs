@@ -57,7 +57,9 @@ pub fn part_text<'a>(part: &At<'a>) -> Result<&'a str, ApiError> {
     match kind.string()? {
         "text" | "input_text" | "output_text" => part.need("text")?.string(),
         "refusal" => part.need("refusal")?.string(),
-        other => Err(kind.unsupported(format_args!("parts of type {} cannot be taken, only text", shown(other)))),
+        other => {
+            Err(kind.unsupported(format_args!("parts of type {} cannot be taken, only text", shown(other))))
+        }
     }
 }
 

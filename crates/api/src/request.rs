@@ -59,7 +59,7 @@ pub struct Request {
     pub include_usage: bool,
     /// Whether progress of the prompt is sent (Chat).
     pub progress: bool,
-    /// Whether the answer begins with the prompt (Completions).
+    /// Whether the answer begins with the prompt (Completions). Its text is then the first `Text` of each answer.
     pub echo: bool,
 }
 

@@ -79,9 +79,8 @@ pub fn function(at: &At, name: Option<String>, schema: &str) -> Result<ToolSpec,
         None => own.string()?.to_owned(),
     };
     if name.is_empty() || name.len() > NAME_BYTES_MAX || name.chars().any(char::is_control) {
-        return Err(own.wrong(format_args!(
-            "a tool's name has 1 to {NAME_BYTES_MAX} bytes and no control characters"
-        )));
+        return Err(own
+            .wrong(format_args!("a tool's name has 1 to {NAME_BYTES_MAX} bytes and no control characters")));
     }
     let mut function = JsonMap::new();
     function.insert("name".into(), name.into());
