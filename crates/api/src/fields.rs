@@ -128,7 +128,7 @@ fn check_field(at: &At, field: &Field, limits: &Limits, ignored: &mut Ignored) -
 
 /// The table as Markdown, for the documents.
 pub fn markdown(table: &[Field]) -> String {
-    let mut text = String::from("| field | | |\n|---|---|---|\n");
+    let mut text = String::from("| field | what becomes of it | |\n|---|---|---|\n");
     for Field { path, kind, note } in table {
         let values = |values: &[&str]| {
             let quoted: Vec<String> = values.iter().map(|value| format!("`{value}`")).collect();
