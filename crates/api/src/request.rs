@@ -65,6 +65,7 @@ pub struct Request {
 
 /// What is to be answered.
 #[derive(Clone, Debug)]
+#[allow(clippy::large_enum_variant, reason = "a request has one, and it is not moved about")]
 pub enum Prompt {
     /// A conversation.
     Chat(Chat),

@@ -120,8 +120,8 @@ pub(super) fn token_text(bytes: &[u8]) -> String {
 
 /// A log-probability that JSON can hold.
 pub(super) fn logprob_value(logprob: f32) -> f64 {
-    // Also in place of one that is no number: `max` takes the other.
-    f64::from(logprob.max(LEAST_LOGPROB).min(0.0))
+    // What is no number is not above it either.
+    f64::from(if logprob > LEAST_LOGPROB { logprob.min(0.0) } else { LEAST_LOGPROB })
 }
 
 /// In Chat's shape.
