@@ -2,6 +2,7 @@
 
 mod common;
 mod eval_counts;
+mod generation;
 mod goldens;
 mod laws;
 mod real_gguf;

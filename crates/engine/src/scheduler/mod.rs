@@ -143,6 +143,8 @@ impl Waiting {
             prompt_tokens: 0,
             reused_tokens: 0,
             tokens: Vec::new(),
+            thought_tokens: 0,
+            stop_hit: None,
             time_to_first_token: self.arrived.elapsed(),
             prefill: Duration::ZERO,
             decode: Duration::ZERO,

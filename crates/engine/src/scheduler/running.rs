@@ -69,6 +69,8 @@ impl Running {
             prompt_tokens: self.prompt_tokens.min(self.sequence.position()),
             reused_tokens: self.reused_tokens.min(self.sequence.position()),
             tokens: self.generation.tokens().to_vec(),
+            thought_tokens: self.generation.thought_tokens(),
+            stop_hit: self.generation.stop_hit(),
             time_to_first_token: first - self.arrived,
             prefill: first - self.begun,
             decode: if self.first.is_some() { now - first } else { Duration::ZERO },

@@ -6,11 +6,13 @@
 mod bpe;
 pub mod chat;
 pub mod detokenize;
+mod format;
 mod jinja;
 pub mod json;
 mod pre;
 pub mod prompt;
 pub mod reply;
+pub(crate) mod spans;
 mod special;
 mod spm;
 pub mod stop;
@@ -19,11 +21,13 @@ pub mod template;
 mod templates;
 pub mod tokenizer;
 mod tool_markup;
+mod tool_stream;
 mod turn;
 mod vocab;
 
 pub use chat::{Content, Message, Role, ToolCall, ToolSpec};
 pub use detokenize::Detokenizer;
+pub use format::CallFormat;
 pub use json::{Json, JsonMap};
 pub use prompt::{ChatPrompt, ChatRequest};
 pub use reply::{ReplyEvent, ReplyOptions, ReplyParser};
