@@ -182,12 +182,19 @@ fn thinking_is_asked_for_in_two_ways() {
     assert_eq!(of(both), (Some(false), low));
 }
 
-/// Path and code of what is refused.
+/// Path, code and message of what is refused.
+fn refusals(rows: &[Value]) -> String {
+    let row = |fields: &Value| {
+        let error = parsed(&with(fields.clone())).unwrap_err();
+        assert_eq!(error.class, ErrorClass::Invalid);
+        let message: String = error.message.chars().take(110).collect();
+        format!("{} {} | {message}", error.param.unwrap_or_default(), error.code.unwrap_or("-"))
+    };
+    rows.iter().map(row).collect::<Vec<_>>().join("\n")
+}
+
 #[test]
-fn refusals_name_the_field() {
-    let long = "x".repeat(1025);
-    let biases: Value =
-        (0..4097).map(|id| (id.to_string(), json!(1))).collect::<serde_json::Map<_, _>>().into();
+fn refusals_of_messages_and_tools() {
     let rows = [
         json!({"messages": []}),
         json!({"messages": "Hi"}),
@@ -203,6 +210,31 @@ fn refusals_name_the_field() {
         json!({"tools": [tool("a"), {"type": "function"}]}),
         json!({"tools": [{"type": "function", "function": {"name": "a", "parameters": "x"}}]}),
         json!({"tools": [{"type": "function", "function": {"name": "a", "parameters": {"d": "x".repeat(1 << 20)}}}]}),
+    ];
+    insta::assert_snapshot!(refusals(&rows), @r"
+    messages - | `messages`: it is empty.
+    messages - | `messages`: expected a list, got a string.
+    messages - | `messages` is missing.
+    messages[0].content - | `messages[0].content`: expected a string or a list of parts, got nothing.
+    messages[1].role - | `messages[1].role`: robot is none of system, developer, user, assistant and tool.
+    messages[0].role - | `messages[0].role` is missing.
+    messages[0].content - | `messages[0].content`: expected a string or a list of parts, got a number.
+    messages[0].content[0].type unsupported_value | `messages[0].content[0].type`: parts of type input_audio cannot be taken, only text.
+    messages[0].tool_calls[0].function.name - | `messages[0].tool_calls[0].function.name` is missing.
+    messages[0].role unsupported_value | `messages[0].role`: it was replaced; use the role tool.
+    tools[0].function.name - | `tools[0].function.name`: a tool's name has 1 to 256 bytes and no control characters.
+    tools[1].function - | `tools[1].function` is missing.
+    tools[0].function.parameters - | `tools[0].function.parameters`: expected an object, got a string.
+    tools[0].function.parameters - | `tools[0].function.parameters`: a schema of 1048584 bytes, at most 1048576.
+    ");
+}
+
+#[test]
+fn refusals_of_numbers_and_lists() {
+    let long = "x".repeat(1025);
+    let biases: Value =
+        (0..4097).map(|id| (id.to_string(), json!(1))).collect::<serde_json::Map<_, _>>().into();
+    let rows = [
         json!({"max_tokens": 0}),
         json!({"max_completion_tokens": -1}),
         json!({"max_tokens": 1.5}),
@@ -230,36 +262,8 @@ fn refusals_name_the_field() {
         json!({"reasoning_effort": "huge"}),
         json!({"continue_final_message": true}),
         json!({"chat_template_kwargs": {"enable_thinking": 1}}),
-        json!({"modalities": ["text", "audio"]}),
-        json!({"audio": {"voice": "x"}}),
-        json!({"web_search_options": {"user_location": {}}}),
-        json!({"background": true}),
-        json!({"conversation": "c"}),
-        json!({"best_of": 2}),
-        json!({"suffix": "x"}),
-        json!({"functions": [{"name": "f"}]}),
     ];
-    let row = |fields: &Value| {
-        let error = parsed(&with(fields.clone())).unwrap_err();
-        assert_eq!(error.class, ErrorClass::Invalid);
-        let message: String = error.message.chars().take(110).collect();
-        format!("{} {} | {message}", error.param.unwrap_or_default(), error.code.unwrap_or("-"))
-    };
-    insta::assert_snapshot!(rows.iter().map(row).collect::<Vec<_>>().join("\n"), @r"
-    messages - | `messages`: it is empty.
-    messages - | `messages`: expected a list, got a string.
-    messages - | `messages` is missing.
-    messages[0].content - | `messages[0].content`: expected a string or a list of parts, got nothing.
-    messages[1].role - | `messages[1].role`: robot is none of system, developer, user, assistant and tool.
-    messages[0].role - | `messages[0].role` is missing.
-    messages[0].content - | `messages[0].content`: expected a string or a list of parts, got a number.
-    messages[0].content[0].type unsupported_value | `messages[0].content[0].type`: parts of type input_audio cannot be taken, only text.
-    messages[0].tool_calls[0].function.name - | `messages[0].tool_calls[0].function.name` is missing.
-    messages[0].role unsupported_value | `messages[0].role`: it was replaced; use the role tool.
-    tools[0].function.name - | `tools[0].function.name`: a tool's name has 1 to 256 bytes and no control characters.
-    tools[1].function - | `tools[1].function` is missing.
-    tools[0].function.parameters - | `tools[0].function.parameters`: expected an object, got a string.
-    tools[0].function.parameters - | `tools[0].function.parameters`: a schema of 1048584 bytes, at most 1048576.
+    insta::assert_snapshot!(refusals(&rows), @r"
     max_tokens - | `max_tokens`: 0 is not a whole number of 1 or more.
     max_completion_tokens - | `max_completion_tokens`: -1 is not a whole number of 1 or more.
     max_tokens - | `max_tokens`: 1.5 is not a whole number of 1 or more.
@@ -287,6 +291,22 @@ fn refusals_name_the_field() {
     reasoning_effort - | `reasoning_effort`: huge is none of none, minimal, low, medium, high, xhigh, max.
     continue_final_message - | `continue_final_message`: the last message is not the assistant's.
     chat_template_kwargs.enable_thinking - | `chat_template_kwargs.enable_thinking`: expected true or false, got a number.
+    ");
+}
+
+#[test]
+fn refusals_by_name() {
+    let rows = [
+        json!({"modalities": ["text", "audio"]}),
+        json!({"audio": {"voice": "x"}}),
+        json!({"web_search_options": {"user_location": {}}}),
+        json!({"background": true}),
+        json!({"conversation": "c"}),
+        json!({"best_of": 2}),
+        json!({"suffix": "x"}),
+        json!({"functions": [{"name": "f"}]}),
+    ];
+    insta::assert_snapshot!(refusals(&rows), @r"
     modalities unsupported_value | `modalities`: only text can be answered.
     audio unsupported_value | `audio`: audio is not supported, only text.
     web_search_options unsupported_value | `web_search_options`: there is no web search.
