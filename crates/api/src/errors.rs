@@ -3,8 +3,6 @@
 use engine::ErrorKind;
 use serde_json::{Value, json};
 
-use crate::body::shown;
-
 /// What went wrong: decides the status and the names that the APIs give it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ErrorClass {
@@ -56,16 +54,18 @@ impl ApiError {
         Self { class, code: None, param: None, message: message.into(), anthropic_message: None }
     }
 
-    /// A prompt of `tokens` where the context has `limit`. Agents compact their conversation when they read these words.
-    pub fn context_length(limit: usize, tokens: usize) -> Self {
+    /// A prompt of `tokens` where the context has `limit`; `what` is the field it came by. Agents compact their conversation
+    /// when they read these words.
+    pub fn context_length(what: &str, limit: usize, tokens: usize) -> Self {
         let message = format!(
-            "This model's maximum context length is {limit} tokens. However, your messages resulted in {tokens} tokens."
+            "This model's maximum context length is {limit} tokens. However, your {what} resulted in {tokens} tokens. \
+             Please reduce the length of the {what}."
         );
         let anthropic = format!("prompt is too long: {tokens} tokens > {limit} maximum");
         Self {
             code: Some("context_length_exceeded"),
             anthropic_message: Some(anthropic),
-            ..Self::new(ErrorClass::Invalid, message)
+            ..Self::invalid(what.to_owned(), message)
         }
     }
 
@@ -76,61 +76,6 @@ impl ApiError {
         Self { code: Some("invalid_schema"), ..Self::invalid(param, message) }
     }
 
-    /// No key, or a wrong one. The key that was given is not repeated.
-    pub fn key(given: bool) -> Self {
-        Self::new(
-            ErrorClass::Key,
-            match given {
-                true => "The API key is wrong.",
-                false => "An API key is needed, as `Authorization: Bearer KEY` or `x-api-key: KEY`.",
-            },
-        )
-    }
-
-    /// A model that is not this server's.
-    pub fn model_not_found(name: &str) -> Self {
-        let message = format!("The model `{}` does not exist.", shown(name));
-        Self { code: Some("model_not_found"), ..Self::new(ErrorClass::NotFound, message) }
-    }
-
-    /// A path that is not served.
-    pub fn unknown_path(method: &str, path: &str) -> Self {
-        let message = format!("{} {} is not served here.", shown(method), shown(path));
-        Self { code: Some("unknown_url"), ..Self::new(ErrorClass::NotFound, message) }
-    }
-
-    /// A path that takes other methods, which `allowed` lists as the `Allow` header does.
-    pub fn wrong_method(method: &str, path: &str, allowed: &str) -> Self {
-        let message = format!("{} {} is not allowed; use {allowed}.", shown(method), shown(path));
-        Self { code: Some("method_not_allowed"), ..Self::new(ErrorClass::Method, message) }
-    }
-
-    /// A body that is not declared as JSON.
-    pub fn content_type() -> Self {
-        let message = "The header content-type must be application/json.";
-        Self { code: Some("unsupported_content_type"), ..Self::new(ErrorClass::ContentType, message) }
-    }
-
-    /// A body above the server's limit.
-    pub fn too_large(limit_bytes: u64) -> Self {
-        Self::new(ErrorClass::TooLarge, format!("The body is larger than {limit_bytes} bytes."))
-    }
-
-    /// More requests wait than may.
-    pub fn queue_full(waiting: usize) -> Self {
-        Self::new(ErrorClass::QueueFull, format!("{waiting} requests are waiting already; try again later."))
-    }
-
-    /// The model is not there yet.
-    pub fn loading() -> Self {
-        Self::new(ErrorClass::Unavailable, "The model is being loaded; try again later.")
-    }
-
-    /// The server takes no more requests.
-    pub fn shutting_down() -> Self {
-        Self::new(ErrorClass::Unavailable, "The server is shutting down.")
-    }
-
     /// An answer that was stopped from outside before its end.
     pub fn cancelled() -> Self {
         Self::new(ErrorClass::Unavailable, "The answer was cancelled before its end.")
@@ -139,23 +84,14 @@ impl ApiError {
     /// The engine's error. What would happen again with the same request is the request's fault: clients repeat the others.
     /// Paths of this machine are left out.
     pub fn of_engine(error: &engine::Error) -> Self {
-        let class = match error.kind() {
-            ErrorKind::InvalidRequest | ErrorKind::Unsupported | ErrorKind::ContextFull => {
-                ErrorClass::Invalid
-            }
-            ErrorKind::Cancelled => ErrorClass::Unavailable,
-            _ => ErrorClass::Server,
+        let (class, code) = match error.kind() {
+            ErrorKind::InvalidRequest => (ErrorClass::Invalid, None),
+            ErrorKind::Unsupported => (ErrorClass::Invalid, Some("unsupported_value")),
+            ErrorKind::ContextFull => (ErrorClass::Invalid, Some("context_length_exceeded")),
+            ErrorKind::Cancelled => (ErrorClass::Unavailable, None),
+            _ => (ErrorClass::Server, None),
         };
-        Self::new(class, without_paths(error.message()))
-    }
-
-    /// Seconds after which a client may try again, for the header `Retry-After`.
-    pub fn retry_after_s(&self) -> Option<u32> {
-        match self.class {
-            ErrorClass::QueueFull => Some(5),
-            ErrorClass::Unavailable => Some(10),
-            _ => None,
-        }
+        Self { code, ..Self::new(class, without_paths(error.message())) }
     }
 
     /// The HTTP status.
@@ -182,10 +118,12 @@ impl ApiError {
 
     /// Anthropic's body: `{"type": "error", "error": {"type", "message"}, "request_id"}`.
     pub fn anthropic(&self, request_id: &str) -> Value {
-        let message = self.anthropic_message.as_ref().unwrap_or(&self.message);
-        let message = match &self.param {
-            Some(param) if !message.contains(param.as_str()) => format!("{param}: {message}"),
-            _ => message.clone(),
+        let message = match (&self.anthropic_message, &self.param) {
+            (Some(message), _) => message.clone(),
+            (None, Some(param)) if !self.message.contains(param.as_str()) => {
+                format!("{param}: {}", self.message)
+            }
+            (None, _) => self.message.clone(),
         };
         json!({"type": "error", "error": {"type": self.anthropic_name(), "message": message}, "request_id": request_id})
     }

@@ -8,9 +8,8 @@ fn names(error: &ApiError) -> String {
     let (openai, anthropic) = (error.openai(), error.anthropic("req_1"));
     assert_eq!(anthropic["type"], "error");
     assert_eq!(anthropic["request_id"], "req_1");
-    let retry = error.retry_after_s().map(|_| " retry").unwrap_or_default();
     format!(
-        "{} {} {} {}{retry}",
+        "{} {} {} {}",
         error.status(),
         openai["error"]["type"].as_str().unwrap(),
         openai["error"]["code"],
@@ -20,45 +19,42 @@ fn names(error: &ApiError) -> String {
 
 #[test]
 fn names_of_every_class() {
-    let rows = [
-        ApiError::invalid("n".to_owned(), "x"),
-        ApiError::schema("tools[0]", "x"),
-        ApiError::context_length(10, 20),
-        ApiError::key(true),
-        ApiError::new(ErrorClass::Forbidden, "x"),
-        ApiError::unknown_path("GET", "/api/tags"),
-        ApiError::model_not_found("m"),
-        ApiError::wrong_method("GET", "/v1/messages", "POST"),
-        ApiError::too_large(5),
-        ApiError::content_type(),
-        ApiError::queue_full(64),
-        ApiError::new(ErrorClass::Server, "x"),
-        ApiError::loading(),
-        ApiError::shutting_down(),
+    let classes = [
+        ErrorClass::Invalid,
+        ErrorClass::Key,
+        ErrorClass::Forbidden,
+        ErrorClass::NotFound,
+        ErrorClass::Method,
+        ErrorClass::TooLarge,
+        ErrorClass::ContentType,
+        ErrorClass::QueueFull,
+        ErrorClass::Server,
+        ErrorClass::Unavailable,
     ];
+    let named = [ApiError::schema("tools[0]", "x"), ApiError::context_length("messages", 10, 20)];
+    let rows: Vec<ApiError> =
+        classes.map(|class| ApiError::new(class, "x")).into_iter().chain(named).collect();
     insta::assert_snapshot!(rows.iter().map(names).collect::<Vec<_>>().join("\n"), @r#"
     400 invalid_request_error null invalid_request_error
-    400 invalid_request_error "invalid_schema" invalid_request_error
-    400 invalid_request_error "context_length_exceeded" invalid_request_error
     401 invalid_request_error "invalid_api_key" authentication_error
     403 permission_error null permission_error
-    404 not_found_error "unknown_url" not_found_error
-    404 not_found_error "model_not_found" not_found_error
-    405 invalid_request_error "method_not_allowed" invalid_request_error
+    404 not_found_error null not_found_error
+    405 invalid_request_error null invalid_request_error
     413 request_too_large null request_too_large
-    415 invalid_request_error "unsupported_content_type" invalid_request_error
-    429 rate_limit_error "queue_full" rate_limit_error retry
+    415 invalid_request_error null invalid_request_error
+    429 rate_limit_error "queue_full" rate_limit_error
     500 server_error null api_error
-    503 service_unavailable null overloaded_error retry
-    503 service_unavailable null overloaded_error retry
+    503 service_unavailable null overloaded_error
+    400 invalid_request_error "invalid_schema" invalid_request_error
+    400 invalid_request_error "context_length_exceeded" invalid_request_error
     "#);
 }
 
 /// The words by which agents know that they must compact.
 #[test]
 fn a_prompt_that_is_too_long() {
-    let error = ApiError::context_length(4096, 5000);
-    insta::assert_snapshot!(error.openai(), @r#"{"error":{"message":"This model's maximum context length is 4096 tokens. However, your messages resulted in 5000 tokens.","type":"invalid_request_error","param":null,"code":"context_length_exceeded"}}"#);
+    let error = ApiError::context_length("messages", 4096, 5000);
+    insta::assert_snapshot!(error.openai(), @r#"{"error":{"message":"This model's maximum context length is 4096 tokens. However, your messages resulted in 5000 tokens. Please reduce the length of the messages.","type":"invalid_request_error","param":"messages","code":"context_length_exceeded"}}"#);
     insta::assert_snapshot!(error.anthropic("req_1"), @r#"{"type":"error","error":{"type":"invalid_request_error","message":"prompt is too long: 5000 tokens > 4096 maximum"},"request_id":"req_1"}"#);
 }
 
@@ -78,6 +74,8 @@ fn the_engines_errors() {
     assert_eq!(class(engine::Error::corrupt("x")), ErrorClass::Server);
     assert_eq!(class(engine::Error::new(engine::ErrorKind::Device, "x")), ErrorClass::Server);
     assert_eq!(class(engine::Error::new(engine::ErrorKind::Cancelled, "x")), ErrorClass::Unavailable);
+    let full = engine::Error::new(engine::ErrorKind::ContextFull, "x");
+    assert_eq!(ApiError::of_engine(&full).code, Some("context_length_exceeded"));
 }
 
 #[test]
