@@ -14,11 +14,12 @@ use engine::generate::GenerateOptions;
 use engine::scheduler::Request as Asked;
 
 use crate::conn::Closer;
+use crate::events::{Expected, Mapping};
 use crate::http::{Answer, json, respond};
 use crate::metrics::Record;
 use crate::plain::no_model;
 use crate::prompts::Made;
-use crate::queue::{Answers, Places, failed};
+use crate::queue::{Answers, Places};
 use crate::safety::{self, Packing};
 use crate::sse::{Completed, Reply};
 use crate::state::{Ready, Shared, unix_s};
@@ -135,6 +136,7 @@ pub(crate) async fn blocking<T: Send + 'static>(
 struct Prepared {
     parsed: Parsed,
     requests: Vec<Asked>,
+    mappings: Vec<Mapping>,
     places: Places,
     writer: Box<dyn ReplyWriter>,
     completed: Option<Completed>,
@@ -155,9 +157,10 @@ async fn answer(dialect: Dialect, shared: &Shared, mut request: Request) -> Answ
         };
         blocking(work).await?
     };
-    let Prepared { parsed, requests, places, writer, completed } = prepared;
+    let Prepared { parsed, requests, mappings, places, writer, completed } = prepared;
     let Parsed { request, ignored } = parsed;
-    let answers = Answers::begin(ready, record.clone(), requests, request.choices, request.progress, places)?;
+    let (choices, progress) = (request.choices, request.progress);
+    let answers = Answers::begin(ready, record.clone(), requests, mappings, choices, progress, places)?;
     let reply = Reply { answers, writer, record: record.clone(), completed };
     let mut response = match request.stream {
         true => reply.stream(shared.options.ping, closer),
@@ -201,6 +204,7 @@ fn prepare(
     if logs_prompts {
         record.prompt(made.iter().map(|made| made.text.as_str()).collect::<Vec<_>>().join("\n"));
     }
+    let mappings = mappings(request, &made, ready);
     let requests = requests(request, made, ready)?;
     let id = ready.ids.next();
     let completed = completed(&id, &request.prompt, ready);
@@ -211,7 +215,7 @@ fn prepare(
         fingerprint: format!("fp_{:016x}", ready.model.fingerprint()),
     };
     let writer = dialect.writer(head, request);
-    Ok(Prepared { parsed, requests, places, writer, completed })
+    Ok(Prepared { parsed, requests, mappings, places, writer, completed })
 }
 
 /// Puts the turns before a conversation that it goes on from.
@@ -229,15 +233,33 @@ fn completed(id: &str, prompt: &Prompt, ready: &Arc<Ready>) -> Option<Completed>
     Some(Box::new(move |writer| ready.keep(id, thread.after(writer.answer()))))
 }
 
+fn stop_strings(request: &api::Request, ready: &Ready) -> Vec<String> {
+    if request.stop.is_empty() { ready.defaults.stop.clone() } else { request.stop.clone() }
+}
+
+/// One for each answer, as for [`requests`].
+fn mappings(request: &api::Request, made: &[Made], ready: &Ready) -> Vec<Mapping> {
+    let expected = Expected {
+        has_experts: ready.model.top_k() > 0,
+        stop: stop_strings(request, ready),
+        logprobs: request.top_logprobs.is_some(),
+    };
+    let echoes = made.iter().map(|made| request.echo.then(|| made.text.clone()));
+    let echoes = echoes.flat_map(|echo| std::iter::repeat_n(echo, request.choices));
+    echoes.enumerate().map(|(choice, echo)| Mapping::new(choice, expected.clone(), echo)).collect()
+}
+
 /// One for each answer.
 fn requests(request: &api::Request, made: Vec<Made>, ready: &Ready) -> Result<Vec<Asked>, ApiError> {
     refuse_what_is_not_built(request)?;
     let sampling = ready.defaults.sampling(&request.sampling);
-    let params = sampling.params(ready.model.meta()).map_err(|e| failed(&e))?;
+    let params = sampling.params(ready.model.meta()).map_err(|e| ApiError::of_engine(&e))?;
     let options = GenerateOptions {
         sampling: params,
         max_tokens: request.max_tokens.or(ready.defaults.max_tokens),
-        stop: if request.stop.is_empty() { ready.defaults.stop.clone() } else { request.stop.clone() },
+        min_tokens: request.min_tokens,
+        top_logprobs: request.top_logprobs,
+        stop: stop_strings(request, ready),
         ignore_end: request.ignore_end,
         ..GenerateOptions::default()
     };
@@ -283,12 +305,6 @@ fn refuse_what_is_not_built(request: &api::Request) -> Result<(), ApiError> {
         && matches!(chat.tool_choice, ToolChoice::Required | ToolChoice::Function(_))
     {
         return refused("tool_choice", "calls that must be made");
-    }
-    if request.top_logprobs.is_some() {
-        return refused("logprobs", "log-probabilities");
-    }
-    if request.min_tokens > 0 {
-        return refused("min_tokens", "answers of a least length");
     }
     Ok(())
 }

@@ -7,7 +7,7 @@ use api::{ApiError, Chat, ErrorClass, Prompt, TextPrompt, ToolChoice};
 use engine::text::{
     ChatPrompt, ChatRequest, CivilTime, Message, ReplyOptions, Role, Specials, Template, Templates, Tokenizer,
 };
-use engine::{Error, ErrorKind};
+use engine::Error;
 
 /// A prompt, ready to be computed.
 #[derive(Clone, Debug)]
@@ -200,15 +200,7 @@ impl Prompts {
             return Ok(());
         }
         let what = if is_chat { "messages" } else { "prompt" };
-        let message = format!(
-            "This model's maximum context length is {most} tokens. However, your {what} resulted in {tokens} tokens. \
-             Please reduce the length of the {what}."
-        );
-        Err(ApiError {
-            code: Some("context_length_exceeded"),
-            anthropic_message: Some(format!("prompt is too long: {tokens} tokens > {most} maximum")),
-            ..ApiError::invalid(Some(what.to_owned()), message)
-        })
+        Err(ApiError::context_length(what, most, tokens))
     }
 }
 
@@ -218,12 +210,12 @@ fn dated() -> ChatRequest {
     ChatRequest { now: Some(CivilTime::from_unix(seconds)), ..ChatRequest::default() }
 }
 
+/// What the template or the tokenizer says of a conversation.
 fn of_messages(error: Error) -> ApiError {
-    match error.kind() {
-        ErrorKind::InvalidRequest | ErrorKind::Unsupported => {
-            ApiError::invalid(Some("messages".to_owned()), error.message())
-        }
-        _ => ApiError::new(ErrorClass::Server, error.message()),
+    let refused = ApiError::of_engine(&error);
+    match refused.class {
+        ErrorClass::Invalid => ApiError { param: Some("messages".into()), ..refused },
+        _ => refused,
     }
 }
 

@@ -7,11 +7,10 @@ use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
 use api::{ApiError, ErrorClass, Event};
-use engine::ErrorKind;
 use engine::scheduler::{Listener, Request, RequestEvent, RequestHandle};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
-use crate::events::{Mapping, Moment};
+use crate::events::{Mapping, Moment, Tools};
 use crate::metrics::Record;
 use crate::state::Ready;
 
@@ -128,20 +127,20 @@ impl Answers {
         ready: Arc<Ready>,
         record: Arc<Record>,
         requests: Vec<Request>,
+        mappings: Vec<Mapping>,
         per_prompt: usize,
         progress: bool,
         places: Places,
     ) -> Result<Self, ApiError> {
         let (sender, events) = unbounded_channel();
-        let has_experts = ready.model.top_k() > 0;
-        let answer = |(choice, request)| Answer {
+        let answer = |(request, mapping)| Answer {
             request: Some(request),
             unread: Arc::default(),
             handle: None,
-            mapping: Mapping::new(choice, has_experts),
+            mapping,
             ended: false,
         };
-        let answers = requests.into_iter().enumerate().map(answer).collect();
+        let answers = requests.into_iter().zip(mappings).map(answer).collect();
         let arrived = record.arrived();
         let mut all = Self {
             ready,
@@ -171,7 +170,7 @@ impl Answers {
             let (unread, events) = (answer.unread.clone(), self.sender.clone());
             let ear = Arc::new(Ear { choice, progress: self.progress, unread, events });
             let submitted = self.ready.scheduler.submit_to(request, ear);
-            answer.handle = Some(submitted.map_err(|e| failed(&e))?);
+            answer.handle = Some(submitted.map_err(|e| ApiError::of_engine(&e))?);
         }
         Ok(())
     }
@@ -213,8 +212,9 @@ impl Answers {
         let ends = matches!(event, RequestEvent::Ended(_));
         answer.ended |= ends;
         let moment = Moment { elapsed: self.arrived.elapsed(), counts: self.ready.scheduler.counts() };
-        let ids = &self.ready.ids;
-        let events = answer.mapping.map(event, &moment, &mut || ids.next()).map_err(|e| failed(&e))?;
+        let (ids, tokenizer) = (&self.ready.ids, &self.ready.tokenizer);
+        let tools = Tools { id: &|| ids.next(), token_bytes: &|id| tokenizer.token_bytes(id).to_vec() };
+        let events = answer.mapping.map(event, &moment, &tools).map_err(|e| ApiError::of_engine(&e))?;
         if let Some(event) = events.last().filter(|_| ends) {
             self.record.ended(event);
         }
@@ -234,31 +234,6 @@ impl Drop for Answers {
     }
 }
 
-/// What an error of the engine is to a client.
-pub(crate) fn failed(error: &engine::Error) -> ApiError {
-    let message = without_paths(error.message());
-    match error.kind() {
-        ErrorKind::InvalidRequest => ApiError::invalid(None, message),
-        ErrorKind::Unsupported => {
-            ApiError { code: Some("unsupported_value"), ..ApiError::invalid(None, message) }
-        }
-        ErrorKind::ContextFull => {
-            ApiError { code: Some("context_length_exceeded"), ..ApiError::invalid(None, message) }
-        }
-        _ => ApiError::new(ErrorClass::Server, message),
-    }
-}
-
-/// The message with the last part of each path in it: where files lie is nobody else's business.
-fn without_paths(message: &str) -> String {
-    let word = |word: &str| {
-        let is_path = word.trim_start_matches(['"', '\'', '(', '`']).starts_with(['/', '~', '.']);
-        let last = word.rsplit(['/', '\\']).next().filter(|_| is_path && word.contains(['/', '\\']));
-        last.unwrap_or(word).to_owned()
-    };
-    message.split(' ').map(word).collect::<Vec<_>>().join(" ")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -273,11 +248,5 @@ mod tests {
         assert!(queue.enter(1).is_ok());
         drop(places);
         assert_eq!(queue.inside.load(Ordering::Acquire), 0);
-    }
-
-    #[test]
-    fn messages_name_files_and_not_where_they_lie() {
-        assert_eq!(without_paths("/home/me/m.gguf: read failed"), "m.gguf: read failed");
-        assert_eq!(without_paths("cannot read \"./a/b\" at 3 tokens/s"), "cannot read b\" at 3 tokens/s");
     }
 }
