@@ -6,8 +6,9 @@ use std::ops::{Deref, Range};
 use files::Result;
 
 use crate::sample::{Logprobs, SampleParams, Sampler, logprobs};
+use crate::text::grammar::guide::Guide;
 use crate::text::spans::PlacedText;
-use crate::text::{Detokenizer, ReplyEvent, ReplyOptions, ReplyParser, StopStrings, Tokenizer};
+use crate::text::{Constraint, Detokenizer, ReplyEvent, ReplyOptions, ReplyParser, StopStrings, Tokenizer};
 
 /// How to generate.
 #[derive(Clone, Debug, Default)]
@@ -24,6 +25,8 @@ pub struct GenerateOptions {
     /// Texts that end the answer; they are not part of it. Where replies are taken apart they are looked for in the
     /// answer's text, not in thoughts and calls.
     pub stop: Vec<String>,
+    /// What the answer is held to.
+    pub constraint: Option<Constraint>,
     /// Takes the reply apart into thoughts, text and calls; `None` leaves all of it text.
     pub reply: Option<ReplyOptions>,
     /// Go on after the model's own end tokens, to measure speed.
@@ -76,6 +79,7 @@ pub struct Generation<T> {
     /// Of all that is generated; the parser looks for its own.
     shown: PlacedText,
     parser: Option<ReplyParser>,
+    guide: Option<Guide>,
     ends: Vec<u32>,
     starts: Vec<u32>,
     max_tokens: usize,
@@ -111,12 +115,15 @@ impl<T: Deref<Target = Tokenizer>> Generation<T> {
             ),
             None => (stops, None),
         };
+        let constraint = options.constraint.clone().filter(|constraint| !constraint.is_empty());
+        let guide = constraint.map(|constraint| Guide::new(constraint, parser.as_ref()));
         let max_tokens = options.max_tokens.unwrap_or(usize::MAX);
         Ok(Self {
             sampler: Sampler::new(&options.sampling)?,
             detokenizer: Detokenizer::new(tokenizer),
             shown: PlacedText::new(stops),
             parser,
+            guide,
             ends,
             starts,
             max_tokens,
@@ -140,24 +147,43 @@ impl<T: Deref<Target = Tokenizer>> Generation<T> {
         if self.finish.is_some() {
             return Ok(Vec::new());
         }
-        let token = if self.must_go_on() {
-            self.masked.clear();
-            self.masked.extend_from_slice(logits);
-            let starts = self.starts.iter().filter(|_| !self.tokens.is_empty());
-            for end in self.ends.iter().chain(starts) {
-                self.masked.get_mut(*end as usize).into_iter().for_each(|l| *l = f32::NEG_INFINITY);
-            }
-            self.sampler.sample(&self.masked, sequence)?
-        } else {
-            self.sampler.sample(logits, sequence)?
+        let Some(token) = self.choose(logits, sequence)? else {
+            return Ok(self.end(FinishReason::Stop));
         };
         let logprobs = self.top_logprobs.map(|n| logprobs(logits, token, n)).transpose()?;
-        Ok(self.take(token, logprobs, sequence, context))
+        self.take(token, logprobs, sequence, context)
+    }
+
+    /// The next token; `None` if none may come.
+    fn choose(&mut self, logits: &[f32], sequence: &[u32]) -> Result<Option<u32>> {
+        let held = self.guide.as_ref().is_some_and(Guide::holds);
+        if !held && !self.must_go_on() {
+            return self.sampler.sample(logits, sequence).map(Some);
+        }
+        let mut masked = std::mem::take(&mut self.masked);
+        masked.clear();
+        masked.extend_from_slice(logits);
+        let may_end = match &mut self.guide {
+            Some(guide) if held => guide.forbid(&mut masked)?,
+            _ => true,
+        };
+        // A form that is complete goes before a least number of tokens.
+        let ends = self.ends.iter().chain(self.starts.iter().filter(|_| !self.tokens.is_empty()));
+        for end in ends.map(|end| *end as usize).filter(|end| *end < logits.len()) {
+            let may = may_end && !self.must_go_on();
+            masked[end] = if may { logits[end] } else { f32::NEG_INFINITY };
+        }
+        let any = masked.iter().any(|logit| *logit != f32::NEG_INFINITY);
+        let token = if any { self.sampler.sample(&masked, sequence).map(Some) } else { Ok(None) };
+        self.masked = masked;
+        token
     }
 
     /// Whether it looks at nothing but which token has the greatest logit, so that [`Self::accept_token`] does as well.
+    /// That may change with each token.
     pub fn is_greedy(&self) -> bool {
-        self.sampler.is_greedy() && self.top_logprobs.is_none() && !self.must_go_on()
+        let held = self.guide.as_ref().is_some_and(Guide::holds);
+        self.sampler.is_greedy() && self.top_logprobs.is_none() && !self.must_go_on() && !held
     }
 
     /// Whether no token that ends it may come.
@@ -166,7 +192,10 @@ impl<T: Deref<Target = Tokenizer>> Generation<T> {
     }
 
     /// [`Self::accept`] where the token was chosen elsewhere.
-    pub fn accept_token(&mut self, token: u32, sequence: &[u32], context: usize) -> Vec<ReplyEvent> {
+    ///
+    /// # Errors
+    /// `InvalidRequest` for a token that the answer's form does not allow.
+    pub fn accept_token(&mut self, token: u32, sequence: &[u32], context: usize) -> Result<Vec<ReplyEvent>> {
         self.take(token, None, sequence, context)
     }
 
@@ -176,13 +205,13 @@ impl<T: Deref<Target = Tokenizer>> Generation<T> {
         logprobs: Option<Logprobs>,
         sequence: &[u32],
         context: usize,
-    ) -> Vec<ReplyEvent> {
+    ) -> Result<Vec<ReplyEvent>> {
         if self.finish.is_some() {
-            return Vec::new();
+            return Ok(Vec::new());
         }
         // A template that does not begin the model's turn leaves that to the model, as its first token.
         if self.ends.contains(&token) || (!self.tokens.is_empty() && self.starts.contains(&token)) {
-            return self.end(FinishReason::Stop);
+            return Ok(self.end(FinishReason::Stop));
         }
         self.tokens.push(token);
         self.places.push(self.bytes);
@@ -192,14 +221,19 @@ impl<T: Deref<Target = Tokenizer>> Generation<T> {
             self.untold.push_back((self.bytes..self.bytes + text.len().max(1), logprobs));
         }
         let mut events = self.show(&text);
-        if self.stop_hit().is_some() {
+        let mut is_over = self.stop_hit().is_some();
+        if let Some(guide) = &mut self.guide {
+            guide.accept(token, self.parser.as_ref())?;
+            is_over |= guide.is_over();
+        }
+        if is_over {
             events.extend(self.end(FinishReason::Stop));
         } else if sequence.len() >= context {
             events.extend(self.end(FinishReason::Context));
         } else if self.tokens.len() >= self.max_tokens {
             events.extend(self.end(FinishReason::Length));
         }
-        events
+        Ok(events)
     }
 
     /// The token whose logits [`Self::accept`] wants next; `None` before the first and after the last.

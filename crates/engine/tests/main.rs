@@ -4,6 +4,7 @@ mod common;
 mod eval_counts;
 mod generation;
 mod goldens;
+mod grammar;
 mod laws;
 mod real_gguf;
 mod synth;

@@ -105,7 +105,7 @@ impl Running {
         let tokens = self.sequence.tokens();
         let events = match answer {
             Answer::Logits(logits) => self.generation.accept(logits, tokens, context)?,
-            Answer::Best(token) => self.generation.accept_token(token, tokens, context),
+            Answer::Best(token) => self.generation.accept_token(token, tokens, context)?,
         };
         for event in events {
             self.say(RequestEvent::Reply(event));

@@ -244,6 +244,11 @@ impl ToolSpec {
         self.parameters()?.get("properties")?.as_object()
     }
 
+    /// Whether the request wants the arguments to fit their schema in all its keywords.
+    pub fn is_strict(&self) -> bool {
+        self.function("strict") == Some(&Json::Bool(true))
+    }
+
     /// The JSON schema of the arguments.
     pub fn parameters(&self) -> Option<&Json> {
         self.function("parameters")

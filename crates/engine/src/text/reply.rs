@@ -115,6 +115,17 @@ enum State {
     Stopped,
 }
 
+/// Where in a reply a parser stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ReplyPlace {
+    /// Inside a thought.
+    Thought,
+    /// After the marker that begins a call.
+    Call,
+    /// Anywhere else.
+    Text,
+}
+
 /// The streaming parser. The events do not depend on how the reply is cut into chunks, apart from how text is
 /// cut; no part of a marker ever shows up as text.
 ///
@@ -194,6 +205,20 @@ impl ReplyParser {
     /// How many bytes of the reply so far were thoughts, with their markers; they are its first ones.
     pub fn thought_bytes(&self) -> usize {
         if matches!(self.state, State::Thinking { .. }) { self.bytes } else { self.thought_bytes }
+    }
+
+    /// Where the reply stands now.
+    pub(crate) fn place(&self) -> ReplyPlace {
+        match self.state {
+            State::Thinking { .. } => ReplyPlace::Thought,
+            State::Call { .. } => ReplyPlace::Call,
+            _ => ReplyPlace::Text,
+        }
+    }
+
+    /// What was not shown yet: inside a call, all that follows its marker.
+    pub(crate) fn pending(&self) -> &str {
+        &self.buffer
     }
 
     /// Where in the reply each `Text` stands that the last call gave, in their order.

@@ -337,7 +337,7 @@ fn collect_types<'a>(root: &'a Json, schema: &'a Json, out: &mut Vec<&'a str>, d
         Some(Json::Array(list)) => out.extend(list.iter().filter_map(Json::as_str)),
         _ => {
             let listed = schema.get("enum").and_then(Json::as_array).into_iter().flatten();
-            listed.chain(schema.get("const")).for_each(|value| out.push(type_of(value)));
+            out.extend(listed.chain(schema.get("const")).map(|value| type_of(value)));
         }
     }
     for key in ["anyOf", "oneOf", "allOf"] {
