@@ -4,7 +4,7 @@ use engine::text::Json;
 use serde_json::{Map, Value, json};
 
 use crate::body::lossy;
-use crate::{ApiError, Ending, ErrorClass, Event, EventKind, Frame, ReplyHead, ReplyWriter, Request, Usage};
+use crate::{ApiError, Ending, Event, EventKind, Frame, ReplyHead, ReplyWriter, Request, Usage};
 
 /// What a thought is signed with. Clients bring it back and do not look into it.
 const SIGNATURE: &str = "dGlkZW1pbGw=";
@@ -90,10 +90,7 @@ impl ReplyWriter for Reply {
     fn end(&mut self) -> Vec<Frame> {
         let mut frames = Vec::new();
         if matches!(self.ending, None | Some(Ending::Cancelled)) {
-            return self.fail(&ApiError::new(
-                ErrorClass::Unavailable,
-                "The answer was cancelled before its end.",
-            ));
+            return self.fail(&ApiError::cancelled());
         }
         let (reason, stop_sequence) = self.stop();
         let body = json!({

@@ -5,6 +5,7 @@ use engine::sample::SampleRequest;
 use super::input::{Conversation, conversation};
 use crate::body::{self, At, shown};
 use crate::fields::{Field, Ignored, check, honoured, inert, inert_as, refused};
+use crate::openai::{stops, top_p};
 use crate::tools::{Tools, check_choice, function, schema};
 use crate::{ApiError, Chat, Constraint, Limits, Parsed, Prompt, Request, ToolChoice, effort};
 
@@ -20,7 +21,10 @@ pub const FIELDS: &[Field] = &[
     honoured("top_k", ""),
     honoured("tools", "functions; other tools are left out and named"),
     honoured("tool_choice", "`auto`, `any`, `tool`, `none`, with `disable_parallel_tool_use`"),
-    honoured("thinking", "without it the model does not think; `adaptive`: as the model likes; a budget is no limit"),
+    honoured(
+        "thinking",
+        "without it the model does not think; `adaptive`: as the model likes; a budget is no limit",
+    ),
     honoured("output_config.format", "`json_schema`"),
     honoured("output_config.effort", "for templates that know efforts"),
     honoured("output_format", "as `output_config.format`"),
@@ -39,10 +43,8 @@ pub const FIELDS: &[Field] = &[
     refused("container", &[], "there are no containers"),
 ];
 
-const STOPS_MAX: usize = 64;
-const STOP_BYTES_MAX: usize = 1024;
-
-/// Reads the body of `POST /v1/messages` and, with `counts`, of `/v1/messages/count_tokens`, which needs no `max_tokens`.
+/// Reads the body of `POST /v1/messages` and, with `counts`, of `/v1/messages/count_tokens`, which needs no
+/// `max_tokens`.
 ///
 /// # Errors
 /// `Invalid`, with the field's path.
@@ -52,23 +54,20 @@ pub fn request(body: &[u8], limits: &Limits, counts: bool) -> Result<Parsed, Api
     let mut ignored = Ignored::default();
     check(&body, FIELDS, limits, &mut ignored)?;
     let chat = chat(&body, limits, &mut ignored)?;
-    let max_tokens = match body.get("max_tokens") {
-        None if counts => None,
-        None => return Err(body.need("max_tokens").err().unwrap_or_else(|| body.wrong("no max_tokens"))),
-        Some(at) => Some(at.count(0..=u64::MAX)?),
-    };
+    let max_tokens = if counts { body.get("max_tokens") } else { Some(body.need("max_tokens")?) };
+    let max_tokens = max_tokens.map(|at| at.count(0..=u64::MAX)).transpose()?;
     let request = Request {
         model: body.get("model").map(|at| at.string()).transpose()?.unwrap_or_default().to_owned(),
         sampling: SampleRequest {
             temperature: body.get("temperature").map(|at| at.number_in(0.0..=2.0)).transpose()?,
-            top_p: body.get("top_p").map(|at| at.number_in(0.0..=1.0)).transpose()?,
+            top_p: top_p(&body)?,
             top_k: body.get("top_k").map(|at| at.count(0..=u64::MAX)).transpose()?,
             ..SampleRequest::default()
         },
         max_tokens,
         min_tokens: 0,
         ignore_end: false,
-        stop: stops(&body)?,
+        stop: stops(body.get("stop_sequences"))?,
         choices: 1,
         top_logprobs: None,
         constraint: constraint(&body)?,
@@ -126,7 +125,8 @@ fn tool_choice(at: &At) -> Result<ToolChoice, ApiError> {
     }
 }
 
-/// A request that does not speak of thinking comes from a client that expects none: it takes the first block for the answer.
+/// A request that does not speak of thinking comes from a client that expects none: it takes the first block for the
+/// answer.
 fn thinking(body: &At) -> Result<Option<bool>, ApiError> {
     let Some(at) = body.get("thinking") else { return Ok(Some(false)) };
     let kind = at.need("type")?;
@@ -141,19 +141,6 @@ fn thinking(body: &At) -> Result<Option<bool>, ApiError> {
         "adaptive" | "between_tools" => Ok(None),
         other => Err(kind.unsupported(format_args!("{} is no kind of thinking", shown(other)))),
     }
-}
-
-fn stops(body: &At) -> Result<Vec<String>, ApiError> {
-    let Some(list) = body.get("stop_sequences") else { return Ok(Vec::new()) };
-    let items = list.items()?;
-    if items.len() > STOPS_MAX {
-        return Err(list.wrong(format_args!("{} texts, at most {STOPS_MAX} can end an answer", items.len())));
-    }
-    let text = |at: At| match at.string()? {
-        text if (1..=STOP_BYTES_MAX).contains(&text.len()) => Ok(text.to_owned()),
-        text => Err(at.wrong(format_args!("a text of {} bytes, it must have 1 to {STOP_BYTES_MAX}", text.len()))),
-    };
-    items.map(text).collect()
 }
 
 fn constraint(body: &At) -> Result<Option<Constraint>, ApiError> {

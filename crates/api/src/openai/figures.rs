@@ -125,7 +125,7 @@ pub(super) fn logprob_value(logprob: f32) -> f64 {
 }
 
 /// In Chat's shape.
-pub(super) fn token_logprob(token: &TokenLogprob) -> Value {
+pub(crate) fn token_logprob(token: &TokenLogprob) -> Value {
     let entry = |token: &TokenLogprob| json!({"token": token_text(&token.bytes), "logprob": logprob_value(token.logprob), "bytes": token.bytes});
     let mut value = entry(token);
     value["top_logprobs"] = token.top.iter().map(entry).collect();

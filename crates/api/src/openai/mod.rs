@@ -11,3 +11,7 @@ pub use chat::chat_reply;
 pub use completion::completion_reply;
 pub use fields::{CHAT_FIELDS, COMPLETION_FIELDS};
 pub use request::{chat_request, completion_request};
+
+// The other APIs have these too.
+pub(crate) use figures::token_logprob;
+pub(crate) use request::{mode, stops, top_p};

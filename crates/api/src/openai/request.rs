@@ -84,7 +84,7 @@ fn common(
         max_tokens,
         min_tokens,
         ignore_end: flag(body, "ignore_eos")?.unwrap_or(false),
-        stop: stops(body)?,
+        stop: stops(body.get("stop"))?,
         choices: body.get("n").map(|at| at.count(1..=choices_max)).transpose()?.unwrap_or(1),
         top_logprobs: None,
         constraint: constraint(body, ignored, limits)?,
@@ -117,8 +117,7 @@ fn sampling(body: &At) -> Result<SampleRequest, ApiError> {
     Ok(SampleRequest {
         temperature: number("temperature", 0.0, 2.0)?,
         top_k: body.get("top_k").map(|at| top_k(&at)).transpose()?,
-        // The best token alone is kept either way, and the sampler takes no share of nothing.
-        top_p: number("top_p", 0.0, 1.0)?.map(|share| share.max(f32::MIN_POSITIVE)),
+        top_p: top_p(body)?,
         min_p: number("min_p", 0.0, 1.0)?,
         repetition_penalty,
         presence_penalty: number("presence_penalty", -2.0, 2.0)?.unwrap_or(0.0),
@@ -126,6 +125,12 @@ fn sampling(body: &At) -> Result<SampleRequest, ApiError> {
         logit_bias: body.get("logit_bias").map(|at| biases(&at)).transpose()?.unwrap_or_default(),
         seed: body.get("seed").map(|at| seed(&at)).transpose()?,
     })
+}
+
+/// The best token alone is kept with 0 either way, and the sampler takes no share of nothing.
+pub(crate) fn top_p(body: &At) -> Result<Option<f32>, ApiError> {
+    let share = body.get("top_p").map(|at| at.number_in(0.0..=1.0)).transpose()?;
+    Ok(share.map(|share| share.max(f32::MIN_POSITIVE)))
 }
 
 /// -1 keeps all tokens, as 0 does: vLLM's way to say it.
@@ -159,9 +164,9 @@ fn biases(at: &At) -> Result<Vec<(u32, f32)>, ApiError> {
     at.members()?.map(bias).collect()
 }
 
-/// Empty strings are left out: they would end every answer before it begins, which nobody means.
-fn stops(body: &At) -> Result<Vec<String>, ApiError> {
-    let Some(at) = body.get("stop") else { return Ok(Vec::new()) };
+/// The texts that end an answer. Empty strings are left out: they would end every answer before it begins, which nobody means.
+pub(crate) fn stops(at: Option<At>) -> Result<Vec<String>, ApiError> {
+    let Some(at) = at else { return Ok(Vec::new()) };
     let text = |at: &At| match at.string()? {
         text if text.len() <= STOP_BYTES_MAX => Ok(text.to_owned()),
         text => {
@@ -266,7 +271,7 @@ fn choose(at: &At, chat: &mut Chat) -> Result<(), ApiError> {
     check_choice(at, &chat.tool_choice, &chat.tools)
 }
 
-fn mode(at: &At) -> Result<ToolChoice, ApiError> {
+pub(crate) fn mode(at: &At) -> Result<ToolChoice, ApiError> {
     match at.string()? {
         "auto" => Ok(ToolChoice::Auto),
         "none" => Ok(ToolChoice::None),

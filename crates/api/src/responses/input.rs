@@ -26,10 +26,10 @@ const RECORDS: [&str; 9] = [
 
 /// Reads the items of an input.
 pub(super) struct Input<'a> {
-    pub(super) limits: &'a Limits,
-    pub(super) ignored: &'a mut Ignored,
+    limits: &'a Limits,
+    ignored: &'a mut Ignored,
     /// Items may bring tools with them.
-    pub(super) offer: &'a mut Offer,
+    offer: &'a mut Offer,
     messages: Vec<Message>,
 }
 

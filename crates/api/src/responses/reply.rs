@@ -6,13 +6,11 @@ use engine::text::Message;
 use serde_json::{Map, Value, json};
 
 use super::input;
+use crate::openai::token_logprob;
 use crate::{
     ApiError, Ending, ErrorClass, Event, EventKind, Frame, Prompt, ReplyHead, ReplyWriter, Request,
     TokenLogprob, Usage,
 };
-
-/// OpenAI's stand-in for a token that has no probability: JSON has no infinity.
-const LOGPROB_MIN: f32 = -9999.0;
 
 /// The writer of its answer.
 pub fn reply(head: ReplyHead, request: &Request) -> Box<dyn ReplyWriter> {
@@ -114,9 +112,12 @@ impl ReplyWriter for Reply {
     }
 
     fn fail(&mut self, error: &ApiError) -> Vec<Frame> {
-        self.close(Status::Incomplete, &mut Vec::new());
+        // Its last events are not sent, and so have no numbers.
+        if let Some(item) = self.open.take() {
+            self.output.push(item.json(Status::Incomplete, &self.namespaced));
+        }
         let mut response = self.response("failed");
-        response["error"] = json!({"code": error_code(error), "message": error.message});
+        response["error"] = error_json(error);
         vec![self.frame("response.failed", json!({"response": response}))]
     }
 
@@ -157,7 +158,7 @@ impl Reply {
         }
         let output_index = self.output.len();
         if let Some(Item::Message { id, text: all, logprobs: kept }) = &mut self.open {
-            let logprobs: Vec<Value> = logprobs.iter().map(logprob).collect();
+            let logprobs: Vec<Value> = logprobs.iter().map(token_logprob).collect();
             all.push_str(text);
             kept.extend(logprobs.iter().cloned());
             let body = json!({
@@ -271,8 +272,7 @@ impl Reply {
     /// The response object. Only a response that has ended shows its output.
     fn response(&self, status: &str) -> Value {
         let ending = self.ending();
-        let error = (status == "failed")
-            .then(|| json!({"code": "server_error", "message": "The answer was cancelled before its end."}));
+        let error = (status == "failed").then(|| error_json(&ApiError::cancelled()));
         let incomplete = matches!(ending, Some(Ending::Length | Ending::Context))
             .then(|| json!({"reason": "max_output_tokens"}));
         let output = if status == "in_progress" { &[][..] } else { &self.output };
@@ -340,17 +340,6 @@ fn text_part(text: &str, logprobs: &[Value]) -> Value {
     json!({"type": "output_text", "text": text, "annotations": [], "logprobs": logprobs})
 }
 
-fn logprob(token: &TokenLogprob) -> Value {
-    let one = |token: &TokenLogprob| {
-        json!({
-            "token": String::from_utf8_lossy(&token.bytes),
-            "bytes": token.bytes,
-            "logprob": token.logprob.max(LOGPROB_MIN),
-        })
-    };
-    with(one(token), "top_logprobs", token.top.iter().map(one).collect())
-}
-
 fn usage_json(usage: &Usage) -> Value {
     json!({
         "input_tokens": usage.prompt_tokens,
@@ -361,12 +350,12 @@ fn usage_json(usage: &Usage) -> Value {
     })
 }
 
-/// Clients tell by it whether the same request may succeed later.
-fn error_code(error: &ApiError) -> &'static str {
-    error.code.unwrap_or(match error.class {
+/// Clients tell by the code whether the same request may succeed later.
+fn error_json(error: &ApiError) -> Value {
+    let code = error.code.unwrap_or(match error.class {
         ErrorClass::QueueFull => "rate_limit_exceeded",
-        ErrorClass::Unavailable => "server_is_overloaded",
-        ErrorClass::Server => "server_error",
+        ErrorClass::Unavailable | ErrorClass::Server => "server_error",
         _ => "invalid_prompt",
-    })
+    });
+    json!({"code": code, "message": error.message})
 }

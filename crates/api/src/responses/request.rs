@@ -8,6 +8,7 @@ use super::thread::{Conversation, Thread, resume};
 use super::tools::Offer;
 use crate::body::{self, At, lossy, shown};
 use crate::fields::{Field, Ignored, check, honoured, inert, inert_as, refused};
+use crate::openai::top_p;
 use crate::{ApiError, Chat, Constraint, Limits, Parsed, Prompt, Request, effort, tools};
 
 const TOP_LOGPROBS_MAX: u64 = 20;
@@ -49,7 +50,11 @@ pub const FIELDS: &[Field] = &[
     inert_as("context_management", &["[]", "{}"], "nothing is left out of a conversation"),
     inert_as("truncation", &["\"disabled\""], "a prompt that is too long is refused"),
     refused("background", &["false"], "answers are not made in the background"),
-    refused("conversation", &[], "conversations are not stored; send the whole input or previous_response_id"),
+    refused(
+        "conversation",
+        &[],
+        "conversations are not stored; send the whole input or previous_response_id",
+    ),
     refused("prompt", &[], "prompts are not stored; send instructions and input"),
     refused("modalities", &["[\"text\"]", "[]"], "only text can be answered"),
     refused("audio", &[], "only text can be answered"),
@@ -57,8 +62,8 @@ pub const FIELDS: &[Field] = &[
     refused("functions", &[], "use tools"),
 ];
 
-/// Reads the body of `POST /v1/responses`. Where it goes on from an earlier answer (`chat.thread.previous`), the request is
-/// complete only after [`resume`].
+/// Reads the body of `POST /v1/responses`. Where it goes on from an earlier answer (`chat.thread.previous`), the
+/// request is complete only after [`resume`].
 ///
 /// # Errors
 /// `Invalid`, with the field's path.
@@ -74,7 +79,7 @@ pub fn request(body: &[u8], limits: &Limits) -> Result<Parsed, ApiError> {
         model: body.get("model").map(|at| at.string()).transpose()?.unwrap_or_default().to_owned(),
         sampling: SampleRequest {
             temperature: body.get("temperature").map(|at| at.number_in(0.0..=2.0)).transpose()?,
-            top_p: body.get("top_p").map(|at| at.number_in(0.0..=1.0)).transpose()?,
+            top_p: top_p(&body)?,
             ..SampleRequest::default()
         },
         max_tokens,

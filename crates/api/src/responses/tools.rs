@@ -2,8 +2,11 @@
 
 use std::collections::BTreeMap;
 
+use engine::text::Json;
+
 use crate::body::{At, shown};
 use crate::fields::Ignored;
+use crate::openai::mode;
 use crate::tools::{Tools, check_choice, function};
 use crate::{ApiError, Chat, Limits, ToolChoice};
 
@@ -59,18 +62,19 @@ impl Offer {
         chat.tools = self.tools.into_specs();
         chat.namespaced = self.namespaced;
         let Some(at) = choice else { return Ok(()) };
-        chat.tool_choice = match at.json().as_str() {
-            Some(word) => mode(at, word)?,
-            None => match at.need("type")?.string()? {
+        chat.tool_choice = match at.json() {
+            Json::String(_) => mode(at)?,
+            _ => match at.need("type")?.string()? {
                 "function" => ToolChoice::Function(named(at)?),
                 "allowed_tools" => {
                     let allowed = allowed(at)?;
                     chat.tools.retain(|tool| allowed.iter().any(|name| name == tool.name()));
-                    let word = at.need("mode")?;
-                    mode(&word, word.string()?)?
+                    mode(&at.need("mode")?)?
                 }
                 other => {
-                    return Err(at.unsupported(format_args!("a choice of type {} names no tool", shown(other))));
+                    return Err(
+                        at.unsupported(format_args!("a choice of type {} names no tool", shown(other)))
+                    );
                 }
             },
         };
@@ -83,15 +87,6 @@ fn allowed(at: &At) -> Result<Vec<String>, ApiError> {
     let tools = at.need("tools")?;
     let named_ones = Tools::items(&tools)?.filter(|tool| tool.get("name").is_some());
     named_ones.map(|tool| named(&tool)).collect()
-}
-
-fn mode(at: &At, word: &str) -> Result<ToolChoice, ApiError> {
-    match word {
-        "auto" => Ok(ToolChoice::Auto),
-        "none" => Ok(ToolChoice::None),
-        "required" => Ok(ToolChoice::Required),
-        other => Err(at.wrong(format_args!("{} is none of auto, none and required", shown(other)))),
-    }
 }
 
 /// The offered name of the function that `at` names.
