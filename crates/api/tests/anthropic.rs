@@ -1,6 +1,6 @@
 //! Anthropic's Messages.
 
-use api::anthropic::{FIELDS, counted, reply, request};
+use api::anthropic::{counted, reply, request};
 use api::{ApiError, Chat, Constraint, Ending, Event, EventKind, Prompt, Request, ToolChoice};
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -384,15 +384,6 @@ fn the_whole_answer() {
 "#);
 }
 
-#[test]
-fn the_table_has_no_field_twice() {
-    let mut paths: Vec<&str> = FIELDS.iter().map(|field| field.path).collect();
-    paths.sort_unstable();
-    let all = paths.len();
-    paths.dedup();
-    assert_eq!(paths.len(), all);
-}
-
 /// A message put together as clients do it.
 #[derive(Default)]
 struct Replayed {
@@ -513,7 +504,7 @@ fn the_examples_are_requests() {
     }
 }
 
-/// Two writers, one whole answer: what a stream's frames were made of is what the whole is made of.
+/// Messages have no event for it.
 #[test]
 fn progress_is_not_shown() {
     let progress = EventKind::Progress {

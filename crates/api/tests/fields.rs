@@ -27,6 +27,8 @@ fn the_document_is_that_of_the_tables() {
     let mut text = BEGINNING.to_owned();
     for (name, table) in tables {
         assert!(table.iter().all(|field| !field.note.contains('|')), "a note would end its cell");
+        let paths: std::collections::HashSet<&str> = table.iter().map(|field| field.path).collect();
+        assert_eq!(paths.len(), table.len(), "{name} has a field twice");
         text.push_str(&format!("\n## {name}\n\n{}", fields::markdown(table)));
     }
     let made = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("api-fields.md");
