@@ -10,7 +10,8 @@ use crate::common::{fails, tidemill};
 fn start(more: &[&str]) -> (Child, String) {
     let plain = ["serve", "--port", "0", "--parallel", "2", "--ctx", "512", "--memory", "512MiB"];
     let mut command = tidemill(plain.iter().chain(more));
-    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the program starts");
+    let mut child =
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the program starts");
     let mut line = String::new();
     BufReader::new(child.stdout.as_mut().expect("piped")).read_line(&mut line).expect("a line");
     let said = line.clone();
@@ -26,7 +27,8 @@ fn ask(address: &str, path: &str, body: &str) -> TcpStream {
     let method = if body.is_empty() { "GET" } else { "POST" };
     let head = format!("{method} {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n");
     let length = body.len();
-    write!(connection, "{head}content-type: application/json\r\ncontent-length: {length}\r\n\r\n{body}").expect("sent");
+    write!(connection, "{head}content-type: application/json\r\ncontent-length: {length}\r\n\r\n{body}")
+        .expect("sent");
     connection
 }
 
@@ -59,7 +61,8 @@ fn a_signal_lets_answers_finish() {
         assert_eq!(child.wait().expect("ends").code(), Some(0));
         let mut log = String::new();
         child.stderr.take().expect("piped").read_to_string(&mut log).expect("text");
-        let finished = log.lines().any(|line| line.contains("generated_tokens=60") && line.contains("end=length"));
+        let finished =
+            log.lines().any(|line| line.contains("generated_tokens=60") && line.contains("end=length"));
         assert!(finished && log.starts_with("listening on http://"), "{log}");
         assert!(TcpStream::connect(&address).is_err(), "nobody listens any more");
     }

@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
+use api::body::shown;
 use api::{
-    ApiError, Chat, Constraint, ErrorClass, Limits, Parsed, Prompt, ReplyHead, ReplyWriter, ToolChoice,
-    anthropic, openai, responses as responses_api,
+    ApiError, Chat, Constraint, ErrorClass, Limits, Parsed, Prompt, ReplyHead, ReplyWriter, anthropic,
+    openai, responses as responses_api,
 };
 use axum::body::Bytes;
 use axum::extract::{Request, State};
@@ -12,8 +13,11 @@ use axum::http::{HeaderName, HeaderValue};
 use axum::response::Response;
 use engine::generate::GenerateOptions;
 use engine::scheduler::Request as Asked;
+use engine::text::Constraint as Constrained;
+use tokio::sync::OwnedSemaphorePermit;
 
 use crate::conn::Closer;
+use crate::constraint::constraint;
 use crate::events::{Expected, Mapping};
 use crate::http::{Answer, json, respond};
 use crate::metrics::Record;
@@ -42,6 +46,16 @@ impl Dialect {
             Self::Completions => openai::completion_request(body, limits),
             Self::Responses => responses_api::request(body, limits),
             Self::Messages => anthropic::request(body, limits, false),
+        }
+    }
+
+    /// Where this API has the form of an answer.
+    fn form_field(self, request: &api::Request) -> &'static str {
+        match (self, &request.constraint) {
+            (Self::Responses, _) => "text.format",
+            (Self::Messages, _) => "output_config.format",
+            (_, Some(Constraint::JsonObject | Constraint::JsonSchema(_))) => "response_format",
+            _ => "structured_outputs",
         }
     }
 
@@ -97,6 +111,8 @@ async fn counted(shared: &Shared, request: Request) -> Answer {
 pub(crate) struct Packed {
     packing: Packing,
     bytes: Bytes,
+    /// Its place among the large ones.
+    _place: Option<OwnedSemaphorePermit>,
 }
 
 impl Packed {
@@ -117,8 +133,8 @@ pub(crate) async fn read(shared: &Shared, request: Request) -> Result<Packed, Ap
     shared.ready()?;
     safety::check_content_type(request.headers())?;
     let packing = Packing::of(request.headers())?;
-    let bytes = safety::body(request, &shared.options).await?;
-    Ok(Packed { packing, bytes })
+    let (bytes, place) = safety::body(request, &shared.options, &shared.large_bodies).await?;
+    Ok(Packed { packing, bytes, _place: place })
 }
 
 /// Runs what takes time where nobody waits for it.
@@ -205,7 +221,8 @@ fn prepare(
         record.prompt(made.iter().map(|made| made.text.as_str()).collect::<Vec<_>>().join("\n"));
     }
     let mappings = mappings(request, &made, ready);
-    let requests = requests(request, made, ready)?;
+    let form_field = dialect.form_field(request);
+    let requests = requests(request, made, ready, form_field, &mut parsed.ignored)?;
     let id = ready.ids.next();
     let completed = completed(&id, &request.prompt, ready);
     let head = ReplyHead {
@@ -250,8 +267,13 @@ fn mappings(request: &api::Request, made: &[Made], ready: &Ready) -> Vec<Mapping
 }
 
 /// One for each answer.
-fn requests(request: &api::Request, made: Vec<Made>, ready: &Ready) -> Result<Vec<Asked>, ApiError> {
-    refuse_what_is_not_built(request)?;
+fn requests(
+    request: &api::Request,
+    made: Vec<Made>,
+    ready: &Ready,
+    form_field: &str,
+    ignored: &mut Vec<String>,
+) -> Result<Vec<Asked>, ApiError> {
     let sampling = ready.defaults.sampling(&request.sampling);
     let params = sampling.params(ready.model.meta()).map_err(|e| ApiError::of_engine(&e))?;
     let options = GenerateOptions {
@@ -265,9 +287,12 @@ fn requests(request: &api::Request, made: Vec<Made>, ready: &Ready) -> Result<Ve
     };
     let mut all = Vec::with_capacity(made.len() * request.choices);
     for made in made {
+        let constraint = constraint(&ready.tokenizer, request, &made, form_field)?;
+        ignored.extend(constraint.iter().flat_map(Constrained::left_out).map(|path| shown(path)));
         for choice in 0..request.choices as u64 {
             let mut options = options.clone();
             options.reply.clone_from(&made.reply);
+            options.constraint.clone_from(&constraint);
             // The same numbers would make the same answer again.
             options.sampling.seed = options.sampling.seed.map(|seed| seed.wrapping_add(choice));
             all.push(Asked {
@@ -281,30 +306,4 @@ fn requests(request: &api::Request, made: Vec<Made>, ready: &Ready) -> Result<Ve
         }
     }
     Ok(all)
-}
-
-/// What would change the answer and cannot be honoured.
-fn refuse_what_is_not_built(request: &api::Request) -> Result<(), ApiError> {
-    let refused = |param: &str, what: &str| {
-        let message = format!("{what} are not supported");
-        Err(ApiError {
-            code: Some("unsupported_value"),
-            ..ApiError::invalid(Some(param.to_owned()), message)
-        })
-    };
-    match &request.constraint {
-        None => {}
-        Some(Constraint::JsonObject | Constraint::JsonSchema(_)) => {
-            return refused("response_format", "output formats");
-        }
-        Some(Constraint::Regex(_) | Constraint::Choice(_) | Constraint::Lark(_)) => {
-            return refused("structured_outputs", "structured outputs");
-        }
-    }
-    if let Prompt::Chat(chat) = &request.prompt
-        && matches!(chat.tool_choice, ToolChoice::Required | ToolChoice::Function(_))
-    {
-        return refused("tool_choice", "calls that must be made");
-    }
-    Ok(())
 }

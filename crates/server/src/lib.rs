@@ -4,6 +4,7 @@
 //! ([`Server::serve`]), and ends when it has been told to ([`Server::stop`], or a signal).
 
 mod conn;
+mod constraint;
 mod events;
 mod generate;
 mod http;

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use api::body::{At, parse};
 use api::{ApiError, ErrorClass};
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, Request, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -55,7 +56,11 @@ pub(crate) async fn models(State(shared): State<Arc<Shared>>) -> Response {
 }
 
 /// `GET /v1/models/{id}`
-pub(crate) async fn model(State(shared): State<Arc<Shared>>, Path(id): Path<String>) -> Response {
+pub(crate) async fn model(
+    State(shared): State<Arc<Shared>>,
+    id: Result<Path<String>, PathRejection>,
+) -> Response {
+    let id = id.map_or_else(|_| "?".to_owned(), |Path(id)| id); // one that is no text is nobody's
     let found = shared.ready().and_then(|ready| match id == ready.alias {
         true => Ok(send(&described(&ready))),
         false => Err(no_model(&id, &ready.alias)),

@@ -4,10 +4,11 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use api::{ApiError, Chat, ErrorClass, Prompt, TextPrompt, ToolChoice};
-use engine::text::{
-    ChatPrompt, ChatRequest, CivilTime, Message, ReplyOptions, Role, Specials, Template, Templates, Tokenizer,
-};
 use engine::Error;
+use engine::text::{
+    CallFormat, ChatPrompt, ChatRequest, CivilTime, Json, Message, ReplyOptions, Role, Specials, Template,
+    Templates, Tokenizer,
+};
 
 /// A prompt, ready to be computed.
 #[derive(Clone, Debug)]
@@ -20,6 +21,8 @@ pub(crate) struct Made {
     pub(crate) reply: Option<ReplyOptions>,
     /// Its text.
     pub(crate) text: String,
+    /// How the model writes calls, where its template shows it.
+    pub(crate) call_format: Option<&'static CallFormat>,
 }
 
 /// Makes prompts for one model.
@@ -131,7 +134,7 @@ impl Prompts {
             extra: chat.template_variables,
             ..dated()
         };
-        let mut prompt = ChatPrompt::new(template, &self.tokenizer, &request).map_err(of_messages)?;
+        let (mut prompt, request) = self.rendered(template, request)?;
         let borders = match cache {
             true => prompt.borders(template, &self.tokenizer, &request),
             false => Vec::new(),
@@ -145,7 +148,30 @@ impl Prompts {
             tools: request.tools,
             ..ReplyOptions::default()
         };
-        Ok(Made { tokens: prompt.tokens, borders, reply: Some(reply), text: prompt.text })
+        let ChatPrompt { tokens, text, call_format, .. } = prompt;
+        Ok(Made { tokens, borders, reply: Some(reply), text, call_format })
+    }
+
+    /// The prompt of `request`. Old calls whose arguments are no object go into the prompt as they are; a template that
+    /// cannot write them gets an object with that text, since one bad call must not end a conversation.
+    fn rendered(
+        &self,
+        template: &Template,
+        mut request: ChatRequest,
+    ) -> Result<(ChatPrompt, ChatRequest), ApiError> {
+        let error = match ChatPrompt::new(template, &self.tokenizer, &request) {
+            Ok(prompt) => return Ok((prompt, request)),
+            Err(error) => of_messages(error),
+        };
+        let calls = request.messages.iter_mut().flat_map(|message| &mut message.tool_calls);
+        let mut changed = false;
+        for call in calls.filter(|call| call.arguments.as_object().is_none()) {
+            let text = std::mem::take(&mut call.arguments);
+            call.arguments = Json::Object([("arguments".to_owned(), text)].into_iter().collect());
+            changed = true;
+        }
+        let again = changed.then(|| ChatPrompt::new(template, &self.tokenizer, &request).ok()).flatten();
+        again.map(|prompt| (prompt, request)).ok_or(error)
     }
 
     /// Adds the beginning of the answer.
@@ -191,7 +217,7 @@ impl Prompts {
                 "the prompt is empty: give the model something to continue",
             ));
         }
-        Ok(Made { tokens, borders: Vec::new(), reply: None, text })
+        Ok(Made { tokens, borders: Vec::new(), reply: None, text, call_format: None })
     }
 
     fn check_length(&self, tokens: usize, is_chat: bool) -> Result<(), ApiError> {

@@ -9,7 +9,7 @@ use api::{ApiError, ErrorClass, Limits};
 use engine::scheduler::{Scheduler, SchedulerOptions};
 use engine::text::Tokenizer;
 use engine::{Model, Result};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 
 use crate::ids::Ids;
 use crate::metrics::{Log, Metrics};
@@ -27,6 +27,9 @@ const CHOICES_PER_PARALLEL: usize = 4;
 /// Tokens that a plain completion gets which names no limit, as OpenAI has it.
 const COMPLETION_TOKENS: usize = 16;
 
+/// Large bodies that are read or unpacked at the same time; others wait, so that no crowd of clients takes all memory.
+const LARGE_BODIES: usize = 4;
+
 /// A server, with a model or before it has one.
 pub(crate) struct Shared {
     pub(crate) options: Options,
@@ -34,6 +37,8 @@ pub(crate) struct Shared {
     pub(crate) ids: Arc<Ids>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) log: Arc<Log>,
+    /// How many large bodies may be in memory.
+    pub(crate) large_bodies: Arc<Semaphore>,
     /// Turns true when the server stops.
     pub(crate) stopping: watch::Sender<bool>,
     model: OnceLock<Arc<Ready>>,
@@ -75,6 +80,7 @@ impl Shared {
             ids: Arc::default(),
             metrics: Arc::default(),
             log: Arc::new(log),
+            large_bodies: Arc::new(Semaphore::new(LARGE_BODIES)),
             stopping: watch::Sender::new(false),
             model: OnceLock::new(),
             options,
@@ -108,7 +114,11 @@ impl Shared {
             metrics: self.metrics.clone(),
             kept: Mutex::default(),
         };
+        let tokenizer = ready.tokenizer.clone();
         let _ = self.model.set(Arc::new(ready));
+        // The first request that needs it would wait a second or two; where this fails, that request is told.
+        let builder = std::thread::Builder::new().name("grammars".into());
+        let _ = builder.spawn(move || tokenizer.prepare_grammars());
         Ok(())
     }
 

@@ -112,7 +112,10 @@ fn log_probabilities_belong_to_the_text() {
         .flat_map(|token| token["bytes"].as_array().expect("bytes"))
         .map(|byte| byte.as_u64().expect("a byte") as u8)
         .collect();
-    assert_eq!(String::from_utf8_lossy(&text), whole["choices"][0]["message"]["content"].as_str().expect("text"));
+    assert_eq!(
+        String::from_utf8_lossy(&text),
+        whole["choices"][0]["message"]["content"].as_str().expect("text")
+    );
     for token in &tokens {
         let top = token["top_logprobs"].as_array().expect("a list");
         assert_eq!((top.len(), &top[0]["token"]), (3, &token["token"]), "greedy: the chosen one is first");
@@ -127,17 +130,18 @@ const TOOLS: &str = r#"[{"type": "function", "function": {"name": "get_weather",
 fn a_call_and_its_result_make_a_loop() {
     let server = start(options(), 1);
     let tools: Value = serde_json::from_str(TOOLS).expect("JSON");
-    let asked = with(
-        &question("Get the weather in Lisbon with days 3."),
-        json!({"tools": tools, "max_tokens": 100}),
-    );
+    let asked =
+        with(&question("Get the weather in Lisbon with days 3."), json!({"tools": tools, "max_tokens": 100}));
     let whole = server.post(CHAT, &asked).ok();
     let choice = &whole["choices"][0];
     assert_eq!(choice["finish_reason"], "tool_calls", "{whole}");
     let call = &choice["message"]["tool_calls"][0];
     let arguments: Value =
         serde_json::from_str(call["function"]["arguments"].as_str().expect("a text")).expect("JSON");
-    assert_eq!((&call["function"]["name"], arguments), (&json!("get_weather"), json!({"city": "Lisbon", "days": 3})));
+    assert_eq!(
+        (&call["function"]["name"], arguments),
+        (&json!("get_weather"), json!({"city": "Lisbon", "days": 3}))
+    );
     let id = call["id"].as_str().expect("an id");
     assert!(id.starts_with("call_") && id.len() == 29, "{id}");
 
@@ -174,7 +178,8 @@ fn texts_are_continued_and_echoed() {
     let ids = server.post("/tokenize", &json!({"content": "Once upon"})).ok()["tokens"].clone();
     let by_ids = server.post("/v1/completions", &with(&asked, json!({"prompt": ids, "n": 1}))).ok();
     assert_eq!(by_ids["choices"][0]["text"], choices[0]["text"]);
-    let short = server.post("/v1/completions", &json!({"prompt": "Once", "temperature": 0, "ignore_eos": true}));
+    let short =
+        server.post("/v1/completions", &json!({"prompt": "Once", "temperature": 0, "ignore_eos": true}));
     assert_eq!(short.ok()["usage"]["completion_tokens"], 16);
 }
 
@@ -198,7 +203,8 @@ fn messages_and_responses_speak_their_own_language() {
     let names: Vec<&str> = events.iter().map(|(name, _)| name.as_str()).collect();
     assert_eq!((names[0], names[names.len() - 1]), ("message_start", "message_stop"));
 
-    let asked = json!({"model": "gpt", "input": STORY, "max_output_tokens": 24, "temperature": 0, "store": true});
+    let asked =
+        json!({"model": "gpt", "input": STORY, "max_output_tokens": 24, "temperature": 0, "store": true});
     let response = server.post("/v1/responses", &asked).ok();
     assert_eq!(&response["output"][0]["content"][0]["text"], text);
     let more = json!({"input": "And then?", "previous_response_id": response["id"]});
@@ -231,10 +237,76 @@ fn what_computes_nothing() {
     assert_eq!((&model["context_length"], &model["meta"]["n_params"]), (&json!(1024), &json!(7)));
     assert!(model["created_at"].as_str().expect("a date").ends_with('Z'), "{model}");
     let props = server.get("/props").ok();
-    assert_eq!((&props["default_generation_settings"]["n_ctx"], &props["total_slots"]), (&json!(1024), &json!(2)));
+    assert_eq!(
+        (&props["default_generation_settings"]["n_ctx"], &props["total_slots"]),
+        (&json!(1024), &json!(2))
+    );
     assert_eq!(server.get("/health").ok(), json!({"status": "ok"}));
     server.post(CHAT, &question(STORY)).ok();
     server.wait_for("tidemill_generated_tokens_total", 24.0);
     assert!(server.metric("tidemill_expert_hits_total") > 0.0 && server.metric("tidemill_slots") > 0.0);
     assert!(server.metric("tidemill_requests_total{path=\"/chat/completions\",status=\"200\"}") == 1.0);
+}
+
+#[test]
+fn answers_are_held_to_their_form() {
+    let server = start(options(), 1);
+    let schema = json!({"type": "object", "properties": {"city": {"enum": ["Lisbon", "Paris"]},
+        "days": {"type": "integer", "minimum": 1, "maximum": 9}}, "required": ["city", "days"],
+        "additionalProperties": false});
+    let form =
+        json!({"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}});
+    let asked = with(&with(&question(STORY), form), json!({"max_tokens": 500, "temperature": 1, "seed": 3}));
+    let whole = server.post(CHAT, &asked).ok();
+    let text = whole["choices"][0]["message"]["content"].as_str().expect("a text");
+    let held: Value = serde_json::from_str(text).unwrap_or_else(|e| panic!("{e}: {text}"));
+    assert!(["Lisbon", "Paris"].contains(&held["city"].as_str().expect("a city")), "{held}");
+    assert!((1..=9).contains(&held["days"].as_i64().expect("a number")), "{held}");
+    let events = stream(&server.post(CHAT, &with(&asked, json!({"stream": true}))));
+    assert_eq!(joined(&events, 0), (text.to_owned(), "stop".to_owned()));
+    let choice = with(&question(STORY), json!({"structured_outputs": {"choice": ["yes", "no"]}}));
+    let text = server.post(CHAT, &choice).ok()["choices"][0]["message"]["content"].clone();
+    assert!(text == "yes" || text == "no", "{text}");
+    let unkept = json!({"response_format": {"type": "json_schema", "json_schema": {"name": "x",
+        "schema": {"enum": []}}}});
+    let refused = server.post(CHAT, &with(&question(STORY), unkept));
+    let error = refused.json()["error"].clone();
+    assert_eq!((refused.status, &error["code"]), (400, &json!("invalid_schema")), "{error}");
+    assert_eq!(error["param"], "response_format");
+}
+
+#[test]
+fn a_call_that_must_come_comes() {
+    let server = start(options(), 1);
+    let tools: Value = serde_json::from_str(TOOLS).expect("JSON");
+    let function = json!({"type": "function", "function": {"name": "get_weather"}});
+    for choice in [json!("required"), function] {
+        let more =
+            json!({"tools": tools, "tool_choice": choice, "max_tokens": 200, "parallel_tool_calls": false});
+        let whole = server.post(CHAT, &with(&question(STORY), more)).ok();
+        let choice = &whole["choices"][0];
+        assert_eq!(choice["finish_reason"], "tool_calls", "{whole}");
+        let calls = choice["message"]["tool_calls"].as_array().expect("calls");
+        let arguments = calls[0]["function"]["arguments"].as_str().expect("a text");
+        let arguments: Value = serde_json::from_str(arguments).expect("JSON");
+        assert!(
+            calls.len() == 1 && arguments["days"].is_i64() && arguments["city"].is_string(),
+            "{arguments}"
+        );
+    }
+    let none = json!({"tools": tools, "tool_choice": "none", "max_tokens": 20});
+    let asked = with(&question("Get the weather in Lisbon with days 3."), none);
+    let whole = server.post(CHAT, &asked).ok();
+    assert_eq!(whole["choices"][0]["message"]["tool_calls"], Value::Null, "{whole}");
+}
+
+#[test]
+fn a_prompt_can_be_kept_before_its_answer_is_wanted() {
+    let server = start(options(), 1);
+    let asked = json!({"model": "m", "max_tokens": 0, "temperature": 0, "system": "word ".repeat(100),
+        "messages": [{"role": "user", "content": STORY}]});
+    let warmed = server.post("/v1/messages", &asked).ok();
+    assert_eq!((&warmed["content"], &warmed["usage"]["output_tokens"]), (&json!([]), &json!(0)), "{warmed}");
+    let message = server.post("/v1/messages", &with(&asked, json!({"max_tokens": 4}))).ok();
+    assert!(message["usage"]["cache_read_input_tokens"].as_u64() > Some(100), "{message}");
 }

@@ -2,12 +2,15 @@
 
 import json
 import sys
+from typing import Literal
 
 import anthropic
 import openai
+import pydantic
 
 BASE, WHAT = sys.argv[1:3]
 STORY = "Tell me a story about a brave hedgehog."
+NAME = "What is your name?"
 WEATHER = "Get the weather in Lisbon with days 3."
 SCHEMA = {
     "type": "object",
@@ -56,12 +59,15 @@ def chat():
     assert "".join(c.choices[0].delta.content or "" for c in pieces) == text
     ok("chat streamed")
 
+    # The helper takes an answer that its limit ended for a failure.
     options = {"stream_options": {"include_usage": True}, "logprobs": True, "top_logprobs": 2}
-    with client.chat.completions.stream(messages=user(STORY), **options, **fixed) as stream:
+    whole = client.chat.completions.create(model="demo", temperature=0, messages=user(NAME))
+    with client.chat.completions.stream(model="demo", temperature=0, messages=user(NAME), **options) as stream:
         kinds = {event.type for event in stream}
         final = stream.get_final_completion()
-    assert {"chunk", "content.delta"} <= kinds, kinds
-    assert final.choices[0].message.content == text and final.usage.completion_tokens == 24, final
+    assert {"chunk", "content.delta", "content.done", "logprobs.content.delta"} <= kinds, kinds
+    assert final.choices[0].message.content == whole.choices[0].message.content, (whole, final)
+    assert final.usage.completion_tokens == whole.usage.completion_tokens, (whole, final)
     assert len(final.choices[0].logprobs.content) > 10, final
     ok("chat with the streaming helper")
 
@@ -84,6 +90,14 @@ def chat():
         done = [event for event in stream if event.type == "tool_calls.function.arguments.done"]
     assert json.loads(done[0].arguments) == {"city": "Lisbon", "days": 3}, done
     ok("a streamed call")
+
+    class Trip(pydantic.BaseModel):
+        city: Literal["Lisbon", "Paris"]
+        days: Literal[1, 2, 3]
+
+    parsed = client.chat.completions.parse(model="demo", temperature=0, messages=user(WEATHER), response_format=Trip)
+    assert parsed.choices[0].message.parsed.city in ("Lisbon", "Paris"), parsed
+    ok("an answer parsed into a class")
 
     text = client.completions.create(prompt="Once upon", **fixed)
     assert len(text.choices[0].text) > 10
@@ -111,11 +125,13 @@ def responses():
     assert len(whole.output_text) > 20 and whole.status == "incomplete", whole
     ok("responses")
 
-    with client.responses.stream(input=STORY, instructions="Be brief.", **fixed) as stream:
+    # The helper waits for an answer that is complete.
+    whole = client.responses.create(model="demo", temperature=0, input=NAME)
+    with client.responses.stream(model="demo", temperature=0, input=NAME) as stream:
         numbers = [event.sequence_number for event in stream]
         final = stream.get_final_response()
     assert numbers == list(range(len(numbers))), numbers
-    assert final.output_text == whole.output_text, final
+    assert final.output_text == whole.output_text and final.status == "completed", final
     ok("responses streamed")
 
     tools = [{"type": "function", "name": "get_weather", "description": "Get the weather.", "parameters": SCHEMA}]

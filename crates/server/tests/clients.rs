@@ -51,7 +51,7 @@ fn check(server: &Running, what: &str, checks: usize) {
 
 #[test]
 fn openai_chat_and_completions() {
-    check(&start(Options { keys: vec!["secret".into()], ..options() }, 2), "chat", 8);
+    check(&start(Options { keys: vec!["secret".into()], ..options() }, 2), "chat", 9);
 }
 
 #[test]

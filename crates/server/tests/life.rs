@@ -36,7 +36,8 @@ fn a_client_that_leaves_ends_its_answer() {
     server.wait_for(RUNNING, 0.0);
     server.logged(&["path=/chat/completions", "end=\"client left\""]);
     // One that waits for the whole answer.
-    let body = with(&endless("Tell me a story."), json!({"stream": false})).to_string();
+    let whole = json!({"stream": false, "n": 4, "temperature": 1});
+    let body = with(&endless("Tell me a story."), whole).to_string();
     let head = format!(
         "POST {CHAT} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
         body.len()
@@ -89,12 +90,12 @@ fn signs_of_life_are_of_the_kind_that_clients_count() {
 #[test]
 fn a_slow_reader_holds_its_own_answer() {
     let server = start(options(), 2);
-    let wide = json!({"logprobs": true, "top_logprobs": 20, "max_tokens": 500});
-    let asked = with(&endless("Tell me a story."), wide);
+    let asked = with(&endless("Tell me a story."), json!({"max_tokens": 500}));
     let quick = server.stream(CHAT, &asked).events();
     let slow = server.stream(CHAT, &asked);
     // Longer than the slow one would be, were it not held.
-    let other = with(&endless("Tell me another one."), json!({"max_tokens": 900, "stream": false}));
+    let narrow = json!({"stream": false, "logprobs": false, "top_logprobs": null});
+    let other = with(&endless("Tell me another one."), narrow);
     assert_eq!(server.post(CHAT, &other).ok()["usage"]["completion_tokens"], 900);
     assert_eq!(server.metric(RUNNING), 1.0, "it is held");
     let data = |events: &[(String, String)]| {
@@ -114,8 +115,7 @@ fn a_slow_reader_holds_its_own_answer() {
 fn a_reader_that_takes_nothing_for_too_long_is_given_up() {
     let patience = Patience { reader: Duration::from_millis(300), ..Patience::default() };
     let server = start(Options { patience, ..options() }, 1);
-    let wide = json!({"logprobs": true, "top_logprobs": 20, "max_tokens": 800});
-    let slow = server.stream(CHAT, &with(&endless("Tell me a story."), wide));
+    let slow = server.stream(CHAT, &endless("Tell me a story."));
     server.logged(&["path=/chat/completions", "end=\"client left\""]);
     server.wait_for(RUNNING, 0.0);
     drop(slow);

@@ -17,7 +17,10 @@ fn every_refusal_says_what_is_wrong() {
         (with(&chat, json!({"max_tokens": 0})), "max_tokens"),
         (with(&chat, json!({"top_logprobs": 21, "logprobs": true})), "top_logprobs"),
         (with(&chat, json!({"modalities": ["audio"]})), "modalities"),
-        (with(&chat, json!({"tool_choice": {"type": "function", "function": {"name": "no"}}})), "tool_choice"),
+        (
+            with(&chat, json!({"tool_choice": {"type": "function", "function": {"name": "no"}}})),
+            "tool_choice",
+        ),
     ];
     for (body, param) in cases {
         let refused = server.post(CHAT, &body);
@@ -41,7 +44,9 @@ fn a_prompt_that_is_too_long_is_refused_before_it_is_computed() {
     let error = refused.json()["error"].clone();
     assert_eq!((refused.status, &error["code"]), (400, &json!("context_length_exceeded")));
     let message = error["message"].as_str().expect("a text");
-    assert!(message.starts_with("This model's maximum context length is 1024 tokens. However, your messages"));
+    assert!(
+        message.starts_with("This model's maximum context length is 1024 tokens. However, your messages")
+    );
     let asked = json!({"model": "m", "max_tokens": 5, "messages": [{"role": "user", "content": long}]});
     let refused = server.post("/v1/messages", &asked);
     let body = refused.json();
@@ -61,7 +66,11 @@ fn unknown_paths_and_methods() {
     let server = start(options(), 1);
     for path in ["/v1/embeddings", "/api/tags", "/", "/v1", "/v1/chat", "/openapi.json"] {
         let refused = server.get(path);
-        assert_eq!((refused.status, &refused.json()["error"]["type"]), (404, &json!("not_found_error")), "{path}");
+        assert_eq!(
+            (refused.status, &refused.json()["error"]["type"]),
+            (404, &json!("not_found_error")),
+            "{path}"
+        );
     }
     let refused = server.get("/v1/models/gpt-9");
     assert_eq!((refused.status, &refused.json()["error"]["code"]), (404, &json!("model_not_found")));
@@ -95,8 +104,10 @@ fn odd_conversations_are_taken() {
         let reply = server.post(CHAT, &asked);
         assert_eq!(reply.status, 200, "{}", reply.text());
     };
-    ask(json!([{"role": "developer", "content": "a"}, {"role": "system", "content": [{"type": "text", "text": "b"}]},
-        {"role": "user", "content": "c"}, {"role": "user", "content": "d"}, {"role": "system", "content": "10 left"}]));
+    ask(
+        json!([{"role": "developer", "content": "a"}, {"role": "system", "content": [{"type": "text", "text": "b"}]},
+        {"role": "user", "content": "c"}, {"role": "user", "content": "d"}, {"role": "system", "content": "10 left"}]),
+    );
     ask(json!([{"role": "user", "content": "c"},
         {"role": "assistant", "content": null, "tool_calls": [{"id": "1", "type": "function",
             "function": {"name": "f", "arguments": "{not json"}}]},

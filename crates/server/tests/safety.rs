@@ -61,7 +61,8 @@ fn pages_that_were_named_may_ask() {
 #[test]
 fn bodies_have_a_limit_packed_and_unpacked() {
     let server = start(Options { body_bytes_max: 2000, ..options() }, 1);
-    let body = with(&question("hi"), json!({"max_tokens": 1, "metadata": {"x": "y".repeat(1500)}})).to_string();
+    let body =
+        with(&question("hi"), json!({"max_tokens": 1, "metadata": {"x": "y".repeat(1500)}})).to_string();
     assert_eq!(server.ask("POST", CHAT, &[], body.as_bytes()).status, 200);
     let large = with(&question("hi"), json!({"metadata": {"x": "y".repeat(3000)}})).to_string();
     let refused = server.ask("POST", CHAT, &[], large.as_bytes());
@@ -79,8 +80,11 @@ fn bodies_have_a_limit_packed_and_unpacked() {
 
 #[test]
 fn slow_heads_and_bodies_end() {
-    let patience =
-        Patience { head: Duration::from_millis(200), body: Duration::from_millis(200), ..Patience::default() };
+    let patience = Patience {
+        head: Duration::from_millis(200),
+        body: Duration::from_millis(200),
+        ..Patience::default()
+    };
     let server = start(Options { patience, ..options() }, 1);
     let mut slow = TcpStream::connect(server.address).expect("connects");
     slow.write_all(b"POST /v1/chat").expect("sent");
@@ -132,5 +136,7 @@ fn silent_connections_do_not_last() {
     let mut silent: Vec<TcpStream> =
         (0..100).map(|_| TcpStream::connect(server.address).expect("connects")).collect();
     assert_eq!(server.get("/health").status, 200);
-    until("the silent ones are closed", || silent.iter_mut().all(|of| matches!(of.read(&mut [0]), Ok(0) | Err(_))));
+    until("the silent ones are closed", || {
+        silent.iter_mut().all(|of| matches!(of.read(&mut [0]), Ok(0) | Err(_)))
+    });
 }

@@ -1,4 +1,5 @@
 //! A server with the bundled model, and a plain client: what goes over the wire is what is tested.
+#![allow(unreachable_pub)]
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -302,7 +303,8 @@ pub fn with(body: &Value, more: Value) -> Value {
     body
 }
 
-/// The answer to a greedy question that goes on until it is given up.
+/// A stream that goes on until it is given up: so wide that it is held when nobody reads on.
 pub fn endless(text: &str) -> Value {
-    with(&question(text), json!({"stream": true, "max_tokens": 900, "ignore_eos": true}))
+    let wide = json!({"stream": true, "logprobs": true, "top_logprobs": 20});
+    with(&with(&question(text), wide), json!({"max_tokens": 900, "ignore_eos": true}))
 }

@@ -185,6 +185,7 @@ impl Scheduler {
             arrivals,
             waiting: Vec::new(),
             running: Vec::new(),
+            stepping: 0,
             left: Vec::new(),
             aside: Vec::new(),
             batch: Batch::default(),
@@ -259,6 +260,8 @@ struct Work {
     waiting: Vec<Waiting>,
     /// Those of the step that runs are not among them.
     running: Vec<Running>,
+    /// How many these are.
+    stepping: usize,
     /// Those that ended while a step ran, to be kept after it.
     left: Vec<Sequence>,
     /// Those for whose pages there was no room, the oldest first; they go on when another has ended.
@@ -276,6 +279,7 @@ impl Work {
             self.keep_left();
             self.begin();
             self.running.iter_mut().filter(|running| running.resumed).for_each(Running::begin_again);
+            self.publish(|_| ());
             if !self.running.is_empty() {
                 self.step();
             }
@@ -417,7 +421,8 @@ impl Work {
     fn publish(&self, change: impl FnOnce(&mut SchedulerCounts)) {
         let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
         change(&mut counts);
-        (counts.running, counts.waiting) = (self.running.len(), self.waiting.len() + self.aside.len());
+        counts.running = self.running.len() + self.stepping;
+        counts.waiting = self.waiting.len() + self.aside.len();
     }
 
     /// Publishes what the expert store has counted. No step may run.

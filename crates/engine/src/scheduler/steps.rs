@@ -41,6 +41,7 @@ impl Work {
         if group.is_empty() {
             return; // all are held
         }
+        self.stepping = group.len();
         let model = self.model.clone();
         let mut batch = std::mem::take(&mut self.batch);
         let layers = model.meta().layers;
@@ -64,7 +65,7 @@ impl Work {
         match ran {
             Ok(logits) => self.stepped(group, &rows, logits),
             // Those that are over go before the next step.
-            Err(e) if e.kind() == ErrorKind::Cancelled => self.running.append(&mut group),
+            Err(e) if e.kind() == ErrorKind::Cancelled => self.put_back(&mut group),
             Err(e) => self.failed(group, e),
         }
         self.running.sort_by_key(|running| running.begun);
@@ -102,6 +103,7 @@ impl Work {
                 return;
             }
             let rows = vec![1; group.len()];
+            self.stepping += group.len();
             let (model, batch) = (&self.model, &mut self.batch_between);
             let run =
                 |parts: &mut [Part<'_>], sink: LogitSink<'_>| batch.run_between(model, pause, parts, sink);
@@ -127,6 +129,7 @@ impl Work {
         let context = self.model.context();
         for (mut running, logits) in group.into_iter().zip(logits) {
             running.alone &= running.sequence.pending() > 0;
+            self.stepping -= 1;
             let goes_on = match logits {
                 Last::Logits(logits) => running.accept(Answer::Logits(&logits), context),
                 Last::Best(token) => running.accept(Answer::Best(token), context),
@@ -153,14 +156,21 @@ impl Work {
     /// A step that failed is tried again by each of its requests alone; who fails then has failed.
     fn failed(&mut self, mut group: Vec<Running>, error: Error) {
         if error.kind() == ErrorKind::Memory && self.running.len() + group.len() > 1 {
-            self.running.append(&mut group);
+            self.put_back(&mut group);
             return self.set_youngest_aside();
         }
         if let Some(alone) = group.pop_if(|running| running.alone) {
+            self.stepping -= 1;
             return self.end(alone, Err(error)); // it had no company
         }
         group.iter_mut().for_each(|running| running.alone = true);
-        self.running.append(&mut group);
+        self.put_back(&mut group);
+    }
+
+    /// Those of a step that came to nothing.
+    fn put_back(&mut self, group: &mut Vec<Running>) {
+        self.stepping -= group.len();
+        self.running.append(group);
     }
 }
 
