@@ -50,16 +50,26 @@ pub(super) fn rules(
     }
 }
 
+/// Keywords under which more arguments may be declared.
+const COMBINED: [&str; 5] = ["$ref", "anyOf", "oneOf", "allOf", "patternProperties"];
+
+fn required(schema: &Map<String, Value>) -> Vec<&str> {
+    let list = schema.get("required").and_then(Value::as_array);
+    list.into_iter().flatten().filter_map(Value::as_str).collect()
+}
+
 /// Arguments are an object, of which no more is allowed than was declared, unless the tool says otherwise.
 fn close(schema: &mut Map<String, Value>) {
-    let declares = schema.contains_key("properties")
-        || ["$ref", "anyOf", "oneOf", "allOf", "patternProperties"]
-            .iter()
-            .all(|key| !schema.contains_key(*key));
     schema.entry("type").or_insert_with(|| "object".into());
-    if declares && !schema.contains_key("allOf") && !schema.contains_key("patternProperties") {
-        schema.entry("additionalProperties").or_insert_with(|| false.into());
+    if COMBINED.iter().any(|key| schema.contains_key(*key)) {
+        return;
     }
+    let mut properties = schema.get("properties").and_then(Value::as_object).cloned().unwrap_or_default();
+    for key in required(schema) {
+        properties.entry(key).or_insert(Value::Bool(true));
+    }
+    schema.insert("properties".into(), properties.into());
+    schema.entry("additionalProperties").or_insert_with(|| false.into());
 }
 
 /// Takes out of a schema what is no structure.
@@ -134,13 +144,7 @@ fn tag_rules(
 ) -> Result<String> {
     let none = Map::new();
     let properties = schema.get("properties").and_then(Value::as_object).unwrap_or(&none);
-    let required: Vec<&str> = schema
-        .get("required")
-        .and_then(Value::as_array)
-        .map_or_else(Vec::new, |list| list.iter().filter_map(Value::as_str).collect());
-    if let Some(missing) = required.iter().find(|key| !properties.contains_key(**key)) {
-        return Err(Error::invalid(format!("{at}: {missing:?} is required and not declared")));
-    }
+    let required = required(schema);
     let (mut parts, mut rules) = (String::new(), String::new());
     for (i, (key, property)) in properties.iter().enumerate() {
         let rule = format!("{name}p{i}");
@@ -159,8 +163,7 @@ fn tag_rules(
         let _ =
             writeln!(rules, "{rule}: {} {rule}v \"\\n\"\n{value}", quoted(&format!("{PARAMETER}{key}>\n")));
     }
-    let free = properties.is_empty()
-        && schema.get("additionalProperties").is_some_and(|more| *more != Value::Bool(false));
+    let free = properties.is_empty() && schema.get("additionalProperties") != Some(&Value::Bool(false));
     if free {
         parts.push_str(&format!(" {name}p*"));
         let _ = writeln!(
@@ -205,10 +208,12 @@ fn value_rules(
         let terminals = text_terminals(rule, property, types == ["string"]);
         return Ok(Some(format!("{}{}", raw(rule, &terminals.0), terminals.1)));
     }
-    let schema = if has_reference(property) {
+    let schema = if has_reference(property) && key.contains('/') {
+        json!({}) // no reference leads there
+    } else if has_reference(property) {
         let mut root = Value::Object(root.clone());
-        rebase(&mut root, "#/root");
-        json!({"$ref": format!("#/root/properties/{key}"), "root": root})
+        rebase(&mut root, "#/$defs/root");
+        json!({"$ref": format!("#/$defs/root/properties/{key}"), "$defs": {"root": root}})
     } else {
         property.clone()
     };
