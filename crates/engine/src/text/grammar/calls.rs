@@ -211,9 +211,9 @@ fn value_rules(
     let schema = if has_reference(property) && key.contains('/') {
         json!({}) // no reference leads there
     } else if has_reference(property) {
-        let mut root = Value::Object(root.clone());
-        rebase(&mut root, "#/$defs/root");
-        json!({"$ref": format!("#/$defs/root/properties/{key}"), "$defs": {"root": root}})
+        let mut whole = Value::Object(root.clone());
+        rebase(&mut whole, "#/$defs/whole");
+        json!({"$ref": format!("#/$defs/whole/properties/{key}"), "$defs": {"whole": whole}})
     } else {
         property.clone()
     };
