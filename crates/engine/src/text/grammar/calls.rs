@@ -46,7 +46,10 @@ pub(super) fn rules(
     close(&mut schema);
     match format.body {
         CallBody::Json => Ok(json_rules(tool, name, schema, strict)),
-        CallBody::Tags => tag_rules(tool, name, &schema, strict, &at),
+        CallBody::Tags => {
+            left_out.extend(loose_formats(&schema, strict, &at)?);
+            tag_rules(tool, name, &schema, strict, &at)
+        }
     }
 }
 
@@ -132,6 +135,19 @@ fn rebase(schema: &mut Value, to: &str) {
         }
         Value::Array(list) => list.iter_mut().for_each(|inner| rebase(inner, to)),
         _ => {}
+    }
+}
+
+/// The places of formats of arguments that stand between tags, where they are not kept.
+fn loose_formats(schema: &Map<String, Value>, strict: bool, at: &str) -> Result<Vec<String>> {
+    let properties = schema.get("properties").and_then(Value::as_object).into_iter().flatten();
+    let loose = properties.filter(|(_, property)| target(property, schema).get("format").is_some());
+    let places: Vec<String> = loose.map(|(key, _)| format!("{at}/properties/{key}/format")).collect();
+    match places.first().filter(|_| strict) {
+        Some(place) => {
+            Err(Error::invalid(format!("{place}: the keyword \"format\" cannot be kept in a tag")))
+        }
+        None => Ok(places),
     }
 }
 
@@ -230,12 +246,13 @@ fn target<'a>(schema: &'a Value, root: &'a Map<String, Value>) -> &'a Value {
         let Some(path) = path else { break };
         let mut steps = path.split('/');
         let first = steps.next().and_then(|step| root.get(step));
-        let Some(next) = steps.fold(first, |value, step| match value? {
-            Value::Array(list) => list.get(step.parse::<usize>().ok()?),
-            value => value.get(step),
-        }) else {
-            break;
-        };
+        let next = first.and_then(|first| {
+            steps.try_fold(first, |value, step| match value {
+                Value::Array(list) => list.get(step.parse::<usize>().ok()?),
+                value => value.get(step),
+            })
+        });
+        let Some(next) = next else { break };
         schema = next;
     }
     schema
