@@ -34,8 +34,6 @@ const PARALLEL: [usize; 3] = [4, 2, 1];
 pub(crate) struct Args {
     /// A .gguf file, a directory of safetensors files, or a pulled name; default: the built-in demo model
     model: Option<String>,
-    #[command(flatten)]
-    listen: ListenArgs,
     /// Sequences that share steps; others wait [default: 4, or what there is memory for]
     #[arg(long, value_name = "N", value_parser = positive)]
     parallel: Option<usize>,
@@ -60,6 +58,8 @@ pub(crate) struct Args {
     /// How each request is logged on stderr
     #[arg(long, value_enum, value_name = "FORMAT", default_value_t = LogArg::Text)]
     log_format: LogArg,
+    #[command(flatten)]
+    listen: ListenArgs,
     #[command(flatten)]
     sampling: SamplingArgs,
     #[command(flatten)]

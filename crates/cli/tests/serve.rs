@@ -82,7 +82,7 @@ fn what_cannot_be_served_is_said() {
     fails(["serve", "--host", "0.0.0.0", "--port", "0"], 2, &["--api-key", "--open"]);
     fails(["serve", "--port", "0", "--cors", "example"], 2, &["--cors"]);
     fails(["serve", "--port", "0", "--ping", "0"], 2, &["--ping"]);
-    fails(["serve", "--port", "0", "--temperature", "9"], 2, &["temperature"]);
+    fails(["serve", "--port", "0", "--top-p", "7"], 2, &["top_p"]);
     fails(["serve", "no-such-model", "--port", "0"], 3, &["no-such-model"]);
     fails(["serve", "--port", "0", "--api-key-file", "no-such-file"], 3, &["no-such-file"]);
 }

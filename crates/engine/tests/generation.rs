@@ -92,6 +92,8 @@ fn logprobs_are_those_of_the_text() {
         // A token of which a stop string leaves a part is told.
         let longest = tokenizer.encode(said, Specials::Parse).unwrap();
         let longest = longest.iter().map(|id| tokenizer.token_bytes(*id).len()).max().unwrap_or(0);
+        // A line end that belongs to a call may be one token with what stands beside it.
+        let told = told.replace('\n', "");
         assert!(told.starts_with(tokens) && told.len() < tokens.len() + longest, "{said}: {told}");
         assert!(!stop.is_empty() || told == tokens, "{said}: {told}");
         assert_eq!(generation.stop_hit(), stop.first().map(|_| 0));

@@ -69,80 +69,63 @@ fn misfit(value: &Value, schema: &Value, root: &Value) -> Option<String> {
         Some(Value::Array(list)) => list.iter().filter_map(Value::as_str).collect(),
         _ => Vec::new(),
     };
-    let is_a = |kind: &&str| match *kind {
-        "integer" => {
-            value.as_i64().is_some()
-                || value.as_u64().is_some()
-                || value.as_f64().is_some_and(|x| x.fract() == 0.0)
+    if !types.is_empty() && !types.iter().any(|kind| is_a(value, kind)) {
+        return fail("type");
+    }
+    let bound = |key: &str| schema.get(key).and_then(Value::as_f64);
+    let above = |key: &str, count: usize| bound(key).is_some_and(|most| count as f64 > most);
+    match value {
+        Value::Number(number) => {
+            let number = number.as_f64().unwrap();
+            let below = bound("minimum").is_some_and(|least| number < least);
+            let bad = below || bound("maximum").is_some_and(|most| number > most);
+            if bad { fail("bounds") } else { None }
         }
+        Value::String(text) => {
+            let (letters, digits) = text.split_once('-').unwrap_or_default();
+            let fits = letters.len() == 2 && !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit());
+            let bad = schema.get("pattern").is_some() && !fits;
+            if bad || above("maxLength", text.chars().count()) { fail("text") } else { None }
+        }
+        Value::Array(list) if above("maxItems", list.len()) => fail("maxItems"),
+        Value::Array(list) => list.iter().find_map(|item| misfit(item, schema.get("items")?, root)),
+        Value::Object(map) => object_misfit(map, schema, root),
+        _ => None,
+    }
+}
+
+fn is_a(value: &Value, kind: &str) -> bool {
+    match kind {
+        "integer" => value.as_f64().is_some_and(|number| number.fract() == 0.0),
         "number" => value.is_number(),
         "string" => value.is_string(),
         "boolean" => value.is_boolean(),
         "array" => value.is_array(),
         "object" => value.is_object(),
         _ => value.is_null(),
-    };
-    if !types.is_empty() && !types.iter().any(is_a) {
-        return fail("type");
     }
-    let number = |key: &str| schema.get(key).and_then(Value::as_f64);
-    let size = match value {
-        Value::Number(n) => {
-            return n
-                .as_f64()
-                .filter(|n| {
-                    number("minimum").is_some_and(|min| *n < min)
-                        || number("maximum").is_some_and(|max| *n > max)
-                })
-                .and_then(|_| fail("bounds"));
+}
+
+fn object_misfit(map: &serde_json::Map<String, Value>, schema: &Value, root: &Value) -> Option<String> {
+    let none = serde_json::Map::new();
+    let properties = schema.get("properties").and_then(Value::as_object).unwrap_or(&none);
+    let inner = map.iter().find_map(|(key, value)| misfit(value, properties.get(key)?, root));
+    let more = map.keys().any(|key| !properties.contains_key(key));
+    let mut required = schema.get("required").and_then(Value::as_array).into_iter().flatten();
+    // Keys come in the schema's order.
+    let place = |key: &String| properties.keys().position(|declared| declared == key);
+    let order: Vec<usize> = map.keys().filter_map(place).collect();
+    match () {
+        () if inner.is_some() => inner,
+        () if more && schema.get("additionalProperties") == Some(&Value::Bool(false)) => {
+            Some(format!("more: {map:?}"))
         }
-        Value::String(text) => {
-            if schema.get("pattern").is_some() {
-                let (letters, digits) = text.split_once('-').unwrap_or_default();
-                let fits =
-                    letters.len() == 2 && !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit());
-                return if fits { None } else { fail("pattern") };
-            }
-            return number("maxLength")
-                .filter(|most| text.chars().count() as f64 > *most)
-                .and_then(|_| fail("maxLength"));
+        () if required.any(|key| !map.contains_key(key.as_str().unwrap())) => {
+            Some(format!("required: {map:?}"))
         }
-        Value::Array(list) => {
-            if let Some(bad) = list.iter().find_map(|item| misfit(item, schema.get("items")?, root)) {
-                return Some(bad);
-            }
-            list.len()
-        }
-        Value::Object(map) => {
-            let properties = schema.get("properties");
-            for (key, inner) in map {
-                match properties.and_then(|p| p.get(key)) {
-                    Some(schema) => {
-                        if let Some(bad) = misfit(inner, schema, root) {
-                            return Some(bad);
-                        }
-                    }
-                    None if schema.get("additionalProperties") == Some(&Value::Bool(false)) => {
-                        return fail("more");
-                    }
-                    None => {}
-                }
-            }
-            let required = schema.get("required").and_then(Value::as_array).into_iter().flatten();
-            if required.into_iter().any(|key| !map.contains_key(key.as_str().unwrap())) {
-                return fail("required");
-            }
-            // Keys come in the schema's order.
-            let order: Vec<usize> =
-                map.keys().filter_map(|key| properties?.as_object()?.keys().position(|k| k == key)).collect();
-            if !order.is_sorted() {
-                return fail("order");
-            }
-            map.len()
-        }
-        _ => return None,
-    };
-    number("maxItems").filter(|most| size as f64 > *most).and_then(|_| fail("maxItems"))
+        () if !order.is_sorted() => Some(format!("order: {map:?}")),
+        () => None,
+    }
 }
 
 /// A model that knows nothing but how values end: random logits, better ones for what ends a value, and best ones for what
@@ -252,12 +235,13 @@ fn options(
 }
 
 fn check_calls(made: &Made, tools: &[ToolSpec]) {
-    let broken = made.events.iter().find(|e| matches!(e, ReplyEvent::MalformedToolCall { .. }));
-    assert_eq!(broken, None);
-    if let Some(ReplyEvent::BrokenToolCall { reason, text, .. }) =
-        made.events.iter().find(|e| matches!(e, ReplyEvent::BrokenToolCall { .. }))
-    {
-        assert_eq!(made.finish, FinishReason::Length, "{reason}: {text}");
+    // The one way to an unfinished call is that there are no more tokens.
+    for event in &made.events {
+        if let ReplyEvent::MalformedToolCall { reason, .. } | ReplyEvent::BrokenToolCall { reason, .. } =
+            event
+        {
+            assert_eq!(made.finish, FinishReason::Length, "{reason}: {:?}", made.turn);
+        }
     }
     for call in &made.turn.calls {
         let tool = tools.iter().find(|tool| tool.name() == call.name).unwrap();
@@ -268,7 +252,7 @@ fn check_calls(made: &Made, tools: &[ToolSpec]) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(24))]
+    #![proptest_config(ProptestConfig::with_cases(12))]
 
     #[test]
     fn required_calls_fit_their_schemas(seed: u64, xml: bool, small: bool, parallel: bool) {
@@ -318,11 +302,11 @@ fn most_answers_end() {
     for format in ["xml", "json"] {
         let request = calls(format, &tools, ToolChoice::Required, false);
         let reply = || ReplyOptions { tools: tools.to_vec(), ..ReplyOptions::default() };
-        let ended = (0..12).filter(|seed| {
+        let ended = (0..6).filter(|seed| {
             make(tokenizer, &options(tokenizer, &request, reply(), *seed), "", seed * 77 + 5).finish
                 == FinishReason::Stop
         });
-        assert!(ended.count() >= 6, "{format}");
+        assert!(ended.count() >= 3, "{format}");
     }
 }
 

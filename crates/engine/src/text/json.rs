@@ -110,8 +110,8 @@ impl Json {
     /// What `reference` points to, as a `$ref` within one document writes it: `#/a/0/b`.
     pub fn pointer(&self, reference: &str) -> Option<&Self> {
         let path = reference.strip_prefix('#')?;
-        let steps = path.split('/').skip(1).filter(|step| !step.is_empty());
-        steps.fold(Some(self), |value, step| match value? {
+        let mut steps = path.split('/').skip(1).filter(|step| !step.is_empty());
+        steps.try_fold(self, |value, step| match value {
             Self::Object(map) => map.get(&step.replace("~1", "/").replace("~0", "~")),
             Self::Array(list) => list.get(step.parse::<usize>().ok()?),
             _ => None,

@@ -13,6 +13,7 @@ pub mod json;
 mod pre;
 pub mod prompt;
 pub mod reply;
+mod reply_events;
 pub(crate) mod spans;
 mod special;
 mod spm;

@@ -46,20 +46,33 @@ pub(super) fn rules(
     close(&mut schema);
     match format.body {
         CallBody::Json => Ok(json_rules(tool, name, schema, strict)),
-        CallBody::Tags => tag_rules(tool, name, &schema, strict, &at),
+        CallBody::Tags => {
+            left_out.extend(loose_formats(&schema, strict, &at)?);
+            tag_rules(tool, name, &schema, strict, &at)
+        }
     }
+}
+
+/// Keywords under which more arguments may be declared.
+const COMBINED: [&str; 5] = ["$ref", "anyOf", "oneOf", "allOf", "patternProperties"];
+
+fn required(schema: &Map<String, Value>) -> Vec<&str> {
+    let list = schema.get("required").and_then(Value::as_array);
+    list.into_iter().flatten().filter_map(Value::as_str).collect()
 }
 
 /// Arguments are an object, of which no more is allowed than was declared, unless the tool says otherwise.
 fn close(schema: &mut Map<String, Value>) {
-    let declares = schema.contains_key("properties")
-        || ["$ref", "anyOf", "oneOf", "allOf", "patternProperties"]
-            .iter()
-            .all(|key| !schema.contains_key(*key));
     schema.entry("type").or_insert_with(|| "object".into());
-    if declares && !schema.contains_key("allOf") && !schema.contains_key("patternProperties") {
-        schema.entry("additionalProperties").or_insert_with(|| false.into());
+    if COMBINED.iter().any(|key| schema.contains_key(*key)) {
+        return;
     }
+    let mut properties = schema.get("properties").and_then(Value::as_object).cloned().unwrap_or_default();
+    for key in required(schema) {
+        properties.entry(key).or_insert(Value::Bool(true));
+    }
+    schema.insert("properties".into(), properties.into());
+    schema.entry("additionalProperties").or_insert_with(|| false.into());
 }
 
 /// Takes out of a schema what is no structure.
@@ -125,6 +138,19 @@ fn rebase(schema: &mut Value, to: &str) {
     }
 }
 
+/// The places of formats of arguments that stand between tags, where they are not kept.
+fn loose_formats(schema: &Map<String, Value>, strict: bool, at: &str) -> Result<Vec<String>> {
+    let properties = schema.get("properties").and_then(Value::as_object).into_iter().flatten();
+    let loose = properties.filter(|(_, property)| target(property, schema).get("format").is_some());
+    let places: Vec<String> = loose.map(|(key, _)| format!("{at}/properties/{key}/format")).collect();
+    match places.first().filter(|_| strict) {
+        Some(place) => {
+            Err(Error::invalid(format!("{place}: the keyword \"format\" cannot be kept in a tag")))
+        }
+        None => Ok(places),
+    }
+}
+
 fn tag_rules(
     tool: &ToolSpec,
     name: &str,
@@ -134,13 +160,7 @@ fn tag_rules(
 ) -> Result<String> {
     let none = Map::new();
     let properties = schema.get("properties").and_then(Value::as_object).unwrap_or(&none);
-    let required: Vec<&str> = schema
-        .get("required")
-        .and_then(Value::as_array)
-        .map_or_else(Vec::new, |list| list.iter().filter_map(Value::as_str).collect());
-    if let Some(missing) = required.iter().find(|key| !properties.contains_key(**key)) {
-        return Err(Error::invalid(format!("{at}: {missing:?} is required and not declared")));
-    }
+    let required = required(schema);
     let (mut parts, mut rules) = (String::new(), String::new());
     for (i, (key, property)) in properties.iter().enumerate() {
         let rule = format!("{name}p{i}");
@@ -159,8 +179,7 @@ fn tag_rules(
         let _ =
             writeln!(rules, "{rule}: {} {rule}v \"\\n\"\n{value}", quoted(&format!("{PARAMETER}{key}>\n")));
     }
-    let free = properties.is_empty()
-        && schema.get("additionalProperties").is_some_and(|more| *more != Value::Bool(false));
+    let free = properties.is_empty() && schema.get("additionalProperties") != Some(&Value::Bool(false));
     if free {
         parts.push_str(&format!(" {name}p*"));
         let _ = writeln!(
@@ -205,10 +224,12 @@ fn value_rules(
         let terminals = text_terminals(rule, property, types == ["string"]);
         return Ok(Some(format!("{}{}", raw(rule, &terminals.0), terminals.1)));
     }
-    let schema = if has_reference(property) {
-        let mut root = Value::Object(root.clone());
-        rebase(&mut root, "#/root");
-        json!({"$ref": format!("#/root/properties/{key}"), "root": root})
+    let schema = if has_reference(property) && key.contains('/') {
+        json!({}) // no reference leads there
+    } else if has_reference(property) {
+        let mut whole = Value::Object(root.clone());
+        rebase(&mut whole, "#/$defs/whole");
+        json!({"$ref": format!("#/$defs/whole/properties/{key}"), "$defs": {"whole": whole}})
     } else {
         property.clone()
     };
@@ -225,12 +246,13 @@ fn target<'a>(schema: &'a Value, root: &'a Map<String, Value>) -> &'a Value {
         let Some(path) = path else { break };
         let mut steps = path.split('/');
         let first = steps.next().and_then(|step| root.get(step));
-        let Some(next) = steps.fold(first, |value, step| match value? {
-            Value::Array(list) => list.get(step.parse::<usize>().ok()?),
-            value => value.get(step),
-        }) else {
-            break;
-        };
+        let next = first.and_then(|first| {
+            steps.try_fold(first, |value, step| match value {
+                Value::Array(list) => list.get(step.parse::<usize>().ok()?),
+                value => value.get(step),
+            })
+        });
+        let Some(next) = next else { break };
         schema = next;
     }
     schema

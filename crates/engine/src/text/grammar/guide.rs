@@ -27,17 +27,20 @@ struct Held {
     mask: Box<dyn TokenMask>,
     /// It is one call, after which text may come.
     is_call: bool,
-    /// Nothing of it has come, so that a thought may, or the line ends after one.
+    /// Nothing of it has come, so that a thought may, or so many line ends after one.
     may_think: bool,
-    may_break: bool,
+    line_ends: usize,
 }
+
+/// Line ends that may stand between a thought and what is held.
+const LINE_ENDS: usize = 2;
 
 impl Guide {
     /// At the beginning of an answer, which `parser` takes apart.
     pub(crate) fn new(constraint: Constraint, parser: Option<&ReplyParser>) -> Self {
         let mut own = Self { constraint, place: Place::Thought };
         if parser.is_none_or(|parser| parser.place() != ReplyPlace::Thought) {
-            own.place = own.begin(parser.is_some(), false);
+            own.place = own.begin(parser.is_some(), 0);
         }
         own
     }
@@ -59,8 +62,8 @@ impl Guide {
     pub(crate) fn forbid(&mut self, logits: &mut [f32]) -> Result<bool> {
         let Place::Held(held) = &mut self.place else { return Ok(true) };
         let tokens = &self.constraint.inner.tokens;
-        let breaks = tokens.line_ends().iter().filter(|_| held.may_break);
-        let also = breaks.copied().chain(tokens.think().filter(|_| held.may_think));
+        let line_ends = tokens.line_ends(held.line_ends).map(|(id, _)| id);
+        let also = line_ends.chain(tokens.think().filter(|_| held.may_think));
         let also: Vec<(usize, f32)> =
             also.filter_map(|id| Some((id as usize, *logits.get(id as usize)?))).collect();
         let may_end = held.mask.forbid(logits)? && !held.is_call;
@@ -80,7 +83,7 @@ impl Guide {
             Place::Over => {}
             Place::Thought => {
                 if parser.is_none_or(|parser| parser.place() != ReplyPlace::Thought) {
-                    self.place = self.begin(false, true);
+                    self.place = self.begin(false, LINE_ENDS);
                     let rest = parser.map_or("", |parser| parser.pending().trim_start_matches('\n'));
                     return self.go_on(rest);
                 }
@@ -98,7 +101,9 @@ impl Guide {
                     self.place = Place::Thought;
                     return Ok(());
                 }
-                if std::mem::take(&mut held.may_break) && tokens.line_ends().contains(&token) {
+                let most = std::mem::take(&mut held.line_ends);
+                if let Some((_, line_ends)) = tokens.line_ends(most).find(|(id, _)| *id == token) {
+                    held.line_ends = most - line_ends;
                     return Ok(());
                 }
                 held.mask.accept(token)?;
@@ -109,14 +114,14 @@ impl Guide {
     }
 
     /// What holds after the thoughts.
-    fn begin(&self, may_think: bool, may_break: bool) -> Place {
+    fn begin(&self, may_think: bool, line_ends: usize) -> Place {
         let inner = &self.constraint.inner;
         match &inner.whole {
             Some(whole) => Place::Held(Held {
                 mask: Box::new(copy(whole)),
                 is_call: false,
                 may_think: may_think && inner.may_think,
-                may_break,
+                line_ends,
             }),
             None => Place::Text,
         }
@@ -127,7 +132,7 @@ impl Guide {
         let Some(call) = &self.constraint.inner.call else { return Ok(()) };
         let mut mask = Box::new(copy(call));
         if mask.accept_text(rest)? {
-            self.place = Place::Held(Held { mask, is_call: true, may_think: false, may_break: false });
+            self.place = Place::Held(Held { mask, is_call: true, may_think: false, line_ends: 0 });
             self.step();
         }
         Ok(())
@@ -138,7 +143,9 @@ impl Guide {
         if let Place::Held(held) = &mut self.place
             && held.mask.accept_text(rest)?
         {
-            held.may_break &= rest.is_empty();
+            if !rest.is_empty() {
+                held.line_ends = 0;
+            }
             self.step();
         }
         Ok(())

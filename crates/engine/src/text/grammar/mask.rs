@@ -43,7 +43,9 @@ impl GrammarMask {
         let first = own.matcher.compute_mask();
         match (first, own.matcher.stop_reason()) {
             (Ok(_), _) => Ok(own),
-            (Err(_), StopReason::NoExtension | StopReason::NoExtensionBias) => Err("nothing fits it".into()),
+            (Err(_), StopReason::NoExtension | StopReason::NoExtensionBias) => {
+                Err(super::NOTHING_FITS.into())
+            }
             (Err(e), _) => Err(e.to_string()),
         }
     }

@@ -159,6 +159,7 @@ impl Constraint {
 
 const ANSWER: &str = "the answer's form";
 const TOOLS: &str = "tools";
+const NOTHING_FITS: &str = "nothing fits";
 
 /// A grammar, whole or as the rules of `answer`.
 enum Rules {
@@ -284,7 +285,7 @@ fn most_that_is_kept(
             }
             Err(reason) => {
                 let reason = short(&reason);
-                if tool.is_strict() || reason.contains("nsatisfiable") || reason.contains("nothing fits") {
+                if tool.is_strict() || fits_nothing(&reason) {
                     return Err(Error::invalid(format!("tools: {}: parameters: {reason}", tool.name())));
                 }
                 first.get_or_insert(reason);
@@ -298,11 +299,19 @@ fn compile(tokens: &GrammarTokens, grammar: TopLevelGrammar, at: &str) -> Result
     tokens.compile(grammar).map_err(|reason| Error::invalid(format!("{at}: {}", short(&reason))))
 }
 
+/// Whether the compiler says that no text fits.
+fn fits_nothing(reason: &str) -> bool {
+    reason.contains("nsatisfiable") || reason.contains(NOTHING_FITS)
+}
+
 /// The compiler's message without the grammar, of which it may show all.
 fn short(reason: &str) -> String {
     const MOST: usize = 300;
-    let lines = reason.lines().map(str::trim).filter(|line| !line.is_empty() && !line.contains('|'));
-    let text = lines.filter(|line| !line.starts_with('<')).collect::<Vec<_>>().join("; ");
+    let lines = reason.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('<'));
+    let own = lines.clone().filter(|line| !line.contains('|') && *line != "^").collect::<Vec<_>>().join("; ");
+    let text = if own.is_empty() { lines.collect::<Vec<_>>().join("; ") } else { own };
+    let text =
+        if fits_nothing(&text) && text != NOTHING_FITS { format!("{NOTHING_FITS}: {text}") } else { text };
     match text.char_indices().nth(MOST) {
         Some((at, _)) => format!("{}…", &text[..at]),
         None => text,

@@ -3,6 +3,8 @@
 use std::collections::HashSet;
 
 use files::{Error, Result};
+use llguidance::derivre::{RegexAst, RegexBuilder};
+use llguidance::regex_to_lark;
 use serde_json::{Map, Value, json};
 
 use crate::text::json::Json;
@@ -44,8 +46,38 @@ const UNKEPT: [&str; 21] = [
     "$recursiveAnchor",
 ];
 
-/// Keywords that name things, which would change how references are read, or the compiler's own.
-const NAMES: [&str; 5] = ["$id", "id", "$schema", "$anchor", "x-guidance"];
+/// Keywords that grammars keep; all others say nothing about values.
+const KEPT: [&str; 29] = [
+    "anyOf",
+    "oneOf",
+    "allOf",
+    "$ref",
+    "const",
+    "enum",
+    "type",
+    "items",
+    "additionalItems",
+    "prefixItems",
+    "minItems",
+    "maxItems",
+    "properties",
+    "additionalProperties",
+    "patternProperties",
+    "required",
+    "minProperties",
+    "maxProperties",
+    "minLength",
+    "maxLength",
+    "pattern",
+    "format",
+    "minimum",
+    "maximum",
+    "exclusiveMinimum",
+    "exclusiveMaximum",
+    "multipleOf",
+    "$defs",
+    "definitions",
+];
 
 /// Formats of strings that grammars keep.
 const FORMATS: [&str; 11] =
@@ -71,7 +103,14 @@ pub(super) fn prepared(schema: &Json, at: &str, unkept: Unkept<'_>) -> Result<Va
         return Err(Error::invalid(format!("{at}: nothing fits the schema \"false\"")));
     }
     Walk { root: schema, unkept }.schema(&mut value, at, 0)?;
-    Size { root: &value, at, seen: HashSet::new(), count: 0 }.schema(&value, 0)?;
+    let mut size = Size { root: &value, at, seen: HashSet::new(), count: 0 };
+    size.schema(&value, 0)?;
+    let mut budget = MOST_SCHEMAS;
+    let referred = size.seen.iter().filter_map(|reference| target(&value, reference));
+    let mut all = std::iter::once(&value).chain(referred);
+    if all.any(|schema| !ends(&value, schema, &mut Vec::new(), &mut budget)) {
+        return Err(Error::invalid(format!("{at}: nothing fits, since a reference leads back to itself")));
+    }
     Ok(value)
 }
 
@@ -89,6 +128,42 @@ fn within(schema: &Value) -> impl Iterator<Item = &Value> {
             ("items" | "additionalItems" | "additionalProperties", inner) => vec![inner],
             _ => Vec::new(),
         }
+    })
+}
+
+/// What a reference within `root` refers to.
+fn target<'a>(root: &'a Value, reference: &str) -> Option<&'a Value> {
+    root.pointer(reference.strip_prefix('#')?.trim_end_matches('/'))
+}
+
+/// Whether a value of the schema can have an end, or `budget` schemas did not show that it cannot.
+fn ends<'a>(root: &'a Value, schema: &'a Value, within: &mut Vec<&'a str>, budget: &mut usize) -> bool {
+    if *budget == 0 {
+        return true;
+    }
+    *budget -= 1;
+    let Some(map) = schema.as_object() else { return true };
+    let list = |key: &str| map.get(key).and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
+    if let Some(reference) = map.get("$ref").and_then(Value::as_str) {
+        if within.contains(&reference) {
+            return false;
+        }
+        within.push(reference);
+        let ends = target(root, reference).is_none_or(|target| ends(root, target, within, budget));
+        within.pop();
+        if !ends {
+            return false;
+        }
+    }
+    let properties = map.get("properties");
+    let needed = list("required").iter().filter_map(|key| properties?.get(key.as_str()?));
+    let items = map.get("items").filter(|_| map.get("minItems").and_then(Value::as_u64) > Some(0));
+    if !needed.chain(items).chain(list("allOf")).all(|schema| ends(root, schema, within, budget)) {
+        return false;
+    }
+    ["anyOf", "oneOf"].iter().all(|key| {
+        let options = list(key);
+        options.is_empty() || options.iter().any(|schema| ends(root, schema, within, budget))
     })
 }
 
@@ -114,8 +189,7 @@ impl<'a> Size<'a> {
                 let Some(reference) = reference.filter(|reference| self.seen.insert(reference)) else {
                     return Ok(());
                 };
-                let target = self.root.pointer(reference[1..].trim_end_matches('/'));
-                return target.map_or(Ok(()), |target| self.schema(target, depth + 1));
+                return target(self.root, reference).map_or(Ok(()), |target| self.schema(target, depth + 1));
             }
         };
         Err(Error::invalid(format!("{}: the schema is too large: {what}", self.at)))
@@ -132,6 +206,12 @@ pub(super) fn with_options(schema: Value, lenient: bool) -> Value {
         }
         _ => json!({"x-guidance": options}),
     }
+}
+
+/// Whether the compiler understands a regular expression.
+fn is_pattern(pattern: &str) -> bool {
+    let ast = RegexAst::SearchRegex(regex_to_lark(pattern, "dw"));
+    RegexBuilder::new().mk(&ast).is_ok()
 }
 
 struct Walk<'a, 'b> {
@@ -174,9 +254,7 @@ impl Walk<'_, '_> {
 
     /// Looks at the keywords of one schema.
     fn keywords(&mut self, map: &mut Map<String, Value>, at: &str) -> Result<()> {
-        for name in NAMES {
-            map.shift_remove(name);
-        }
+        map.retain(|key, _| KEPT.contains(&key.as_str()) || UNKEPT.contains(&key.as_str()));
         // It forbids nothing then.
         if map.get("uniqueItems") == Some(&Value::Bool(false)) {
             map.shift_remove("uniqueItems");
@@ -210,6 +288,7 @@ impl Walk<'_, '_> {
             "$ref" => value.as_str().is_none_or(|reference| {
                 reference.contains(['~', '%']) || self.root.pointer(reference).is_none()
             }),
+            "pattern" => value.as_str().is_none_or(|pattern| !is_pattern(pattern)),
             "minLength" | "maxLength" | "minItems" | "maxItems" | "minProperties" | "maxProperties" => {
                 value.as_u64().is_none_or(|count| count > MOST_COUNTED)
             }

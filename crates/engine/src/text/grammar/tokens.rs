@@ -29,8 +29,8 @@ pub(crate) struct GrammarTokens {
     /// Behind a lock, since a grammar is compiled now and then and by one thread at a time.
     factory: Mutex<ParserFactory>,
     env: TokEnv,
-    /// Tokens that are one or two line ends.
-    line_ends: Vec<u32>,
+    /// Tokens that are nothing but line ends, with how many.
+    line_ends: Vec<(u32, usize)>,
     /// The token that is `<think>`, where there is one.
     think: Option<u32>,
 }
@@ -64,7 +64,10 @@ impl GrammarTokens {
         }
         let ids = 0..size as u32;
         let mut words: Vec<Vec<u8>> = ids.clone().map(|id| word(tokenizer, id).to_vec()).collect();
-        let line_ends = ids.filter(|id| matches!(words[*id as usize].as_slice(), b"\n" | b"\n\n")).collect();
+        let is_line_ends = |word: &[u8]| !word.is_empty() && word.iter().all(|byte| *byte == b'\n');
+        let lengths = ids.map(|id| (id, &words[id as usize]));
+        let line_ends = lengths.filter(|(_, word)| is_line_ends(word)).map(|(id, word)| (id, word.len()));
+        let line_ends = line_ends.collect();
         // A place for "the answer may end": which tokens end one is not the grammar's to know.
         words.push(Vec::new());
         let trie = TokTrie::from(&TokRxInfo::new(words.len() as u32, size as u32), &words);
@@ -106,8 +109,9 @@ impl GrammarTokens {
         })
     }
 
-    pub(crate) fn line_ends(&self) -> &[u32] {
-        &self.line_ends
+    /// Tokens that are at most so many line ends, with how many.
+    pub(crate) fn line_ends(&self, most: usize) -> impl Iterator<Item = (u32, usize)> {
+        self.line_ends.iter().copied().filter(move |(_, count)| *count <= most)
     }
 
     pub(crate) fn think(&self) -> Option<u32> {
