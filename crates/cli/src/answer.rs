@@ -297,7 +297,9 @@ impl Display {
                 out::note("what is above was a thought: it ended with </think>");
                 Ok(())
             }
-            ReplyEvent::ToolCallStart { .. } => {
+            ReplyEvent::ToolCallStart { .. }
+            | ReplyEvent::ToolCallArguments { .. }
+            | ReplyEvent::Logprobs(_) => {
                 self.after_call = after_call;
                 Ok(())
             }
@@ -309,6 +311,11 @@ impl Display {
             ReplyEvent::MalformedToolCall { reason, .. } => {
                 out::note(format_args!("a tool call of the model is malformed: {reason}"));
                 Ok(())
+            }
+            ReplyEvent::BrokenToolCall { reason, text, .. } => {
+                out::note(format_args!("a tool call of the model is malformed: {reason}"));
+                self.line_open = !text.ends_with('\n');
+                out::print_model(text)
             }
         }
     }

@@ -6,7 +6,9 @@ use clap::{Parser, Subcommand, ValueEnum};
 use engine::drive::{DiskKind, DriveOptions};
 use engine::{CacheKind, Device, KvFormat, OpenOptions, PolicyKind};
 
-use crate::{bench, chat, completions, doctor, eval, failure, inspect, logits, pull, run, selftest, synth};
+use crate::{
+    bench, chat, completions, doctor, eval, failure, inspect, logits, pull, run, selftest, serve, synth,
+};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -36,6 +38,8 @@ pub(crate) enum Command {
     Chat(chat::Args),
     /// Print one answer: text on stdout, statistics on stderr
     Run(run::Args),
+    /// Serve a model over HTTP, as OpenAI's and Anthropic's APIs
+    Serve(Box<serve::Args>),
     /// Measure the speed of prompts and of generation
     Bench(bench::Args),
     /// Write the float32 logits of given tokens, to compare Tidemill with other programs
@@ -282,7 +286,7 @@ pub(crate) fn positive(text: &str) -> Result<usize, String> {
 }
 
 /// Bytes from `12GiB`, `12G` (the same), `12GB` (decimal), `1.5GiB` or a plain number of bytes.
-fn parse_bytes(text: &str) -> Result<u64, String> {
+pub(crate) fn parse_bytes(text: &str) -> Result<u64, String> {
     let bad = || "not a size; write 12GiB, 1.5GiB, 800MiB, 12GB or a number of bytes".to_owned();
     let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
     let (number, unit) = text.split_at(digits);

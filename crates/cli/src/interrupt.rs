@@ -15,7 +15,7 @@ const STOPPING: u8 = 2;
 static STATE: AtomicU8 = AtomicU8::new(IDLE);
 
 /// Exit code of a program that Ctrl-C ended.
-const INTERRUPTED: i32 = 130;
+pub(crate) const INTERRUPTED: i32 = 130;
 
 /// Takes Ctrl-C over.
 ///
@@ -29,6 +29,11 @@ pub(crate) fn install() -> Result<()> {
     };
     ctrlc::set_handler(on_signal)
         .map_err(|e| Error::new(ErrorKind::Io, "cannot listen for Ctrl-C").with_source(e).into())
+}
+
+/// As if Ctrl-C had been pressed while something works.
+pub(crate) fn stop() {
+    let _ = STATE.compare_exchange(WORKING, STOPPING, Ordering::SeqCst, Ordering::SeqCst); // nothing works: nothing stops
 }
 
 /// Work that Ctrl-C stops, for as long as this value lives.

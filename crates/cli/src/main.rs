@@ -24,6 +24,7 @@ mod report;
 mod run;
 mod sampling;
 mod selftest;
+mod serve;
 mod synth;
 
 use std::process::ExitCode;
@@ -45,10 +46,14 @@ fn main() -> ExitCode {
 }
 
 fn execute(command: Command) -> Result<()> {
-    interrupt::install()?;
+    // A server lets running answers finish, and listens for more than Ctrl-C.
+    if !matches!(command, Command::Serve(_)) {
+        interrupt::install()?;
+    }
     match command {
         Command::Chat(args) => chat::main(&args),
         Command::Run(args) => run::main(&args),
+        Command::Serve(args) => serve::main(&args),
         Command::Bench(args) => bench::main(&args),
         Command::Logits(args) => logits::main(&args),
         Command::Eval(args) => eval::main(&args),

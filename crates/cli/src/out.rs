@@ -33,6 +33,11 @@ pub(crate) fn json(value: &Value) -> Result<()> {
     put(&format!("{}\n", json_text(value)))
 }
 
+/// Writes a line to stdout.
+pub(crate) fn line(line: &str) -> Result<()> {
+    put(&format!("{}\n", visible_line(line)))
+}
+
 /// Writes a line to stderr, if anybody listens.
 pub(crate) fn note(line: impl Display) {
     let line = line.to_string();

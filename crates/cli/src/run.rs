@@ -115,7 +115,7 @@ fn raw_prompt(tokenizer: &Tokenizer, text: String) -> Result<ChatPrompt> {
     let mut tokens = tokenizer.encode_document("")?;
     tokens.extend(tokenizer.encode(&text, Specials::Parse)?);
     let opens_thinking = text.trim_end().ends_with("<think>");
-    Ok(ChatPrompt { text, tokens, opens_thinking, json_calls: false })
+    Ok(ChatPrompt { text, tokens, opens_thinking, json_calls: false, call_format: None })
 }
 
 fn read_stdin() -> Result<String> {

@@ -52,7 +52,20 @@ impl SamplingArgs {
     /// # Errors
     /// `InvalidRequest` naming the option that is out of range.
     pub(crate) fn options(&self, model: &engine::Meta) -> engine::Result<GenerateOptions> {
-        let request = SampleRequest {
+        let seed = Some(self.seed.unwrap_or_else(random_seed));
+        let request = SampleRequest { seed, ..self.request() };
+        let sampling = request.params(model)?;
+        Ok(GenerateOptions {
+            sampling,
+            max_tokens: self.max_tokens,
+            stop: self.stop.clone(),
+            ..GenerateOptions::default()
+        })
+    }
+
+    /// What was given.
+    pub(crate) fn request(&self) -> SampleRequest {
+        SampleRequest {
             temperature: self.temperature,
             top_k: self.top_k,
             top_p: self.top_p,
@@ -61,15 +74,8 @@ impl SamplingArgs {
             presence_penalty: self.presence_penalty,
             frequency_penalty: self.frequency_penalty,
             logit_bias: self.logit_bias.clone(),
-            seed: Some(self.seed.unwrap_or_else(random_seed)),
-        };
-        let sampling = request.params(model)?;
-        Ok(GenerateOptions {
-            sampling,
-            max_tokens: self.max_tokens,
-            stop: self.stop.clone(),
-            ..GenerateOptions::default()
-        })
+            seed: self.seed,
+        }
     }
 }
 

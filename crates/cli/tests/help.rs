@@ -5,10 +5,11 @@ use crate::common::{succeed, tidemill};
 #[test]
 fn help_of_every_command() {
     let mut all = String::new();
-    let commands: [&[&str]; 16] = [
+    let commands: [&[&str]; 17] = [
         &[],
         &["chat"],
         &["run"],
+        &["serve"],
         &["bench"],
         &["logits"],
         &["eval"],

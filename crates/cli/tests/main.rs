@@ -11,4 +11,5 @@ mod logits;
 mod pull;
 mod run;
 mod selftest;
+mod serve;
 mod synth;

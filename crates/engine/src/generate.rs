@@ -34,6 +34,10 @@ pub struct Generated {
     pub reused_tokens: usize,
     /// The tokens of the answer, without the end token.
     pub tokens: Vec<u32>,
+    /// How many of them were thoughts, with the markers around these.
+    pub thought_tokens: usize,
+    /// Which of [`GenerateOptions::stop`] ended it, if one did.
+    pub stop_hit: Option<usize>,
     /// From the call to the first token.
     pub time_to_first_token: Duration,
     /// Computing the prompt.
@@ -78,6 +82,8 @@ pub fn generate(
         prompt_tokens: prompt.len(),
         reused_tokens: 0,
         tokens: Vec::new(),
+        thought_tokens: 0,
+        stop_hit: None,
         time_to_first_token: Duration::ZERO,
         prefill: Duration::ZERO,
         decode: Duration::ZERO,
@@ -119,6 +125,8 @@ pub fn generate(
     answer.decode = decode_start.elapsed();
     answer.finish = generation.finish().unwrap_or(FinishReason::Cancelled);
     answer.tokens = generation.tokens().to_vec();
+    answer.thought_tokens = generation.thought_tokens();
+    answer.stop_hit = generation.stop_hit();
     Ok(answer)
 }
 

@@ -1,11 +1,14 @@
 //! One answer as it is made: which token comes next, what text it makes, and when it ends.
 
-use std::ops::Deref;
+use std::collections::VecDeque;
+use std::ops::{Deref, Range};
 
 use files::Result;
 
-use crate::sample::{SampleParams, Sampler};
-use crate::text::{Detokenizer, ReplyEvent, ReplyOptions, ReplyParser, StopStrings, Tokenizer};
+use crate::sample::{Logprobs, SampleParams, Sampler, logprobs};
+use crate::text::grammar::guide::Guide;
+use crate::text::spans::PlacedText;
+use crate::text::{Constraint, Detokenizer, ReplyEvent, ReplyOptions, ReplyParser, StopStrings, Tokenizer};
 
 /// How to generate.
 #[derive(Clone, Debug, Default)]
@@ -14,9 +17,16 @@ pub struct GenerateOptions {
     pub sampling: SampleParams,
     /// Most tokens to generate; `None` until the context is full.
     pub max_tokens: Option<usize>,
+    /// The model does not end the answer before it has so many tokens. A stop string may.
+    pub min_tokens: usize,
+    /// Tells the log-probabilities of the answer's text, by the model's own logits, and those of so many best tokens at
+    /// each place: see [`ReplyEvent::Logprobs`].
+    pub top_logprobs: Option<usize>,
     /// Texts that end the answer; they are not part of it. Where replies are taken apart they are looked for in the
     /// answer's text, not in thoughts and calls.
     pub stop: Vec<String>,
+    /// What the answer is held to.
+    pub constraint: Option<Constraint>,
     /// Takes the reply apart into thoughts, text and calls; `None` leaves all of it text.
     pub reply: Option<ReplyOptions>,
     /// Go on after the model's own end tokens, to measure speed.
@@ -67,12 +77,23 @@ pub struct Generation<T> {
     sampler: Sampler,
     detokenizer: Detokenizer<T>,
     /// Of all that is generated; the parser looks for its own.
-    stops: StopStrings,
+    shown: PlacedText,
     parser: Option<ReplyParser>,
+    guide: Option<Guide>,
     ends: Vec<u32>,
     starts: Vec<u32>,
     max_tokens: usize,
+    min_tokens: usize,
+    top_logprobs: Option<usize>,
     tokens: Vec<u32>,
+    /// Where the text of each token begins.
+    places: Vec<usize>,
+    /// Bytes of text that the tokens made.
+    bytes: usize,
+    /// Tokens whose text has not been shown.
+    untold: VecDeque<(Range<usize>, Logprobs)>,
+    /// The logits without the tokens that may not come.
+    masked: Vec<f32>,
     finish: Option<FinishReason>,
 }
 
@@ -94,16 +115,25 @@ impl<T: Deref<Target = Tokenizer>> Generation<T> {
             ),
             None => (stops, None),
         };
+        let constraint = options.constraint.clone().filter(|constraint| !constraint.is_empty());
+        let guide = constraint.map(|constraint| Guide::new(constraint, parser.as_ref()));
         let max_tokens = options.max_tokens.unwrap_or(usize::MAX);
         Ok(Self {
             sampler: Sampler::new(&options.sampling)?,
             detokenizer: Detokenizer::new(tokenizer),
-            stops,
+            shown: PlacedText::new(stops),
             parser,
+            guide,
             ends,
             starts,
             max_tokens,
+            min_tokens: options.min_tokens,
+            top_logprobs: options.top_logprobs,
             tokens: Vec::new(),
+            places: Vec::new(),
+            bytes: 0,
+            untold: VecDeque::new(),
+            masked: Vec::new(),
             finish: (max_tokens == 0).then_some(FinishReason::Length),
         })
     }
@@ -117,35 +147,93 @@ impl<T: Deref<Target = Tokenizer>> Generation<T> {
         if self.finish.is_some() {
             return Ok(Vec::new());
         }
-        let token = self.sampler.sample(logits, sequence)?;
-        Ok(self.accept_token(token, sequence, context))
+        let Some(token) = self.choose(logits, sequence)? else {
+            return Ok(self.end(FinishReason::Stop));
+        };
+        let logprobs = self.top_logprobs.map(|n| logprobs(logits, token, n)).transpose()?;
+        self.take(token, logprobs, sequence, context)
+    }
+
+    /// The next token; `None` if none may come.
+    fn choose(&mut self, logits: &[f32], sequence: &[u32]) -> Result<Option<u32>> {
+        let held = self.guide.as_ref().is_some_and(Guide::holds);
+        if !held && !self.must_go_on() {
+            return self.sampler.sample(logits, sequence).map(Some);
+        }
+        let mut masked = std::mem::take(&mut self.masked);
+        masked.clear();
+        masked.extend_from_slice(logits);
+        let may_end = match &mut self.guide {
+            Some(guide) if held => guide.forbid(&mut masked)?,
+            _ => true,
+        };
+        // A form that is complete goes before a least number of tokens.
+        let ends = self.ends.iter().chain(self.starts.iter().filter(|_| !self.tokens.is_empty()));
+        for end in ends.map(|end| *end as usize).filter(|end| *end < logits.len()) {
+            let may = may_end && !self.must_go_on();
+            masked[end] = if may { logits[end] } else { f32::NEG_INFINITY };
+        }
+        let any = masked.iter().any(|logit| *logit != f32::NEG_INFINITY);
+        let token = if any { self.sampler.sample(&masked, sequence).map(Some) } else { Ok(None) };
+        self.masked = masked;
+        token
     }
 
     /// Whether it looks at nothing but which token has the greatest logit, so that [`Self::accept_token`] does as well.
+    /// That may change with each token.
     pub fn is_greedy(&self) -> bool {
-        self.sampler.is_greedy()
+        let held = self.guide.as_ref().is_some_and(Guide::holds);
+        self.sampler.is_greedy() && self.top_logprobs.is_none() && !self.must_go_on() && !held
+    }
+
+    /// Whether no token that ends it may come.
+    fn must_go_on(&self) -> bool {
+        self.tokens.len() < self.min_tokens && !self.ends.is_empty()
     }
 
     /// [`Self::accept`] where the token was chosen elsewhere.
-    pub fn accept_token(&mut self, token: u32, sequence: &[u32], context: usize) -> Vec<ReplyEvent> {
+    ///
+    /// # Errors
+    /// `InvalidRequest` for a token that the answer's form does not allow.
+    pub fn accept_token(&mut self, token: u32, sequence: &[u32], context: usize) -> Result<Vec<ReplyEvent>> {
+        self.take(token, None, sequence, context)
+    }
+
+    fn take(
+        &mut self,
+        token: u32,
+        logprobs: Option<Logprobs>,
+        sequence: &[u32],
+        context: usize,
+    ) -> Result<Vec<ReplyEvent>> {
         if self.finish.is_some() {
-            return Vec::new();
+            return Ok(Vec::new());
         }
         // A template that does not begin the model's turn leaves that to the model, as its first token.
         if self.ends.contains(&token) || (!self.tokens.is_empty() && self.starts.contains(&token)) {
-            return self.end(FinishReason::Stop);
+            return Ok(self.end(FinishReason::Stop));
         }
         self.tokens.push(token);
+        self.places.push(self.bytes);
         let text = self.detokenizer.push(token);
+        if let Some(logprobs) = logprobs.filter(|_| self.detokenizer.shows(token)) {
+            // One that makes no character of its own belongs to the one that it is part of.
+            self.untold.push_back((self.bytes..self.bytes + text.len().max(1), logprobs));
+        }
         let mut events = self.show(&text);
-        if self.stops.hit().is_some() || self.parser.as_ref().is_some_and(ReplyParser::is_stopped) {
+        let mut is_over = self.stop_hit().is_some();
+        if let Some(guide) = &mut self.guide {
+            guide.accept(token, self.parser.as_ref())?;
+            is_over |= guide.is_over();
+        }
+        if is_over {
             events.extend(self.end(FinishReason::Stop));
         } else if sequence.len() >= context {
             events.extend(self.end(FinishReason::Context));
         } else if self.tokens.len() >= self.max_tokens {
             events.extend(self.end(FinishReason::Length));
         }
-        events
+        Ok(events)
     }
 
     /// The token whose logits [`Self::accept`] wants next; `None` before the first and after the last.
@@ -158,9 +246,20 @@ impl<T: Deref<Target = Tokenizer>> Generation<T> {
         &self.tokens
     }
 
+    /// How many of them were thoughts, with the markers around these.
+    pub fn thought_tokens(&self) -> usize {
+        let bytes = self.parser.as_ref().map_or(0, ReplyParser::thought_bytes);
+        self.places.partition_point(|place| *place < bytes)
+    }
+
     /// Why it ended, if it has.
     pub fn finish(&self) -> Option<FinishReason> {
         self.finish
+    }
+
+    /// Which of [`GenerateOptions::stop`] ended it, if one did.
+    pub fn stop_hit(&self) -> Option<usize> {
+        self.parser.as_ref().map_or(self.shown.hit(), ReplyParser::stop_hit)
     }
 
     /// Ends it, if nothing else has; what was held back until now.
@@ -169,29 +268,65 @@ impl<T: Deref<Target = Tokenizer>> Generation<T> {
             return Vec::new();
         }
         self.finish = Some(why);
-        let mut events = Vec::new();
-        if self.stops.hit().is_none() {
-            let rest = self.detokenizer.finish();
-            events = self.show(&rest);
-            let held = self.stops.finish();
-            events.extend(self.parse(held));
-        }
-        if let Some(parser) = &mut self.parser {
-            events.extend(parser.finish());
-        }
+        let rest = if self.stop_hit().is_none() { self.detokenizer.finish() } else { String::new() };
+        let mut events = self.show(&rest);
+        let (last, spans) = match &mut self.parser {
+            Some(parser) => (parser.finish(), parser.take_spans()),
+            None => {
+                let (text, spans) = self.shown.finish();
+                (text_event(text), vec![spans])
+            }
+        };
+        events.extend(self.with_logprobs(last, spans));
         events
     }
 
     fn show(&mut self, text: &str) -> Vec<ReplyEvent> {
-        let text = self.stops.push(text);
-        self.parse(text)
+        if text.is_empty() {
+            return Vec::new();
+        }
+        self.bytes += text.len();
+        let (events, spans) = match &mut self.parser {
+            Some(parser) => (parser.push(text), parser.take_spans()),
+            None => {
+                let (text, spans) = self.shown.push(text, self.bytes);
+                (text_event(text), vec![spans])
+            }
+        };
+        self.with_logprobs(events, spans)
     }
 
-    fn parse(&mut self, text: String) -> Vec<ReplyEvent> {
-        match &mut self.parser {
-            _ if text.is_empty() => Vec::new(),
-            Some(parser) => parser.push(&text),
-            None => vec![ReplyEvent::Text(text)],
+    /// Adds what is known of the tokens of each text, which stand at `spans` in the reply.
+    fn with_logprobs(&mut self, events: Vec<ReplyEvent>, spans: Vec<Vec<Range<usize>>>) -> Vec<ReplyEvent> {
+        if self.top_logprobs.is_none() {
+            return events;
         }
+        let mut all = Vec::with_capacity(2 * events.len());
+        let mut spans = spans.into_iter();
+        for event in events {
+            let is_text = matches!(event, ReplyEvent::Text(_));
+            all.push(event);
+            if is_text && let Some(spans) = spans.next() {
+                let told = self.tokens_of(&spans);
+                all.extend(Some(told).filter(|told| !told.is_empty()).map(ReplyEvent::Logprobs));
+            }
+        }
+        all
     }
+
+    /// The tokens that have a part in `spans`; those before are no part of the text.
+    fn tokens_of(&mut self, spans: &[Range<usize>]) -> Vec<Logprobs> {
+        let end = spans.last().map_or(0, |span| span.end);
+        let mut told = Vec::new();
+        while let Some((place, logprobs)) = self.untold.pop_front_if(|(place, _)| place.start < end) {
+            if spans.iter().any(|span| place.start < span.end && span.start < place.end) {
+                told.push(logprobs);
+            }
+        }
+        told
+    }
+}
+
+fn text_event(text: String) -> Vec<ReplyEvent> {
+    if text.is_empty() { Vec::new() } else { vec![ReplyEvent::Text(text)] }
 }

@@ -98,6 +98,9 @@ pub(crate) fn keep(
         marks_of[of].push((border, snapshots.next()));
     }
     for ((part, segment), marks) in parts.iter().zip(segments).zip(marks_of) {
+        if !part.sequence.leaves_chunks {
+            continue;
+        }
         let kept = own_rows(model, blocks, midst, segment).and_then(|x| {
             let tokens = part.sequence.tokens()[..part.sequence.position() + segment.rows.len()].to_vec();
             Midway::new(&part.sequence.state, states, tokens, midst.layers_done, x, marks)

@@ -401,9 +401,11 @@ fn keep_share(list: &mut Vec<Candidate>, enough: f64) {
 /// The log-probabilities of a position.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Logprobs {
-    /// Of the chosen token.
+    /// The chosen token.
+    pub token: u32,
+    /// Its log-probability.
     pub chosen: f32,
-    /// The best tokens with theirs, best first.
+    /// The best tokens with theirs, best first; among equals the chosen one, then the lowest id.
     pub top: Vec<(u32, f32)>,
 }
 
@@ -413,14 +415,22 @@ pub fn logprobs(logits: &[f32], chosen: u32, n: usize) -> Result<Logprobs> {
     let sum: f64 = logits.iter().map(|l| (f64::from(*l) - f64::from(best)).exp()).sum();
     let normaliser = f64::from(best) + sum.ln();
     let logprob = |logit: f32| (f64::from(logit) - normaliser) as f32;
-    let chosen = logits
+    let own = *logits
         .get(chosen as usize)
         .ok_or_else(|| Error::invalid(format!("logprobs: token {chosen} is outside the vocabulary")))?;
-    let mut list: Vec<Candidate> =
-        (0u32..).zip(logits).map(|(id, &logit)| Candidate { id, logit, weight: 0.0 }).collect();
-    best_first(&mut list, n);
-    let top = list.iter().take(n).map(|c| (c.id, logprob(c.logit))).collect();
-    Ok(Logprobs { chosen: logprob(*chosen), top })
+    let mut list = Vec::new();
+    if n > 0 {
+        best_of(logits, n, &mut list);
+    }
+    // It comes before its equals, also before those that left it no place.
+    let place = list.partition_point(|c| c.logit > own);
+    if place < list.len() && own == list[place].logit {
+        let from = list[place..].iter().position(|c| c.id == chosen).map_or(list.len() - 1, |at| place + at);
+        list[place..=from].rotate_right(1);
+        list[place].id = chosen;
+    }
+    let top = list.iter().map(|c| (c.id, logprob(c.logit))).collect();
+    Ok(Logprobs { token: chosen, chosen: logprob(own), top })
 }
 
 /// xoshiro256++ 1.0, seeded by splitmix64 (Blackman & Vigna, 2019): the same numbers on every platform.

@@ -129,6 +129,19 @@ fn logprobs_are_log_softmax() {
     assert_eq!(logprobs(&logits, 0, 99).unwrap().top.len(), 3);
 }
 
+#[test]
+fn the_chosen_one_comes_before_its_equals() {
+    let logits = [1.0, 2.0, 1.0, 1.0, f32::NEG_INFINITY];
+    let top =
+        |chosen, n| logprobs(&logits, chosen, n).unwrap().top.into_iter().map(|t| t.0).collect::<Vec<_>>();
+    assert_eq!(top(2, 4), [1, 2, 0, 3]);
+    assert_eq!(top(3, 2), [1, 3]);
+    assert_eq!(top(3, 1), [1]);
+    assert_eq!(top(1, 3), [1, 0, 2]);
+    assert_eq!(top(4, 5), [1, 0, 2, 3]);
+    assert!(top(0, 0).is_empty());
+}
+
 proptest! {
     /// Sorting only a part keeps the same tokens as sorting all.
     #[test]

@@ -49,6 +49,8 @@ pub struct Sequence {
     borders: Vec<usize>,
     /// A chunk of the same tokens that broke off, with which its next step may go on.
     pub(crate) goes_on: Option<GoOn>,
+    /// Whether a chunk of its own that breaks off is left to others.
+    pub(crate) leaves_chunks: bool,
     pub(crate) routes: Option<Vec<RouteRecord>>,
 }
 
@@ -66,6 +68,7 @@ impl Sequence {
             start: None,
             borders: Vec::new(),
             goes_on: None,
+            leaves_chunks: true,
             routes: None,
         })
     }

@@ -2,7 +2,9 @@
 
 mod common;
 mod eval_counts;
+mod generation;
 mod goldens;
+mod grammar;
 mod laws;
 mod real_gguf;
 mod synth;

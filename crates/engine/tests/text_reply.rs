@@ -23,7 +23,11 @@ fn parse<'a>(options: ReplyOptions, chunks: impl IntoIterator<Item = &'a str>) -
     for event in events {
         match (joined.last_mut(), event) {
             (Some(ReplyEvent::Text(a)), ReplyEvent::Text(b))
-            | (Some(ReplyEvent::Thinking(a)), ReplyEvent::Thinking(b)) => a.push_str(&b),
+            | (Some(ReplyEvent::Thinking(a)), ReplyEvent::Thinking(b))
+            | (
+                Some(ReplyEvent::ToolCallArguments { text: a, .. }),
+                ReplyEvent::ToolCallArguments { text: b, .. },
+            ) => a.push_str(&b),
             (_, event) => joined.push(event),
         }
     }
@@ -38,10 +42,19 @@ fn thinking(t: &str) -> ReplyEvent {
     ReplyEvent::Thinking(t.into())
 }
 
-fn call(index: usize, arguments: Value) -> [ReplyEvent; 2] {
+fn start(index: usize) -> ReplyEvent {
+    ReplyEvent::ToolCallStart { index, name: "weather".into() }
+}
+
+fn piece(index: usize, text: &str) -> ReplyEvent {
+    ReplyEvent::ToolCallArguments { index, text: text.into() }
+}
+
+fn call(index: usize, arguments: Value) -> [ReplyEvent; 3] {
     let (id, arguments) = (format!("call_{index}"), Json::from(arguments));
+    let text = arguments.to_string();
     let call = tidemill_engine::text::ToolCall { id, name: "weather".into(), arguments };
-    [ReplyEvent::ToolCallStart { index, name: "weather".into() }, ReplyEvent::ToolCall { index, call }]
+    [start(index), piece(index, &text), ReplyEvent::ToolCall { index, call }]
 }
 
 const XML: &str = "<tool_call>\n<function=weather>\n<parameter=city>\nRome\n</parameter>\n<parameter=days>\n3\n\
@@ -90,8 +103,51 @@ fn calls_in_both_forms() {
 fn the_name_comes_before_the_arguments() {
     let mut parser = ReplyParser::new(options(false));
     assert_eq!(parser.push("<tool_call>\n<function=weath"), []);
-    let start = ReplyEvent::ToolCallStart { index: 0, name: "weather".into() };
-    assert_eq!(parser.push("er>\n<para"), [start]);
+    assert_eq!(parser.push("er>\n<para"), [start(0), piece(0, "{")]);
+    let mut parser = ReplyParser::new(options(false));
+    assert_eq!(parser.push("<tool_call>\n{\"name\": \"weath"), []);
+    assert_eq!(parser.push("er\""), [start(0)]);
+}
+
+/// What `chunks` say of a call, chunk by chunk.
+fn pieces(chunks: &[&str]) -> Vec<String> {
+    let mut parser = ReplyParser::new(options(false));
+    let told = |events: Vec<ReplyEvent>| {
+        let told = events.into_iter().map(|event| match event {
+            ReplyEvent::ToolCallArguments { index: 0, text } => text,
+            ReplyEvent::ToolCall { .. } => ".".to_owned(),
+            _ => String::new(),
+        });
+        told.collect()
+    };
+    chunks.iter().map(|chunk| told(parser.push(chunk))).collect()
+}
+
+#[test]
+fn arguments_come_as_they_are_written() {
+    let begin = "<tool_call>\n<function=weather>\n<parameter=city>\n";
+    let chunks = [begin, "Ro", "me \"\n", "x</par", "t\n</parameter>\n", "<parameter=days>\n1", "2"];
+    let told = [r#"{"city":""#, "Ro", r#"me \""#, "\\nx", "</part", r#"","days":"#, ""];
+    assert_eq!(pieces(&chunks), told);
+    let mut chunks = chunks.to_vec();
+    chunks.extend(["\n</parameter>\n</fun", "ction>", "\n</tool_call>"]);
+    assert_eq!(pieces(&chunks)[7..], ["", "12", "}."]);
+    // Values that only JSON can hold, digits and escapes.
+    let begin = "<tool_call>\n{\"name\": \"weather\", \"arguments\"";
+    let chunks = [
+        begin,
+        ": {\"city\" : \"a\\u00",
+        "e9\\ud83d",
+        "\\ude00\n\\/",
+        "\", \"x\": [1.0, {\"y\": nu",
+        "ll}]} }",
+    ];
+    assert_eq!(pieces(&chunks), ["", r#"{"city":"a"#, "é", "😀\\n/", r#"","x":[1.0,{"y":nu"#, "ll}]"]);
+    // Arguments that come before the name, and calls of tools that nobody offered, are told when they are whole.
+    let reversed = "<tool_call>{\"arguments\": {\"city\": \"Rome\"}, \"name\": \"weather\"}";
+    assert_eq!(pieces(&[reversed, "</tool_call>"]), ["", "{\"city\":\"Rome\"}."]);
+    let other = "<tool_call>\n<function=other>\n<parameter=a>\n1\n</parameter>\n</function>";
+    assert_eq!(pieces(&[other, "</tool_call>"]), ["", "{\"a\":1}."]);
 }
 
 #[test]
@@ -114,12 +170,35 @@ fn malformed_calls_are_kept_as_text() {
     let events = parse(options(false), [reply.as_str()]);
     assert_eq!(events[1], text("<tool_call>\nnonsense\n</tool_call>"));
     assert_eq!(events[2..], call(0, json!({"city": "Rome", "days": 3})));
-    // Cut off in the middle of a value.
-    let events = parse(options(false), ["<tool_call>\n<function=weather>\n<parameter=city>\nRo"]);
-    assert!(
-        matches!(&events[1], ReplyEvent::MalformedToolCall { reason, .. } if reason.contains("ends inside"))
-    );
-    assert_eq!(events[2], text("<tool_call>\n<function=weather>\n<parameter=city>\nRo"));
+}
+
+#[test]
+fn a_call_that_breaks_after_its_beginning_was_told() {
+    let cut = "So:\n<tool_call>\n<function=weather>\n<parameter=city>\nRo";
+    let broken = |index, reason: &str, text: &str| ReplyEvent::BrokenToolCall {
+        index,
+        reason: reason.into(),
+        text: text.into(),
+    };
+    let ends = "the reply ends inside the call";
+    let want = [text("So:"), start(0), piece(0, "{\"city\":\"Ro"), broken(0, ends, &cut[3..])];
+    assert_eq!(parse(options(false), [cut]), want);
+    // What was told is never whole JSON, whatever is missing.
+    for (whole, cuts) in [(XML, XML.find("</function>").unwrap()), (JSON, JSON.rfind('}').unwrap() - 1)] {
+        for at in 0..cuts {
+            let told = pieces(&[&whole[..at]]).concat();
+            assert!(Json::parse(&told).is_err(), "{told}");
+        }
+    }
+    // The next call is read, and has the next index.
+    let first = "<tool_call>\n<function=weather>\nand\n</tool_call>";
+    let neither = "neither <parameter=…> nor </function>";
+    let mut want = vec![start(0), piece(0, "{"), broken(0, neither, first)];
+    want.extend(call(1, json!({"city": "Rome", "days": 3})));
+    assert_eq!(parse(options(false), [&*format!("{first}\n{XML}")]), want);
+    let first = "<tool_call>\n<function=weather>\n";
+    want[2] = broken(0, "neither <parameter=…> nor </function>", first);
+    assert_eq!(parse(options(false), [&*format!("{first}{XML}")]), want);
 }
 
 #[test]
@@ -159,7 +238,7 @@ fn end_tags_left_out() {
     let mut want = call(0, rome.clone()).to_vec();
     want.extend(call(1, json!({"city": "Rome", "days": 3})));
     assert_eq!(parse(options(false), [&*format!("{open}\n{XML}")]), want);
-    want.insert(2, text("And:"));
+    want.insert(3, text("And:"));
     assert_eq!(parse(options(false), [&*format!("{open}\nAnd:\n{XML}")]), want);
     let mut want = call(0, rome).to_vec();
     want.push(text("Done."));
@@ -272,9 +351,28 @@ fn told(events: &[ReplyEvent]) -> String {
     let one = |e: &ReplyEvent| match e {
         ReplyEvent::Text(t) | ReplyEvent::Thinking(t) => t.clone(),
         ReplyEvent::ToolCall { call, .. } => format!("{}{}", call.name, call.arguments),
+        ReplyEvent::BrokenToolCall { text, .. } => text.clone(),
         _ => String::new(),
     };
     events.iter().map(one).collect()
+}
+
+/// The pieces of each whole call are its arguments, those of another are no JSON, and none ends as another call.
+fn streams_agree(events: &[ReplyEvent]) -> Result<(), TestCaseError> {
+    let mut told = String::new();
+    for event in events {
+        match event {
+            ReplyEvent::ToolCallStart { .. } => told.clear(),
+            ReplyEvent::ToolCallArguments { text, .. } => told.push_str(text),
+            ReplyEvent::ToolCall { call, .. } => prop_assert_eq!(&told, &call.arguments.to_string()),
+            ReplyEvent::BrokenToolCall { reason, .. } => {
+                prop_assert!(!reason.contains("another call"), "{}", told);
+                prop_assert!(Json::parse(&told).is_err(), "{}", told);
+            }
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 fn cut<'a>(text: &'a str, at: &[usize]) -> Vec<&'a str> {
@@ -319,6 +417,7 @@ proptest! {
         prop_assert_eq!(words(&told), words(&reply), "{}", told);
         // Without markup that was understood, every character that is not white space comes out.
         let understood = |e: &ReplyEvent| matches!(e, ReplyEvent::ToolCall { .. } | ReplyEvent::Thinking(_));
+        streams_agree(&events)?;
         if !events.iter().any(understood) && !reply.contains("</think>") && !reply.trim().starts_with("<think>") {
             let solid = |s: &str| s.chars().filter(|c| !c.is_whitespace()).collect::<String>();
             prop_assert_eq!(solid(&told), solid(&reply));

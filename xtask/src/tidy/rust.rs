@@ -65,12 +65,12 @@ impl Room {
     fn of(path: &str) -> Room {
         let is_test = ["/tests/", "/benches/", "/examples/"].iter().any(|folder| path.contains(folder));
         let engine = path.starts_with("crates/engine/src/") && path != "crates/engine/src/bridge.rs";
-        let library = ["files", "store", "kernels", "engine", "capi"]
+        let library = ["files", "store", "kernels", "engine", "api", "server", "capi"]
             .iter()
             .any(|name| path.starts_with(&format!("crates/{name}/")));
         Room {
             below_cli: library && !is_test,
-            may_be_async: path.starts_with("crates/cli/src/serve"),
+            may_be_async: path.starts_with("crates/server/"),
             is_test,
             may_be_unsafe: !engine && !path.starts_with("crates/files/src/"),
         }

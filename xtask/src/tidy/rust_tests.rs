@@ -70,7 +70,8 @@ fn globals() {
 fn async_only_in_the_server() {
     broken("crates/engine/src/a.rs", "async fn f() {}", "async");
     broken(CLI, "fn f() { async { 1 }; }", "async");
-    kept("crates/cli/src/serve/http.rs", "async fn f() {}");
+    broken("crates/cli/src/serve.rs", "async fn f() {}", "async");
+    kept("crates/server/src/http.rs", "async fn f() {}");
 }
 
 #[test]

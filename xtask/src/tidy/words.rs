@@ -16,7 +16,14 @@ const FIGURES: usize = 2;
 const ALLOW: &str = "<!-- tidy: allow ";
 
 /// Where texts in code are checked. Not `kernels`: its texts name shaders and their parts.
-const TEXTS: [&str; 4] = ["crates/cli/src/", "crates/engine/src/", "crates/files/src/", "crates/store/src/"];
+const TEXTS: [&str; 6] = [
+    "crates/api/src/",
+    "crates/cli/src/",
+    "crates/engine/src/",
+    "crates/files/src/",
+    "crates/server/src/",
+    "crates/store/src/",
+];
 
 /// Where comments are checked too.
 const COMMENTS: [&str; 2] = ["crates/files/src/", "xtask/src/"];

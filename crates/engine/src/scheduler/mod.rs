@@ -7,6 +7,7 @@
 
 mod running;
 mod steps;
+mod ticket;
 
 use std::cmp::Reverse;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -24,6 +25,9 @@ use crate::model::Model;
 use crate::sequence::Sequence;
 use crate::text::{ReplyEvent, Tokenizer};
 use running::Running;
+use ticket::Unbounded;
+
+pub use ticket::{Listener, RequestHandle, Ticket};
 
 /// How requests share steps.
 #[derive(Clone, Copy, Debug)]
@@ -49,6 +53,8 @@ pub struct Request {
     pub prompt: Vec<u32>,
     /// Positions of it whose state prompts to come may want: see [`Sequence::name_borders`].
     pub borders: Vec<usize>,
+    /// Whether what others have computed of the prompt may be used, and what is computed is kept for others.
+    pub cache: bool,
     /// How the answer is made.
     pub options: GenerateOptions,
     /// Higher ones are begun first.
@@ -60,6 +66,13 @@ pub struct Request {
 /// What becomes of a request, in this order; `Ended` is the last.
 #[derive(Debug)]
 pub enum RequestEvent {
+    /// Its turn has come: the prompt is begun.
+    Begun {
+        /// Tokens of the prompt.
+        prompt_tokens: usize,
+        /// Those of them that others have computed.
+        reused_tokens: usize,
+    },
     /// Tokens of the prompt that are computed, with fractions within a step, of all.
     Prompt {
         /// Done so far.
@@ -71,30 +84,6 @@ pub enum RequestEvent {
     Reply(ReplyEvent),
     /// The numbers of the answer, or why there is none.
     Ended(Result<Generated>),
-}
-
-/// A request on its way. Dropped, it is cancelled.
-pub struct Ticket {
-    events: Receiver<RequestEvent>,
-    cancel: Arc<AtomicBool>,
-}
-
-impl Ticket {
-    /// Waits for the next event; `None` after the last.
-    pub fn next_event(&self) -> Option<RequestEvent> {
-        self.events.recv().ok()
-    }
-
-    /// Gives the request up: a step of nobody else ends before its next layer, another one without it.
-    pub fn cancel(&self) {
-        self.cancel.store(true, Ordering::Release);
-    }
-}
-
-impl Drop for Ticket {
-    fn drop(&mut self) {
-        self.cancel();
-    }
 }
 
 /// What was done so far, between two steps.
@@ -114,7 +103,20 @@ pub struct SchedulerCounts {
     pub ended: u64,
     /// How often one was set aside for want of memory, to be computed again.
     pub set_aside: u64,
+    /// Steps of at most 1, 2, 4, 8 … rows that are no steps of fewer; the last entry has all that are larger.
+    pub steps_by_rows: [u64; ROW_CLASSES],
+    /// Wanted experts that were in memory.
+    pub expert_hits: u64,
+    /// Wanted experts that had to be read.
+    pub expert_misses: u64,
+    /// Bytes read from the drive for experts.
+    pub read_bytes: u64,
+    /// Expert slots in use.
+    pub slots: usize,
 }
+
+/// Classes of steps by their rows.
+pub const ROW_CLASSES: usize = 16;
 
 /// Runs requests on a model.
 pub struct Scheduler {
@@ -129,7 +131,7 @@ pub struct Scheduler {
 struct Waiting {
     request: Request,
     arrived: Instant,
-    events: Sender<RequestEvent>,
+    listener: Arc<dyn Listener>,
     cancel: Arc<AtomicBool>,
 }
 
@@ -141,12 +143,19 @@ impl Waiting {
             prompt_tokens: 0,
             reused_tokens: 0,
             tokens: Vec::new(),
+            thought_tokens: 0,
+            stop_hit: None,
             time_to_first_token: self.arrived.elapsed(),
             prefill: Duration::ZERO,
             decode: Duration::ZERO,
         };
         // Who does not listen any more need not hear it.
-        let _ = self.events.send(RequestEvent::Ended(Ok(answer)));
+        let _ = self.listener.hear(RequestEvent::Ended(Ok(answer)));
+    }
+
+    fn is_over(&self) -> bool {
+        let late = self.request.deadline.is_some_and(|at| Instant::now() >= at);
+        late || self.cancel.load(Ordering::Acquire)
     }
 }
 
@@ -176,6 +185,7 @@ impl Scheduler {
             arrivals,
             waiting: Vec::new(),
             running: Vec::new(),
+            stepping: 0,
             left: Vec::new(),
             aside: Vec::new(),
             batch: Batch::default(),
@@ -193,6 +203,16 @@ impl Scheduler {
     /// `InvalidRequest` for an empty prompt, a token outside the vocabulary or sampling values out of range,
     /// `ContextFull` for a prompt that can never fit.
     pub fn submit(&self, request: Request) -> Result<Ticket> {
+        let (events, received) = channel();
+        let handle = self.submit_to(request, Arc::new(Unbounded(events)))?;
+        Ok(Ticket { events: received, handle })
+    }
+
+    /// Queues a request of which `listener` hears. It is not cancelled when the handle is dropped.
+    ///
+    /// # Errors
+    /// As [`Self::submit`].
+    pub fn submit_to(&self, request: Request, listener: Arc<dyn Listener>) -> Result<RequestHandle> {
         if request.prompt.is_empty() {
             return Err(Error::invalid("the prompt is empty"));
         }
@@ -204,14 +224,14 @@ impl Scheduler {
             return Err(Error::new(ErrorKind::ContextFull, message));
         }
         request.options.sampling.check()?;
-        let (events, received) = channel();
         let cancel = Arc::new(AtomicBool::new(false));
-        let waiting = Waiting { request, arrived: Instant::now(), events, cancel: cancel.clone() };
-        let sent = self.requests.as_ref().is_some_and(|requests| requests.send(waiting).is_ok());
-        match sent {
-            true => Ok(Ticket { events: received, cancel }),
-            false => Err(Error::new(ErrorKind::Device, "the scheduler has ended")),
-        }
+        let waiting = Waiting { request, arrived: Instant::now(), listener, cancel: cancel.clone() };
+        let ended = || Error::new(ErrorKind::Device, "the scheduler has ended");
+        let (Some(requests), Some(thread)) = (&self.requests, &self.thread) else { return Err(ended()) };
+        requests.send(waiting).map_err(|_| ended())?;
+        let handle = RequestHandle { cancel, scheduler: thread.thread().clone() };
+        handle.wake();
+        Ok(handle)
     }
 
     /// What was done; never waits for a step.
@@ -224,6 +244,7 @@ impl Drop for Scheduler {
     fn drop(&mut self) {
         drop(self.requests.take());
         if let Some(thread) = self.thread.take() {
+            thread.thread().unpark();
             // A panic there has been printed; the requests saw their channels end.
             let _ = thread.join();
         }
@@ -239,6 +260,8 @@ struct Work {
     waiting: Vec<Waiting>,
     /// Those of the step that runs are not among them.
     running: Vec<Running>,
+    /// How many these are.
+    stepping: usize,
     /// Those that ended while a step ran, to be kept after it.
     left: Vec<Sequence>,
     /// Those for whose pages there was no room, the oldest first; they go on when another has ended.
@@ -256,29 +279,33 @@ impl Work {
             self.keep_left();
             self.begin();
             self.running.iter_mut().filter(|running| running.resumed).for_each(Running::begin_again);
+            self.publish(|_| ());
             if !self.running.is_empty() {
                 self.step();
             }
             self.keep_left();
-            self.publish(|_| ());
+            self.publish_reads();
         }
     }
 
     /// Takes what has arrived; waits for it where nothing else is to be done. False when nothing more will come.
     fn listen(&mut self) -> bool {
-        if self.is_idle() {
-            match self.arrivals.recv() {
-                Ok(arrived) => self.waiting.push(arrived),
-                Err(_) => return false,
-            }
-        }
         loop {
-            match self.arrivals.try_recv() {
-                Ok(arrived) => self.waiting.push(arrived),
-                Err(TryRecvError::Empty) => return true,
-                Err(TryRecvError::Disconnected) => {
-                    return !self.is_idle();
+            loop {
+                match self.arrivals.try_recv() {
+                    Ok(arrived) => self.waiting.push(arrived),
+                    Err(TryRecvError::Empty) => break,
+                    Err(TryRecvError::Disconnected) if self.is_idle() => return false,
+                    Err(TryRecvError::Disconnected) => break,
                 }
+            }
+            if self.has_work() {
+                return true;
+            }
+            // Whoever sends, cancels, reads on or drops the scheduler wakes this thread after it has done so.
+            match self.next_deadline() {
+                Some(at) => thread::park_timeout(at.saturating_duration_since(Instant::now())),
+                None => thread::park(),
             }
         }
     }
@@ -287,11 +314,24 @@ impl Work {
         self.running.is_empty() && self.waiting.is_empty() && self.aside.is_empty()
     }
 
+    /// Whether somebody can go on, begin or end.
+    fn has_work(&self) -> bool {
+        let going = self.running.iter().any(|running| !running.is_held() || running.is_over());
+        let room = self.aside.is_empty() && self.running.len() < self.options.parallel;
+        let resumes = !self.aside.is_empty() && self.running.is_empty();
+        let begins = room && !self.waiting.is_empty();
+        let ends = self.waiting.iter().any(Waiting::is_over) || self.aside.iter().any(Running::is_over);
+        going || begins || resumes || ends
+    }
+
+    fn next_deadline(&self) -> Option<Instant> {
+        let waiting = self.waiting.iter().filter_map(|waiting| waiting.request.deadline);
+        let begun = self.running.iter().chain(&self.aside).filter_map(|running| running.deadline);
+        waiting.chain(begun).min()
+    }
+
     fn drop_what_is_over(&mut self) {
-        let now = Instant::now();
-        let given_up = self.waiting.extract_if(.., |waiting| {
-            waiting.cancel.load(Ordering::Acquire) || waiting.request.deadline.is_some_and(|at| now >= at)
-        });
+        let given_up = self.waiting.extract_if(.., |waiting| waiting.is_over());
         let unheard = given_up.map(|waiting| waiting.give_up()).count();
         self.publish(|counts| counts.ended += unheard as u64);
         let mut over: Vec<Running> = self.running.extract_if(.., |running| running.is_over()).collect();
@@ -301,7 +341,11 @@ impl Work {
 
     /// Ends a request; what it computed is kept before the next step.
     fn end(&mut self, running: Running, why: Result<()>) {
-        self.left.push(running.end(why));
+        let keeps = running.cache;
+        let sequence = running.end(why);
+        if keeps {
+            self.left.push(sequence);
+        }
         self.publish(|counts| counts.ended += 1);
         self.resume();
     }
@@ -323,6 +367,9 @@ impl Work {
     fn sequence(&mut self, request: &Request) -> Result<(Sequence, usize)> {
         let mut sequence = Sequence::new(&self.model)?;
         sequence.extend(&request.prompt)?;
+        if !request.cache {
+            return Ok((sequence, 0));
+        }
         let reused = sequence.reuse()?;
         sequence.name_borders(request.borders.iter().copied());
         Ok((sequence, reused))
@@ -337,28 +384,34 @@ impl Work {
         // Who was set aside comes first.
         while self.aside.is_empty() && self.running.len() < self.options.parallel && !self.waiting.is_empty()
         {
-            let Waiting { request, arrived, events, cancel } = self.waiting.remove(0);
+            let Waiting { request, arrived, listener, cancel } = self.waiting.remove(0);
             let begun = Generation::new(self.tokenizer.clone(), &request.options)
                 .and_then(|generation| Ok((generation, self.sequence(&request)?)));
             match begun {
-                Ok((generation, (sequence, reused_tokens))) => self.running.push(Running {
-                    sequence,
-                    generation,
-                    events,
-                    cancel,
-                    deadline: request.deadline,
-                    prompt_tokens: request.prompt.len(),
-                    reused_tokens,
-                    arrived,
-                    begun: Instant::now(),
-                    first: None,
-                    borders: request.borders,
-                    resumed: false,
-                    alone: false,
-                }),
+                Ok((generation, (sequence, reused_tokens))) => {
+                    let running = Running {
+                        sequence,
+                        generation,
+                        listener,
+                        cancel,
+                        deadline: request.deadline,
+                        prompt_tokens: request.prompt.len(),
+                        reused_tokens,
+                        arrived,
+                        begun: Instant::now(),
+                        first: None,
+                        borders: request.borders,
+                        cache: request.cache,
+                        resumed: false,
+                        alone: false,
+                    };
+                    let prompt_tokens = running.prompt_tokens;
+                    running.say(RequestEvent::Begun { prompt_tokens, reused_tokens });
+                    self.running.push(running);
+                }
                 Err(e) => {
                     // Who does not listen any more need not hear it.
-                    let _ = events.send(RequestEvent::Ended(Err(e)));
+                    let _ = listener.hear(RequestEvent::Ended(Err(e)));
                     self.publish(|counts| counts.ended += 1);
                 }
             }
@@ -368,6 +421,19 @@ impl Work {
     fn publish(&self, change: impl FnOnce(&mut SchedulerCounts)) {
         let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
         change(&mut counts);
-        (counts.running, counts.waiting) = (self.running.len(), self.waiting.len() + self.aside.len());
+        counts.running = self.running.len() + self.stepping;
+        counts.waiting = self.waiting.len() + self.aside.len();
+    }
+
+    /// Publishes what the expert store has counted. No step may run.
+    fn publish_reads(&self) {
+        let (total, slots) = (self.model.read_stats().map(|stats| stats.total()), self.model.slots());
+        self.publish(|counts| {
+            if let Some(total) = total {
+                (counts.expert_hits, counts.expert_misses) = (total.hits, total.misses);
+                counts.read_bytes = total.read_bytes;
+            }
+            counts.slots = slots;
+        });
     }
 }

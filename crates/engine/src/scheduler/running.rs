@@ -2,12 +2,11 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
 use files::Result;
 
-use super::RequestEvent;
+use super::{Listener, RequestEvent};
 use crate::batch::Answer;
 use crate::generate::Generated;
 use crate::generation::{FinishReason, Generation};
@@ -18,7 +17,7 @@ use crate::text::Tokenizer;
 pub(super) struct Running {
     pub(super) sequence: Sequence,
     pub(super) generation: Generation<Arc<Tokenizer>>,
-    pub(super) events: Sender<RequestEvent>,
+    pub(super) listener: Arc<dyn Listener>,
     pub(super) cancel: Arc<AtomicBool>,
     pub(super) deadline: Option<Instant>,
     pub(super) prompt_tokens: usize,
@@ -30,6 +29,8 @@ pub(super) struct Running {
     pub(super) first: Option<Instant>,
     /// Borders of the prompt that were named.
     pub(super) borders: Vec<usize>,
+    /// Whether it may use what others have computed, and is kept for others.
+    pub(super) cache: bool,
     /// It was set aside, and somebody may have computed some of its tokens meanwhile.
     pub(super) resumed: bool,
     /// Its step failed, and the next one is its own.
@@ -47,7 +48,7 @@ impl Running {
 
     /// Says something; nobody may be there to hear it.
     pub(super) fn say(&self, event: RequestEvent) {
-        if self.events.send(event).is_err() {
+        if !self.listener.hear(event) {
             self.cancel.store(true, Ordering::Release);
         }
     }
@@ -68,6 +69,8 @@ impl Running {
             prompt_tokens: self.prompt_tokens.min(self.sequence.position()),
             reused_tokens: self.reused_tokens.min(self.sequence.position()),
             tokens: self.generation.tokens().to_vec(),
+            thought_tokens: self.generation.thought_tokens(),
+            stop_hit: self.generation.stop_hit(),
             time_to_first_token: first - self.arrived,
             prefill: first - self.begun,
             decode: if self.first.is_some() { now - first } else { Duration::ZERO },
@@ -78,9 +81,17 @@ impl Running {
     /// Begins again after it was set aside, with what others have computed of its tokens. No step may run.
     pub(super) fn begin_again(&mut self) {
         self.resumed = false;
+        if !self.cache {
+            return;
+        }
         // What fails here is computed.
         let _ = self.sequence.reuse();
         self.sequence.name_borders(self.borders.iter().copied());
+    }
+
+    /// Whether its answer waits for its reader.
+    pub(super) fn is_held(&self) -> bool {
+        self.decodes() && self.listener.is_behind()
     }
 
     /// Whether all that it waits for is its next token.
@@ -94,7 +105,7 @@ impl Running {
         let tokens = self.sequence.tokens();
         let events = match answer {
             Answer::Logits(logits) => self.generation.accept(logits, tokens, context)?,
-            Answer::Best(token) => self.generation.accept_token(token, tokens, context),
+            Answer::Best(token) => self.generation.accept_token(token, tokens, context)?,
         };
         for event in events {
             self.say(RequestEvent::Reply(event));

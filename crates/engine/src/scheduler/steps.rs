@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use files::{Error, ErrorKind, Result};
 
 use super::running::Running;
-use super::{RequestEvent, Work};
+use super::{ROW_CLASSES, RequestEvent, Work};
 use crate::batch::{Answer, LogitSink, Logits, Part, Pause};
 use crate::midst::pack;
 
@@ -39,6 +39,10 @@ impl Work {
     /// One step, of prompts if there are any, else of answers.
     pub(super) fn step(&mut self) {
         let (mut group, rows) = self.take_group();
+        if group.is_empty() {
+            return; // all are held
+        }
+        self.stepping = group.len();
         let model = self.model.clone();
         let mut batch = std::mem::take(&mut self.batch);
         let layers = model.meta().layers;
@@ -67,7 +71,7 @@ impl Work {
             // Those that are over go before the next step.
             Err(e) if e.kind() == ErrorKind::Cancelled => {
                 group.iter_mut().for_each(|running| running.resumed = true);
-                self.running.append(&mut group);
+                self.put_back(&mut group);
             }
             Err(e) => self.failed(group, e),
         }
@@ -84,8 +88,9 @@ impl Work {
             return (vec![running], rows);
         }
         if self.running.iter().all(Running::decodes) {
-            let rows = vec![1; self.running.len()];
-            return (std::mem::take(&mut self.running), rows);
+            let group: Vec<Running> = self.running.extract_if(.., |running| !running.is_held()).collect();
+            let rows = vec![1; group.len()];
+            return (group, rows);
         }
         let prompts = self.running.iter().map(|running| match running.decodes() {
             true => None,
@@ -102,11 +107,13 @@ impl Work {
         while share.is_behind() {
             let started = Instant::now();
             self.drop_what_is_over();
-            let mut group: Vec<Running> = self.running.extract_if(.., |running| running.decodes()).collect();
+            let goes_on = |running: &mut Running| running.decodes() && !running.is_held();
+            let mut group: Vec<Running> = self.running.extract_if(.., goes_on).collect();
             if group.is_empty() {
                 return;
             }
             let rows = vec![1; group.len()];
+            self.stepping += group.len();
             let (model, batch) = (&self.model, &mut self.batch_between);
             let run =
                 |parts: &mut [Part<'_>], sink: LogitSink<'_>| batch.run_between(model, pause, parts, sink);
@@ -124,12 +131,15 @@ impl Work {
         let answer_tokens: usize = answers.map(|(_, rows)| rows).sum();
         self.publish(|counts| {
             counts.steps += 1;
+            let class = all.max(1).next_power_of_two().trailing_zeros() as usize;
+            counts.steps_by_rows[class.min(ROW_CLASSES - 1)] += 1;
             counts.answer_tokens += answer_tokens as u64;
             counts.prompt_tokens += (all - answer_tokens) as u64;
         });
         let context = self.model.context();
         for (mut running, logits) in group.into_iter().zip(logits) {
             running.alone &= running.sequence.pending() > 0;
+            self.stepping -= 1;
             let goes_on = match logits {
                 Last::Logits(logits) => running.accept(Answer::Logits(&logits), context),
                 Last::Best(token) => running.accept(Answer::Best(token), context),
@@ -156,14 +166,21 @@ impl Work {
     /// A step that failed is tried again by each of its requests alone; who fails then has failed.
     fn failed(&mut self, mut group: Vec<Running>, error: Error) {
         if error.kind() == ErrorKind::Memory && self.running.len() + group.len() > 1 {
-            self.running.append(&mut group);
+            self.put_back(&mut group);
             return self.set_youngest_aside();
         }
         if let Some(alone) = group.pop_if(|running| running.alone) {
+            self.stepping -= 1;
             return self.end(alone, Err(error)); // it had no company
         }
         group.iter_mut().for_each(|running| running.alone = true);
-        self.running.append(&mut group);
+        self.put_back(&mut group);
+    }
+
+    /// Those of a step that came to nothing.
+    fn put_back(&mut self, group: &mut Vec<Running>) {
+        self.stepping -= group.len();
+        self.running.append(group);
     }
 }
 
@@ -211,13 +228,13 @@ fn given_up(group: &[Running], rows: &[usize], layers: usize, keeps: bool) -> im
 fn progress(group: &[Running], rows: &[usize], layers: usize) -> impl Fn(usize) + use<> {
     let prompts = group.iter().zip(rows).filter(|(running, _)| !running.answers());
     let prompts: Vec<_> = prompts
-        .map(|(r, rows)| (r.events.clone(), r.sequence.position() as f64, *rows as f64, r.prompt_tokens))
+        .map(|(r, rows)| (r.listener.clone(), r.sequence.position() as f64, *rows as f64, r.prompt_tokens))
         .collect();
     move |layers_done| {
-        for (events, before, rows, total_tokens) in &prompts {
+        for (listener, before, rows, total_tokens) in &prompts {
             let done_tokens = before + rows * layers_done as f64 / layers as f64;
             // Who does not listen any more cancels by that.
-            let _ = events.send(RequestEvent::Prompt { done_tokens, total_tokens: *total_tokens });
+            let _ = listener.hear(RequestEvent::Prompt { done_tokens, total_tokens: *total_tokens });
         }
     }
 }

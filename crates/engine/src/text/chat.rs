@@ -236,7 +236,22 @@ impl ToolSpec {
 
     /// The JSON schema of the argument `key`, if the tool declares one.
     pub fn parameter(&self, key: &str) -> Option<&Json> {
-        self.function("parameters")?.get("properties")?.get(key)
+        self.properties()?.get(key)
+    }
+
+    /// The arguments that the tool declares, with their schemas.
+    pub fn properties(&self) -> Option<&JsonMap> {
+        self.parameters()?.get("properties")?.as_object()
+    }
+
+    /// Whether the request wants the arguments to fit their schema in all its keywords.
+    pub fn is_strict(&self) -> bool {
+        self.function("strict") == Some(&Json::Bool(true))
+    }
+
+    /// The JSON schema of the arguments.
+    pub fn parameters(&self) -> Option<&Json> {
+        self.function("parameters")
     }
 
     fn function(&self, key: &str) -> Option<&Json> {

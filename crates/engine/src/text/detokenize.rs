@@ -29,9 +29,14 @@ impl<T: Deref<Target = Tokenizer>> Detokenizer<T> {
         self
     }
 
+    /// Whether `id` is part of the text.
+    pub fn shows(&self, id: u32) -> bool {
+        !self.tokenizer.is_special(id) || self.keep_specials || self.kept.contains(&id)
+    }
+
     /// The characters that `id` completes; often none.
     pub fn push(&mut self, id: u32) -> String {
-        if self.tokenizer.is_special(id) && !self.keep_specials && !self.kept.contains(&id) {
+        if !self.shows(id) {
             return String::new();
         }
         let mut bytes = self.tokenizer.token_bytes(id);

@@ -107,6 +107,17 @@ impl Json {
         self.as_object()?.get(key)
     }
 
+    /// What `reference` points to, as a `$ref` within one document writes it: `#/a/0/b`.
+    pub fn pointer(&self, reference: &str) -> Option<&Self> {
+        let path = reference.strip_prefix('#')?;
+        let mut steps = path.split('/').skip(1).filter(|step| !step.is_empty());
+        steps.try_fold(self, |value, step| match value {
+            Self::Object(map) => map.get(&step.replace("~1", "/").replace("~0", "~")),
+            Self::Array(list) => list.get(step.parse::<usize>().ok()?),
+            _ => None,
+        })
+    }
+
     /// About how many bytes the value takes.
     pub(crate) fn bytes(&self) -> usize {
         let own = 16;
@@ -119,7 +130,8 @@ impl Json {
     }
 }
 
-const WHITE: [char; 4] = [' ', '\t', '\n', '\r'];
+/// White space between values.
+pub(super) const WHITE: [char; 4] = [' ', '\t', '\n', '\r'];
 
 struct Reader<'a> {
     text: &'a str,
@@ -328,6 +340,14 @@ impl fmt::Display for Json {
 fn write_string(f: &mut fmt::Formatter<'_>, text: &str) -> fmt::Result {
     // A string has nothing that could fail.
     f.write_str(&serde_json::to_string(text).unwrap_or_default())
+}
+
+/// `text` as it stands in a string, without the quotes.
+pub(super) fn escaped(text: &str) -> String {
+    let mut quoted = serde_json::to_string(text).unwrap_or_default();
+    quoted.pop();
+    quoted.drain(..quoted.len().min(1));
+    quoted
 }
 
 impl From<serde_json::Value> for Json {

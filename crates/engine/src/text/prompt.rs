@@ -11,6 +11,7 @@ use files::{Error, Result};
 use serde_json::{Map, Value};
 
 use super::chat::{Content, Message, Role, ToolSpec};
+use super::format::CallFormat;
 use super::json::{Json, JsonMap};
 use super::strftime::CivilTime;
 use super::template::Template;
@@ -46,6 +47,8 @@ pub struct ChatPrompt {
     /// Whether the template asks for tool calls as plain JSON, without markup around it: see
     /// [`Template::json_calls`].
     pub json_calls: bool,
+    /// How the template writes calls: see [`Template::call_format`].
+    pub call_format: Option<&'static CallFormat>,
 }
 
 impl ChatRequest {
@@ -113,7 +116,8 @@ impl ChatPrompt {
         let tokens = tokenizer.encode_pieces(&rendered, |piece| guard.restore(piece))?;
         let text = guard.restore(&rendered);
         let opens_thinking = request.add_generation_prompt && text.trim_end().ends_with("<think>");
-        Ok(Self { text, tokens, opens_thinking, json_calls: template.json_calls() })
+        let (json_calls, call_format) = (template.json_calls(), template.call_format());
+        Ok(Self { text, tokens, opens_thinking, json_calls, call_format })
     }
 
     /// Where prompts to come are likely to part from this one, for [`crate::Sequence::name_borders`]; rising:

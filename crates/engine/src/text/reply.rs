@@ -6,68 +6,24 @@
 //!   where a backtick stands before the marker: that text is about markup.
 //! * A call without its `<tool_call>`, in XML and of a tool that was offered, is a call.
 //! * A stop string ends the answer. Thoughts and calls are not the answer: what they hold ends nothing.
+//!
+//! A call of an offered tool is told while it is written. What was told cannot be taken back, so a call that breaks after
+//! its beginning was told stays one that was never finished: [`ReplyEvent::BrokenToolCall`].
+
+use std::ops::Range;
 
 use super::chat::{ToolCall, ToolSpec};
-use super::stop::StopStrings;
-use super::tool_markup::{Bare, Call, Defect, bare_call, early_name, json_reply, may_be_json_reply, parse};
+use super::format::{CALL, CALL_END, FUNCTION};
+pub use super::reply_events::{ReplyEvent, ReplyOptions};
+use super::spans::{Placed, PlacedText};
+use super::tool_markup::{Bare, Call, Defect, bare_call, json_reply, may_be_json_reply, parse};
+use super::tool_stream::CallStream;
 
 const THINK: &str = "<think>";
 const THINK_END: &str = "</think>";
-const CALL: &str = "<tool_call>";
-const CALL_END: &str = "</tool_call>";
-const FUNCTION: &str = "<function=";
 
 /// The markers that replies are made of. Some tokenizers declare them as control tokens.
 pub const MARKUP: [&str; 6] = [THINK, THINK_END, CALL, CALL_END, "<tool_response>", "</tool_response>"];
-
-/// What to look for in a reply.
-#[derive(Clone, Debug, Default)]
-pub struct ReplyOptions {
-    /// The prompt left the model inside a `<think>` block: see [`ChatPrompt::opens_thinking`].
-    ///
-    /// [`ChatPrompt::opens_thinking`]: super::prompt::ChatPrompt::opens_thinking
-    pub opens_thinking: bool,
-    /// A reply that is nothing but JSON is a call: see [`ChatPrompt::json_calls`].
-    ///
-    /// [`ChatPrompt::json_calls`]: super::prompt::ChatPrompt::json_calls
-    pub json_calls: bool,
-    /// The tools that were offered; their schemas type the arguments. Without any, `<tool_call>` is text.
-    pub tools: Vec<ToolSpec>,
-    /// Texts that end the answer.
-    pub stop: StopStrings,
-}
-
-/// A piece of a reply. Adjacent pieces of text or thinking belong together.
-#[derive(Clone, Debug, PartialEq)]
-pub enum ReplyEvent {
-    /// Part of the answer. After a call, text that follows other text begins with a line end.
-    Text(String),
-    /// Part of the thoughts before the answer.
-    Thinking(String),
-    /// All text so far was a thought: it ended with a `</think>` that had no beginning.
-    TextWasThinking,
-    /// A call has begun, and its name is known. `index` counts the calls of the reply from 0.
-    ToolCallStart {
-        /// Which call.
-        index: usize,
-        /// The tool.
-        name: String,
-    },
-    /// A call is complete.
-    ToolCall {
-        /// Which call.
-        index: usize,
-        /// The call; its id is `call_<index>`.
-        call: ToolCall,
-    },
-    /// What looked like a call is none; a `Text` with all of it follows.
-    MalformedToolCall {
-        /// Which call; the next one gets the same index.
-        index: usize,
-        /// What is wrong with it.
-        reason: String,
-    },
-}
 
 #[derive(Clone, Copy, PartialEq)]
 enum State {
@@ -78,7 +34,7 @@ enum State {
     /// The answer. `fresh` right after a block, whose line ends are not the answer's.
     Text { fresh: bool },
     /// Inside a call, of which `scanned` bytes hold no end marker that counts.
-    Call { scanned: usize, named: bool },
+    Call { scanned: usize },
     /// The buffer begins with `<function=`; `scanned` bytes of it hold no end of a function.
     Bare { scanned: usize },
     /// Right after a call that had no `<tool_call>`: its `</tool_call>` may come all the same.
@@ -89,16 +45,35 @@ enum State {
     Stopped,
 }
 
+/// Where in a reply a parser stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ReplyPlace {
+    /// Inside a thought.
+    Thought,
+    /// After the marker that begins a call.
+    Call,
+    /// Anywhere else.
+    Text,
+}
+
 /// The streaming parser. The events do not depend on how the reply is cut into chunks, apart from how text is
 /// cut; no part of a marker ever shows up as text.
 ///
 /// White space next to a marker belongs to the markup and is dropped; nothing else is.
 pub struct ReplyParser {
     tools: Vec<ToolSpec>,
-    stops: StopStrings,
+    shown: PlacedText,
     json_calls: bool,
     state: State,
     buffer: String,
+    /// Bytes of the reply so far.
+    bytes: usize,
+    /// How many of them were thoughts, with their markers.
+    thought_bytes: usize,
+    /// Where each `Text` stands that the last call gave.
+    spans: Vec<Vec<Range<usize>>>,
+    /// What is told of the current call while it is written.
+    stream: CallStream,
     /// White space before the current call, given back if it turns out to be none.
     space: String,
     calls: usize,
@@ -120,9 +95,13 @@ impl ReplyParser {
         Self {
             json_calls: options.json_calls && !options.tools.is_empty(),
             tools: options.tools,
-            stops: options.stop,
+            shown: PlacedText::new(options.stop),
             state: if options.opens_thinking { State::Thinking { begun: false } } else { State::Start },
             buffer: String::new(),
+            bytes: 0,
+            thought_bytes: 0,
+            spans: Vec::new(),
+            stream: CallStream::default(),
             space: String::new(),
             calls: 0,
             open_end: None,
@@ -136,6 +115,8 @@ impl ReplyParser {
     /// Takes the next chunk of the reply.
     pub fn push(&mut self, chunk: &str) -> Vec<ReplyEvent> {
         self.buffer.push_str(chunk);
+        self.bytes += chunk.len();
+        self.spans.clear();
         let mut events = Vec::new();
         while self.advance(&mut events) {}
         events
@@ -146,8 +127,38 @@ impl ReplyParser {
         self.state == State::Stopped
     }
 
+    /// Which stop string has ended the answer, by its index.
+    pub fn stop_hit(&self) -> Option<usize> {
+        self.shown.hit()
+    }
+
+    /// How many bytes of the reply so far were thoughts, with their markers; they are its first ones.
+    pub fn thought_bytes(&self) -> usize {
+        if matches!(self.state, State::Thinking { .. }) { self.bytes } else { self.thought_bytes }
+    }
+
+    /// Where the reply stands now.
+    pub(crate) fn place(&self) -> ReplyPlace {
+        match self.state {
+            State::Thinking { .. } => ReplyPlace::Thought,
+            State::Call { .. } => ReplyPlace::Call,
+            _ => ReplyPlace::Text,
+        }
+    }
+
+    /// What was not shown yet: inside a call, all that follows its marker.
+    pub(crate) fn pending(&self) -> &str {
+        &self.buffer
+    }
+
+    /// Where in the reply each `Text` stands that the last call gave, in their order.
+    pub(crate) fn take_spans(&mut self) -> Vec<Vec<Range<usize>>> {
+        std::mem::take(&mut self.spans)
+    }
+
     /// Ends the reply: what was held back becomes text, and an unclosed but whole call a call.
     pub fn finish(&mut self) -> Vec<ReplyEvent> {
+        self.spans.clear();
         let mut events = Vec::new();
         loop {
             match self.state {
@@ -163,21 +174,22 @@ impl ReplyParser {
             while self.advance(&mut events) {}
         }
         let rest = std::mem::take(&mut self.buffer);
-        let text = match self.state {
+        let (text, end) = match self.state {
             State::Thinking { begun } => {
                 let rest = if begun { rest.trim_end() } else { rest.trim() };
                 self.flush(&mut events);
                 emit(&mut events, ReplyEvent::Thinking, rest);
-                ""
+                ("", 0)
             }
             State::Text { fresh: true } | State::AfterBare if self.calls > 0 => {
-                rest.trim_start_matches(['\n', '\r']).trim_end()
+                let whole = rest.trim_end();
+                (whole.trim_start_matches(['\n', '\r']), self.bytes - (rest.len() - whole.len()))
             }
-            State::Text { fresh: true } => rest.trim_start_matches(['\n', '\r']),
-            State::Stopped => "",
-            _ => &rest,
+            State::Text { fresh: true } => (rest.trim_start_matches(['\n', '\r']), self.bytes),
+            State::Stopped => ("", 0),
+            _ => (rest.as_str(), self.bytes),
         };
-        self.say(text, &mut events);
+        self.say(text, end, &mut events);
         self.flush(&mut events);
         events
     }
@@ -188,7 +200,7 @@ impl ReplyParser {
             State::Start => self.start(),
             State::Thinking { begun } => self.thinking(begun, events),
             State::Text { fresh } => self.text(fresh, events),
-            State::Call { scanned, named } => self.call(scanned, named, events),
+            State::Call { scanned } => self.call(scanned, events),
             State::Bare { scanned } => self.bare(scanned, events),
             State::AfterBare => self.after_bare(),
             State::Json => self.json(),
@@ -239,14 +251,20 @@ impl ReplyParser {
         if let Some(at) = self.buffer.find(THINK_END) {
             emit(events, ReplyEvent::Thinking, self.buffer[..at].trim_end());
             self.buffer.drain(..at + THINK_END.len());
-            self.state = State::Text { fresh: true };
-            self.may_think = false;
+            self.end_thought();
             return true;
         }
         let sure = self.buffer[..settled(&self.buffer, THINK_END)].trim_end().len();
         emit(events, ReplyEvent::Thinking, &self.buffer[..sure]);
         self.buffer.drain(..sure);
         false
+    }
+
+    /// The buffer begins right after a thought.
+    fn end_thought(&mut self) {
+        self.thought_bytes = self.bytes - self.buffer.len();
+        self.state = State::Text { fresh: true };
+        self.may_think = false;
     }
 
     /// The markers that text can hold, as things are.
@@ -288,9 +306,9 @@ impl ReplyParser {
             if self.spoke {
                 events.push(ReplyEvent::TextWasThinking);
             }
-            (self.spoke, self.may_think) = (false, false);
+            self.spoke = false;
             self.buffer.drain(..space.len() + THINK_END.len());
-            self.state = State::Text { fresh: true };
+            self.end_thought();
             return true;
         }
         self.buffer.drain(..space.len());
@@ -299,32 +317,28 @@ impl ReplyParser {
         if marker == CALL {
             self.buffer.drain(..CALL.len());
             self.open_end = None;
-            self.state = State::Call { scanned: 0, named: false };
+            self.stream = CallStream::default();
+            self.state = State::Call { scanned: 0 };
         } else {
             self.state = State::Bare { scanned: 0 };
         }
         true
     }
 
-    fn call(&mut self, scanned: usize, named: bool, events: &mut Vec<ReplyEvent>) -> bool {
-        if !named && let Some(name) = early_name(&self.buffer) {
-            let (index, name) = (self.calls, name.to_owned());
-            self.flush(events);
-            events.push(ReplyEvent::ToolCallStart { index, name });
-            self.state = State::Call { scanned, named: true };
-            return true;
-        }
-        let Some(at) = self.buffer[scanned..].find(CALL_END).map(|at| scanned + at) else {
-            let scanned = settled(&self.buffer, CALL_END).max(scanned);
-            self.state = State::Call { scanned, named };
+    fn call(&mut self, scanned: usize, events: &mut Vec<ReplyEvent>) -> bool {
+        let found = self.buffer[scanned..].find(CALL_END).map(|at| scanned + at);
+        let sure = found.unwrap_or_else(|| settled(&self.buffer, CALL_END).max(scanned));
+        self.tell(self.open_end.unwrap_or(sure), events);
+        let Some(at) = found else {
+            self.state = State::Call { scanned: sure };
             return false;
         };
         let end = at + CALL_END.len();
-        let later = State::Call { scanned: end, named };
+        let later = State::Call { scanned: end };
         let parsed = parse(&self.buffer[..at], &self.tools);
         if self.open_end.is_some_and(|open| self.buffer[open..at].contains(CALL)) {
             // Another call began in between.
-            self.reject_or_end(Defect::Unfinished, events);
+            self.reject_or_end(Defect::Unfinished, end, events);
             return true;
         }
         match parsed {
@@ -343,28 +357,41 @@ impl ReplyParser {
             Ok(block) => self.complete(block.calls, end, false, events),
             // The marker belongs to a value; the call ends at a later one.
             Err(Defect::Unfinished) => self.state = later,
-            Err(defect) => self.reject_or_end(defect, events),
+            Err(defect) => self.reject_or_end(defect, end, events),
         }
         true
+    }
+
+    /// Tells what the first `sure` bytes of the buffer say of the current call.
+    fn tell(&mut self, sure: usize, events: &mut Vec<ReplyEvent>) {
+        let named = self.stream.name().is_some();
+        let text = self.stream.advance(&self.buffer[..sure], &self.tools).to_owned();
+        let index = self.calls;
+        if !named && let Some(name) = self.stream.name().map(str::to_owned) {
+            self.flush(events);
+            events.push(ReplyEvent::ToolCallStart { index, name });
+        }
+        emit(events, |text| ReplyEvent::ToolCallArguments { index, text }, &text);
     }
 
     /// The reply ends inside a call.
     fn end_call(&mut self, events: &mut Vec<ReplyEvent>) {
         let whole = self.buffer.trim_end();
         let body = whole.strip_suffix(CALL_END).unwrap_or(whole);
+        let end = self.buffer.len();
         match parse(body, &self.tools) {
-            Ok(block) => self.complete(block.calls, self.buffer.len(), false, events),
-            Err(defect) => self.reject_or_end(defect, events),
+            Ok(block) => self.complete(block.calls, end, false, events),
+            Err(defect) => self.reject_or_end(defect, end, events),
         }
     }
 
-    /// A call that cannot go on ends where it could have ended, or is none.
-    fn reject_or_end(&mut self, defect: Defect, events: &mut Vec<ReplyEvent>) {
+    /// A call that cannot go on ends where it could have ended, or is none: not in the first `end` bytes of the buffer.
+    fn reject_or_end(&mut self, defect: Defect, end: usize, events: &mut Vec<ReplyEvent>) {
         let earlier =
             self.open_end.take().and_then(|at| Some((at, parse(&self.buffer[..at], &self.tools).ok()?)));
         match earlier {
             Some((at, block)) => self.complete(block.calls, at + CALL_END.len(), false, events),
-            None => self.reject(defect, events),
+            None => self.reject(defect, end, events),
         }
     }
 
@@ -397,7 +424,7 @@ impl ReplyParser {
         let text = std::mem::take(&mut self.space) + FUNCTION;
         self.buffer.drain(..FUNCTION.len());
         self.state = State::Text { fresh: false };
-        self.say(&text, events);
+        self.say(&text, self.bytes - self.buffer.len(), events);
     }
 
     fn after_bare(&mut self) -> bool {
@@ -413,17 +440,34 @@ impl ReplyParser {
 
     /// The first `end` bytes of the buffer are `calls` with their markup.
     fn complete(&mut self, calls: Vec<Call>, end: usize, bare: bool, events: &mut Vec<ReplyEvent>) {
+        let stream = std::mem::take(&mut self.stream);
+        let first = calls.first().map(|(name, arguments)| (name.as_str(), arguments.to_string()));
+        let as_told =
+            |name: &str| first.as_ref().is_some_and(|(n, a)| *n == name && a.starts_with(stream.told()));
+        if stream.name().is_some_and(|name| !as_told(name)) {
+            // Never a call that is another than the one that was told.
+            self.stream = stream;
+            return self.reject(Defect::Malformed("it ends as another call".into()), end, events);
+        }
         self.flush(events);
-        let mut announced = matches!(self.state, State::Call { named: true, .. });
+        let mut told = stream.name().map(|_| stream.told().len());
         for (name, arguments) in calls {
             let index = self.calls;
-            if !std::mem::take(&mut announced) {
+            if told.is_none() {
                 events.push(ReplyEvent::ToolCallStart { index, name: name.clone() });
             }
+            let mut text = arguments.to_string();
+            text.drain(..told.take().unwrap_or(0));
+            emit(events, |text| ReplyEvent::ToolCallArguments { index, text }, &text);
             let call = ToolCall { id: format!("call_{index}"), name, arguments };
             events.push(ReplyEvent::ToolCall { index, call });
             self.calls += 1;
         }
+        self.end_block(end, bare);
+    }
+
+    /// The first `end` bytes of the buffer are done with.
+    fn end_block(&mut self, end: usize, bare: bool) {
         self.buffer.drain(..end);
         self.space.clear();
         self.open_end = None;
@@ -431,46 +475,65 @@ impl ReplyParser {
         self.state = if bare { State::AfterBare } else { State::Text { fresh: true } };
     }
 
-    /// The call is none: its opening marker becomes text, and what follows is read as text again.
-    fn reject(&mut self, defect: Defect, events: &mut Vec<ReplyEvent>) {
+    /// The call is none. If nothing was told of it, its opening marker becomes text, and what follows is read as text
+    /// again; else it is broken as far as `end`, or as the next call begins.
+    fn reject(&mut self, defect: Defect, end: usize, events: &mut Vec<ReplyEvent>) {
         let reason = match defect {
             Defect::Unfinished => "the reply ends inside the call".to_owned(),
             Defect::Malformed(reason) => reason,
         };
         self.flush(events);
-        events.push(ReplyEvent::MalformedToolCall { index: self.calls, reason });
-        let text = std::mem::take(&mut self.space) + CALL;
+        let (index, mut text) = (self.calls, std::mem::take(&mut self.space) + CALL);
+        if std::mem::take(&mut self.stream).name().is_some() {
+            let end = self.buffer[..end].find(CALL).unwrap_or(end);
+            text.push_str(&self.buffer[..end]);
+            events.push(ReplyEvent::BrokenToolCall { index, reason, text });
+            self.calls += 1;
+            return self.end_block(end, false);
+        }
+        events.push(ReplyEvent::MalformedToolCall { index, reason });
         self.state = State::Text { fresh: false };
-        self.say(&text, events);
+        self.say(&text, self.bytes - self.buffer.len(), events);
     }
 
     /// Shows the first `bytes` of the buffer as text.
     fn say_front(&mut self, bytes: usize, events: &mut Vec<ReplyEvent>) {
         let text: String = self.buffer.drain(..bytes).collect();
-        self.say(&text, events);
+        self.say(&text, self.bytes - self.buffer.len(), events);
     }
 
-    /// Shows text, as far as no stop string may have begun in it.
-    fn say(&mut self, text: &str, events: &mut Vec<ReplyEvent>) {
+    /// Shows text that ends before byte `end` of the reply, as far as no stop string may have begun in it.
+    fn say(&mut self, text: &str, end: usize, events: &mut Vec<ReplyEvent>) {
         if text.is_empty() || self.state == State::Stopped {
             return;
         }
-        let border = self.after_call && self.spoke && !text.starts_with('\n');
-        let sure = if border { self.stops.push(&format!("\n{text}")) } else { self.stops.push(text) };
+        if self.after_call && self.spoke && !text.starts_with('\n') {
+            let border = self.shown.push_border("\n");
+            self.emit_text(border, events);
+        }
+        let sure = self.shown.push(text, end);
         (self.spoke, self.after_call, self.last) = (true, false, text.chars().next_back());
-        emit(events, ReplyEvent::Text, &sure);
-        if self.stops.hit().is_some() {
+        self.emit_text(sure, events);
+        if self.shown.hit().is_some() {
             self.state = State::Stopped;
         }
     }
 
     /// Shows what was held back for a stop string, which does not reach across other things.
     fn flush(&mut self, events: &mut Vec<ReplyEvent>) {
-        emit(events, ReplyEvent::Text, &self.stops.finish());
+        let held = self.shown.finish();
+        self.emit_text(held, events);
+    }
+
+    fn emit_text(&mut self, (text, spans): Placed, events: &mut Vec<ReplyEvent>) {
+        if !text.is_empty() {
+            events.push(ReplyEvent::Text(text));
+            self.spans.push(spans);
+        }
     }
 }
 
-fn emit(events: &mut Vec<ReplyEvent>, kind: fn(String) -> ReplyEvent, text: &str) {
+fn emit(events: &mut Vec<ReplyEvent>, kind: impl Fn(String) -> ReplyEvent, text: &str) {
     if !text.is_empty() {
         events.push(kind(text.to_owned()));
     }

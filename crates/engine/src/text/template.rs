@@ -13,6 +13,7 @@ use minijinja::value::Value;
 use minijinja::{AutoEscape, Environment, ErrorKind as JinjaKind, State, UndefinedBehavior};
 use serde_json::json;
 
+use super::format::CallFormat;
 use super::jinja;
 use super::json::Json;
 use super::strftime::CivilTime;
@@ -45,6 +46,7 @@ pub struct Template {
     source: String,
     takes_parts: bool,
     json_calls: bool,
+    call_format: Option<&'static CallFormat>,
 }
 
 impl Template {
@@ -80,9 +82,10 @@ impl Template {
             && !["<tool_call>", "[TOOL_CALLS]", "<function="].iter().any(|markup| source.contains(markup));
         let source =
             jinja::prepared(source).map_err(|e| Error::unsupported(format!("chat template: {e}")))?;
-        let mut own = Self { env, config, source, takes_parts: false, json_calls };
+        let mut own = Self { env, config, source, takes_parts: false, json_calls, call_format: None };
         own.compiled()?;
         own.takes_parts = own.probe_parts();
+        own.call_format = own.probe_calls();
         Ok(own)
     }
 
@@ -101,6 +104,30 @@ impl Template {
     /// Whether the template asks for tool calls as plain JSON, without markup around it.
     pub fn json_calls(&self) -> bool {
         self.json_calls
+    }
+
+    /// How the template writes calls, if it is one of the ways that this build knows.
+    pub fn call_format(&self) -> Option<&'static CallFormat> {
+        self.call_format
+    }
+
+    fn probe_calls(&self) -> Option<&'static CallFormat> {
+        const PROBE: &str = "PROBE";
+        let function = json!({"name": PROBE, "arguments": {"key": "value"}});
+        let call = json!({"id": "call00000", "type": "function", "function": function});
+        let parameters = json!({"type": "object", "properties": {"key": {"type": "string"}}});
+        let tool = json!({"name": PROBE, "description": PROBE, "parameters": parameters});
+        let context = json!({
+            "messages": [
+                {"role": "user", "content": PROBE},
+                {"role": "assistant", "content": "", "tool_calls": [call]},
+            ],
+            "tools": [{"type": "function", "function": tool}],
+            "documents": null,
+            "add_generation_prompt": false,
+        });
+        let rendered = self.render(&context.into(), Some(CivilTime::from_unix(0)));
+        CallFormat::of_text(&rendered.ok()?, PROBE)
     }
 
     fn probe_parts(&self) -> bool {

@@ -2,12 +2,14 @@
 
 use std::collections::HashMap;
 use std::path::Path;
+use std::sync::{Arc, OnceLock};
 
 use files::{Error, GgufVocab, Meta, Result, TokenizerSource};
 use serde_json::Value;
 use tokenizers::AddedToken;
 use tokenizers::pre_tokenizers::PreTokenizerWrapper;
 
+use super::grammar::tokens::GrammarTokens;
 use super::special::{Added, Fragment, Splitter};
 use super::spm::{SPACE_MARK, Spm};
 use super::vocab::{TokenKind, TokenTable, byte_token};
@@ -45,6 +47,8 @@ pub struct Tokenizer {
     document_prefix: Vec<u32>,
     strip_leading_space: bool,
     notes: Vec<String>,
+    /// Built when the first grammar needs it.
+    grammar_tokens: OnceLock<Result<Arc<GrammarTokens>, String>>,
 }
 
 /// The part of a `tokenizer.json` that must be JSON before the library sees it.
@@ -115,6 +119,7 @@ impl Tokenizer {
             document_prefix,
             strip_leading_space,
             notes,
+            grammar_tokens: OnceLock::new(),
         })
     }
 
@@ -171,6 +176,7 @@ impl Tokenizer {
             document_prefix,
             strip_leading_space,
             notes: notes(vocab),
+            grammar_tokens: OnceLock::new(),
         })
     }
 
@@ -264,6 +270,25 @@ impl Tokenizer {
     /// What a user should know about how the vocabulary was read.
     pub fn notes(&self) -> &[String] {
         &self.notes
+    }
+
+    /// Builds what grammars need of the vocabulary, once: a second or two for a large one, best spent while the model's
+    /// weights are read. The first [`Constraint`](super::Constraint) does it otherwise.
+    ///
+    /// # Errors
+    /// `Unsupported` for a vocabulary that grammars cannot hold.
+    pub fn prepare_grammars(&self) -> Result<()> {
+        self.grammar_tokens().map(|_| ())
+    }
+
+    /// At most so many bytes are kept by [`Self::prepare_grammars`], for the plan.
+    pub fn grammar_bytes(&self) -> u64 {
+        GrammarTokens::bytes(self)
+    }
+
+    pub(super) fn grammar_tokens(&self) -> Result<Arc<GrammarTokens>> {
+        let build = || GrammarTokens::new(self).map(Arc::new).map_err(|e| e.message().to_owned());
+        self.grammar_tokens.get_or_init(build).clone().map_err(Error::unsupported)
     }
 
     /// The texts of the control tokens.

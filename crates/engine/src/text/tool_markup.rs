@@ -6,13 +6,9 @@
 //! model wrote is dropped: a key given twice, text between the tags, a member of a call that has no meaning.
 
 use super::chat::ToolSpec;
+use super::format::{CALL_END, FUNCTION, FUNCTION_END, PARAMETER, PARAMETER_END};
 use super::json::{Json, JsonMap};
 use super::reply::settled;
-
-const FUNCTION: &str = "<function=";
-const FUNCTION_END: &str = "</function>";
-const PARAMETER: &str = "<parameter=";
-const PARAMETER_END: &str = "</parameter>";
 
 /// A tool's name and its arguments, an object.
 pub(crate) type Call = (String, Json);
@@ -37,13 +33,6 @@ pub(crate) struct Block {
 
 fn malformed<T>(reason: impl Into<String>) -> Result<T, Defect> {
     Err(Defect::Malformed(reason.into()))
-}
-
-/// The tool's name, as soon as the beginning of an XML block shows it.
-pub(crate) fn early_name(body: &str) -> Option<&str> {
-    let (name, _) = body.trim_start().strip_prefix(FUNCTION)?.split_once('>')?;
-    let name = name.trim();
-    (!name.is_empty() && !name.contains(['<', '\n'])).then_some(name)
 }
 
 /// Reads the body of a block.
@@ -92,10 +81,10 @@ pub(crate) fn bare_call(text: &str, tools: &[ToolSpec], last: bool, scanned: usi
     for end in ends {
         let Ok(mut block) = parse_xml(&text[..end], tools) else { continue };
         let after = text[end..].trim_start();
-        if !block.open_ended || after.starts_with("</tool_call>") || (last && after.is_empty()) {
+        if !block.open_ended || after.starts_with(CALL_END) || (last && after.is_empty()) {
             return block.calls.pop().map_or(Bare::No, |call| Bare::Call(call, end));
         }
-        if "</tool_call>".starts_with(after) && !last {
+        if CALL_END.starts_with(after) && !last {
             return wait(end - FUNCTION_END.len());
         }
     }
@@ -241,13 +230,13 @@ fn function<'a>(text: &'a str, tools: &[ToolSpec], open_ended: &mut bool) -> Res
         let end = value_end(value, key, expected)?;
         *open_ended = end.open_ended;
         let text = without_border(&value[..end.at]);
-        arguments.insert(key.to_owned(), typed(text, spec.and_then(|s| s.parameter(key))));
+        arguments.insert(key.to_owned(), typed(text, &types(spec, key)));
         rest = &value[end.next..];
     }
 }
 
 /// One line end after the opening tag and one before the closing tag belong to the tags.
-fn without_border(text: &str) -> &str {
+pub(super) fn without_border(text: &str) -> &str {
     let text = text.strip_prefix("\r\n").or(text.strip_prefix('\n')).unwrap_or(text);
     text.strip_suffix("\r\n").or(text.strip_suffix('\n')).unwrap_or(text)
 }
@@ -300,13 +289,9 @@ fn value_end(value: &str, key: &str, expected: impl Fn(&str) -> bool) -> Result<
     Ok(End { at: own, next: own + PARAMETER_END.len(), open_ended: false })
 }
 
-/// The text as the schema wants it: a declared string stays as it is; otherwise whatever it is as JSON, if its
-/// type is allowed; and a string again if nothing fits. Without a schema, JSON that is not a string counts.
-fn typed(text: &str, schema: Option<&Json>) -> Json {
-    let mut allowed = Vec::new();
-    if let Some(schema) = schema {
-        collect_types(schema, &mut allowed, 0);
-    }
+/// The text as its schema wants it, which allows these types: a string stays as it is; otherwise whatever it is as JSON,
+/// if its type is allowed; and a string again if nothing fits. Without any type, JSON that is not a string counts.
+pub(super) fn typed(text: &str, allowed: &[&str]) -> Json {
     if allowed == ["string"] {
         return text.into();
     }
@@ -332,23 +317,49 @@ fn typed(text: &str, schema: Option<&Json>) -> Json {
     }
 }
 
-fn collect_types<'a>(schema: &'a Json, out: &mut Vec<&'a str>, depth: usize) {
+/// The types that the schema of the argument `key` allows, sorted; none where it does not say.
+pub(super) fn types<'a>(tool: Option<&'a ToolSpec>, key: &str) -> Vec<&'a str> {
+    let mut allowed = Vec::new();
+    if let Some((root, schema)) = tool.and_then(|tool| Some((tool.parameters()?, tool.parameter(key)?))) {
+        collect_types(root, schema, &mut allowed, 0);
+    }
+    allowed.sort_unstable();
+    allowed.dedup();
+    allowed
+}
+
+fn collect_types<'a>(root: &'a Json, schema: &'a Json, out: &mut Vec<&'a str>, depth: usize) {
+    if depth > 8 {
+        return;
+    }
     match schema.get("type") {
         Some(Json::String(t)) => out.push(t),
         Some(Json::Array(list)) => out.extend(list.iter().filter_map(Json::as_str)),
-        _ => {}
+        _ => {
+            let listed = schema.get("enum").and_then(Json::as_array).into_iter().flatten();
+            out.extend(listed.chain(schema.get("const")).map(|value| type_of(value)));
+        }
     }
     for key in ["anyOf", "oneOf", "allOf"] {
         let variants = schema.get(key).and_then(Json::as_array).into_iter().flatten();
-        if depth < 8 {
-            variants.for_each(|v| collect_types(v, out, depth + 1));
-        }
+        variants.for_each(|variant| collect_types(root, variant, out, depth + 1));
     }
+    let target = schema.get("$ref").and_then(Json::as_str).and_then(|reference| root.pointer(reference));
+    target.into_iter().for_each(|target| collect_types(root, target, out, depth + 1));
     if schema.get("nullable") == Some(&Json::Bool(true)) {
         out.push("null");
     }
-    out.sort_unstable();
-    out.dedup();
+}
+
+fn type_of(value: &Json) -> &'static str {
+    match value {
+        Json::Null => "null",
+        Json::Bool(_) => "boolean",
+        Json::Number(_) => "number",
+        Json::String(_) => "string",
+        Json::Array(_) => "array",
+        Json::Object(_) => "object",
+    }
 }
 
 fn is_a(value: &Json, kind: &str) -> bool {

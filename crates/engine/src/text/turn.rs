@@ -22,7 +22,11 @@ impl ReplyTurn {
             ReplyEvent::Thinking(text) => self.thinking.push_str(text),
             ReplyEvent::TextWasThinking => self.thinking = std::mem::take(&mut self.text),
             ReplyEvent::ToolCall { call, .. } => self.calls.push(call.clone()),
-            ReplyEvent::ToolCallStart { .. } | ReplyEvent::MalformedToolCall { .. } => {}
+            ReplyEvent::BrokenToolCall { text, .. } => self.text.push_str(text),
+            ReplyEvent::ToolCallStart { .. }
+            | ReplyEvent::ToolCallArguments { .. }
+            | ReplyEvent::MalformedToolCall { .. }
+            | ReplyEvent::Logprobs(_) => {}
         }
     }
 

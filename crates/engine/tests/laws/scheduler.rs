@@ -1,14 +1,16 @@
 //! Requests that share steps: each gets the answer that it gets alone, whatever becomes of the others.
 
 use std::ops::ControlFlow;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use store::Range;
 use store::disk::{Fault, FaultKind, SimDisk};
 use tidemill_engine::generate::{FinishReason, GenerateOptions, Generated, generate};
 use tidemill_engine::sample::SampleParams;
-use tidemill_engine::scheduler::{Request, RequestEvent, Scheduler, SchedulerOptions, Ticket};
+use tidemill_engine::scheduler::{Listener, Request, RequestEvent, Scheduler, SchedulerOptions, Ticket};
 use tidemill_engine::text::Tokenizer;
 use tidemill_engine::{ErrorKind, Model, OpenOptions, Session};
 
@@ -43,7 +45,14 @@ fn request(model: &Model, seed: u64, prompt: usize, answer: usize) -> Request {
     };
     let options =
         GenerateOptions { sampling, max_tokens: Some(answer), ignore_end: true, ..Default::default() };
-    Request { prompt: tokens(model, seed, prompt), options, borders: Vec::new(), priority: 0, deadline: None }
+    Request {
+        prompt: tokens(model, seed, prompt),
+        options,
+        borders: Vec::new(),
+        cache: true,
+        priority: 0,
+        deadline: None,
+    }
 }
 
 fn alone(model: &Arc<Model>, tokenizer: &Tokenizer, request: &Request) -> Vec<u32> {
@@ -57,7 +66,7 @@ fn wait(ticket: &Ticket) -> tidemill_engine::Result<Generated> {
         match ticket.next_event().expect("the last event is the end") {
             RequestEvent::Ended(end) => return end,
             RequestEvent::Prompt { done_tokens, total_tokens } => assert!(done_tokens <= total_tokens as f64),
-            RequestEvent::Reply(_) => {}
+            RequestEvent::Begun { .. } | RequestEvent::Reply(_) => {}
         }
     }
 }
@@ -107,7 +116,7 @@ fn an_answer_goes_on_while_a_prompt_is_computed() {
         match ticket.next_event().expect("the last event is the end") {
             RequestEvent::Ended(end) => break end.expect("answers"),
             RequestEvent::Prompt { .. } => between.push(scheduler.counts().answer_tokens),
-            RequestEvent::Reply(_) => {}
+            RequestEvent::Begun { .. } | RequestEvent::Reply(_) => {}
         }
     };
     let rises = between.windows(2).filter(|pair| pair[1] > pair[0]).count();
@@ -139,7 +148,8 @@ fn what_ended_or_living_sequences_have_computed_is_reused() {
         let ask = |prompt: Vec<u32>| {
             let options = GenerateOptions { max_tokens: Some(6), ignore_end: true, ..Default::default() };
             let options = GenerateOptions { sampling: SampleParams::greedy(), ..options };
-            let request = Request { prompt, options, borders: Vec::new(), priority: 0, deadline: None };
+            let request =
+                Request { prompt, options, borders: Vec::new(), cache: true, priority: 0, deadline: None };
             let answer = wait(&scheduler.submit(request.clone()).expect("queues")).expect("answers");
             assert_eq!(answer.tokens, alone(&judge, &tokenizer, &request));
             (request.prompt, answer)
@@ -393,4 +403,75 @@ fn requests_that_cannot_be_are_refused_by_name() {
     let late = scheduler.submit(Request { deadline: Some(Instant::now()), ..good.clone() }).expect("queues");
     assert_eq!(wait(&late).expect("no error").finish, FinishReason::Cancelled);
     assert_eq!(wait(&scheduler.submit(good).expect("queues")).expect("answers").tokens.len(), 3);
+}
+
+/// Reads nothing after so many events until it is let go.
+struct Slow {
+    heard: AtomicUsize,
+    reads: AtomicBool,
+    events: Mutex<Sender<RequestEvent>>,
+}
+
+impl Listener for Slow {
+    fn hear(&self, event: RequestEvent) -> bool {
+        self.heard.fetch_add(1, Ordering::SeqCst);
+        self.events.lock().expect("whole").send(event).is_ok()
+    }
+
+    fn is_behind(&self) -> bool {
+        !self.reads.load(Ordering::SeqCst) && self.heard.load(Ordering::SeqCst) >= 10
+    }
+}
+
+#[test]
+fn a_slow_listener_holds_its_own_answer_alone() {
+    let (_, model, judge, tokenizer) = demo();
+    let scheduler = Scheduler::start(model.clone(), tokenizer.clone(), TOGETHER).expect("starts");
+    let slow = || {
+        let (events, heard) = channel();
+        let (heard_so_far, reads) = (AtomicUsize::new(0), AtomicBool::new(false));
+        (Arc::new(Slow { heard: heard_so_far, reads, events: Mutex::new(events) }), heard)
+    };
+    let (held, held_events) = slow();
+    let (lost, lost_events) = slow();
+    let requests = [request(&model, 0, 9, 60), request(&model, 1, 9, 60)];
+    let held_handle = scheduler.submit_to(requests[0].clone(), held.clone()).expect("queues");
+    let lost_handle = scheduler.submit_to(requests[1].clone(), lost.clone()).expect("queues");
+    // Longer than the others would be.
+    let other = request(&model, 2, 9, 120);
+    let answer = wait(&scheduler.submit(other.clone()).expect("queues")).expect("answers");
+    assert_eq!(answer.tokens, alone(&judge, &tokenizer, &other));
+    // Nobody but they is there, and the scheduler sleeps: to be given up and to be read wakes it.
+    assert!([&held, &lost].iter().all(|of| (10..30).contains(&of.heard.load(Ordering::SeqCst))));
+    lost_handle.cancel();
+    held.reads.store(true, Ordering::SeqCst);
+    held_handle.wake();
+    let end = |events: Receiver<RequestEvent>| {
+        events.into_iter().find_map(|event| match event {
+            RequestEvent::Ended(end) => Some(end.expect("ends")),
+            _ => None,
+        })
+    };
+    let (held, lost) = (end(held_events).expect("an end"), end(lost_events).expect("an end"));
+    assert_eq!(held.tokens, alone(&judge, &tokenizer, &requests[0]));
+    assert_eq!(lost.finish, FinishReason::Cancelled);
+    assert_eq!(lost.tokens, alone(&judge, &tokenizer, &requests[1])[..lost.tokens.len()]);
+}
+
+#[test]
+fn what_is_not_cached_uses_nothing_and_leaves_nothing() {
+    let (_, model, _, tokenizer) = demo();
+    let scheduler = Scheduler::start(model.clone(), tokenizer.clone(), TOGETHER).expect("starts");
+    let reused = |cache: bool| {
+        let ticket = scheduler.submit(Request { cache, ..request(&model, 0, 90, 3) }).expect("queues");
+        let begun = ticket.next_event();
+        let Some(RequestEvent::Begun { prompt_tokens: 90, reused_tokens }) = begun else {
+            panic!("{begun:?}")
+        };
+        assert_eq!(wait(&ticket).expect("answers").reused_tokens, reused_tokens);
+        reused_tokens
+    };
+    assert_eq!((reused(false), reused(true)), (0, 0));
+    assert!(reused(true) > 0, "it was kept");
+    assert_eq!(reused(false), 0);
 }

@@ -1,0 +1,11 @@
+//! OpenAI's Responses.
+
+mod input;
+mod reply;
+mod request;
+mod thread;
+mod tools;
+
+pub use reply::reply;
+pub use request::{FIELDS, request};
+pub use thread::{Conversation, Thread, no_previous, resume};

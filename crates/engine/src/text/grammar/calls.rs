@@ -1,0 +1,311 @@
+//! Grammars of calls: what may stand in the blocks of a [`CallFormat`], for the tools that are offered.
+
+use std::fmt::Write;
+
+use files::{Error, Result};
+use serde_json::{Map, Value, json};
+
+use super::schema::{Unkept, prepared, with_options};
+use crate::text::chat::ToolSpec;
+use crate::text::format::{CALL_END, CallBody, CallFormat, FUNCTION, FUNCTION_END, PARAMETER, PARAMETER_END};
+use crate::text::tool_markup::types;
+
+/// Terminal of a string between tags: no tag that could end it or begin another value, wherever it stands.
+pub(super) const RAW: &str = r"RAW: /(?s:.*)/ & ~/(?s:.*)(<\/parameter>|<parameter=|<\/function>[ \t\r\n]*(<function=|<\/tool_call>))(?s:.*)/";
+
+/// How much of a tool's schema is kept, from all to nothing: what is left when the compiler refuses the rest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Keep {
+    All,
+    /// No patterns, formats, lengths and bounds.
+    Structure,
+    /// Any arguments.
+    Nothing,
+}
+
+/// Writes the rules of one tool's block, between its markers, in Lark: the rule `name` and those that it needs.
+pub(super) fn rules(
+    format: &CallFormat,
+    tool: &ToolSpec,
+    name: &str,
+    keep: Keep,
+    left_out: &mut Vec<String>,
+) -> Result<String> {
+    let at = format!("tools: {}: parameters", tool.name());
+    let strict = tool.is_strict();
+    let any = crate::text::json::Json::Object(Default::default());
+    let parameters = tool.parameters().filter(|_| keep != Keep::Nothing).unwrap_or(&any);
+    let unkept = if strict { Unkept::Refuse } else { Unkept::LeaveOut(left_out) };
+    let mut schema = prepared(parameters, &at, unkept)?;
+    if keep == Keep::Structure {
+        strip(&mut schema);
+    }
+    let Value::Object(mut schema) = schema else {
+        return Err(Error::invalid(format!("{at}: it must be an object")));
+    };
+    close(&mut schema);
+    match format.body {
+        CallBody::Json => Ok(json_rules(tool, name, schema, strict)),
+        CallBody::Tags => {
+            left_out.extend(loose_formats(&schema, strict, &at)?);
+            tag_rules(tool, name, &schema, strict, &at)
+        }
+    }
+}
+
+/// Keywords under which more arguments may be declared.
+const COMBINED: [&str; 5] = ["$ref", "anyOf", "oneOf", "allOf", "patternProperties"];
+
+fn required(schema: &Map<String, Value>) -> Vec<&str> {
+    let list = schema.get("required").and_then(Value::as_array);
+    list.into_iter().flatten().filter_map(Value::as_str).collect()
+}
+
+/// Arguments are an object, of which no more is allowed than was declared, unless the tool says otherwise.
+fn close(schema: &mut Map<String, Value>) {
+    schema.entry("type").or_insert_with(|| "object".into());
+    if COMBINED.iter().any(|key| schema.contains_key(*key)) {
+        return;
+    }
+    let mut properties = schema.get("properties").and_then(Value::as_object).cloned().unwrap_or_default();
+    for key in required(schema) {
+        properties.entry(key).or_insert(Value::Bool(true));
+    }
+    schema.insert("properties".into(), properties.into());
+    schema.entry("additionalProperties").or_insert_with(|| false.into());
+}
+
+/// Takes out of a schema what is no structure.
+fn strip(schema: &mut Value) {
+    const DETAILS: [&str; 13] = [
+        "pattern",
+        "format",
+        "minLength",
+        "maxLength",
+        "minItems",
+        "maxItems",
+        "minProperties",
+        "maxProperties",
+        "minimum",
+        "maximum",
+        "exclusiveMinimum",
+        "exclusiveMaximum",
+        "multipleOf",
+    ];
+    match schema {
+        Value::Object(map) => {
+            // A property may have such a name: its schema is an object, or a truth value.
+            map.retain(|key, value| {
+                !DETAILS.contains(&key.as_str()) || matches!(value, Value::Object(_) | Value::Bool(_))
+            });
+            map.values_mut().for_each(strip);
+        }
+        Value::Array(list) => list.iter_mut().for_each(strip),
+        _ => {}
+    }
+}
+
+/// `text` as Lark writes it.
+pub(super) fn quoted(text: &str) -> String {
+    Value::from(text).to_string().replace('\u{7f}', "\\u007f")
+}
+
+fn json_rules(tool: &ToolSpec, name: &str, mut schema: Map<String, Value>, strict: bool) -> String {
+    let mut arguments = Value::Object(std::mem::take(&mut schema));
+    rebase(&mut arguments, "#/properties/arguments");
+    let call = json!({
+        "type": "object",
+        "properties": {"name": {"const": tool.name()}, "arguments": arguments},
+        "required": ["name", "arguments"],
+        "additionalProperties": false,
+    });
+    format!("{name}: \"\\n\" %json {} {}\n", with_options(call, !strict), quoted(&format!("\n{CALL_END}")))
+}
+
+/// Makes references within a schema fit the place where the schema is put.
+fn rebase(schema: &mut Value, to: &str) {
+    match schema {
+        Value::Object(map) => {
+            if let Some(Value::String(reference)) = map.get_mut("$ref")
+                && let Some(path) = reference.strip_prefix('#')
+            {
+                *reference = format!("{to}{}", path.trim_end_matches('/'));
+            }
+            map.values_mut().for_each(|inner| rebase(inner, to));
+        }
+        Value::Array(list) => list.iter_mut().for_each(|inner| rebase(inner, to)),
+        _ => {}
+    }
+}
+
+/// The places of formats of arguments that stand between tags, where they are not kept.
+fn loose_formats(schema: &Map<String, Value>, strict: bool, at: &str) -> Result<Vec<String>> {
+    let properties = schema.get("properties").and_then(Value::as_object).into_iter().flatten();
+    let loose = properties.filter(|(_, property)| target(property, schema).get("format").is_some());
+    let places: Vec<String> = loose.map(|(key, _)| format!("{at}/properties/{key}/format")).collect();
+    match places.first().filter(|_| strict) {
+        Some(place) => {
+            Err(Error::invalid(format!("{place}: the keyword \"format\" cannot be kept in a tag")))
+        }
+        None => Ok(places),
+    }
+}
+
+fn tag_rules(
+    tool: &ToolSpec,
+    name: &str,
+    schema: &Map<String, Value>,
+    strict: bool,
+    at: &str,
+) -> Result<String> {
+    let none = Map::new();
+    let properties = schema.get("properties").and_then(Value::as_object).unwrap_or(&none);
+    let required = required(schema);
+    let (mut parts, mut rules) = (String::new(), String::new());
+    for (i, (key, property)) in properties.iter().enumerate() {
+        let rule = format!("{name}p{i}");
+        if key.is_empty() || key.contains(['<', '>', '\n']) {
+            return Err(Error::invalid(format!("{at}: the name {key:?} cannot stand in a tag")));
+        }
+        let value = value_rules(tool, key, &rule, property, schema, strict)?;
+        let Some(value) = value else {
+            if required.contains(&key.as_str()) {
+                return Err(Error::invalid(format!("{at}: nothing fits {key:?}, which is required")));
+            }
+            continue;
+        };
+        let optional = if required.contains(&key.as_str()) { "" } else { "?" };
+        let _ = write!(parts, " {rule}{optional}");
+        let _ =
+            writeln!(rules, "{rule}: {} {rule}v \"\\n\"\n{value}", quoted(&format!("{PARAMETER}{key}>\n")));
+    }
+    let free = properties.is_empty() && schema.get("additionalProperties") != Some(&Value::Bool(false));
+    if free {
+        parts.push_str(&format!(" {name}p*"));
+        let _ = writeln!(
+            rules,
+            "{name}p: {} /[A-Za-z_][A-Za-z0-9_.-]{{0,63}}/ \">\\n\" {name}pv \"\\n\"\n{}",
+            quoted(PARAMETER),
+            raw(&format!("{name}p"), "RAW")
+        );
+    }
+    let begin = quoted(&format!("\n{FUNCTION}{}>\n", tool.name()));
+    let end = quoted(&format!("{FUNCTION_END}\n{CALL_END}"));
+    Ok(format!("{name}: {begin}{parts} {end}\n{rules}"))
+}
+
+/// The rule of text that ends at its closing tag, and no earlier.
+fn raw(rule: &str, body: &str) -> String {
+    format!("{rule}v[suffix={}]: {body}\n", quoted(&format!("\n{PARAMETER_END}")))
+}
+
+/// The rule `{rule}v` of a value and its closing tag; `None` if nothing fits.
+fn value_rules(
+    tool: &ToolSpec,
+    key: &str,
+    rule: &str,
+    property: &Value,
+    root: &Map<String, Value>,
+    strict: bool,
+) -> Result<Option<String>> {
+    let types = types(Some(tool), key);
+    let property = target(property, root);
+    let listed = property.get("enum").and_then(Value::as_array).cloned();
+    let listed = listed.or_else(|| Some(vec![property.get("const")?.clone()]));
+    if let Some(list) = listed {
+        let shown = list.iter().map(|value| value.as_str().map_or_else(|| value.to_string(), str::to_owned));
+        let choices: Vec<String> = shown.map(|text| quoted(&format!("{text}\n{PARAMETER_END}"))).collect();
+        return Ok((!choices.is_empty()).then(|| format!("{rule}v: {}\n", choices.join(" | "))));
+    }
+    if *property == Value::Bool(false) {
+        return Ok(None);
+    }
+    if types.is_empty() || types.contains(&"string") {
+        let terminals = text_terminals(rule, property, types == ["string"]);
+        return Ok(Some(format!("{}{}", raw(rule, &terminals.0), terminals.1)));
+    }
+    let schema = if has_reference(property) && key.contains('/') {
+        json!({}) // no reference leads there
+    } else if has_reference(property) {
+        let mut whole = Value::Object(root.clone());
+        rebase(&mut whole, "#/$defs/whole");
+        json!({"$ref": format!("#/$defs/whole/properties/{key}"), "$defs": {"whole": whole}})
+    } else {
+        property.clone()
+    };
+    let end = quoted(&format!("\n{PARAMETER_END}"));
+    Ok(Some(format!("{rule}v: %json {} {end}\n", with_options(schema, !strict))))
+}
+
+/// What a schema that is nothing but a reference refers to.
+fn target<'a>(schema: &'a Value, root: &'a Map<String, Value>) -> &'a Value {
+    let mut schema = schema;
+    for _ in 0..8 {
+        let path =
+            schema.get("$ref").and_then(Value::as_str).and_then(|reference| reference.strip_prefix("#/"));
+        let Some(path) = path else { break };
+        let mut steps = path.split('/');
+        let first = steps.next().and_then(|step| root.get(step));
+        let next = first.and_then(|first| {
+            steps.try_fold(first, |value, step| match value {
+                Value::Array(list) => list.get(step.parse::<usize>().ok()?),
+                value => value.get(step),
+            })
+        });
+        let Some(next) = next else { break };
+        schema = next;
+    }
+    schema
+}
+
+fn has_reference(schema: &Value) -> bool {
+    match schema {
+        Value::Object(map) => map.contains_key("$ref") || map.values().any(has_reference),
+        Value::Array(list) => list.iter().any(has_reference),
+        _ => false,
+    }
+}
+
+/// What a string between tags is made of: a terminal, and the rules of those that it names.
+fn text_terminals(rule: &str, property: &Value, only_text: bool) -> (String, String) {
+    let mut all = vec!["RAW".to_owned()];
+    if only_text {
+        let count = |key| property.get(key).and_then(Value::as_u64);
+        if let Some(pattern) = property.get("pattern").and_then(Value::as_str) {
+            all.push(format!("/{}/", searched(pattern)));
+        }
+        let (least, most) = (count("minLength"), count("maxLength"));
+        if least.is_some() || most.is_some() {
+            let most = most.map_or(String::new(), |most| most.to_string());
+            all.push(format!("/(?s:.){{{},{most}}}/", least.unwrap_or(0)));
+        }
+    }
+    if all.len() == 1 {
+        return ("RAW".into(), String::new());
+    }
+    let name = rule.to_uppercase();
+    (name.clone(), format!("{name}: {}\n", all.join(" & ")))
+}
+
+/// A pattern that may match anywhere, as one that matches the whole; `/` ends a pattern in Lark.
+fn searched(pattern: &str) -> String {
+    let begins = pattern.starts_with('^');
+    let body = pattern.strip_prefix('^').unwrap_or(pattern);
+    let inner = body.strip_suffix('$').filter(|inner| {
+        let escapes = inner.len() - inner.trim_end_matches('\\').len();
+        escapes % 2 == 0
+    });
+    let (ends, inner) = (inner.is_some(), inner.unwrap_or(body));
+    let (before, after) = (if begins { "" } else { "(?s:.*)" }, if ends { "" } else { "(?s:.*)" });
+    let mut escaped = String::new();
+    let mut after_backslash = false;
+    for c in inner.chars() {
+        match c {
+            '/' if !after_backslash => escaped.push_str("\\/"),
+            '\n' => escaped.push_str("\\n"),
+            c => escaped.push(c),
+        }
+        after_backslash = c == '\\' && !after_backslash;
+    }
+    format!("{before}({escaped}){after}")
+}

@@ -1,0 +1,199 @@
+//! Connections: how many there are, how long they may take, and how they end.
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::io;
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use axum::Router;
+use engine::{Error, Result};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::sync::{Notify, Semaphore};
+use tokio::task::JoinSet;
+use tokio::time::Sleep;
+use tower_service::Service;
+
+use crate::state::Shared;
+
+/// Connections at the same time; others wait until one ends.
+const CONNECTIONS: usize = 1024;
+
+/// What the system keeps of an answer that its reader has not taken, and what this process does.
+const SEND_BYTES: u32 = 64 << 10;
+
+/// Ends a connection after the answer that is under way.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Closer(Arc<Notify>);
+
+impl Closer {
+    pub(crate) fn close(&self) {
+        self.0.notify_one();
+    }
+}
+
+/// Listens on the first address of `host` that can be had.
+///
+/// # Errors
+/// `Io` naming host and port, `NotFound` for a host that nobody knows.
+pub(crate) fn listen(host: &str, port: u16) -> Result<TcpListener> {
+    let name = host.trim_matches(['[', ']']);
+    let addresses = (name, port).to_socket_addrs().map_err(|e| Error::io(format!("--host {host}"), e))?;
+    let mut addresses: Vec<SocketAddr> = addresses.collect();
+    addresses.sort_by_key(SocketAddr::is_ipv6);
+    let mut failed = io::Error::from(io::ErrorKind::AddrNotAvailable);
+    for address in addresses {
+        match listen_on(address) {
+            Ok(listener) => return Ok(listener),
+            Err(e) => failed = e,
+        }
+    }
+    let what = match failed.kind() {
+        io::ErrorKind::AddrInUse => {
+            format!("port {port} of {host} is taken (--port chooses another one, 0 a free one)")
+        }
+        _ => format!("cannot listen on port {port} of {host}"),
+    };
+    Err(Error::io(what, failed))
+}
+
+fn listen_on(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv6() { TcpSocket::new_v6()? } else { TcpSocket::new_v4()? };
+    // Elsewhere it would share the port with whoever has it.
+    #[cfg(unix)]
+    socket.set_reuseaddr(true)?;
+    // Accepted ones inherit it.
+    socket.set_send_buffer_size(SEND_BYTES)?;
+    socket.bind(address)?;
+    socket.listen(1024)
+}
+
+/// Answers until the server stops, then waits for the answers under way as long as it may.
+pub(crate) async fn accept(listener: TcpListener, router: Router, shared: Arc<Shared>) {
+    let room = Arc::new(Semaphore::new(CONNECTIONS));
+    let mut connections = JoinSet::new();
+    let mut stopping = shared.stopping.subscribe();
+    loop {
+        let permit = room.clone().acquire_owned();
+        let next = async { (permit.await, listener.accept().await) };
+        let (permit, accepted) = tokio::select! {
+            _ = stopping.wait_for(|stops| *stops) => break,
+            _ = connections.join_next(), if !connections.is_empty() => continue,
+            next = next => next,
+        };
+        match accepted {
+            Ok((stream, _)) => {
+                let connection = connection(stream, router.clone(), shared.clone());
+                connections.spawn(async move {
+                    let _permit = permit;
+                    connection.await;
+                });
+            }
+            // Too many open files, or a client that left at once; the next one may do better.
+            Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+        }
+    }
+    drop(listener);
+    let ended = async { while connections.join_next().await.is_some() {} };
+    let _ = tokio::time::timeout(shared.options.patience.ending, ended).await;
+    connections.shutdown().await;
+}
+
+async fn connection(stream: TcpStream, router: Router, shared: Arc<Shared>) {
+    let _ = stream.set_nodelay(true); // a delay is no failure
+    let closer = Closer::default();
+    let mut stopping = shared.stopping.subscribe();
+    let io = TokioIo::new(Impatient { stream, patience: shared.options.patience.reader, late: None });
+    let of_this = closer.clone();
+    let service = service_fn(move |mut request: hyper::Request<hyper::body::Incoming>| {
+        request.extensions_mut().insert(of_this.clone());
+        let mut router = router.clone();
+        async move {
+            let response = router.call(request).await;
+            Ok::<_, Infallible>(response.unwrap_or_else(|never| match never {}))
+        }
+    });
+    let mut server = http1::Builder::new();
+    server.timer(TokioTimer::new()).header_read_timeout(shared.options.patience.head);
+    server.max_buf_size(SEND_BYTES as usize);
+    let mut served = pin!(server.serve_connection(io, service));
+    let mut closing = false;
+    loop {
+        tokio::select! {
+            // What broke is the client's affair.
+            _ = served.as_mut() => return,
+            () = closer.0.notified(), if !closing => {}
+            _ = stopping.wait_for(|stops| *stops), if !closing => {}
+        }
+        closing = true;
+        served.as_mut().graceful_shutdown();
+    }
+}
+
+/// A stream that fails when its reader takes nothing for too long.
+struct Impatient {
+    stream: TcpStream,
+    patience: Duration,
+    /// When that is, since it took nothing.
+    late: Option<Pin<Box<Sleep>>>,
+}
+
+impl Impatient {
+    fn waited<T>(&mut self, context: &mut Context<'_>, done: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        if done.is_ready() {
+            self.late = None;
+            return done;
+        }
+        let late = self.late.get_or_insert_with(|| Box::pin(tokio::time::sleep(self.patience)));
+        late.as_mut().poll(context).map(|()| Err(io::ErrorKind::TimedOut.into()))
+    }
+}
+
+impl AsyncRead for Impatient {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(context, buffer)
+    }
+}
+
+impl AsyncWrite for Impatient {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write(context, bytes);
+        self.waited(context, written)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        parts: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write_vectored(context, parts);
+        self.waited(context, written)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}

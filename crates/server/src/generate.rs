@@ -1,0 +1,309 @@
+//! The paths that have the model answer.
+
+use std::sync::Arc;
+
+use api::body::shown;
+use api::{
+    ApiError, Chat, Constraint, ErrorClass, Limits, Parsed, Prompt, ReplyHead, ReplyWriter, anthropic,
+    openai, responses as responses_api,
+};
+use axum::body::Bytes;
+use axum::extract::{Request, State};
+use axum::http::{HeaderName, HeaderValue};
+use axum::response::Response;
+use engine::generate::GenerateOptions;
+use engine::scheduler::Request as Asked;
+use engine::text::Constraint as Constrained;
+use tokio::sync::OwnedSemaphorePermit;
+
+use crate::conn::Closer;
+use crate::constraint::constraint;
+use crate::events::{Expected, Mapping};
+use crate::http::{Answer, json, respond};
+use crate::metrics::Record;
+use crate::plain::no_model;
+use crate::prompts::Made;
+use crate::queue::{Answers, Places};
+use crate::safety::{self, Packing};
+use crate::sse::{Completed, Reply};
+use crate::state::{Ready, Shared, unix_s};
+
+const IGNORED: HeaderName = HeaderName::from_static("x-tidemill-ignored");
+
+/// Which API a request speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Dialect {
+    Chat,
+    Completions,
+    Responses,
+    Messages,
+}
+
+impl Dialect {
+    fn parse(self, body: &[u8], limits: &Limits) -> Result<Parsed, ApiError> {
+        match self {
+            Self::Chat => openai::chat_request(body, limits),
+            Self::Completions => openai::completion_request(body, limits),
+            Self::Responses => responses_api::request(body, limits),
+            Self::Messages => anthropic::request(body, limits, false),
+        }
+    }
+
+    /// Where this API has the form of an answer.
+    fn form_field(self, request: &api::Request) -> &'static str {
+        match (self, &request.constraint) {
+            (Self::Responses, _) => "text.format",
+            (Self::Messages, _) => "output_config.format",
+            (_, Some(Constraint::JsonObject | Constraint::JsonSchema(_))) => "response_format",
+            _ => "structured_outputs",
+        }
+    }
+
+    fn writer(self, head: ReplyHead, request: &api::Request) -> Box<dyn ReplyWriter> {
+        match self {
+            Self::Chat => openai::chat_reply(head, request),
+            Self::Completions => openai::completion_reply(head, request),
+            Self::Responses => responses_api::reply(head, request),
+            Self::Messages => anthropic::reply(head, request),
+        }
+    }
+}
+
+/// `POST /v1/chat/completions`
+pub(crate) async fn chat(State(shared): State<Arc<Shared>>, request: Request) -> Response {
+    respond(answer(Dialect::Chat, &shared, request).await)
+}
+
+/// `POST /v1/completions`
+pub(crate) async fn completions(State(shared): State<Arc<Shared>>, request: Request) -> Response {
+    respond(answer(Dialect::Completions, &shared, request).await)
+}
+
+/// `POST /v1/responses`
+pub(crate) async fn responses(State(shared): State<Arc<Shared>>, request: Request) -> Response {
+    respond(answer(Dialect::Responses, &shared, request).await)
+}
+
+/// `POST /v1/messages`
+pub(crate) async fn messages(State(shared): State<Arc<Shared>>, request: Request) -> Response {
+    respond(answer(Dialect::Messages, &shared, request).await)
+}
+
+/// `POST /v1/messages/count_tokens`
+pub(crate) async fn count_tokens(State(shared): State<Arc<Shared>>, request: Request) -> Response {
+    respond(counted(&shared, request).await)
+}
+
+async fn counted(shared: &Shared, request: Request) -> Answer {
+    let body = read(shared, request).await?;
+    let (ready, most) = (shared.ready()?, shared.options.body_bytes_max);
+    blocking(move || {
+        let parsed = anthropic::request(&body.unpack(most)?, &ready.limits, true)?;
+        let tokens = ready.prompts.count(&parsed.request.prompt)?;
+        let mut response = json(&anthropic::counted(tokens));
+        name_ignored(&mut response, &parsed.ignored);
+        Ok(response)
+    })
+    .await
+}
+
+/// A body as it came.
+pub(crate) struct Packed {
+    packing: Packing,
+    bytes: Bytes,
+    /// Its place among the large ones.
+    _place: Option<OwnedSemaphorePermit>,
+}
+
+impl Packed {
+    /// What it holds. Takes time.
+    ///
+    /// # Errors
+    /// As [`Packing::unpack`].
+    pub(crate) fn unpack(self, most: usize) -> Result<Vec<u8>, ApiError> {
+        self.packing.unpack(self.bytes, most)
+    }
+}
+
+/// Reads the body of a request that has JSON.
+///
+/// # Errors
+/// `Unavailable` without a model, `ContentType`, `TooLarge`, `Invalid` for one that does not come.
+pub(crate) async fn read(shared: &Shared, request: Request) -> Result<Packed, ApiError> {
+    shared.ready()?;
+    safety::check_content_type(request.headers())?;
+    let packing = Packing::of(request.headers())?;
+    let (bytes, place) = safety::body(request, &shared.options, &shared.large_bodies).await?;
+    Ok(Packed { packing, bytes, _place: place })
+}
+
+/// Runs what takes time where nobody waits for it.
+///
+/// # Errors
+/// What it returns; `Server` when it panics.
+pub(crate) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
+) -> Result<T, ApiError> {
+    let failed = |_| ApiError::new(ErrorClass::Server, "the request failed in the server");
+    tokio::task::spawn_blocking(work).await.map_err(failed)?
+}
+
+/// A request that can be begun.
+struct Prepared {
+    parsed: Parsed,
+    requests: Vec<Asked>,
+    mappings: Vec<Mapping>,
+    places: Places,
+    writer: Box<dyn ReplyWriter>,
+    completed: Option<Completed>,
+}
+
+async fn answer(dialect: Dialect, shared: &Shared, mut request: Request) -> Answer {
+    let closer = request.extensions_mut().remove::<Closer>().unwrap_or_default();
+    let Some(record) = request.extensions_mut().remove::<Arc<Record>>() else {
+        return Err(ApiError::new(ErrorClass::Server, "the request failed in the server"));
+    };
+    let body = read(shared, request).await?;
+    let ready = shared.ready()?;
+    let prepared = {
+        let (ready, record, options) = (ready.clone(), record.clone(), shared.options.clone());
+        let work = move || {
+            let parsed = dialect.parse(&body.unpack(options.body_bytes_max)?, &ready.limits)?;
+            prepare(dialect, parsed, &ready, &record, options.log_prompts)
+        };
+        blocking(work).await?
+    };
+    let Prepared { parsed, requests, mappings, places, writer, completed } = prepared;
+    let Parsed { request, ignored } = parsed;
+    let (choices, progress) = (request.choices, request.progress);
+    let answers = Answers::begin(ready, record.clone(), requests, mappings, choices, progress, places)?;
+    let reply = Reply { answers, writer, record: record.clone(), completed };
+    let mut response = match request.stream {
+        true => reply.stream(shared.options.ping, closer),
+        false => json(&reply.whole().await?),
+    };
+    name_ignored(&mut response, &ignored);
+    record.ignored(&ignored);
+    Ok(response)
+}
+
+/// Says what is not honoured.
+fn name_ignored(response: &mut Response, ignored: &[String]) {
+    if !ignored.is_empty()
+        && let Ok(names) = HeaderValue::from_str(&ignored.join(", "))
+    {
+        response.headers_mut().insert(IGNORED, names);
+    }
+}
+
+/// Makes the prompts and what is asked of the scheduler. Takes time.
+fn prepare(
+    dialect: Dialect,
+    mut parsed: Parsed,
+    ready: &Arc<Ready>,
+    record: &Record,
+    logs_prompts: bool,
+) -> Result<Prepared, ApiError> {
+    let request = &mut parsed.request;
+    if ready.limits.strict && request.model != ready.alias {
+        return Err(no_model(&request.model, &ready.alias));
+    }
+    if let Prompt::Chat(chat) = &mut request.prompt {
+        resume(chat, ready)?;
+    }
+    let prompts = match &request.prompt {
+        Prompt::Chat(_) => 1,
+        Prompt::Texts(texts) => texts.len(),
+    };
+    let places = ready.queue.enter(prompts * request.choices)?;
+    let made = ready.prompts.make(&request.prompt, request.cache)?;
+    if logs_prompts {
+        record.prompt(made.iter().map(|made| made.text.as_str()).collect::<Vec<_>>().join("\n"));
+    }
+    let mappings = mappings(request, &made, ready);
+    let form_field = dialect.form_field(request);
+    let requests = requests(request, made, ready, form_field, &mut parsed.ignored)?;
+    let id = ready.ids.next();
+    let completed = completed(&id, &request.prompt, ready);
+    let head = ReplyHead {
+        id,
+        created_unix_s: unix_s(),
+        model: ready.alias.clone(),
+        fingerprint: format!("fp_{:016x}", ready.model.fingerprint()),
+    };
+    let writer = dialect.writer(head, request);
+    Ok(Prepared { parsed, requests, mappings, places, writer, completed })
+}
+
+/// Puts the turns before a conversation that it goes on from.
+fn resume(chat: &mut Chat, ready: &Ready) -> Result<(), ApiError> {
+    let Some(id) = chat.thread.as_ref().and_then(|thread| thread.previous.clone()) else { return Ok(()) };
+    let kept = ready.kept(&id).ok_or_else(|| responses_api::no_previous(&id))?;
+    responses_api::resume(chat, &kept)
+}
+
+/// What keeps the answer, where somebody may want to go on from it.
+fn completed(id: &str, prompt: &Prompt, ready: &Arc<Ready>) -> Option<Completed> {
+    let Prompt::Chat(chat) = prompt else { return None };
+    let thread = chat.thread.clone().filter(|thread| thread.keep)?;
+    let (id, ready) = (format!("resp_{id}"), ready.clone());
+    Some(Box::new(move |writer| ready.keep(id, thread.after(writer.answer()))))
+}
+
+fn stop_strings(request: &api::Request, ready: &Ready) -> Vec<String> {
+    if request.stop.is_empty() { ready.defaults.stop.clone() } else { request.stop.clone() }
+}
+
+/// One for each answer, as for [`requests`].
+fn mappings(request: &api::Request, made: &[Made], ready: &Ready) -> Vec<Mapping> {
+    let expected = Expected {
+        has_experts: ready.model.top_k() > 0,
+        stop: stop_strings(request, ready),
+        logprobs: request.top_logprobs.is_some(),
+    };
+    let echoes = made.iter().map(|made| request.echo.then(|| made.text.clone()));
+    let echoes = echoes.flat_map(|echo| std::iter::repeat_n(echo, request.choices));
+    echoes.enumerate().map(|(choice, echo)| Mapping::new(choice, expected.clone(), echo)).collect()
+}
+
+/// One for each answer.
+fn requests(
+    request: &api::Request,
+    made: Vec<Made>,
+    ready: &Ready,
+    form_field: &str,
+    ignored: &mut Vec<String>,
+) -> Result<Vec<Asked>, ApiError> {
+    let sampling = ready.defaults.sampling(&request.sampling);
+    let params = sampling.params(ready.model.meta()).map_err(|e| ApiError::of_engine(&e))?;
+    let options = GenerateOptions {
+        sampling: params,
+        max_tokens: request.max_tokens.or(ready.defaults.max_tokens),
+        min_tokens: request.min_tokens,
+        top_logprobs: request.top_logprobs,
+        stop: stop_strings(request, ready),
+        ignore_end: request.ignore_end,
+        ..GenerateOptions::default()
+    };
+    let mut all = Vec::with_capacity(made.len() * request.choices);
+    for made in made {
+        let constraint = constraint(&ready.tokenizer, request, &made, form_field)?;
+        ignored.extend(constraint.iter().flat_map(Constrained::left_out).map(|path| shown(path)));
+        for choice in 0..request.choices as u64 {
+            let mut options = options.clone();
+            options.reply.clone_from(&made.reply);
+            options.constraint.clone_from(&constraint);
+            // The same numbers would make the same answer again.
+            options.sampling.seed = options.sampling.seed.map(|seed| seed.wrapping_add(choice));
+            all.push(Asked {
+                prompt: made.tokens.clone(),
+                borders: made.borders.clone(),
+                cache: request.cache,
+                options,
+                priority: 0,
+                deadline: None,
+            });
+        }
+    }
+    Ok(all)
+}

@@ -1,0 +1,160 @@
+//! What a server is told when it starts, and what it is given to serve.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use engine::sample::SampleRequest;
+use engine::text::{Templates, Tokenizer};
+use engine::{Error, Model, Result};
+
+/// How to serve.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The address or name to listen on.
+    pub host: String,
+    /// The port; 0 takes a free one.
+    pub port: u16,
+    /// Keys of which a request must have one; without any, everybody is answered who names this machine.
+    pub keys: Vec<String>,
+    /// Whether other machines may be answered without a key.
+    pub open: bool,
+    /// Requests that may wait for their turn.
+    pub queue: usize,
+    /// Silence in a stream after which there is a sign of life.
+    pub ping: Duration,
+    /// Origins whose web pages may ask; `*` is all of them.
+    pub cors: Vec<String>,
+    /// Most bytes of a body, as it is and unpacked.
+    pub body_bytes_max: usize,
+    /// Whether unknown fields, tools of unknown types and names of other models are refused.
+    pub strict: bool,
+    /// Whether prompts are logged.
+    pub log_prompts: bool,
+    /// How a request is logged.
+    pub log_format: LogFormat,
+    /// How long clients may take.
+    pub patience: Patience,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            host: "127.0.0.1".into(),
+            port: 8080,
+            keys: Vec::new(),
+            open: false,
+            queue: 64,
+            ping: Duration::from_secs(10),
+            cors: Vec::new(),
+            body_bytes_max: 32 << 20,
+            strict: false,
+            log_prompts: false,
+            log_format: LogFormat::Text,
+            patience: Patience::default(),
+        }
+    }
+}
+
+/// How a request is logged.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One object a line.
+    Json,
+}
+
+/// How long the server waits for clients.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Patience {
+    /// For the head of a request, and for the next request of a connection.
+    pub head: Duration,
+    /// For the next byte of a body.
+    pub body: Duration,
+    /// For a reader to take a byte.
+    pub reader: Duration,
+    /// For answers to end when the server does.
+    pub ending: Duration,
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        Self {
+            head: Duration::from_secs(10),
+            body: Duration::from_secs(30),
+            reader: Duration::from_secs(300),
+            ending: Duration::from_secs(30),
+        }
+    }
+}
+
+/// A model to serve.
+pub struct Served {
+    /// The model, opened for [`Self::parallel`] sequences.
+    pub model: Arc<Model>,
+    /// Its tokenizer.
+    pub tokenizer: Arc<Tokenizer>,
+    /// Its chat templates; without any it continues texts only.
+    pub templates: Option<Templates>,
+    /// The template's text, for clients that ask.
+    pub template_text: Option<String>,
+    /// What it is called in answers.
+    pub alias: String,
+    /// Requests that run at once.
+    pub parallel: usize,
+    /// Its weights.
+    pub parameters: u64,
+    /// Their bytes.
+    pub size_bytes: u64,
+    /// What a request gets that does not say.
+    pub defaults: Defaults,
+}
+
+/// What a request gets that does not say.
+#[derive(Clone, Debug, Default)]
+pub struct Defaults {
+    /// How tokens are chosen; what is not given here comes from the model's makers.
+    pub sampling: SampleRequest,
+    /// Most tokens of an answer.
+    pub max_tokens: Option<usize>,
+    /// Texts that end an answer.
+    pub stop: Vec<String>,
+}
+
+impl Defaults {
+    /// `asked`, and what is here where it says nothing.
+    pub(crate) fn sampling(&self, asked: &SampleRequest) -> SampleRequest {
+        let (own, nonzero) = (&self.sampling, |asked: f32, own: f32| if asked == 0.0 { own } else { asked });
+        SampleRequest {
+            temperature: asked.temperature.or(own.temperature),
+            top_k: asked.top_k.or(own.top_k),
+            top_p: asked.top_p.or(own.top_p),
+            min_p: asked.min_p.or(own.min_p),
+            repetition_penalty: asked.repetition_penalty.or(own.repetition_penalty),
+            presence_penalty: nonzero(asked.presence_penalty, own.presence_penalty),
+            frequency_penalty: nonzero(asked.frequency_penalty, own.frequency_penalty),
+            logit_bias: [&own.logit_bias, &asked.logit_bias].into_iter().flatten().copied().collect(),
+            seed: asked.seed.or(own.seed),
+        }
+    }
+}
+
+impl Options {
+    /// Refuses what would open the machine by mistake.
+    ///
+    /// # Errors
+    /// `InvalidRequest` naming the option.
+    pub(crate) fn check(&self) -> Result<()> {
+        if let Some(origin) = self.cors.iter().find(|origin| *origin != "*" && !origin.contains("://")) {
+            return Err(Error::invalid(format!("--cors {origin:?} is no origin: write https://example.org")));
+        }
+        if self.keys.iter().any(String::is_empty) {
+            return Err(Error::invalid("--api-key: an empty key keeps nobody out"));
+        }
+        if self.body_bytes_max == 0 {
+            return Err(Error::invalid("--max-body 0 leaves no room for a request"));
+        }
+        Ok(())
+    }
+}

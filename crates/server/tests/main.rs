@@ -1,0 +1,8 @@
+//! The server from outside, in one program.
+
+mod answers;
+mod clients;
+mod life;
+mod refusals;
+mod safety;
+mod support;
