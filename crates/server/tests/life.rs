@@ -29,9 +29,8 @@ fn while_the_model_loads() {
 #[test]
 fn a_client_that_leaves_ends_its_answer() {
     let server = start(options(), 1);
-    let mut stream = server.stream(CHAT, &endless("Tell me a story."));
-    stream.read_until("\"content\":\"");
-    assert_eq!(server.metric(RUNNING), 1.0);
+    let stream = server.stream(CHAT, &endless("Tell me a story."));
+    server.wait_for(RUNNING, 1.0);
     drop(stream);
     server.wait_for(RUNNING, 0.0);
     server.logged(&["path=/chat/completions", "end=\"client left\""]);
@@ -54,11 +53,11 @@ fn a_client_that_leaves_ends_its_answer() {
 fn who_waits_hears_so_and_who_comes_too_late_is_refused() {
     let options = Options { queue: 1, ping: Duration::from_millis(50), ..options() };
     let server = start(options, 1);
-    let mut first = server.stream(CHAT, &endless("Tell me a story."));
-    first.read_until("\"content\":\"");
+    let first = server.stream(CHAT, &endless("Tell me a story."));
+    server.wait_for(RUNNING, 1.0);
     let mut second = server.stream(CHAT, &with(&question("hi"), json!({"stream": true, "max_tokens": 3})));
     second.read_until(": ping");
-    assert_eq!(server.metric("tidemill_requests_waiting"), 1.0);
+    server.wait_for("tidemill_requests_waiting", 1.0);
     let refused = server.post(CHAT, &question("hi"));
     let error = refused.json()["error"].clone();
     assert_eq!((refused.status, &error["code"]), (429, &json!("queue_full")));
@@ -73,8 +72,8 @@ fn who_waits_hears_so_and_who_comes_too_late_is_refused() {
 fn signs_of_life_are_of_the_kind_that_clients_count() {
     let options = Options { ping: Duration::from_millis(50), ..options() };
     let server = start(options, 1);
-    let mut first = server.stream(CHAT, &endless("Tell me a story."));
-    first.read_until("\"content\":\"");
+    let first = server.stream(CHAT, &endless("Tell me a story."));
+    server.wait_for(RUNNING, 1.0);
     let asked = json!({"model": "m", "max_tokens": 2, "stream": true, "messages": [{"role": "user", "content": "a"}]});
     let mut messages = server.stream("/v1/messages", &asked);
     messages.read_until("event: ping\ndata: ");
@@ -143,8 +142,9 @@ fn a_stop_lets_answers_finish() {
 fn answers_that_take_too_long_do_not_keep_the_server() {
     let patience = Patience { ending: Duration::from_millis(100), ..Patience::default() };
     let server = start(Options { patience, ..options() }, 1);
-    let mut stream = server.stream(CHAT, &endless("Tell me a story."));
-    stream.read_until("\"content\":\"");
+    let stream = server.stream(CHAT, &endless("Tell me a story."));
+    server.wait_for(RUNNING, 1.0);
     server.server().stop();
     server.wait();
+    drop(stream);
 }

@@ -116,7 +116,7 @@ fn what_would_open_the_machine_by_mistake_is_refused() {
             server.wait()
         })
     };
-    let refused = |options: Options| start(options).err().expect("refused").message().to_owned();
+    let refused = |options: Options| start(options).expect_err("refused").message().to_owned();
     let everywhere = Options { host: "0.0.0.0".into(), ..options() };
     assert!(refused(everywhere.clone()).contains("--api-key"));
     assert!(start(Options { open: true, ..everywhere.clone() }).is_ok());

@@ -302,6 +302,7 @@ impl Work {
             if self.has_work() {
                 return true;
             }
+            self.publish(|_| ());
             // Whoever sends, cancels, reads on or drops the scheduler wakes this thread after it has done so.
             match self.next_deadline() {
                 Some(at) => thread::park_timeout(at.saturating_duration_since(Instant::now())),
