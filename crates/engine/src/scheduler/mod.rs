@@ -369,6 +369,7 @@ impl Work {
         let mut sequence = Sequence::new(&self.model)?;
         sequence.extend(&request.prompt)?;
         if !request.cache {
+            sequence.leaves_chunks = false;
             return Ok((sequence, 0));
         }
         let reused = sequence.reuse()?;
