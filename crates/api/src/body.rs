@@ -104,10 +104,15 @@ fn string_end(bytes: &[u8], from: usize) -> usize {
     bytes.len()
 }
 
-/// A name of the client's, fit for a message and a header: ASCII that can be seen, and not too long.
+/// A name of the client's, fit for a message and a header: ASCII that can be seen, and not too long. A comma ends a name.
 pub fn shown(name: &str) -> String {
-    let seen = |c: char| if c.is_ascii_graphic() && c != ',' { c } else { '?' };
-    name.chars().take(100).map(seen).collect()
+    let seen = |c: char| match c {
+        ' ' => ' ',
+        ',' => ';',
+        c if c.is_ascii_graphic() => c,
+        _ => '?',
+    };
+    name.trim().chars().take(100).map(seen).collect()
 }
 
 /// A value of a body, and where it stands.

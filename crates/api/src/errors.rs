@@ -91,7 +91,12 @@ impl ApiError {
             ErrorKind::Cancelled => (ErrorClass::Unavailable, None),
             _ => (ErrorClass::Server, None),
         };
-        Self { code, ..Self::new(class, without_paths(error.message())) }
+        // What is wrong with a request lies in no file; its schemas have paths of their own.
+        let message = match class {
+            ErrorClass::Invalid => error.message().to_owned(),
+            _ => without_paths(error.message()),
+        };
+        Self { code, ..Self::new(class, message) }
     }
 
     /// The HTTP status.

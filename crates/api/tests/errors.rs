@@ -89,6 +89,9 @@ fn paths_of_this_machine_stay_here() {
     ] {
         assert_eq!(ApiError::of_engine(&engine::Error::corrupt(message)).message, shown);
     }
+    // Those of a request's own schema are the client's.
+    let keyword = "tools/f/parameters/properties/a: the keyword \"format\" cannot be kept";
+    assert_eq!(ApiError::of_engine(&engine::Error::invalid(keyword)).message, keyword);
 }
 
 fn refused(text: impl AsRef<[u8]>) -> (Option<String>, String) {
@@ -135,6 +138,6 @@ fn values_are_counted_too() {
 
 #[test]
 fn a_clients_name_is_made_harmless() {
-    assert_eq!(body::shown("a b\r\n,é"), "a?b????");
+    assert_eq!(body::shown("a b\r\n,é"), "a b??;?");
     assert_eq!(body::shown(&"x".repeat(1000)).len(), 100);
 }

@@ -133,6 +133,9 @@ pub(crate) struct ComputeArgs {
     /// Whether there is memory for what a next prompt may begin with.
     #[arg(skip)]
     pub(crate) keeps_states: bool,
+    /// Whether answers are held to schemas.
+    #[arg(skip)]
+    pub(crate) grammars: bool,
 }
 
 /// Where what the model has computed outlives the process.
@@ -210,6 +213,7 @@ impl ComputeArgs {
                 PolicyArg::S3fifo => PolicyKind::S3Fifo,
             },
             kept_bytes: own.kept_bytes.filter(|_| !self.keeps_states),
+            grammars: self.grammars,
             slots_max: self.max_slots,
             fixed_slots: self.fixed_slots,
             ..own

@@ -23,7 +23,7 @@ use crate::keeper::Keeper;
 use crate::limits;
 use crate::lookahead::Guess;
 use crate::models::{self, Bound, Decoder};
-use crate::overhead::{Overhead, tokenizer_bytes};
+use crate::overhead::{Overhead, grammar_bytes, tokenizer_bytes};
 use crate::pool::{self, ExpertPool};
 use crate::rehearsal::{meanwhile, rehearse};
 use crate::scratch::Scratch;
@@ -78,6 +78,9 @@ pub struct OpenOptions {
     /// Bytes of keys and values of living sequences together, as long as one has its whole context; `None` is a quarter of all
     /// memory. Where that is not enough, a [`Scheduler`](crate::scheduler::Scheduler) sets the youngest aside.
     pub pages_bytes: Option<u64>,
+    /// Whether answers will be held to schemas and grammars, which takes memory: see
+    /// [`prepare_grammars`](crate::text::Tokenizer::prepare_grammars).
+    pub grammars: bool,
     /// Most expert slots; `None` as many as the budget holds.
     pub slots_max: Option<usize>,
     /// Where a GPU's driver keeps what it compiled between runs; `None` for nowhere.
@@ -176,7 +179,8 @@ impl Model {
             staging_bytes: backend.info().staging_bytes,
             tensors: index.iter().count(),
             experts: experts.iter().map(|layer| layer.len() as u64).sum(),
-            tokenizer_bytes: tokenizer_bytes(&meta),
+            tokenizer_bytes: tokenizer_bytes(&meta)
+                + if options.grammars { grammar_bytes(meta.vocab_size) } else { 0 },
             vocab: meta.vocab_size,
         };
         let total_experts = overhead.experts;

@@ -281,11 +281,6 @@ impl Tokenizer {
         self.grammar_tokens().map(|_| ())
     }
 
-    /// At most so many bytes are kept by [`Self::prepare_grammars`], for the plan.
-    pub fn grammar_bytes(&self) -> u64 {
-        GrammarTokens::bytes(self)
-    }
-
     pub(super) fn grammar_tokens(&self) -> Result<Arc<GrammarTokens>> {
         let build = || GrammarTokens::new(self).map(Arc::new).map_err(|e| e.message().to_owned());
         self.grammar_tokens.get_or_init(build).clone().map_err(Error::unsupported)

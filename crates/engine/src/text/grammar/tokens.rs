@@ -21,9 +21,6 @@ const MOST_STATES: usize = 40_000;
 const MOST_SYMBOLS: usize = 200_000;
 /// The compiler calls itself as deep as schemas and rules nest.
 const STACK_BYTES: usize = 64 << 20;
-/// Tries that are kept: the whole vocabulary, and parts of it that strings of JSON take as a whole.
-const TRIES: u64 = 4;
-
 /// What grammars know of a tokenizer.
 pub(crate) struct GrammarTokens {
     /// Behind a lock, since a grammar is compiled now and then and by one thread at a time.
@@ -82,14 +79,6 @@ impl GrammarTokens {
         limits.verbose_errors = false;
         let think = tokenizer.token_id("<think>").filter(|id| tokenizer.token_bytes(*id) == b"<think>");
         Ok(Self { factory: Mutex::new(factory), env, line_ends, think })
-    }
-
-    /// About how many bytes the tries of `tokenizer` take; never less than they do.
-    pub(crate) fn bytes(tokenizer: &Tokenizer) -> u64 {
-        let size = tokenizer.vocab_size();
-        let text: usize = (0..size as u32).map(|id| word(tokenizer, id).len()).sum();
-        // A node for each byte, though common beginnings share theirs; the texts; offset and order of each token.
-        TRIES * (9 * text as u64 + 16 * size as u64)
     }
 
     /// Compiles `grammar`, in the Lark dialect of llguidance.
