@@ -87,7 +87,7 @@ struct ListenArgs {
     /// Answer other machines without a key
     #[arg(long)]
     open: bool,
-    /// An origin whose web pages may ask, such as https://chat.example, or * for all; can be given more than once
+    /// An origin whose web pages may ask, such as `https://chat.example`, or * for all; can be given more than once
     #[arg(long, value_name = "ORIGIN")]
     cors: Vec<String>,
     /// The largest body of a request
