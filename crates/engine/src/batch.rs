@@ -10,15 +10,15 @@ use crate::ahead::{Ahead, Places, StepLock};
 use crate::limits::LOGIT_ROWS;
 use crate::lookahead::Guess;
 use crate::marks;
-use crate::midst;
 use crate::model::Model;
 use crate::pool::ExpertPool;
+use crate::resume;
 use crate::round::{RowBlock, row_blocks};
 use crate::sample::argmax;
 use crate::scratch::Activation;
 use crate::sequence::{RouteRecord, Sequence};
 use crate::session::FeedProgress;
-use crate::state::{Midway, StatePool};
+use crate::state::{PartialChunk, StatePool};
 use crate::step::{Experts, Step, go_on};
 
 /// Which positions somebody wants the logits of.
@@ -82,9 +82,9 @@ pub type LogitSink<'a> = &'a mut dyn FnMut(usize, usize, Answer<'_>) -> Result<(
 pub struct Pause<'a> {
     pub(crate) layers_done: usize,
     /// Whether more than those layers is done.
-    within: bool,
+    pub(crate) within: bool,
     /// Whether it is another step's.
-    between: bool,
+    pub(crate) between: bool,
     pub(crate) states: &'a mut StatePool,
     pub(crate) pool: Option<&'a mut ExpertPool>,
 }
@@ -97,11 +97,6 @@ impl<'a> Pause<'a> {
         pool: Option<&'a mut ExpertPool>,
     ) -> Self {
         Self { layers_done, within: false, between: false, states, pool }
-    }
-
-    /// The same in the midst of the next layer.
-    pub(crate) fn within(self) -> Self {
-        Self { within: true, ..self }
     }
 
     /// Whether the step is in the midst of a layer, as it is between blocks of rows and windows of experts.
@@ -158,19 +153,20 @@ impl Batch {
         let mut lock = model.lock_step();
         let mut pool = model.lock_pool();
         let mut pool = pool.as_deref_mut();
-        let chunks = midst::take(model, parts, &mut lock.states);
+        let chunks = resume::take(model, parts, &mut lock.states);
         let rows = match chunks.len() {
             0 => parts.iter().map(|part| part.rows).sum(),
-            _ => chunks.iter().map(Midway::rows).sum(),
+            _ => chunks.iter().map(PartialChunk::rows).sum(),
         };
         check_rows(rows, model.step_rows_max())?;
         model.trade.remove_pages(&mut lock.states, pool.as_deref_mut())?;
-        let kept_bytes = lock.states.midways.x_bytes();
+        let kept_bytes = lock.states.partial_chunks.x_bytes();
         if kept_bytes > 0 && !model.has_scratch_beside(rows, kept_bytes) {
-            lock.states.midways.clear();
+            lock.states.partial_chunks.clear();
         }
         model.trade.lend(rows, &lock.states, pool.as_deref_mut(), &model.scratch)?;
-        let mut ready = Ready::new(model, parts, chunks, pause(&mut lock.states, &mut pool, 0))?;
+        let mut ready =
+            Ready::new(model, parts, chunks, Pause::new(0, &mut lock.states, pool.as_deref_mut()))?;
         let run = self.step(model, &mut lock, pool, &mut ready, between_layers, sink);
         if run.is_err() {
             ready.go_back(&mut lock.states)?;
@@ -215,13 +211,17 @@ impl Batch {
         progress: FeedProgress<'_>,
         sink: &mut dyn FnMut(usize, Answer<'_>) -> Result<()>,
     ) -> Result<()> {
-        let all: usize = sequences.iter().map(Sequence::pending).sum();
+        let pending = |sequences: &[Sequence]| sequences.iter().map(Sequence::pending).sum::<usize>();
+        let all = pending(sequences);
         let layers = model.meta.layers as f64;
-        let mut done = 0;
-        while done < all {
+        loop {
+            let done = all - pending(sequences);
+            if done == all {
+                return Ok(());
+            }
             let decodes = sequences.iter().all(|sequence| sequence.pending() <= 1);
             let room = if decodes { model.step_rows_max() } else { model.chunk_tokens() };
-            let rows = midst::pack(sequences.iter().map(Some), room);
+            let rows = resume::pack(sequences.iter().map(Some), room);
             let packed = sequences.iter_mut().zip(rows).enumerate().filter(|(_, (_, rows))| *rows > 0);
             let (places, mut parts): (Vec<usize>, Vec<Part<'_>>) =
                 packed.map(|(place, (sequence, rows))| (place, Part::of(sequence, rows, wanted))).unzip();
@@ -233,9 +233,7 @@ impl Batch {
                 progress(done as f64 + rows as f64 * pause.layers_done as f64 / layers, all)
             };
             self.run(model, &mut parts, &mut between, &mut |part, _, answer| sink(places[part], answer))?;
-            done += rows;
         }
-        Ok(())
     }
 
     fn step(
@@ -257,7 +255,7 @@ impl Batch {
             decodes && answers_all && !records && pool.as_deref().is_none_or(ExpertPool::all_resident);
         if let Some(ahead) = ahead.filter(|ahead| looks_up && ahead.segments == *segments) {
             let tokens = tokens(parts);
-            go_on(between_layers(&mut pause(&mut lock.states, &mut pool, 0)))?;
+            go_on(between_layers(&mut Pause::new(0, &mut lock.states, pool.as_deref_mut())))?;
             let (logits, best) = ahead.run(model.backend.as_ref(), &tokens)?;
             if let Some(pool) = &mut pool {
                 pool.count_recorded(tokens.len() * model.top_k());
@@ -266,14 +264,15 @@ impl Batch {
             let next = record(model, lock, pool.as_deref_mut(), parts, asks_best(wanted.iter()))?;
             lock.end(places(parts), next);
             self.read_logits(model, &logits, best.as_ref(), &wanted.iter().collect::<Vec<_>>(), sink)?;
-            return go_on(between_layers(&mut pause(&mut lock.states, &mut pool, model.meta.layers)));
+            let layers = model.meta.layers;
+            return go_on(between_layers(&mut Pause::new(layers, &mut lock.states, pool)));
         }
         let (started, rows) = (Instant::now(), parts.len());
         let guess = match &mut pool {
             Some(pool) if decodes => pool.lookahead.begin(rows),
             _ => Guess::None,
         };
-        let before_all = pause(&mut lock.states, &mut pool, 0);
+        let before_all = Pause::new(0, &mut lock.states, pool.as_deref_mut());
         self.compute(model, before_all, ready, guess, between_layers, sink)?;
         if let Some(pool) = pool.as_mut().filter(|_| decodes) {
             pool.lookahead.end(rows, started.elapsed());
@@ -301,7 +300,7 @@ impl Batch {
             false => marks::of(chunks),
         };
         let blocks = row_blocks(segments, &marks, model.block_rows());
-        let midst = midst::streams(model, &blocks, segments, chunks)?;
+        let partial = resume::streams(model, &blocks, segments, chunks)?;
         chunks.clear();
         let more_follows = parts.iter().any(|part| part.sequence.pending() > part.rows);
         let experts = pool.as_deref_mut().zip(model.slabs());
@@ -324,14 +323,14 @@ impl Batch {
             rehearsal: None,
             routes: records.then_some(&mut recorded),
             between_layers,
-            midst,
+            partial,
         };
         let x = match model.decoder.forward(&mut step) {
             Ok(x) => x,
             Err(e) => {
-                if let Some(midst) = step.midst.take().filter(|_| !between) {
+                if let Some(partial) = step.partial.take().filter(|_| !between) {
                     drop(step);
-                    midst::keep(model, parts, segments, &blocks, &midst, (marks, snapshots), states);
+                    resume::keep(model, parts, segments, &blocks, &partial, (marks, snapshots), states);
                 }
                 return Err(e);
             }
@@ -389,14 +388,6 @@ impl Batch {
     }
 }
 
-fn pause<'a>(
-    states: &'a mut StatePool,
-    pool: &'a mut Option<&mut ExpertPool>,
-    layers_done: usize,
-) -> Pause<'a> {
-    Pause::new(layers_done, states, pool.as_deref_mut())
-}
-
 /// Parts that are ready for a step.
 struct Ready<'a, 'p> {
     parts: &'a mut [Part<'p>],
@@ -405,13 +396,18 @@ struct Ready<'a, 'p> {
     /// Where their sequences were.
     before: Vec<usize>,
     /// With what they go on, all or none.
-    chunks: Vec<Midway>,
+    chunks: Vec<PartialChunk>,
 }
 
 impl<'a, 'p> Ready<'a, 'p> {
     /// Makes all of them ready, to go on with `chunks` or to begin; where pages run short, expert slots give memory. Where one
     /// part cannot be ready, all are as before.
-    fn new(model: &Model, parts: &'a mut [Part<'p>], chunks: Vec<Midway>, uses: Pause<'_>) -> Result<Self> {
+    fn new(
+        model: &Model,
+        parts: &'a mut [Part<'p>],
+        chunks: Vec<PartialChunk>,
+        uses: Pause<'_>,
+    ) -> Result<Self> {
         let Pause { states, mut pool, .. } = uses;
         let before = parts.iter().map(|part| part.sequence.position()).collect();
         if chunks.is_empty() {
@@ -424,7 +420,7 @@ impl<'a, 'p> Ready<'a, 'p> {
             }
         }
         let mut ready = Self { parts, segments: Vec::new(), wanted: Vec::new(), before, chunks };
-        if let Err(e) = ready.go_on(states) {
+        if let Err(e) = ready.resume(states) {
             ready.go_back(states)?;
             return Err(e);
         }
@@ -433,9 +429,9 @@ impl<'a, 'p> Ready<'a, 'p> {
         Ok(ready)
     }
 
-    fn go_on(&mut self, states: &mut StatePool) -> Result<()> {
+    fn resume(&mut self, states: &mut StatePool) -> Result<()> {
         for (part, chunk) in self.parts.iter_mut().zip(&self.chunks) {
-            part.sequence.prepare_to_go_on(states, chunk)?;
+            part.sequence.prepare_to_resume(states, chunk)?;
             part.rows = chunk.rows();
         }
         Ok(())
@@ -563,7 +559,7 @@ fn record(
         rehearsal: None,
         routes: None,
         between_layers: &mut |_| ControlFlow::Continue(()),
-        midst: None,
+        partial: None,
     };
     let mut logits = None;
     let recorded = model.backend.record(&mut || {

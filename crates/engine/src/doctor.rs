@@ -74,7 +74,6 @@ impl Demand {
         meta.check()?;
         let (experts, own_top_k) = meta.moe.as_ref().map_or((0, 0), |moe| (moe.experts, moe.top_k));
         let top_k = limits::top_k(&meta.arch, experts, own_top_k, options.experts_per_token)?;
-        let context = limits::context(meta.context, options.context)?;
         let reference: Arc<dyn Backend> = Arc::new(Reference::default());
         let bound = models::bind(&index, &meta, &reference, options.experts_per_token)?;
         let found = Footprint::of(&bound)?;
@@ -87,8 +86,8 @@ impl Demand {
             top_k,
             own_top_k,
             prompt_tokens_max: options.context.unwrap_or(meta.context),
-            memory: Memory::of_model(&bound, &index, &meta, context, options)?,
-            work: Work { top_k, ..Work::of_model(path)? },
+            memory: Memory::of_model(&bound, &index, &meta, options)?,
+            work: Work { top_k, ..Work::of_model(&index, &meta) },
         })
     }
 

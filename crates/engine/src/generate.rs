@@ -115,7 +115,6 @@ pub fn generate(
         }
         if !show(events, on) {
             show(generation.end(FinishReason::Cancelled), on);
-            answer.finish = FinishReason::Cancelled;
             break;
         }
         if let Some(token) = generation.next_token() {

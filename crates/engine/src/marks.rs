@@ -6,7 +6,7 @@ use files::Result;
 
 use crate::batch::Part;
 use crate::model::Model;
-use crate::state::{Midway, Snapshot, StatePool};
+use crate::state::{PartialChunk, Snapshot, StatePool};
 
 /// Whose, and after which token; with their snapshots where layers are recurrent.
 pub(crate) type Marks = (Vec<(usize, usize)>, Vec<Snapshot>);
@@ -35,7 +35,7 @@ pub(crate) fn new(parts: &[Part<'_>], states: &mut StatePool) -> Result<Marks> {
 }
 
 /// Those of a step that goes on.
-pub(crate) fn of(chunks: &mut [Midway]) -> Marks {
+pub(crate) fn of(chunks: &mut [PartialChunk]) -> Marks {
     let (mut marks, mut snapshots) = (Vec::new(), Vec::new());
     for (of, chunk) in chunks.iter_mut().enumerate() {
         for (border, snapshot) in chunk.marks.drain(..) {

@@ -23,12 +23,11 @@ use crate::keeper::Keeper;
 use crate::limits;
 use crate::lookahead::Guess;
 use crate::models::{self, Bound, Decoder};
-use crate::overhead::{Overhead, grammar_bytes, tokenizer_bytes};
 use crate::pool::{self, ExpertPool};
 use crate::rehearsal::{meanwhile, rehearse};
 use crate::scratch::Scratch;
 use crate::sequence::SequenceId;
-use crate::sizes::{self, ChunkRows, Plans, Sizes};
+use crate::sizes::{ChunkRows, Plans, Sizes};
 use crate::state::{Ledger, SequenceState, StateDirectory, StatePool};
 use crate::trade::Trade;
 use crate::vram::{Cut, DeviceSlots};
@@ -162,38 +161,17 @@ impl Model {
         progress: LoadProgress<'_>,
     ) -> Result<Self> {
         let meta = meta.clone();
-        let Bound { decoder, experts, arena, .. } =
-            models::bind(index, &meta, backend, options.experts_per_token)?;
-        let kv_format = limits::kv_format(backend.info().precision, options.kv_format)?;
-        let states = decoder.state_shapes(kv_format)?;
-        let context = limits::context(meta.context, options.context)?;
-        let sessions = options.sessions.unwrap_or(1);
+        let bound = models::bind(index, &meta, backend, options.experts_per_token)?;
+        let sizes = Sizes::of(&bound, index, &meta, options, backend.info())?;
+        let Bound { decoder, experts, arena, .. } = bound;
+        let (context, sessions) = (sizes.context, sizes.sessions);
         if sessions == 0 {
             return Err(Error::invalid("a model for 0 sessions answers nobody"));
         }
         if options.slots_max == Some(0) && decoder.top_k() > 0 {
             return Err(Error::invalid("experts need at least one slot"));
         }
-        let overhead = Overhead {
-            threads: backend.info().threads,
-            staging_bytes: backend.info().staging_bytes,
-            tensors: index.iter().count(),
-            experts: experts.iter().map(|layer| layer.len() as u64).sum(),
-            tokenizer_bytes: tokenizer_bytes(&meta)
-                + if options.grammars { grammar_bytes(meta.vocab_size) } else { 0 },
-            vocab: meta.vocab_size,
-        };
-        let total_experts = overhead.experts;
-        let sizes = Sizes {
-            name: meta.name.clone().unwrap_or_else(|| meta.arch.clone()),
-            widths: decoder.widths(),
-            states,
-            context,
-            slot_bytes: sizes::slot_bytes(&experts)?,
-            resident_bytes: arena.bytes(),
-            sessions,
-            overhead,
-        };
+        let total_experts = sizes.overhead.experts;
         let (plans, rows) = sizes.plan(options, backend.info())?;
         let streamed = (plans.memory.slots < total_experts).then(|| part_bytes(&experts));
         let drive = drive::open(index.files(), options, streamed)?;
@@ -431,7 +409,7 @@ impl Model {
     pub fn forget_kept(&self) {
         let states = &mut self.lock_step().states;
         states.prefixes.clear();
-        states.midways.clear();
+        states.partial_chunks.clear();
     }
 
     /// Pages of keys and values that no sequence has and none has kept, and sequences that there is room for besides those

@@ -116,7 +116,7 @@ pub(crate) fn rehearse(
                 rehearsal: Some(&rehearsal),
                 routes: None,
                 between_layers: &mut |_| ControlFlow::Continue(()),
-                midst: None,
+                partial: None,
             };
             let x = decoder.forward(&mut step)?;
             // As many answers, or one of a prompt.

@@ -7,7 +7,7 @@ use kernels::ops::Routes;
 use store::LayerId;
 
 use crate::model::Model;
-use crate::state::{Found, GoOn, Midway, SequenceState, Snapshot, StatePool};
+use crate::state::{Found, PartialChunk, Resume, SequenceState, Snapshot, StatePool};
 
 /// What tells a sequence from others.
 #[derive(Clone, Debug, Default)]
@@ -48,9 +48,9 @@ pub struct Sequence {
     /// Positions whose state others may want, rising; those after [`Self::position`].
     borders: Vec<usize>,
     /// A chunk of the same tokens that broke off, with which its next step may go on.
-    pub(crate) goes_on: Option<GoOn>,
-    /// Whether a chunk of its own that breaks off is left to others.
-    pub(crate) leaves_chunks: bool,
+    pub(crate) resumes: Option<Resume>,
+    /// Whether it takes over what others have computed, and leaves its own to them.
+    pub(crate) shares: bool,
     pub(crate) routes: Option<Vec<RouteRecord>>,
 }
 
@@ -67,8 +67,8 @@ impl Sequence {
             tokens: Vec::new(),
             start: None,
             borders: Vec::new(),
-            goes_on: None,
-            leaves_chunks: true,
+            resumes: None,
+            shares: true,
             routes: None,
         })
     }
@@ -129,7 +129,7 @@ impl Sequence {
         }
         self.tokens.truncate(len);
         self.borders.retain(|border| *border <= len);
-        self.goes_on = self.goes_on.take().filter(|go_on| go_on.end <= len);
+        self.resumes = self.resumes.take().filter(|resume| resume.end <= len);
         if len >= self.state.position() {
             return Ok(());
         }
@@ -141,6 +141,9 @@ impl Sequence {
     /// are kept when a step has passed them. Where layers are recurrent, a coarse grid in what is pending comes to them, for
     /// prompts that part where nobody knew, or are broken off.
     pub fn name_borders(&mut self, positions: impl IntoIterator<Item = usize>) {
+        if !self.shares {
+            return;
+        }
         let (position, len) = (self.position(), self.tokens.len());
         let grid = self.state.grid(len - position);
         let grid = (position..len).filter(|at| grid > 0 && at.is_multiple_of(grid));
@@ -158,7 +161,7 @@ impl Sequence {
         let position = self.position();
         let states = &mut self.model.lock_step().states;
         let known = states.prefixes.holds(&self.tokens[..position]);
-        if position == 0 || known || !states.prefixes.has_room(self.state.is_recurrent()) {
+        if position == 0 || !self.shares || known || !states.prefixes.has_room(self.state.is_recurrent()) {
             return Ok(());
         }
         let snapshot = self.state.snapshot(states)?;
@@ -180,6 +183,9 @@ impl Sequence {
     /// # Errors
     /// `Device` when copying fails.
     pub fn reuse(&mut self) -> Result<usize> {
+        if !self.shares {
+            return Ok(self.position());
+        }
         let model = self.model.clone();
         let tokens = &self.tokens[..self.tokens.len().saturating_sub(1)];
         let directory = model.state_directory();
@@ -197,7 +203,11 @@ impl Sequence {
             self.state.adopt(states, &found)?;
             self.start = None;
         }
-        self.goes_on = states.midways.find(&self.tokens, self.state.position(), model.meta.layers);
+        // Who wants to see all that routers choose has all layers computed.
+        if self.routes.is_none() {
+            let position = self.state.position();
+            self.resumes = states.partial_chunks.find(&self.tokens, position, model.meta.layers);
+        }
         Ok(self.state.position())
     }
 
@@ -281,13 +291,13 @@ impl Sequence {
 
     /// Makes ready for a step that goes on with `chunk`, whose tokens are its own. Where the step fails, it goes back to where it
     /// was.
-    pub(crate) fn prepare_to_go_on(&mut self, states: &mut StatePool, chunk: &Midway) -> Result<()> {
+    pub(crate) fn prepare_to_resume(&mut self, states: &mut StatePool, chunk: &PartialChunk) -> Result<()> {
         let position = self.position();
         let held = self.start.as_ref().is_some_and(|start| start.position() == position);
         if self.state.is_recurrent() && !held && position > 0 {
             self.start = self.state.snapshot(states)?;
         }
-        self.state.go_on(states, chunk)
+        self.state.resume(states, chunk)
     }
 
     /// Borders that a step of `rows` of its tokens passes or ends at.
@@ -300,7 +310,7 @@ impl Sequence {
     pub(crate) fn release(&mut self) {
         self.state.reset();
         self.start = None;
-        self.goes_on = None;
+        self.resumes = None;
         self.borders.clear();
     }
 

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use files::{Error, Result};
 
 use crate::batch::{Batch, Logits, Part, Pause};
-use crate::midst;
 use crate::model::Model;
+use crate::resume;
 use crate::sequence::{RouteRecord, Sequence, check_tokens, common};
 
 /// Called while tokens are fed with how many of them are done, a fraction within the running chunk, and how many
@@ -212,7 +212,7 @@ impl Session {
         let (start, total) = (self.sequence.position(), self.tokens().len());
         while self.sequence.pending() > 0 {
             let from = self.sequence.position();
-            let rows = midst::pack([Some(&self.sequence)].into_iter(), model.chunk_tokens())[0];
+            let rows = resume::pack([Some(&self.sequence)].into_iter(), model.chunk_tokens())[0];
             let logits = if wanted.is_empty() { Logits::None } else { Logits::From(wanted.start) };
             let layers = model.meta.layers as f64;
             let mut between = |pause: &mut Pause<'_>| {

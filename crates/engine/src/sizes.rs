@@ -1,6 +1,6 @@
 //! What the memory plan is made from: the sizes of a bound model, of what its sequences remember, and of its steps.
 
-use files::{Error, Result};
+use files::{Error, Meta, Result, TensorIndex};
 use kernels::ops::DeviceInfo;
 use store::ExpertLayout;
 use store::plan::{Plan, PlanInput, default_budget_bytes, machine_memory, plan};
@@ -8,7 +8,8 @@ use store::plan::{Plan, PlanInput, default_budget_bytes, machine_memory, plan};
 use crate::limits::{self, LOGIT_ROWS};
 use crate::mapped::Mapped;
 use crate::model::{CacheKind, OpenOptions};
-use crate::overhead::Overhead;
+use crate::models::Bound;
+use crate::overhead::{Overhead, grammar_bytes, tokenizer_bytes};
 use crate::state::{LayerShape, Room, RoomFor};
 use crate::widths::Widths;
 
@@ -63,12 +64,44 @@ pub(crate) struct Sizes {
 ///
 /// # Errors
 /// As [`store::slot_bytes`].
-pub(crate) fn slot_bytes(experts: &[Vec<ExpertLayout>]) -> Result<u64> {
+fn slot_bytes(experts: &[Vec<ExpertLayout>]) -> Result<u64> {
     let mut all = experts.iter().flatten().peekable();
     if all.peek().is_some() { Ok(store::slot_bytes(all)? as u64) } else { Ok(0) }
 }
 
 impl Sizes {
+    /// Of a model that is bound to its tensors, on `device`.
+    ///
+    /// # Errors
+    /// `InvalidRequest` for options that the model cannot have.
+    pub(crate) fn of(
+        bound: &Bound,
+        index: &TensorIndex,
+        meta: &Meta,
+        options: &OpenOptions,
+        device: &DeviceInfo,
+    ) -> Result<Self> {
+        let kv_format = limits::kv_format(device.precision, options.kv_format)?;
+        let grammar_bytes = if options.grammars { grammar_bytes(meta.vocab_size) } else { 0 };
+        Ok(Self {
+            name: meta.name.clone().unwrap_or_else(|| meta.arch.clone()),
+            widths: bound.decoder.widths(),
+            states: bound.decoder.state_shapes(kv_format)?,
+            context: limits::context(meta.context, options.context)?,
+            slot_bytes: slot_bytes(&bound.experts)?,
+            resident_bytes: bound.arena.bytes(),
+            sessions: options.sessions.unwrap_or(1),
+            overhead: Overhead {
+                threads: device.threads,
+                staging_bytes: device.staging_bytes,
+                tensors: index.iter().count(),
+                experts: bound.experts.iter().map(|layer| layer.len() as u64).sum(),
+                tokenizer_bytes: tokenizer_bytes(meta) + grammar_bytes,
+                vocab: meta.vocab_size,
+            },
+        })
+    }
+
     /// The plan, and the rows of chunks and blocks: the largest chunk that leaves room for the fewest slots.
     pub(crate) fn plan(&self, options: &OpenOptions, device: &DeviceInfo) -> Result<(Plans, ChunkRows)> {
         let resident = self.plan_chunks(options, device, false);

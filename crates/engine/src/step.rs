@@ -127,11 +127,11 @@ pub(crate) struct Step<'a> {
     /// Called between layers; may break off.
     pub(crate) between_layers: BetweenLayers<'a>,
     /// Where it goes on, or has broken off.
-    pub(crate) midst: Option<Midst>,
+    pub(crate) partial: Option<PartialStep>,
 }
 
 /// A step between two layers.
-pub(crate) struct Midst {
+pub(crate) struct PartialStep {
     /// Layers that are done.
     pub(crate) layers_done: usize,
     /// The residual streams of the blocks, `[rows, hidden]` each.
@@ -269,19 +269,20 @@ impl Step<'_> {
 
     /// Reports that so many layers are done; a step of others may run now.
     pub(crate) fn layers_done(&mut self, layers_done: usize) -> Result<()> {
-        self.leave(layers_done);
-        let pool = self.experts.as_mut().map(|experts| &mut *experts.pool);
-        go_on((self.between_layers)(&mut Pause::new(layers_done, self.states, pool)))?;
-        self.enter(layers_done);
-        Ok(())
+        self.pause(layers_done, false)
     }
 
     /// A step of others may run now, in the midst of layer `layer`.
     pub(crate) fn within_layer(&mut self, layer: usize) -> Result<()> {
-        self.leave(layer);
+        self.pause(layer, true)
+    }
+
+    fn pause(&mut self, layers_done: usize, within: bool) -> Result<()> {
+        self.leave(layers_done);
         let pool = self.experts.as_mut().map(|experts| &mut *experts.pool);
-        go_on((self.between_layers)(&mut Pause::new(layer, self.states, pool).within()))?;
-        self.enter(layer);
+        let pause = Pause::new(layers_done, self.states, pool);
+        go_on((self.between_layers)(&mut Pause { within, ..pause }))?;
+        self.enter(layers_done);
         Ok(())
     }
 }

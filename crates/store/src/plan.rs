@@ -30,7 +30,7 @@ pub struct PlanInput {
     pub state_more_bytes_min: u64,
     /// Activations and other working memory of a step.
     pub scratch_bytes: u64,
-    /// What a long prompt takes besides, of the expert slots and while it is computed; [`slots_beside_prompt`] are left.
+    /// What a long prompt takes besides, of the expert slots and while it is computed; a quarter of them is left, at most 512 MiB.
     pub lent_bytes: u64,
     /// Code, tokenizer, tables, stacks, loading buffers.
     pub overhead_bytes: u64,
@@ -137,7 +137,7 @@ pub fn plan(input: &PlanInput) -> Result<Plan> {
 
 /// Of `slots`, those that a long prompt leaves when it borrows their memory: a quarter, at most 512 MiB, which keep the drive
 /// busy while others are multiplied. More would only be a cache, and a prompt wants each expert once.
-pub fn slots_beside_prompt(slots: u64, slot_bytes: u64, min_slots: u64) -> u64 {
+fn slots_beside_prompt(slots: u64, slot_bytes: u64, min_slots: u64) -> u64 {
     (slots / SLOTS_LEFT).min((512 << 20) / slot_bytes.max(1)).max(min_slots)
 }
 

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use files::{Meta, Result, TensorIndex};
-use kernels::ops::{DeviceInfo, KvFormat, Precision};
+use kernels::ops::DeviceInfo;
 use store::plan::Plan;
 
 use super::work::Work;
@@ -11,8 +11,8 @@ use crate::device::open_device;
 use crate::limits;
 use crate::model::OpenOptions;
 use crate::models::Bound;
-use crate::overhead::{Overhead, shape_tokenizer_bytes, tokenizer_bytes};
-use crate::sizes::{Sizes, slot_bytes};
+use crate::overhead::{Overhead, shape_tokenizer_bytes};
+use crate::sizes::Sizes;
 use crate::state::{KvShape, LayerShape, RecurrentShape};
 use crate::synth::{Layout, Shape, SynthSizes};
 use crate::widths::Widths;
@@ -55,27 +55,11 @@ impl Memory {
         bound: &Bound,
         index: &TensorIndex,
         meta: &Meta,
-        context: usize,
         options: &OpenOptions,
     ) -> Result<Self> {
-        let sizes = Sizes {
-            name: meta.name.clone().unwrap_or_else(|| meta.arch.clone()),
-            widths: bound.decoder.widths(),
-            states: bound.decoder.state_shapes(kv_format(options)?)?,
-            context,
-            slot_bytes: slot_bytes(&bound.experts)?,
-            resident_bytes: bound.arena.bytes(),
-            sessions: options.sessions.unwrap_or(1),
-            overhead: Overhead {
-                threads: 0,
-                staging_bytes: 0,
-                tensors: index.iter().count(),
-                experts: bound.experts.iter().map(|layer| layer.len() as u64).sum(),
-                tokenizer_bytes: tokenizer_bytes(meta),
-                vocab: meta.vocab_size,
-            },
-        };
-        Self::new(sizes, options)
+        let device = open_device(options)?.backend.info().clone();
+        let sizes = Sizes::of(bound, index, meta, options, &device)?;
+        Ok(Self { sizes, options: options.clone(), device })
     }
 
     /// Of a published shape: what its files will add to that is estimated.
@@ -87,7 +71,8 @@ impl Memory {
         context: usize,
         options: &OpenOptions,
     ) -> Result<Self> {
-        let format = kv_format(options)?;
+        let device = open_device(options)?.backend.info().clone();
+        let format = limits::kv_format(device.precision, options.kv_format)?;
         format.check(shape.head_dim)?;
         let attention =
             LayerShape::Kv(KvShape { kv_heads: shape.kv_heads, head_dim: shape.head_dim, format });
@@ -112,23 +97,15 @@ impl Memory {
             resident_bytes: found.resident_bytes,
             sessions: options.sessions.unwrap_or(1),
             overhead: Overhead {
-                threads: 0,
-                staging_bytes: 0,
+                threads: device.threads,
+                staging_bytes: device.staging_bytes,
                 tensors: found.tensors,
                 experts: (shape.layers * shape.experts) as u64,
                 tokenizer_bytes: shape_tokenizer_bytes(shape.vocab_size),
                 vocab: shape.vocab_size,
             },
         };
-        Self::new(sizes, options)
-    }
-
-    /// With what the device of `options` adds to `sizes`.
-    fn new(sizes: Sizes, options: &OpenOptions) -> Result<Self> {
-        let device = open_device(options)?.backend.info().clone();
-        let (threads, staging_bytes) = (device.threads, device.staging_bytes);
-        let overhead = Overhead { threads, staging_bytes, ..sizes.overhead };
-        Ok(Self { sizes: Sizes { overhead, ..sizes }, options: options.clone(), device })
+        Ok(Self { sizes, options: options.clone(), device })
     }
 
     /// The same with a context that a prompt of `tokens` fits into.
@@ -163,11 +140,6 @@ impl Memory {
     }
 }
 
-fn kv_format(options: &OpenOptions) -> Result<KvFormat> {
-    let precision = if options.exact { Precision::Exact } else { Precision::Fast };
-    limits::kv_format(precision, options.kv_format)
-}
-
 /// As `Decoder::widths`.
 fn widths(work: &Work) -> Widths {
     let [queries, keys] = [work.heads, work.kv_heads].map(|heads| heads * work.head_dim);
@@ -183,6 +155,8 @@ fn widths(work: &Work) -> Widths {
 #[cfg(test)]
 mod tests {
     use std::ops::ControlFlow;
+
+    use kernels::ops::KvFormat;
 
     use super::*;
     use crate::doctor::Demand;

@@ -201,7 +201,7 @@ impl<'a> Stand<'a> {
                 rehearsal: None,
                 routes: None,
                 between_layers: &mut |_| ControlFlow::Continue(()),
-                midst: None,
+                partial: None,
             };
             let x = decoder.forward(&mut step)?;
             then(&step, &x[0])

@@ -5,7 +5,6 @@
 //! attention, the delta rule, routing and sums are no products of weights at all.
 
 use std::cell::Cell;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -53,9 +52,8 @@ pub struct Work {
 }
 
 impl Work {
-    /// Of the model at `path`, whose meta data passed its check.
-    pub(super) fn of_model(path: &Path) -> Result<Self> {
-        let (index, meta) = TensorIndex::open(path)?;
+    /// Of a model, whose meta data passed its check.
+    pub(super) fn of_model(index: &TensorIndex, meta: &Meta) -> Self {
         let weights = |t: &&files::Tensor| t.rows() as u64 * t.cols() as u64;
         // The names of all three dialects.
         let named = |t: &files::Tensor, parts: &[&str]| parts.iter().any(|part| t.name.contains(part));
@@ -69,7 +67,7 @@ impl Work {
         let delta = meta.delta.as_ref();
         let attention_layers =
             delta.map_or(meta.layers, |d| d.full_attention.iter().filter(|full| **full).count());
-        Ok(Self {
+        Self {
             hidden_size: meta.hidden_size,
             layers: meta.layers,
             vocab_size: meta.vocab_size,
@@ -85,8 +83,8 @@ impl Work {
             heads: meta.heads,
             kv_heads: meta.kv_heads,
             head_dim: meta.head_dim,
-            delta: delta_spec(&meta).map(|spec| (meta.layers - attention_layers, spec)),
-        })
+            delta: delta_spec(meta).map(|spec| (meta.layers - attention_layers, spec)),
+        }
     }
 
     /// Of a published shape with `parameters` weights in all.
@@ -490,7 +488,8 @@ mod tests {
         let made = crate::synth::synth(&options, dir.path(), &mut go).unwrap();
         let of_shape =
             Work::of_shape(shape, Layout::Mlx4Bit, crate::synth::sizes(&options).unwrap().parameters);
-        let of_model = Work::of_model(&made.path).unwrap();
+        let (index, meta) = TensorIndex::open(&made.path).unwrap();
+        let of_model = Work::of_model(&index, &meta);
         let sizes = |w: &Work| {
             [
                 w.layers,

@@ -10,7 +10,7 @@ use crate::layers::{FeedForward, Mixer, Streams};
 use crate::lookahead::Guess;
 use crate::scratch::Activation;
 use crate::state::{KvShape, LayerShape, RecurrentShape};
-use crate::step::{Branch, Linear, Midst, Norm, Step, Sweep};
+use crate::step::{Branch, Linear, Norm, PartialStep, Step, Sweep};
 use crate::widths::Widths;
 
 /// One layer.
@@ -36,8 +36,8 @@ impl Decoder {
     /// Where it breaks off between two layers, the step has what it needs to go on.
     pub(crate) fn forward(&self, s: &mut Step<'_>) -> Result<Vec<Activation>> {
         let blocks = s.blocks;
-        let (layers_done, mut x) = match s.midst.take() {
-            Some(Midst { layers_done, x }) => (layers_done, x),
+        let (layers_done, mut x) = match s.partial.take() {
+            Some(PartialStep { layers_done, x }) => (layers_done, x),
             None => (0, blocks.iter().map(|block| s.embed(&self.embedding, block)).collect::<Result<_>>()?),
         };
         s.enter(layers_done);
@@ -61,7 +61,7 @@ impl Decoder {
             branches = finished.into_iter().map(Some).collect();
             if let Err(e) = s.layers_done(l + 1) {
                 add(s, &mut x, branches)?;
-                s.midst = Some(Midst { layers_done: l + 1, x });
+                s.partial = Some(PartialStep { layers_done: l + 1, x });
                 return Err(e);
             }
         }

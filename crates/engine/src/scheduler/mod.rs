@@ -342,11 +342,7 @@ impl Work {
 
     /// Ends a request; what it computed is kept before the next step.
     fn end(&mut self, running: Running, why: Result<()>) {
-        let keeps = running.cache;
-        let sequence = running.end(why);
-        if keeps {
-            self.left.push(sequence);
-        }
+        self.left.push(running.end(why));
         self.publish(|counts| counts.ended += 1);
         self.resume();
     }
@@ -368,10 +364,7 @@ impl Work {
     fn sequence(&mut self, request: &Request) -> Result<(Sequence, usize)> {
         let mut sequence = Sequence::new(&self.model)?;
         sequence.extend(&request.prompt)?;
-        if !request.cache {
-            sequence.leaves_chunks = false;
-            return Ok((sequence, 0));
-        }
+        sequence.shares = request.cache;
         let reused = sequence.reuse()?;
         sequence.name_borders(request.borders.iter().copied());
         Ok((sequence, reused))
@@ -403,7 +396,6 @@ impl Work {
                         begun: Instant::now(),
                         first: None,
                         borders: request.borders,
-                        cache: request.cache,
                         resumed: false,
                         alone: false,
                     };

@@ -29,8 +29,6 @@ pub(super) struct Running {
     pub(super) first: Option<Instant>,
     /// Borders of the prompt that were named.
     pub(super) borders: Vec<usize>,
-    /// Whether it may use what others have computed, and is kept for others.
-    pub(super) cache: bool,
     /// It was set aside, and somebody may have computed some of its tokens meanwhile.
     pub(super) resumed: bool,
     /// Its step failed, and the next one is its own.
@@ -81,9 +79,6 @@ impl Running {
     /// Begins again after it was set aside, with what others have computed of its tokens. No step may run.
     pub(super) fn begin_again(&mut self) {
         self.resumed = false;
-        if !self.cache {
-            return;
-        }
         // What fails here is computed.
         let _ = self.sequence.reuse();
         self.sequence.name_borders(self.borders.iter().copied());

@@ -9,7 +9,7 @@ use files::{Error, ErrorKind, Result};
 use super::running::Running;
 use super::{ROW_CLASSES, RequestEvent, Work};
 use crate::batch::{Answer, LogitSink, Logits, Part, Pause};
-use crate::midst::pack;
+use crate::resume::pack;
 
 /// How the time of a step of prompts is shared with answers.
 struct Share {
@@ -66,6 +66,7 @@ impl Work {
         };
         let ran = last_logits(&mut group, &rows, |parts, sink| batch.run(&model, parts, &mut between, sink));
         self.batch = batch;
+        self.publish_reads(); // before anybody hears of an end
         match ran {
             Ok(logits) => self.stepped(group, &rows, logits),
             // Those that are over go before the next step.
@@ -107,8 +108,8 @@ impl Work {
         while share.is_behind() {
             let started = Instant::now();
             self.drop_what_is_over();
-            let goes_on = |running: &mut Running| running.decodes() && !running.is_held();
-            let mut group: Vec<Running> = self.running.extract_if(.., goes_on).collect();
+            let resumes = |running: &mut Running| running.decodes() && !running.is_held();
+            let mut group: Vec<Running> = self.running.extract_if(.., resumes).collect();
             if group.is_empty() {
                 return;
             }
@@ -140,12 +141,12 @@ impl Work {
         for (mut running, logits) in group.into_iter().zip(logits) {
             running.alone &= running.sequence.pending() > 0;
             self.stepping -= 1;
-            let goes_on = match logits {
+            let resumes = match logits {
                 Last::Logits(logits) => running.accept(Answer::Logits(&logits), context),
                 Last::Best(token) => running.accept(Answer::Best(token), context),
                 Last::None => Ok(true),
             };
-            match goes_on {
+            match resumes {
                 Ok(true) => self.running.push(running),
                 Ok(false) => self.end(running, Ok(())),
                 Err(e) => self.end(running, Err(e)),

@@ -5,7 +5,7 @@ mod directory;
 mod file;
 mod kv;
 mod ledger;
-mod midway;
+mod partial;
 mod prefixes;
 mod recurrent;
 mod room;
@@ -21,7 +21,7 @@ pub(crate) use file::{load, save};
 pub(crate) use kv::KvShape;
 pub(crate) use ledger::Ledger;
 use ledger::{Page, Slot, SnapshotMemory};
-pub(crate) use midway::{GoOn, Midway, Midways};
+pub(crate) use partial::{PartialChunk, PartialChunks, Resume};
 use prefixes::Prefix;
 pub(crate) use prefixes::{Found, Prefixes};
 pub(crate) use recurrent::{Recurrent, RecurrentShape};
@@ -97,7 +97,7 @@ pub(crate) struct StatePool {
     /// What others may begin with.
     pub(crate) prefixes: Prefixes,
     /// Chunks that broke off.
-    pub(crate) midways: Midways,
+    pub(crate) partial_chunks: PartialChunks,
 }
 
 impl StatePool {
@@ -125,7 +125,7 @@ impl StatePool {
             ledger,
             page_bytes: room.page_bytes,
             prefixes: Prefixes::new(room.keeps, kept_snapshots),
-            midways: Midways::default(),
+            partial_chunks: PartialChunks::default(),
         })
     }
 
@@ -186,7 +186,7 @@ impl StatePool {
             if let Some(page) = self.ledger.page() {
                 return Ok(page);
             }
-            if !self.midways.evict() && !self.prefixes.evict_for_pages() {
+            if !self.partial_chunks.evict() && !self.prefixes.evict_for_pages() {
                 return Err(Error::memory("all pages of keys and values are in use"));
             }
         }
@@ -262,7 +262,7 @@ impl StatePool {
             if let Some(memory) = self.ledger.snapshot(|| self.layers.iter().map(of_layer).collect())? {
                 return Ok(Snapshot { position, memory });
             }
-            if !self.midways.evict() && !self.prefixes.evict() {
+            if !self.partial_chunks.evict() && !self.prefixes.evict() {
                 return Err(Error::memory("all snapshots are in use"));
             }
         }

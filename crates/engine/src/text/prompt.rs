@@ -142,6 +142,8 @@ impl ChatPrompt {
             messages[..system].iter().cloned().chain([question]).collect()
         });
         let question = messages.iter().rposition(|message| message.role == Role::User);
+        // Where nothing follows the question, `all` says the same.
+        let question = question.filter(|at| !request.add_generation_prompt || at + 1 < messages.len());
         let question = question.map(|at| messages[..=at].to_vec());
         let all = Some(messages.clone()).filter(|_| request.add_generation_prompt);
         let mut borders: Vec<usize> =

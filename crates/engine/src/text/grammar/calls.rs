@@ -47,7 +47,7 @@ pub(super) fn rules(
     match format.body {
         CallBody::Json => Ok(json_rules(tool, name, schema, strict)),
         CallBody::Tags => {
-            left_out.extend(loose_formats(&schema, strict, &at)?);
+            left_out.extend(loose(tool, &schema, strict, &at)?);
             tag_rules(tool, name, &schema, strict, &at)
         }
     }
@@ -138,17 +138,54 @@ fn rebase(schema: &mut Value, to: &str) {
     }
 }
 
-/// The places of formats of arguments that stand between tags, where they are not kept.
-fn loose_formats(schema: &Map<String, Value>, strict: bool, at: &str) -> Result<Vec<String>> {
-    let properties = schema.get("properties").and_then(Value::as_object).into_iter().flatten();
-    let loose = properties.filter(|(_, property)| target(property, schema).get("format").is_some());
-    let places: Vec<String> = loose.map(|(key, _)| format!("{at}/properties/{key}/format")).collect();
-    match places.first().filter(|_| strict) {
-        Some(place) => {
-            Err(Error::invalid(format!("{place}: the keyword \"format\" cannot be kept in a tag")))
+/// What a string between tags is held to, where that is all that it may be; a format never.
+const DETAILS: [&str; 4] = ["format", "pattern", "minLength", "maxLength"];
+
+/// The places of what arguments that stand between tags are not held to.
+fn loose(tool: &ToolSpec, schema: &Map<String, Value>, strict: bool, at: &str) -> Result<Vec<String>> {
+    let mut places = Vec::new();
+    for (key, property) in schema.get("properties").and_then(Value::as_object).into_iter().flatten() {
+        let (types, property) = (types(Some(tool), key), target(property, schema));
+        if listed(property, schema).is_some() || !(types.is_empty() || types.contains(&"string")) {
+            continue; // held as a whole
         }
+        let unkept = if types == ["string"] { &DETAILS[..1] } else { &DETAILS[..] };
+        let own = unkept.iter().filter(|word| property.get(word).is_some());
+        let loses = |one: &Value| {
+            let one = target(one, schema);
+            listed(one, schema).is_some_and(|values| values != [Value::Null])
+                || DETAILS.iter().any(|word| one.get(word).is_some())
+        };
+        let nested = ["anyOf", "oneOf", "allOf"];
+        let nested = nested.iter().filter(|word| {
+            property.get(word).and_then(Value::as_array).is_some_and(|list| list.iter().any(loses))
+        });
+        places.extend(own.chain(nested).map(|word| format!("{at}/properties/{key}/{word}")));
+    }
+    places.extend(
+        COMBINED.iter().filter(|word| schema.contains_key(**word)).map(|word| format!("{at}/{word}")),
+    );
+    match places.first().filter(|_| strict) {
+        Some(place) => Err(Error::invalid(format!("{place}: this keyword cannot be kept in a tag"))),
         None => Ok(places),
     }
+}
+
+/// The values that fit, where a schema lists them: as `enum` or `const`, `null`, or all of its alternatives do.
+fn listed(property: &Value, root: &Map<String, Value>) -> Option<Vec<Value>> {
+    let property = target(property, root);
+    if let Some(list) = property.get("enum").and_then(Value::as_array) {
+        return Some(list.clone());
+    }
+    if let Some(one) = property.get("const") {
+        return Some(vec![one.clone()]);
+    }
+    if property.get("type") == Some(&"null".into()) {
+        return Some(vec![Value::Null]);
+    }
+    let all = ["anyOf", "oneOf"].iter().find_map(|word| property.get(word)?.as_array())?;
+    let all: Option<Vec<_>> = all.iter().map(|one| listed(one, root)).collect();
+    all.map(|all| all.concat())
 }
 
 fn tag_rules(
@@ -210,9 +247,7 @@ fn value_rules(
 ) -> Result<Option<String>> {
     let types = types(Some(tool), key);
     let property = target(property, root);
-    let listed = property.get("enum").and_then(Value::as_array).cloned();
-    let listed = listed.or_else(|| Some(vec![property.get("const")?.clone()]));
-    if let Some(list) = listed {
+    if let Some(list) = listed(property, root) {
         let shown = list.iter().map(|value| value.as_str().map_or_else(|| value.to_string(), str::to_owned));
         let choices: Vec<String> = shown.map(|text| quoted(&format!("{text}\n{PARAMETER_END}"))).collect();
         return Ok((!choices.is_empty()).then(|| format!("{rule}v: {}\n", choices.join(" | "))));
@@ -308,4 +343,47 @@ fn searched(pattern: &str) -> String {
         after_backslash = c == '\\' && !after_backslash;
     }
     format!("{before}({escaped}){after}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::text::json::Json;
+
+    fn written(properties: &str, strict: bool) -> Result<(String, Vec<String>)> {
+        let tool = format!(
+            r#"{{"type":"function","function":{{"name":"f","strict":{strict},"parameters":
+                {{"type":"object","properties":{properties}}}}}}}"#
+        );
+        let tool = ToolSpec::new(Json::parse(&tool).unwrap()).unwrap();
+        let mut left_out = Vec::new();
+        let format = CallFormat::named("xml").unwrap();
+        rules(format, &tool, "t0", Keep::All, &mut left_out).map(|rules| (rules, left_out))
+    }
+
+    /// As pydantic writes a value that may be missing.
+    #[test]
+    fn values_that_are_listed_are_kept_beside_null() {
+        let optional = r#"{"u":{"anyOf":[{"enum":["a","b"],"type":"string"},{"type":"null"}]}}"#;
+        let (rules, left_out) = written(optional, true).unwrap();
+        let choices = [r#""a\n</parameter>""#, r#""b\n</parameter>""#, r#""null\n</parameter>""#].join(" | ");
+        assert!(rules.contains(&format!("t0p0v: {choices}")), "{rules}");
+        assert!(left_out.is_empty(), "{left_out:?}");
+    }
+
+    #[test]
+    fn what_a_tag_cannot_keep_is_said_or_refused() {
+        for (property, word) in [
+            (r#"{"type":["string","null"],"pattern":"^a$"}"#, "pattern"),
+            (r#"{"type":"string","format":"date"}"#, "format"),
+            (r#"{"anyOf":[{"enum":["a"],"type":"string"},{"type":"string"}]}"#, "anyOf"),
+        ] {
+            let properties = format!(r#"{{"u":{property}}}"#);
+            let place = format!("tools: f: parameters/properties/u/{word}");
+            assert_eq!(written(&properties, false).unwrap().1, [place.as_str()]);
+            let refused = written(&properties, true).unwrap_err();
+            assert!(refused.message().starts_with(&place), "{refused}");
+        }
+        assert!(written(r#"{"u":{"type":"string","pattern":"^a$"}}"#, true).unwrap().1.is_empty());
+    }
 }

@@ -128,17 +128,18 @@ impl Constraint {
             (Some(Rules::Lark(rules)), None) => {
                 whole = ready(lark(format!("start: answer\n{rules}")), ANSWER)?;
             }
-            (Some(answer), Some((calls, blocks))) if !must_call => {
+            (Some(answer), Some((calls, (blocks, _)))) if !must_call => {
                 let Rules::Lark(answer) = answer else {
                     return Err(Error::invalid("an answer's grammar and tools cannot be asked for together"));
                 };
                 let start = format!("start: answer | {}\n", all_calls(calls));
                 whole = ready(lark(format!("{start}{answer}{blocks}")), ANSWER)?;
             }
-            (_, Some((calls, blocks))) if must_call => {
+            (_, Some((calls, (blocks, _)))) if must_call => {
                 whole = ready(lark(format!("start: {}\n{blocks}", all_calls(calls))), TOOLS)?;
             }
-            (_, Some((_, blocks))) => call = ready(lark(format!("start: block\n{blocks}")), TOOLS)?,
+            (_, Some((_, (_, Some(mask))))) => call = Some(Mutex::new(mask)),
+            (_, Some((_, (blocks, None)))) => call = ready(lark(format!("start: block\n{blocks}")), TOOLS)?,
             (None, None) => {}
         }
         let parallel = calls.is_none_or(|calls| calls.parallel);
@@ -235,8 +236,13 @@ fn all_calls(calls: &CallRules) -> String {
     }
 }
 
-/// The rule `block`, and those that it needs: what follows the marker of a call, of any tool that may be called.
-fn block_rules(tokens: &GrammarTokens, calls: &CallRules, left_out: &mut Vec<String>) -> Result<String> {
+/// The rule `block`, and those that it needs: what follows the marker of a call, of any tool that may be called. And its mask,
+/// if that was compiled to see that it can be.
+fn block_rules(
+    tokens: &GrammarTokens,
+    calls: &CallRules,
+    left_out: &mut Vec<String>,
+) -> Result<(String, Option<GrammarMask>)> {
     let may = |tool: &&ToolSpec| !matches!(&calls.choice, ToolChoice::Tool(name) if tool.name() != name);
     let tools: Vec<&ToolSpec> = calls.tools.iter().filter(may).collect();
     if let (ToolChoice::Tool(name), true) = (&calls.choice, tools.is_empty()) {
@@ -252,16 +258,16 @@ fn block_rules(tokens: &GrammarTokens, calls: &CallRules, left_out: &mut Vec<Str
     };
     let mut all_left_out = Vec::new();
     let whole = write(&|_| Keep::All, &mut all_left_out)?;
-    if tokens.compile(lark(format!("start: block\n{whole}"))).is_ok() {
+    if let Ok(mask) = tokens.compile(lark(format!("start: block\n{whole}"))) {
         left_out.append(&mut all_left_out);
-        return Ok(whole);
+        return Ok((whole, Some(mask)));
     }
     // Some tool asks for too much: which one, and for what, each shows alone.
     let mut keeps = Vec::new();
     for tool in &tools {
         keeps.push(most_that_is_kept(tokens, calls, tool, left_out)?);
     }
-    write(&|i| keeps[i], left_out)
+    Ok((write(&|i| keeps[i], left_out)?, None))
 }
 
 /// How much of a tool's schema the compiler takes.

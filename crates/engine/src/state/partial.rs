@@ -10,7 +10,7 @@ use super::{Found, SequenceState, Snapshot, StatePool};
 use crate::scratch::Activation;
 
 /// Rows of one sequence after some layers of a step.
-pub(crate) struct Midway {
+pub(crate) struct PartialChunk {
     /// All tokens up to the last row's.
     pub(crate) tokens: Vec<u32>,
     /// Position of the first row.
@@ -26,7 +26,7 @@ pub(crate) struct Midway {
     snapshot: Option<Arc<Snapshot>>,
 }
 
-impl Midway {
+impl PartialChunk {
     /// Of a sequence in `state`, whose step has the rows of the last of `tokens`.
     ///
     /// # Errors
@@ -60,63 +60,63 @@ impl SequenceState {
     ///
     /// # Errors
     /// `Device` when copying fails.
-    pub(crate) fn go_on(&mut self, states: &mut StatePool, midway: &Midway) -> Result<()> {
-        let Midway { position, ref pages, ref snapshot, .. } = *midway;
+    pub(crate) fn resume(&mut self, states: &mut StatePool, chunk: &PartialChunk) -> Result<()> {
+        let PartialChunk { position, ref pages, ref snapshot, .. } = *chunk;
         self.adopt(states, &Found { position, pages: pages.clone(), snapshot: snapshot.clone() })?;
-        self.claimed = midway.tokens.len();
+        self.claimed = chunk.tokens.len();
         Ok(())
     }
 }
 
 /// A chunk that a sequence may go on with, if it is still there when its step begins.
 #[derive(Clone)]
-pub(crate) struct GoOn {
-    midway: Weak<Midway>,
+pub(crate) struct Resume {
+    chunk: Weak<PartialChunk>,
     /// Tokens after it.
     pub(crate) end: usize,
     /// Chunks of the same number can share a step.
     pub(crate) layers_done: usize,
 }
 
-impl GoOn {
+impl Resume {
     /// Whether it is still there.
     pub(crate) fn is_there(&self) -> bool {
-        self.midway.strong_count() > 0
+        self.chunk.strong_count() > 0
     }
 }
 
 /// All that are kept.
 #[derive(Default)]
-pub(crate) struct Midways {
-    kept: Vec<Arc<Midway>>,
+pub(crate) struct PartialChunks {
+    kept: Vec<Arc<PartialChunk>>,
 }
 
-impl Midways {
+impl PartialChunks {
     /// Keeps one.
-    pub(crate) fn keep(&mut self, midway: Midway) {
-        self.kept.retain(|other| other.tokens != midway.tokens);
-        self.kept.push(Arc::new(midway));
+    pub(crate) fn keep(&mut self, chunk: PartialChunk) {
+        self.kept.retain(|other| other.tokens != chunk.tokens);
+        self.kept.push(Arc::new(chunk));
     }
 
     /// What saves most for a sequence of `tokens`, and more than the `position` that it has.
-    pub(crate) fn find(&self, tokens: &[u32], position: usize, layers: usize) -> Option<GoOn> {
-        let saves = |midway: &&Arc<Midway>| midway.saves(layers);
-        let fits = self.kept.iter().filter(|midway| tokens.starts_with(&midway.tokens));
-        let best = fits.max_by_key(saves).filter(|midway| saves(midway) > position)?;
+    pub(crate) fn find(&self, tokens: &[u32], position: usize, layers: usize) -> Option<Resume> {
+        let saves = |chunk: &&Arc<PartialChunk>| chunk.saves(layers);
+        let fits = self.kept.iter().filter(|chunk| tokens.starts_with(&chunk.tokens));
+        let best = fits.max_by_key(saves).filter(|chunk| saves(chunk) > position)?;
         let (end, layers_done) = (best.tokens.len(), best.layers_done);
-        Some(GoOn { midway: Arc::downgrade(best), end, layers_done })
+        Some(Resume { chunk: Arc::downgrade(best), end, layers_done })
     }
 
     /// Takes one out; `None` where it is gone.
-    pub(crate) fn take(&mut self, go_on: &GoOn) -> Option<Midway> {
-        let wanted = go_on.midway.upgrade()?;
-        self.kept.retain(|midway| !Arc::ptr_eq(midway, &wanted));
+    pub(crate) fn take(&mut self, resume: &Resume) -> Option<PartialChunk> {
+        let wanted = resume.chunk.upgrade()?;
+        self.kept.retain(|chunk| !Arc::ptr_eq(chunk, &wanted));
         Arc::into_inner(wanted)
     }
 
     /// Bytes of their rows.
     pub(crate) fn x_bytes(&self) -> usize {
-        self.kept.iter().map(|midway| midway.x.block().bytes()).sum()
+        self.kept.iter().map(|chunk| chunk.x.block().bytes()).sum()
     }
 
     /// Gives the oldest up; false if there is none.

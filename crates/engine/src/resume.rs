@@ -12,8 +12,8 @@ use crate::model::Model;
 use crate::round::RowBlock;
 use crate::scratch::Activation;
 use crate::sequence::Sequence;
-use crate::state::{GoOn, Midway, StatePool};
-use crate::step::Midst;
+use crate::state::{PartialChunk, Resume, StatePool};
+use crate::step::PartialStep;
 
 /// How many of its pending tokens each of `sequences` gets into a step that has `room`: where chunks broke off those that can go
 /// on together, else the first come first. `None` is no part of it.
@@ -21,8 +21,8 @@ pub(crate) fn pack<'a>(
     sequences: impl Iterator<Item = Option<&'a Sequence>> + Clone,
     mut room: usize,
 ) -> Vec<usize> {
-    let go_on = |sequence: &Sequence| sequence.goes_on.clone().filter(GoOn::is_there);
-    let first = sequences.clone().flatten().find_map(go_on);
+    let resume = |sequence: &Sequence| sequence.resumes.clone().filter(Resume::is_there);
+    let first = sequences.clone().flatten().find_map(resume);
     let rows = |sequence: Option<&Sequence>| {
         let Some(sequence) = sequence else { return 0 };
         let Some(first) = &first else {
@@ -30,25 +30,25 @@ pub(crate) fn pack<'a>(
             room -= rows;
             return rows;
         };
-        let same = go_on(sequence).filter(|go_on| go_on.layers_done == first.layers_done);
-        same.map_or(0, |go_on| go_on.end - sequence.position())
+        let same = resume(sequence).filter(|resume| resume.layers_done == first.layers_done);
+        same.map_or(0, |resume| resume.end - sequence.position())
     };
     sequences.map(rows).collect()
 }
 
 /// The chunks with which all of `parts` go on; none where they begin. A chunk that is gone is a beginning of as many rows as a
 /// step has.
-pub(crate) fn take(model: &Model, parts: &mut [Part<'_>], states: &mut StatePool) -> Vec<Midway> {
-    let wanted: Vec<Option<GoOn>> = parts.iter_mut().map(|part| part.sequence.goes_on.take()).collect();
+pub(crate) fn take(model: &Model, parts: &mut [Part<'_>], states: &mut StatePool) -> Vec<PartialChunk> {
+    let wanted: Vec<Option<Resume>> = parts.iter_mut().map(|part| part.sequence.resumes.take()).collect();
     let layers_done = wanted.first().and_then(|first| Some(first.as_ref()?.layers_done));
-    let goes_on = |(part, wanted): (&Part<'_>, &Option<GoOn>)| {
-        wanted.as_ref().is_some_and(|go_on| {
-            Some(go_on.layers_done) == layers_done && go_on.end == part.sequence.position() + part.rows
+    let resumes = |(part, wanted): (&Part<'_>, &Option<Resume>)| {
+        wanted.as_ref().is_some_and(|resume| {
+            Some(resume.layers_done) == layers_done && resume.end == part.sequence.position() + part.rows
         })
     };
-    let all = parts.iter().zip(&wanted).all(goes_on);
-    let taken = wanted.iter().map(|wanted| states.midways.take(wanted.as_ref().filter(|_| all)?));
-    let taken: Option<Vec<Midway>> = taken.collect();
+    let all = parts.iter().zip(&wanted).all(resumes);
+    let taken = wanted.iter().map(|wanted| states.partial_chunks.take(wanted.as_ref().filter(|_| all)?));
+    let taken: Option<Vec<PartialChunk>> = taken.collect();
     if taken.is_none() {
         let most = (model.chunk_tokens() / parts.len()).max(1);
         for part in parts.iter_mut().zip(&wanted).filter(|(_, wanted)| wanted.is_some()).map(|(part, _)| part)
@@ -64,8 +64,8 @@ pub(crate) fn streams(
     model: &Model,
     blocks: &[RowBlock],
     segments: &[Segment],
-    chunks: &[Midway],
-) -> Result<Option<Midst>> {
+    chunks: &[PartialChunk],
+) -> Result<Option<PartialStep>> {
     let Some(first) = chunks.first() else { return Ok(None) };
     let cols = first.x.cols();
     let stream = |block: &RowBlock| {
@@ -76,7 +76,7 @@ pub(crate) fn streams(
         Ok(x)
     };
     let x = blocks.iter().map(stream).collect::<Result<_>>()?;
-    Ok(Some(Midst { layers_done: first.layers_done, x }))
+    Ok(Some(PartialStep { layers_done: first.layers_done, x }))
 }
 
 /// Keeps what a step has computed that broke off. What cannot be kept is computed again.
@@ -85,7 +85,7 @@ pub(crate) fn keep(
     parts: &[Part<'_>],
     segments: &[Segment],
     blocks: &[RowBlock],
-    midst: &Midst,
+    partial: &PartialStep,
     (marks, snapshots): Marks,
     states: &mut StatePool,
 ) {
@@ -98,23 +98,28 @@ pub(crate) fn keep(
         marks_of[of].push((border, snapshots.next()));
     }
     for ((part, segment), marks) in parts.iter().zip(segments).zip(marks_of) {
-        if !part.sequence.leaves_chunks {
+        if !part.sequence.shares {
             continue;
         }
-        let kept = own_rows(model, blocks, midst, segment).and_then(|x| {
+        let kept = own_rows(model, blocks, partial, segment).and_then(|x| {
             let tokens = part.sequence.tokens()[..part.sequence.position() + segment.rows.len()].to_vec();
-            Midway::new(&part.sequence.state, states, tokens, midst.layers_done, x, marks)
+            PartialChunk::new(&part.sequence.state, states, tokens, partial.layers_done, x, marks)
         });
         if let Ok(kept) = kept {
-            states.midways.keep(kept);
+            states.partial_chunks.keep(kept);
         }
     }
 }
 
 /// `[rows, hidden]` of one segment.
-fn own_rows(model: &Model, blocks: &[RowBlock], midst: &Midst, segment: &Segment) -> Result<Activation> {
-    let mut own = model.scratch.tensor(segment.rows.len(), midst.x[0].cols())?;
-    for (block, x) in blocks.iter().zip(&midst.x) {
+fn own_rows(
+    model: &Model,
+    blocks: &[RowBlock],
+    partial: &PartialStep,
+    segment: &Segment,
+) -> Result<Activation> {
+    let mut own = model.scratch.tensor(segment.rows.len(), partial.x[0].cols())?;
+    for (block, x) in blocks.iter().zip(&partial.x) {
         copy_rows(model, (x, block.rows.start), (&mut own, segment.rows.start), &segment.rows)?;
     }
     Ok(own)
