@@ -94,7 +94,7 @@ impl Ignored {
 /// `Invalid`, with the field's path; `unsupported_value` for what is refused by name.
 pub fn check(body: &At, table: &[Field], limits: &Limits, ignored: &mut Ignored) -> Result<(), ApiError> {
     for (key, at) in body.members()? {
-        if key.contains('.') {
+        if key.contains('.') || key.trim() != key {
             // Its path would look like another field's.
             ignored.push(at.path(), "an unknown field", limits)?;
             continue;
@@ -103,7 +103,7 @@ pub fn check(body: &At, table: &[Field], limits: &Limits, ignored: &mut Ignored)
         let has_rows = table.iter().any(|field| field.path.starts_with(&below));
         match table.iter().find(|field| field.path == at.path()) {
             Some(field) => check_field(&at, field, limits, ignored)?,
-            None if has_rows => {}
+            None if has_rows => drop(at.object()?),
             None => ignored.push(at.path(), "an unknown field", limits)?,
         }
         if has_rows && matches!(at.json(), Json::Object(_)) {

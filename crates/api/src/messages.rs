@@ -106,9 +106,21 @@ pub fn late_system_as_user(chat: &mut Chat) {
     }
 }
 
-/// Whether a system message stands behind others, so that its template must be asked whether it renders it there.
-pub fn has_late_system(chat: &Chat) -> bool {
-    chat.messages[leading_system(&chat.messages)..].iter().any(|message| message.role == Role::System)
+/// Makes one turn of several of the user's, for templates that want an answer after each.
+pub fn join_user_runs(messages: &mut Vec<Message>) {
+    messages.dedup_by(|next, last| {
+        let joins = last.role == Role::User && next.role == Role::User;
+        if joins {
+            let said = [&*last, &*next].into_iter().filter(|message| message.content.is_some());
+            last.content = Some(Content::Text(said.map(lines).collect::<Vec<_>>().join(EMPTY_LINE)));
+        }
+        joins
+    });
+}
+
+/// Whether the last turn is the model's own and can go on: after a call only its results can come.
+pub fn can_go_on(messages: &[Message]) -> bool {
+    messages.last().is_some_and(|last| last.role == Role::Assistant && last.tool_calls.is_empty())
 }
 
 fn leading_system(messages: &[Message]) -> usize {

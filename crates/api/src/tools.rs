@@ -101,11 +101,6 @@ pub fn function(at: &At, name: Option<String>, schema: &str) -> Result<ToolSpec,
     ToolSpec::new(Json::Object(tool)).map_err(|e| at.wrong(e.message()))
 }
 
-/// Whether the request insists that calls of this function keep its schema.
-pub fn is_strict(spec: &ToolSpec) -> bool {
-    spec.value().get("function").and_then(|function| function.get("strict")) == Some(&Json::Bool(true))
-}
-
 /// A schema that an answer must fit: an object, or `true` or `false`.
 ///
 /// # Errors

@@ -2,7 +2,7 @@
 
 use engine::text::{Json, Message, Role, ToolCall};
 use tidemill_api::messages::{
-    call_arguments, content, has_late_system, late_system_as_user, of_texts, settle, steady_billing,
+    call_arguments, content, late_system_as_user, of_texts, settle, steady_billing,
 };
 use tidemill_api::{Chat, body};
 
@@ -40,9 +40,10 @@ fn leading_system_messages_are_joined_and_later_ones_stay() {
         ["system a\n\nb\n\nc\nd", "user hi", "system 9 tokens left", "user go on"].map(str::to_owned);
     assert_eq!(shown(&messages), expected);
     let mut chat = Chat { messages, ..Chat::default() };
-    assert!(has_late_system(&chat));
+    let late = |chat: &Chat| chat.messages[1..].iter().any(|message| message.role == Role::System);
+    assert!(late(&chat));
     late_system_as_user(&mut chat);
-    assert!(!has_late_system(&chat));
+    assert!(!late(&chat));
     assert_eq!(shown(&chat.messages)[2], "user 9 tokens left");
     assert_eq!(shown(&chat.messages)[0], expected[0]);
 }

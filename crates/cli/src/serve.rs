@@ -177,7 +177,9 @@ impl Args {
     /// The model, and what the server is given of it.
     fn load(&self, path: &Path) -> Result<(Loaded, Served)> {
         // Before the model has its memory.
-        let (parameters, size_bytes) = weights(path)?;
+        let files = Inspection::of(path)?;
+        let (parameters, size_bytes) = (files.weights(), files.bytes());
+        drop(files);
         let (loaded, parallel) = self.open()?;
         loaded.store_states(&self.states);
         remembered::warm(&loaded.model);
@@ -229,26 +231,18 @@ impl Args {
     }
 }
 
-/// How many weights there are, and their bytes.
-fn weights(path: &Path) -> Result<(u64, u64)> {
-    let formats = Inspection::of(path)?.formats;
-    Ok(formats.values().fold((0, 0), |all, share| (all.0 + share.weights, all.1 + share.bytes)))
-}
-
 /// The templates and the text of the plain one. A model without any continues texts.
 fn templates(loaded: &Loaded, own: Option<String>) -> Result<(Option<Templates>, Option<String>)> {
-    let meta = match own {
-        Some(source) => Meta { chat_template: Some(source), tool_template: None, ..loaded.meta().clone() },
-        None if loaded.meta().chat_template.is_none() => {
-            out::note(
-                "note: the model has no chat template, so it only continues texts; --chat-template gives it one",
-            );
-            return Ok((None, None));
-        }
-        None => loaded.meta().clone(),
-    };
-    let templates = Templates::of_model(&meta, &loaded.model.path().display().to_string())?;
-    Ok((Some(templates), meta.chat_template))
+    let own = own.map(|source| Meta { chat_template: Some(source), ..Meta::default() });
+    let meta = own.as_ref().unwrap_or(loaded.meta());
+    if meta.chat_template.is_none() {
+        out::note(
+            "note: the model has no chat template, so it only continues texts; --chat-template gives it one",
+        );
+        return Ok((None, None));
+    }
+    let templates = Templates::of_model(meta, &loaded.model.path().display().to_string())?;
+    Ok((Some(templates), meta.chat_template.clone()))
 }
 
 /// The name of a model's file or directory without its suffix; the built-in one is `demo`.

@@ -127,11 +127,8 @@ impl Mapping {
                 }
                 kinds.push(EventKind::CallEnd { index });
             }
-            // What was told of it stays told.
-            ReplyEvent::BrokenToolCall { index, .. } => {
-                self.call = None;
-                kinds.push(EventKind::CallEnd { index });
-            }
+            // What was told of it stays told, and it has no end.
+            ReplyEvent::BrokenToolCall { .. } => self.call = None,
             // A text that was sent stays a text.
             ReplyEvent::TextWasThinking | ReplyEvent::MalformedToolCall { .. } | ReplyEvent::Logprobs(_) => {}
         }
@@ -217,7 +214,6 @@ mod tests {
             EventKind::CallArguments { index: 1, text: whole },
             EventKind::CallEnd { index: 1 },
             start(2, "h"),
-            EventKind::CallEnd { index: 2 },
         ];
         assert_eq!(told, expected);
     }

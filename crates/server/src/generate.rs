@@ -151,8 +151,8 @@ pub(crate) async fn blocking<T: Send + 'static>(
 /// A request that can be begun.
 struct Prepared {
     parsed: Parsed,
-    requests: Vec<Asked>,
-    mappings: Vec<Mapping>,
+    /// One for each answer, with what makes events of it.
+    requests: Vec<(Asked, Mapping)>,
     places: Places,
     writer: Box<dyn ReplyWriter>,
     completed: Option<Completed>,
@@ -166,17 +166,19 @@ async fn answer(dialect: Dialect, shared: &Shared, mut request: Request) -> Answ
     let body = read(shared, request).await?;
     let ready = shared.ready()?;
     let prepared = {
-        let (ready, record, options) = (ready.clone(), record.clone(), shared.options.clone());
+        let (ready, record) = (ready.clone(), record.clone());
+        let (most, logs_prompts) = (shared.options.body_bytes_max, shared.options.log_prompts);
         let work = move || {
-            let parsed = dialect.parse(&body.unpack(options.body_bytes_max)?, &ready.limits)?;
-            prepare(dialect, parsed, &ready, &record, options.log_prompts)
+            let body = body.unpack(most)?;
+            let parsed = dialect.parse(&body, &ready.limits)?;
+            prepare(dialect, (parsed, body.len()), &ready, &record, logs_prompts)
         };
         blocking(work).await?
     };
-    let Prepared { parsed, requests, mappings, places, writer, completed } = prepared;
+    let Prepared { parsed, requests, places, writer, completed } = prepared;
     let Parsed { request, ignored } = parsed;
     let (choices, progress) = (request.choices, request.progress);
-    let answers = Answers::begin(ready, record.clone(), requests, mappings, choices, progress, places)?;
+    let answers = Answers::begin(ready, record.clone(), requests, choices, progress, places)?;
     let reply = Reply { answers, writer, record: record.clone(), completed };
     let mut response = match request.stream {
         true => reply.stream(shared.options.ping, closer),
@@ -199,7 +201,7 @@ fn name_ignored(response: &mut Response, ignored: &[String]) {
 /// Makes the prompts and what is asked of the scheduler. Takes time.
 fn prepare(
     dialect: Dialect,
-    mut parsed: Parsed,
+    (mut parsed, body_bytes): (Parsed, usize),
     ready: &Arc<Ready>,
     record: &Record,
     logs_prompts: bool,
@@ -220,11 +222,10 @@ fn prepare(
     if logs_prompts {
         record.prompt(made.iter().map(|made| made.text.as_str()).collect::<Vec<_>>().join("\n"));
     }
-    let mappings = mappings(request, &made, ready);
     let form_field = dialect.form_field(request);
     let requests = requests(request, made, ready, form_field, &mut parsed.ignored)?;
     let id = ready.ids.next();
-    let completed = completed(&id, &request.prompt, ready);
+    let completed = completed(&id, &request.prompt, ready, body_bytes);
     let head = ReplyHead {
         id,
         created_unix_s: unix_s(),
@@ -232,7 +233,7 @@ fn prepare(
         fingerprint: format!("fp_{:016x}", ready.model.fingerprint()),
     };
     let writer = dialect.writer(head, request);
-    Ok(Prepared { parsed, requests, mappings, places, writer, completed })
+    Ok(Prepared { parsed, requests, places, writer, completed })
 }
 
 /// Puts the turns before a conversation that it goes on from.
@@ -243,66 +244,62 @@ fn resume(chat: &mut Chat, ready: &Ready) -> Result<(), ApiError> {
 }
 
 /// What keeps the answer, where somebody may want to go on from it.
-fn completed(id: &str, prompt: &Prompt, ready: &Arc<Ready>) -> Option<Completed> {
+fn completed(id: &str, prompt: &Prompt, ready: &Arc<Ready>, body_bytes: usize) -> Option<Completed> {
     let Prompt::Chat(chat) = prompt else { return None };
     let thread = chat.thread.clone().filter(|thread| thread.keep)?;
     let (id, ready) = (format!("resp_{id}"), ready.clone());
-    Some(Box::new(move |writer| ready.keep(id, thread.after(writer.answer()))))
+    Some(Box::new(move |writer| ready.keep(id, thread.after(writer.answer()), body_bytes)))
 }
 
-fn stop_strings(request: &api::Request, ready: &Ready) -> Vec<String> {
-    if request.stop.is_empty() { ready.defaults.stop.clone() } else { request.stop.clone() }
-}
-
-/// One for each answer, as for [`requests`].
-fn mappings(request: &api::Request, made: &[Made], ready: &Ready) -> Vec<Mapping> {
-    let expected = Expected {
-        has_experts: ready.model.top_k() > 0,
-        stop: stop_strings(request, ready),
-        logprobs: request.top_logprobs.is_some(),
-    };
-    let echoes = made.iter().map(|made| request.echo.then(|| made.text.clone()));
-    let echoes = echoes.flat_map(|echo| std::iter::repeat_n(echo, request.choices));
-    echoes.enumerate().map(|(choice, echo)| Mapping::new(choice, expected.clone(), echo)).collect()
-}
-
-/// One for each answer.
+/// One for each answer, and what makes events of it.
 fn requests(
     request: &api::Request,
     made: Vec<Made>,
     ready: &Ready,
     form_field: &str,
     ignored: &mut Vec<String>,
-) -> Result<Vec<Asked>, ApiError> {
+) -> Result<Vec<(Asked, Mapping)>, ApiError> {
     let sampling = ready.defaults.sampling(&request.sampling);
     let params = sampling.params(ready.model.meta()).map_err(|e| ApiError::of_engine(&e))?;
+    // All texts are held to the same, and a conversation is one.
+    let constraint = match made.first() {
+        Some(made) => constraint(&ready.tokenizer, request, made, form_field)?,
+        None => None,
+    };
+    ignored.extend(constraint.iter().flat_map(Constrained::left_out).map(|path| shown(path)));
+    let stop = if request.stop.is_empty() { &ready.defaults.stop } else { &request.stop };
     let options = GenerateOptions {
         sampling: params,
         max_tokens: request.max_tokens.or(ready.defaults.max_tokens),
         min_tokens: request.min_tokens,
         top_logprobs: request.top_logprobs,
-        stop: stop_strings(request, ready),
+        stop: stop.clone(),
         ignore_end: request.ignore_end,
+        constraint,
         ..GenerateOptions::default()
+    };
+    let expected = Expected {
+        has_experts: ready.model.top_k() > 0,
+        stop: options.stop.clone(),
+        logprobs: options.top_logprobs.is_some(),
     };
     let mut all = Vec::with_capacity(made.len() * request.choices);
     for made in made {
-        let constraint = constraint(&ready.tokenizer, request, &made, form_field)?;
-        ignored.extend(constraint.iter().flat_map(Constrained::left_out).map(|path| shown(path)));
         for choice in 0..request.choices as u64 {
             let mut options = options.clone();
             options.reply.clone_from(&made.reply);
-            options.constraint.clone_from(&constraint);
             // The same numbers would make the same answer again.
             options.sampling.seed = options.sampling.seed.map(|seed| seed.wrapping_add(choice));
-            all.push(Asked {
+            let asked = Asked {
                 prompt: made.tokens.clone(),
                 borders: made.borders.clone(),
                 cache: request.cache,
                 options,
                 priority: 0,
                 deadline: None,
-            });
+            };
+            let echo = request.echo.then(|| made.text.clone());
+            all.push((asked, Mapping::new(all.len(), expected.clone(), echo)));
         }
     }
     Ok(all)

@@ -1,7 +1,6 @@
 //! From a request to the tokens of its prompts.
 
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use api::{ApiError, Chat, ErrorClass, Prompt, TextPrompt, ToolChoice};
 use engine::Error;
@@ -10,6 +9,7 @@ use engine::text::{
     Templates, Tokenizer,
 };
 
+use crate::state::unix_s;
 /// A prompt, ready to be computed.
 #[derive(Clone, Debug)]
 pub(crate) struct Made {
@@ -123,7 +123,7 @@ impl Prompts {
             api::messages::late_system_as_user(&mut chat);
         }
         if !takes.user_runs {
-            join_user_runs(&mut chat.messages);
+            api::messages::join_user_runs(&mut chat.messages);
         }
         let last = if chat.continues { chat.messages.pop() } else { None };
         let request = ChatRequest {
@@ -232,8 +232,7 @@ impl Prompts {
 
 /// A request with today's date, for templates that show one.
 fn dated() -> ChatRequest {
-    let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |t| t.as_secs() as i64);
-    ChatRequest { now: Some(CivilTime::from_unix(seconds)), ..ChatRequest::default() }
+    ChatRequest { now: Some(CivilTime::from_unix(unix_s() as i64)), ..ChatRequest::default() }
 }
 
 /// What the template or the tokenizer says of a conversation.
@@ -243,23 +242,6 @@ fn of_messages(error: Error) -> ApiError {
         ErrorClass::Invalid => ApiError { param: Some("messages".into()), ..refused },
         _ => refused,
     }
-}
-
-/// Makes one turn of several of the user's, for templates that want an answer after each.
-fn join_user_runs(messages: &mut Vec<Message>) {
-    let mut joined: Vec<Message> = Vec::with_capacity(messages.len());
-    for message in messages.drain(..) {
-        match joined.last_mut().filter(|last| last.role == Role::User && message.role == Role::User) {
-            Some(last) => last.content = Some(both(last.content.take(), message.content)),
-            None => joined.push(message),
-        }
-    }
-    *messages = joined;
-}
-
-fn both(one: Option<engine::text::Content>, two: Option<engine::text::Content>) -> engine::text::Content {
-    let texts: Vec<String> = [one, two].iter().flatten().map(engine::text::Content::text).collect();
-    engine::text::Content::Text(texts.join("\n\n"))
 }
 
 #[cfg(test)]

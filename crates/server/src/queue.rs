@@ -126,8 +126,7 @@ impl Answers {
     pub(crate) fn begin(
         ready: Arc<Ready>,
         record: Arc<Record>,
-        requests: Vec<Request>,
-        mappings: Vec<Mapping>,
+        requests: Vec<(Request, Mapping)>,
         per_prompt: usize,
         progress: bool,
         places: Places,
@@ -140,7 +139,7 @@ impl Answers {
             mapping,
             ended: false,
         };
-        let answers = requests.into_iter().zip(mappings).map(answer).collect();
+        let answers = requests.into_iter().map(answer).collect();
         let arrived = record.arrived();
         let mut all = Self {
             ready,

@@ -1,7 +1,7 @@
 //! What all requests share.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use api::responses::Conversation;
@@ -12,7 +12,7 @@ use engine::{Model, Result};
 use tokio::sync::{Semaphore, watch};
 
 use crate::ids::Ids;
-use crate::metrics::{Log, Metrics};
+use crate::metrics::{Log, Metrics, lock};
 use crate::options::{Defaults, Options, Served};
 use crate::prompts::Prompts;
 use crate::queue::Queue;
@@ -20,6 +20,9 @@ use crate::safety::Guard;
 
 /// Answers of the Responses API that are remembered, to be gone on from.
 const KEPT_ANSWERS: usize = 1000;
+
+/// Most of what their requests brought: a client that sends its whole conversation each time has each kept.
+const KEPT_BYTES: usize = 64 << 20;
 
 /// Choices of a request for each sequence that runs at once.
 const CHOICES_PER_PARALLEL: usize = 4;
@@ -69,8 +72,9 @@ pub(crate) struct Ready {
 #[derive(Default)]
 struct Kept {
     conversations: HashMap<String, Conversation>,
-    /// The oldest first.
-    order: VecDeque<String>,
+    /// The oldest first, with the bytes of the body that asked for it.
+    order: VecDeque<(String, usize)>,
+    bytes: usize,
 }
 
 impl Shared {
@@ -147,17 +151,19 @@ impl Shared {
 impl Ready {
     /// What is kept of an answer.
     pub(crate) fn kept(&self, id: &str) -> Option<Conversation> {
-        self.kept.lock().unwrap_or_else(PoisonError::into_inner).conversations.get(id).cloned()
+        lock(&self.kept).conversations.get(id).cloned()
     }
 
-    /// Keeps an answer, and forgets the oldest one where there are too many.
-    pub(crate) fn keep(&self, id: String, conversation: Conversation) {
-        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        kept.order.push_back(id.clone());
+    /// Keeps an answer to a body of so many bytes, and forgets the oldest where there are too many.
+    pub(crate) fn keep(&self, id: String, conversation: Conversation, body_bytes: usize) {
+        let kept = &mut *lock(&self.kept);
+        kept.order.push_back((id.clone(), body_bytes));
+        kept.bytes += body_bytes;
         kept.conversations.insert(id, conversation);
-        if kept.order.len() > KEPT_ANSWERS
-            && let Some(oldest) = kept.order.pop_front()
+        while (kept.order.len() > KEPT_ANSWERS || kept.bytes > KEPT_BYTES)
+            && let Some((oldest, bytes)) = kept.order.pop_front()
         {
+            kept.bytes -= bytes;
             kept.conversations.remove(&oldest);
         }
     }

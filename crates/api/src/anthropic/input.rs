@@ -4,7 +4,7 @@ use engine::text::{Content, Json, Message, Role, ToolCall};
 
 use crate::ApiError;
 use crate::body::{At, shown};
-use crate::messages::{call_arguments, content, of_texts, part_text, settle};
+use crate::messages::{call_arguments, can_go_on, content, of_texts, part_text, settle};
 
 /// A conversation, and whether its last turn is the model's own and goes on.
 pub(super) struct Conversation {
@@ -30,9 +30,7 @@ pub(super) fn conversation(body: &At) -> Result<Conversation, ApiError> {
     if messages.is_empty() {
         return Err(list.wrong("at least one message is needed"));
     }
-    // After a call only its results can come.
-    let continues =
-        messages.last().is_some_and(|last| last.role == Role::Assistant && last.tool_calls.is_empty());
+    let continues = can_go_on(&messages);
     Ok(Conversation { messages, continues })
 }
 

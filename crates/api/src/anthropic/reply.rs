@@ -64,12 +64,12 @@ impl ReplyWriter for Reply {
             EventKind::Text { text, .. } => self.text(text, &mut frames),
             EventKind::CallStart { index, id, name } => {
                 let (id, name) = (format!("toolu_{id}"), name.clone());
-                self.has_calls = true;
                 self.open(Block::Call { index: *index, id, name, arguments: String::new() }, &mut frames);
             }
             EventKind::CallArguments { index, text } => self.arguments(*index, text, &mut frames),
             EventKind::CallEnd { index } => {
                 if matches!(&self.open, Some(Block::Call { index: open, .. }) if open == index) {
+                    self.has_calls = true;
                     self.close(&mut frames);
                 }
             }
@@ -88,7 +88,6 @@ impl ReplyWriter for Reply {
     }
 
     fn end(&mut self) -> Vec<Frame> {
-        let mut frames = Vec::new();
         if matches!(self.ending, None | Some(Ending::Cancelled)) {
             return self.fail(&ApiError::cancelled());
         }
@@ -97,9 +96,7 @@ impl ReplyWriter for Reply {
             "delta": {"stop_reason": reason, "stop_sequence": stop_sequence},
             "usage": self.usage_json(),
         });
-        frames.push(frame("message_delta", body));
-        frames.push(frame("message_stop", json!({})));
-        frames
+        vec![frame("message_delta", body), frame("message_stop", json!({}))]
     }
 
     fn fail(&mut self, error: &ApiError) -> Vec<Frame> {

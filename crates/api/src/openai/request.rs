@@ -1,12 +1,13 @@
 //! The bodies of requests.
 
 use engine::sample::SampleRequest;
-use engine::text::{Json, Role};
+use engine::text::Json;
 
 use super::conversation;
 use super::fields::{CHAT_FIELDS, COMPLETION_FIELDS};
 use crate::body::{self, At, shown};
 use crate::fields::{Ignored, check};
+use crate::messages::can_go_on;
 use crate::tools::{Tools, check_choice, function, schema};
 use crate::{ApiError, Chat, Constraint, Limits, Parsed, Prompt, Request, TextPrompt, ToolChoice, effort};
 
@@ -72,11 +73,8 @@ fn common(
         return Err(at.wrong(format_args!("{min_tokens} is above the most tokens of the answer, {most}")));
     }
     let choices_max = limits.choices_max.max(1) as u64;
-    let options = body.get("stream_options");
-    if let Some(options) = &options {
-        options.object()?;
-    }
-    let include_usage = options.map(|options| flag(&options, "include_usage")).transpose()?.flatten();
+    let include_usage = body.get("stream_options");
+    let include_usage = include_usage.map(|options| flag(&options, "include_usage")).transpose()?.flatten();
     Ok(Request {
         model: body.get("model").map(|at| at.string()).transpose()?.unwrap_or_default().to_owned(),
         prompt,
@@ -202,9 +200,9 @@ fn chat(body: &At, limits: &Limits, ignored: &mut Ignored) -> Result<Chat, ApiEr
         continues: flag(body, "continue_final_message")?.unwrap_or(false),
         ..Chat::default()
     };
-    let ends_with_answer = chat.messages.last().is_some_and(|message| message.role == Role::Assistant);
-    if let (true, false, Some(at)) = (chat.continues, ends_with_answer, body.get("continue_final_message")) {
-        return Err(at.wrong("the last message is not the assistant's"));
+    let can = can_go_on(&chat.messages);
+    if let (true, false, Some(at)) = (chat.continues, can, body.get("continue_final_message")) {
+        return Err(at.wrong("the last message is no beginning of an answer"));
     }
     if let Some(list) = body.get("tools") {
         chat.tools = tools(&list, limits, ignored)?.into_specs();

@@ -90,7 +90,7 @@ impl ReplyWriter for Reply {
             EventKind::CallEnd { index } => self.call_end(*index, &mut frames),
             EventKind::Ended { ending, usage, .. } => {
                 let whole = matches!(ending, Ending::Stop | Ending::StopString(_));
-                self.close(if whole { Status::Completed } else { Status::Incomplete }, &mut frames);
+                self.cut(if whole { Status::Completed } else { Status::Incomplete }, &mut frames);
                 self.ended = Some((ending.clone(), *usage));
             }
         }
@@ -192,7 +192,7 @@ impl Reply {
 
     /// Ends the item before it and begins `item`.
     fn open(&mut self, item: Item, frames: &mut Vec<Frame>) {
-        self.close(Status::Completed, frames);
+        self.cut(Status::Completed, frames);
         let output_index = self.output.len();
         let shown = item.json(Status::InProgress, &self.namespaced);
         frames.push(
@@ -207,11 +207,18 @@ impl Reply {
         self.open = Some(item);
     }
 
+    /// Ends the item that is open; a call that had no end of its own is incomplete.
+    fn cut(&mut self, status: Status, frames: &mut Vec<Frame>) {
+        let is_call = matches!(self.open, Some(Item::Call { .. }));
+        self.close(if is_call { Status::Incomplete } else { status }, frames);
+    }
+
     fn close(&mut self, status: Status, frames: &mut Vec<Frame>) {
         let Some(item) = self.open.take() else { return };
         let output_index = self.output.len();
         let place = |id: &str| json!({"item_id": id, "output_index": output_index});
         let content = |id: &str| json!({"item_id": id, "output_index": output_index, "content_index": 0});
+        let shown = item.json(status, &self.namespaced);
         match &item {
             Item::Reasoning { id, text } => {
                 let body = with(content(id), "text", json!(text));
@@ -223,15 +230,14 @@ impl Reply {
                 let body = with(content(id), "part", text_part(text, logprobs));
                 frames.push(self.frame("response.content_part.done", body));
             }
-            Item::Call { id, name, arguments, .. } => {
-                let body = with(place(&format!("fc_{id}")), "name", json!(name));
+            Item::Call { id, arguments, .. } => {
+                let body = with(place(&format!("fc_{id}")), "name", shown["name"].clone());
                 let body = with(body, "arguments", json!(arguments));
                 frames.push(self.frame("response.function_call_arguments.done", body));
             }
         }
-        let item = item.json(status, &self.namespaced);
-        let body = json!({"output_index": output_index, "item": item});
-        self.output.push(item);
+        let body = json!({"output_index": output_index, "item": shown});
+        self.output.push(shown);
         frames.push(self.frame("response.output_item.done", body));
     }
 
