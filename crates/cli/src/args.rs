@@ -135,7 +135,7 @@ pub(crate) struct ComputeArgs {
     pub(crate) keeps_states: bool,
     /// Whether answers are held to schemas.
     #[arg(skip)]
-    pub(crate) grammars: bool,
+    pub(crate) serves: bool,
 }
 
 /// Where what the model has computed outlives the process.
@@ -213,7 +213,7 @@ impl ComputeArgs {
                 PolicyArg::S3fifo => PolicyKind::S3Fifo,
             },
             kept_bytes: own.kept_bytes.filter(|_| !self.keeps_states),
-            grammars: self.grammars,
+            serves: self.serves,
             slots_max: self.max_slots,
             fixed_slots: self.fixed_slots,
             ..own

@@ -209,7 +209,7 @@ impl Args {
         let mut tries = asked.unwrap_or_else(|| PARALLEL.to_vec()).into_iter().peekable();
         loop {
             let parallel = tries.next().unwrap_or(1);
-            let mut compute = ComputeArgs { keeps_states: true, grammars: true, ..self.compute.clone() };
+            let mut compute = ComputeArgs { keeps_states: true, serves: true, ..self.compute.clone() };
             compute.machine.sequences = Some(parallel);
             match Loaded::open(self.model.as_deref(), &compute) {
                 Err(Failure::Error(e)) if e.kind() == ErrorKind::Memory && tries.peek().is_some() => {}

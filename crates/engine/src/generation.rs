@@ -271,7 +271,10 @@ impl<T: Deref<Target = Tokenizer>> Generation<T> {
         let rest = if self.stop_hit().is_none() { self.detokenizer.finish() } else { String::new() };
         let mut events = self.show(&rest);
         let (last, spans) = match &mut self.parser {
-            Some(parser) => (parser.finish(), parser.take_spans()),
+            Some(parser) => {
+                let last = if why == FinishReason::Stop { parser.finish() } else { parser.cut() };
+                (last, parser.take_spans())
+            }
             None => {
                 let (text, spans) = self.shown.finish();
                 (text_event(text), vec![spans])

@@ -56,8 +56,24 @@ impl Keeper {
 
     /// Stores all that is kept, on the thread of the caller. Why that failed, now or before.
     pub(crate) fn flush(&self, model: &Model) -> Option<Error> {
+        self.store_answers(model);
         while self.store_next(model, &|| true) {}
         self.failed.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    /// Stores the answers that are in no file yet.
+    fn store_answers(&self, model: &Model) {
+        if !self.stopped.load(Ordering::Acquire) {
+            let mut directory = self.directory.lock().unwrap_or_else(PoisonError::into_inner);
+            let stored = directory.store_answers(model.answers());
+            stored.unwrap_or_else(|e| self.stop(e));
+        }
+    }
+
+    /// Writes nothing more.
+    fn stop(&self, why: Error) {
+        self.stopped.store(true, Ordering::Release);
+        *self.failed.lock().unwrap_or_else(PoisonError::into_inner) = Some(why);
     }
 
     /// Stores what is kept and not stored yet, one beginning; false when there is none. Breaks off, to try again, when `goes`
@@ -72,10 +88,7 @@ impl Keeper {
             // What was given up, or has no room, is not tried again.
             Ok(_) => model.lock_step().states.prefixes.set_stored(id),
             Err(_) if !goes() => {}
-            Err(e) => {
-                self.stopped.store(true, Ordering::Release);
-                *self.failed.lock().unwrap_or_else(PoisonError::into_inner) = Some(e);
-            }
+            Err(e) => self.stop(e),
         }
         true
     }
@@ -86,6 +99,7 @@ fn write_behind(model: &Weak<Model>, inbox: &Receiver<()>) {
         loop {
             let Some(model) = model.upgrade() else { return };
             let Some(keeper) = model.keeper() else { return };
+            keeper.store_answers(&model);
             let goes = || keeper.readers.load(Ordering::Acquire) == 0;
             if !keeper.store_next(&model, &goes) {
                 break;

@@ -33,6 +33,7 @@
 //! [`text::ReplyParser`]. Nothing here prints, reads the environment, or keeps state outside of its values.
 
 mod ahead;
+mod answers;
 mod batch;
 mod bound;
 mod bridge;
@@ -72,6 +73,7 @@ mod trade;
 mod vram;
 mod widths;
 
+pub use answers::ConversationKey;
 pub use batch::{Answer, Batch, BetweenLayers, LogitSink, Logits, Part, Pause};
 pub use bound::{Bound, LayerTime};
 pub use device::Device;

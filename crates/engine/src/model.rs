@@ -15,6 +15,7 @@ use store::policy::{PolicyKind, Trace};
 use store::{ExpertLayout, ExpertStore, StoreOptions};
 
 use crate::ahead::StepLock;
+use crate::answers::{Answers, ConversationKey};
 use crate::bridge::Slabs;
 use crate::device::{Device, open_device};
 use crate::doctor::backend_copy_rate;
@@ -29,6 +30,7 @@ use crate::scratch::Scratch;
 use crate::sequence::SequenceId;
 use crate::sizes::{ChunkRows, Plans, Sizes};
 use crate::state::{Ledger, SequenceState, StateDirectory, StatePool};
+use crate::text::Message;
 use crate::trade::Trade;
 use crate::vram::{Cut, DeviceSlots};
 
@@ -77,9 +79,9 @@ pub struct OpenOptions {
     /// Bytes of keys and values of living sequences together, as long as one has its whole context; `None` is a quarter of all
     /// memory. Where that is not enough, a [`Scheduler`](crate::scheduler::Scheduler) sets the youngest aside.
     pub pages_bytes: Option<u64>,
-    /// Whether answers will be held to schemas and grammars, which takes memory: see
-    /// [`prepare_grammars`](crate::text::Tokenizer::prepare_grammars).
-    pub grammars: bool,
+    /// Whether clients are served, which takes memory: answers are held to schemas and grammars (see
+    /// [`prepare_grammars`](crate::text::Tokenizer::prepare_grammars)) and remembered ([`Model::remember`]).
+    pub serves: bool,
     /// Most expert slots; `None` as many as the budget holds.
     pub slots_max: Option<usize>,
     /// Where a GPU's driver keeps what it compiled between runs; `None` for nowhere.
@@ -123,6 +125,7 @@ pub struct Model {
     path: PathBuf,
     /// Where states outlive the process.
     keeper: OnceLock<Keeper>,
+    answers: Answers,
 }
 
 impl Model {
@@ -206,6 +209,7 @@ impl Model {
             drive,
             path: path.to_path_buf(),
             keeper: OnceLock::new(),
+            answers: Answers::default(),
         })
     }
 
@@ -435,8 +439,26 @@ impl Model {
         let format = self.lock_step().states.format_code();
         let folder = format!("{:016x}-{format}-{device}", self.fingerprint);
         let (fingerprint, vocab) = (self.fingerprint, self.meta.vocab_size);
-        let opened = StateDirectory::open(directory, &folder, space_bytes, fingerprint, vocab)?;
-        self.keeper.set(Keeper::start(opened, self)?).map_err(|_| stored())
+        let (opened, answers) = StateDirectory::open(directory, &folder, space_bytes, fingerprint, vocab)?;
+        self.keeper.set(Keeper::start(opened, self)?).map_err(|_| stored())?;
+        self.answers.restore(answers);
+        Ok(())
+    }
+
+    /// Remembers the `tokens` of an answer to the conversation `before`, of which the client got `text` and calls with these
+    /// ids: the latest 100,000, in 8 MiB at most.
+    pub fn remember(&self, before: ConversationKey, text: &str, calls: &[String], tokens: &[u32]) {
+        self.answers.remember(before, text, calls, tokens);
+        self.states_kept();
+    }
+
+    /// Sets [`Message::written`] where the tokens of a turn are remembered.
+    pub fn recall(&self, messages: &mut [Message]) {
+        self.answers.recall(messages);
+    }
+
+    pub(crate) fn answers(&self) -> &Answers {
+        &self.answers
     }
 
     /// Waits until all that sequences keep is in the state directory. Why the directory is no longer written, if so.

@@ -6,6 +6,9 @@
 use files::{Meta, TokenizerSource};
 use kernels::cpu::Cpu;
 
+use crate::answers::Answers;
+use crate::text::Encoded;
+
 /// Code, stacks, tables that do not grow, and what the allocator keeps: 11 MiB measured in the test program, 13 in
 /// the command line, which is also given room for the pages of the bundled model that it unpacks.
 const BASE_BYTES: u64 = 32 << 20;
@@ -84,12 +87,14 @@ pub(crate) fn tokenizer_bytes(meta: &Meta) -> u64 {
     }
 }
 
-/// Bytes of what answers are held to schemas with, over a vocabulary of `vocab` tokens: 4 tries with 9 bytes for each byte of a
-/// token, of which it has 7 in the models' vocabularies, and 16 besides; and a grammar at work.
-pub(crate) fn grammar_bytes(vocab: usize) -> u64 {
+/// Bytes of what serving clients takes over a vocabulary of `vocab` tokens. What answers are held to schemas with: 4 tries
+/// with 9 bytes for each byte of a token, of which it has 7 in the models' vocabularies, and 16 besides; and a grammar at work.
+/// Answers and texts that are remembered.
+pub(crate) fn serving_bytes(vocab: usize) -> u64 {
     const TOKEN_BYTES: u64 = 4 * (9 * 7 + 16);
     const WORKING_BYTES: u64 = 16 << 20;
-    TOKEN_BYTES * vocab as u64 + WORKING_BYTES
+    let remembered_bytes = Answers::BYTES_MAX + Encoded::BYTES_MAX;
+    TOKEN_BYTES * vocab as u64 + WORKING_BYTES + remembered_bytes as u64
 }
 
 /// About as [`tokenizer_bytes`], for a `tokenizer.json` of `vocab` tokens that is not here.

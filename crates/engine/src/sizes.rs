@@ -9,7 +9,7 @@ use crate::limits::{self, LOGIT_ROWS};
 use crate::mapped::Mapped;
 use crate::model::{CacheKind, OpenOptions};
 use crate::models::Bound;
-use crate::overhead::{Overhead, grammar_bytes, tokenizer_bytes};
+use crate::overhead::{Overhead, serving_bytes, tokenizer_bytes};
 use crate::state::{LayerShape, Room, RoomFor};
 use crate::widths::Widths;
 
@@ -82,7 +82,7 @@ impl Sizes {
         device: &DeviceInfo,
     ) -> Result<Self> {
         let kv_format = limits::kv_format(device.precision, options.kv_format)?;
-        let grammar_bytes = if options.grammars { grammar_bytes(meta.vocab_size) } else { 0 };
+        let serving_bytes = if options.serves { serving_bytes(meta.vocab_size) } else { 0 };
         Ok(Self {
             name: meta.name.clone().unwrap_or_else(|| meta.arch.clone()),
             widths: bound.decoder.widths(),
@@ -96,7 +96,7 @@ impl Sizes {
                 staging_bytes: device.staging_bytes,
                 tensors: index.iter().count(),
                 experts: bound.experts.iter().map(|layer| layer.len() as u64).sum(),
-                tokenizer_bytes: tokenizer_bytes(meta) + grammar_bytes,
+                tokenizer_bytes: tokenizer_bytes(meta) + serving_bytes,
                 vocab: meta.vocab_size,
             },
         })

@@ -11,3 +11,4 @@ mod synth;
 mod text_reply;
 mod text_templates;
 mod text_tokenizer;
+mod text_written;

@@ -12,7 +12,7 @@ use axum::extract::{Request, State};
 use axum::http::{HeaderName, HeaderValue};
 use axum::response::Response;
 use engine::generate::GenerateOptions;
-use engine::scheduler::Request as Asked;
+use engine::scheduler::Request as SchedulerRequest;
 use engine::text::Constraint as Constrained;
 use tokio::sync::OwnedSemaphorePermit;
 
@@ -23,7 +23,8 @@ use crate::http::{Answer, json, respond};
 use crate::metrics::Record;
 use crate::plain::no_model;
 use crate::prompts::Made;
-use crate::queue::{Answers, Places};
+use crate::queue::{Answers, Asked, Places};
+use crate::recorder::Recorder;
 use crate::safety::{self, Packing};
 use crate::sse::{Completed, Reply};
 use crate::state::{Ready, Shared, unix_s};
@@ -98,7 +99,10 @@ async fn counted(shared: &Shared, request: Request) -> Answer {
     let body = read(shared, request).await?;
     let (ready, most) = (shared.ready()?, shared.options.body_bytes_max);
     blocking(move || {
-        let parsed = anthropic::request(&body.unpack(most)?, &ready.limits, true)?;
+        let mut parsed = anthropic::request(&body.unpack(most)?, &ready.limits, true)?;
+        if let Prompt::Chat(chat) = &mut parsed.request.prompt {
+            ready.model.recall(&mut chat.messages);
+        }
         let tokens = ready.prompts.count(&parsed.request.prompt)?;
         let mut response = json(&anthropic::counted(tokens));
         name_ignored(&mut response, &parsed.ignored);
@@ -152,7 +156,7 @@ pub(crate) async fn blocking<T: Send + 'static>(
 struct Prepared {
     parsed: Parsed,
     /// One for each answer, with what makes events of it.
-    requests: Vec<(Asked, Mapping)>,
+    requests: Vec<Asked>,
     places: Places,
     writer: Box<dyn ReplyWriter>,
     completed: Option<Completed>,
@@ -212,6 +216,7 @@ fn prepare(
     }
     if let Prompt::Chat(chat) = &mut request.prompt {
         resume(chat, ready)?;
+        ready.model.recall(&mut chat.messages);
     }
     let prompts = match &request.prompt {
         Prompt::Chat(_) => 1,
@@ -258,7 +263,7 @@ fn requests(
     ready: &Ready,
     form_field: &str,
     ignored: &mut Vec<String>,
-) -> Result<Vec<(Asked, Mapping)>, ApiError> {
+) -> Result<Vec<Asked>, ApiError> {
     let sampling = ready.defaults.sampling(&request.sampling);
     let params = sampling.params(ready.model.meta()).map_err(|e| ApiError::of_engine(&e))?;
     // All texts are held to the same, and a conversation is one.
@@ -290,7 +295,7 @@ fn requests(
             options.reply.clone_from(&made.reply);
             // The same numbers would make the same answer again.
             options.sampling.seed = options.sampling.seed.map(|seed| seed.wrapping_add(choice));
-            let asked = Asked {
+            let asked = SchedulerRequest {
                 prompt: made.tokens.clone(),
                 borders: made.borders.clone(),
                 cache: request.cache,
@@ -299,7 +304,12 @@ fn requests(
                 deadline: None,
             };
             let echo = request.echo.then(|| made.text.clone());
-            all.push((asked, Mapping::new(all.len(), expected.clone(), echo)));
+            let recorder = match &request.prompt {
+                Prompt::Chat(chat) if request.cache => Recorder::new(&ready.model, chat),
+                _ => None,
+            };
+            let mapping = Mapping::new(all.len(), expected.clone(), echo);
+            all.push(Asked { request: asked, mapping, recorder });
         }
     }
     Ok(all)

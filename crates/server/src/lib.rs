@@ -14,6 +14,7 @@ mod options;
 mod plain;
 mod prompts;
 mod queue;
+mod recorder;
 mod safety;
 mod sse;
 mod state;

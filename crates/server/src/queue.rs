@@ -12,6 +12,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use crate::events::{Mapping, Moment, Tools};
 use crate::metrics::Record;
+use crate::recorder::Recorder;
 use crate::state::Ready;
 
 /// Events that wait for a reader until its answer is held.
@@ -90,6 +91,13 @@ impl Drop for Ear {
     }
 }
 
+/// One of the answers, as it is asked for.
+pub(crate) struct Asked {
+    pub(crate) request: Request,
+    pub(crate) mapping: Mapping,
+    pub(crate) recorder: Option<Recorder>,
+}
+
 /// One of the answers.
 struct Answer {
     /// Until it is submitted.
@@ -97,6 +105,7 @@ struct Answer {
     unread: Arc<AtomicUsize>,
     handle: Option<RequestHandle>,
     mapping: Mapping,
+    recorder: Option<Recorder>,
     /// Whether its last event has come.
     ended: bool,
 }
@@ -126,17 +135,18 @@ impl Answers {
     pub(crate) fn begin(
         ready: Arc<Ready>,
         record: Arc<Record>,
-        requests: Vec<(Request, Mapping)>,
+        requests: Vec<Asked>,
         per_prompt: usize,
         progress: bool,
         places: Places,
     ) -> Result<Self, ApiError> {
         let (sender, events) = unbounded_channel();
-        let answer = |(request, mapping)| Answer {
+        let answer = |Asked { request, mapping, recorder }| Answer {
             request: Some(request),
             unread: Arc::default(),
             handle: None,
             mapping,
+            recorder,
             ended: false,
         };
         let answers = requests.into_iter().map(answer).collect();
@@ -208,7 +218,13 @@ impl Answers {
             self.record.answered(generated, choice.is_multiple_of(self.per_prompt));
             self.ready.metrics.answered(generated);
         }
-        let ends = matches!(event, RequestEvent::Ended(_));
+        let ended = match &event {
+            RequestEvent::Ended(ended) => {
+                Some(ended.as_ref().map_or(Vec::new(), |answer| answer.tokens.clone()))
+            }
+            _ => None,
+        };
+        let ends = ended.is_some();
         answer.ended |= ends;
         let moment = Moment { elapsed: self.arrived.elapsed(), counts: self.ready.scheduler.counts() };
         let (ids, tokenizer) = (&self.ready.ids, &self.ready.tokenizer);
@@ -216,6 +232,12 @@ impl Answers {
         let events = answer.mapping.map(event, &moment, &tools).map_err(|e| ApiError::of_engine(&e))?;
         if let Some(event) = events.last().filter(|_| ends) {
             self.record.ended(event);
+        }
+        if let Some(recorder) = &mut answer.recorder {
+            events.iter().for_each(|event| recorder.hear(event));
+        }
+        if let Some((recorder, tokens)) = answer.recorder.take_if(|_| ends).zip(ended) {
+            recorder.end(&tokens);
         }
         self.pending.extend(events);
         if !in_prompt && choice.is_multiple_of(self.per_prompt) {

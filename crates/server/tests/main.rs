@@ -1,6 +1,7 @@
 //! The server from outside, in one program.
 
 mod answers;
+mod cache;
 mod clients;
 mod life;
 mod refusals;

@@ -10,7 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use engine::text::{Templates, Tokenizer};
-use engine::{Device, Model, OpenOptions};
+use engine::{Device, Meta, Model, OpenOptions};
 use serde_json::{Value, json};
 use server::{Defaults, Options, Served, Server};
 
@@ -41,6 +41,17 @@ pub fn start(options: Options, parallel: usize) -> Running {
     running
 }
 
+/// How the bundled model is served.
+#[derive(Default)]
+pub struct Setup {
+    pub parallel: usize,
+    pub context: usize,
+    /// In place of the model's own.
+    pub template: Option<String>,
+    /// Where states survive.
+    pub states: Option<PathBuf>,
+}
+
 /// A server without a model.
 pub fn loading(options: Options) -> Running {
     let lines = Arc::new(Mutex::new(Vec::new()));
@@ -52,6 +63,11 @@ pub fn loading(options: Options) -> Running {
 
 impl Running {
     pub fn load(&self, parallel: usize, context: usize) {
+        self.load_as(&Setup { parallel, context, ..Setup::default() });
+    }
+
+    pub fn load_as(&self, setup: &Setup) {
+        let Setup { parallel, context, .. } = *setup;
         let options = OpenOptions {
             device: Device::Cpu,
             threads: Some(1),
@@ -63,9 +79,15 @@ impl Running {
         };
         let model = Model::open(&demo(), &options, &mut |_, _| ControlFlow::Continue(())).expect("opens");
         let tokenizer = Arc::new(Tokenizer::of_model(model.meta()).expect("has a tokenizer"));
-        let templates = Templates::of_model(model.meta(), "demo").expect("has a template");
+        let text = setup.template.clone().or(model.meta().chat_template.clone());
+        let meta = Meta { chat_template: text.clone(), ..Meta::default() };
+        let templates = Templates::of_model(&meta, "demo").expect("has a template");
+        if let Some(folder) = &setup.states {
+            // The server before may be on its way out.
+            until("the states", || model.store_states(folder, 1 << 30).is_ok());
+        }
         let served = Served {
-            template_text: model.meta().chat_template.clone(),
+            template_text: text,
             model,
             tokenizer,
             templates: Some(templates),

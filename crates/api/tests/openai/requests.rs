@@ -289,7 +289,7 @@ fn refusals_of_numbers_and_lists() {
     stream - | `stream`: expected true or false, got a string.
     stream_options - | `stream_options`: expected an object, got a list.
     reasoning_effort - | `reasoning_effort`: huge is none of none, minimal, low, medium, high, xhigh, max.
-    continue_final_message - | `continue_final_message`: the last message is not the assistant's.
+    continue_final_message - | `continue_final_message`: the last message is no beginning of an answer.
     chat_template_kwargs.enable_thinking - | `chat_template_kwargs.enable_thinking`: expected true or false, got a number.
     ");
 }

@@ -14,10 +14,12 @@ use files::{Error, ErrorKind, Result};
 use kernels::ops::PAGE;
 use sha2::{Digest, Sha256};
 
+use super::answers::AnswerFile;
 use super::file::{Contents, Draft, Header, read_file, read_tokens, write_file};
 use super::prefixes::{Prefix, PrefixId};
 use super::{Page, StatePool, ids};
 use crate::ahead::StepLock;
+use crate::answers::{AnswerRecord, Answers};
 
 const PAGE_SUFFIX: &str = "page";
 const BORDER_SUFFIX: &str = "border";
@@ -69,13 +71,14 @@ pub(crate) struct StateDirectory {
     fingerprint: u64,
     vocab: usize,
     index: Index,
+    answers: AnswerFile,
     /// Held as long as this lives.
     _lock: File,
 }
 
 impl StateDirectory {
-    /// The `folder` of the model with this `fingerprint` in `directory`, which may take `space_bytes` in all. It is made if it
-    /// is not there.
+    /// The `folder` of the model with this `fingerprint` in `directory`, which may take `space_bytes` in all, and the answers
+    /// that it holds. It is made if it is not there.
     ///
     /// # Errors
     /// `Io` when it cannot be made, read or written, or another process has it.
@@ -85,7 +88,7 @@ impl StateDirectory {
         space_bytes: u64,
         fingerprint: u64,
         vocab: usize,
-    ) -> Result<Self> {
+    ) -> Result<(Self, Vec<AnswerRecord>)> {
         let folder = directory.join(folder);
         let io = |e| Error::io(folder.display(), e);
         let mut builder = fs::DirBuilder::new();
@@ -106,10 +109,11 @@ impl StateDirectory {
             }
             fs::TryLockError::Error(e) => io(e),
         })?;
-        let mut opened =
-            Self { folder, space_bytes, fingerprint, vocab, index: Index::default(), _lock: lock };
+        let (answers, records) = AnswerFile::open(AnswerFile::path_in(&folder), fingerprint)?;
+        let index = Index::default();
+        let mut opened = Self { folder, space_bytes, fingerprint, vocab, index, answers, _lock: lock };
         opened.scan(directory)?;
-        Ok(opened)
+        Ok((opened, records))
     }
 
     /// Finds what is there; what a killed process left half written goes.
@@ -170,7 +174,10 @@ impl StateDirectory {
 
     fn bytes(&self) -> u64 {
         let borders = self.index.borders.values().map(|border| border.bytes);
-        self.index.other_bytes + borders.chain(self.index.pages.values().copied()).sum::<u64>()
+        let answers_bytes = self.answers.bytes();
+        self.index.other_bytes
+            + answers_bytes
+            + borders.chain(self.index.pages.values().copied()).sum::<u64>()
     }
 
     /// Reads the longest beginning of `tokens` that is on the disk, if it is longer than `more_than` tokens, and keeps it in
@@ -321,6 +328,18 @@ impl StateDirectory {
     #[cfg(not(unix))]
     fn disk_has_room_for(&self, _bytes: u64) -> bool {
         true // a full disk is an error when it is written to
+    }
+
+    /// Writes the answers that no file has yet.
+    ///
+    /// # Errors
+    /// `Io` when the disk fails.
+    pub(crate) fn store_answers(&mut self, answers: &Answers) -> Result<()> {
+        let new = answers.take_unstored();
+        if new.is_empty() {
+            return Ok(());
+        }
+        self.answers.add(&new, &|| answers.all())
     }
 
     /// Writes a kept beginning. Whether the directory holds it now: not if it was given up meanwhile, is too short, or there

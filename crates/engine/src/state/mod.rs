@@ -1,6 +1,7 @@
 //! What sequences remember. State comes in kinds, a file each with the same few functions: its bytes, a new one, going back,
 //! a snapshot, where it lies. Nothing outside of this folder asks of which kind a layer's is.
 
+mod answers;
 mod directory;
 mod file;
 mod kv;

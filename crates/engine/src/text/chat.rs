@@ -1,5 +1,7 @@
 //! Messages, tool calls and tool definitions, in the JSON shapes of the OpenAI chat API.
 
+use std::sync::Arc;
+
 use files::{Error, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -84,6 +86,9 @@ pub struct Message {
     /// The speaker's or tool's name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
+    /// The tokens as which the model wrote this turn, if they are known: see [`Model::recall`](crate::Model::recall).
+    #[serde(skip)]
+    pub written: Option<Arc<[u32]>>,
     /// Other fields of the request, which some templates read.
     #[serde(flatten)]
     pub extra: Map<String, Value>,
@@ -103,6 +108,7 @@ impl Message {
             tool_calls: Vec::new(),
             tool_call_id: None,
             name: None,
+            written: None,
             extra: Map::new(),
         }
     }

@@ -50,6 +50,11 @@ impl<T: Deref<Target = Tokenizer>> Detokenizer<T> {
         self.take_whole()
     }
 
+    /// Whether all tokens so far are whole characters.
+    pub(super) fn is_whole(&self) -> bool {
+        self.held.is_empty()
+    }
+
     /// The rest: bytes that never became a character are replaced by U+FFFD.
     pub fn finish(&mut self) -> String {
         let rest = String::from_utf8_lossy(&self.held).into_owned();

@@ -6,6 +6,7 @@
 mod bpe;
 pub mod chat;
 pub mod detokenize;
+mod encoded;
 mod format;
 pub mod grammar;
 mod jinja;
@@ -26,9 +27,11 @@ mod tool_markup;
 mod tool_stream;
 mod turn;
 mod vocab;
+mod written;
 
 pub use chat::{Content, Message, Role, ToolCall, ToolSpec};
 pub use detokenize::Detokenizer;
+pub(crate) use encoded::Encoded;
 pub use format::CallFormat;
 pub use grammar::{AnswerForm, CallRules, Constraint, ConstraintRequest, ToolChoice};
 pub use json::{Json, JsonMap};

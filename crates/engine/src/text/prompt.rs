@@ -16,6 +16,7 @@ use super::json::{Json, JsonMap};
 use super::strftime::CivilTime;
 use super::template::Template;
 use super::tokenizer::Tokenizer;
+use super::written::{Marked, Pieces, Turns};
 use crate::sequence::common;
 
 /// What a prompt is made of.
@@ -109,11 +110,21 @@ impl ChatPrompt {
                 context.insert(key.into(), text.into());
             }
         }
+        let marked = Marked::new(&request.messages, &context, &mut guard.free);
         let rendered = template.render(&Json::Object(context), request.now)?;
         if rendered.is_empty() {
             return Err(Error::unsupported("the chat template makes an empty prompt of this conversation"));
         }
-        let tokens = tokenizer.encode_pieces(&rendered, |piece| guard.restore(piece))?;
+        let restore = |piece: &str| guard.restore(piece);
+        let pieces = Pieces::new(tokenizer, &rendered, &restore);
+        let splices = marked.and_then(|marked| {
+            // A template that looks into what the model wrote may refuse a mark.
+            let shown = template.render(&Json::Object(marked.context().clone()), request.now).ok()?;
+            let ChatRequest { messages, tools, .. } = request;
+            let turns = Turns { tokenizer, messages, tools, format: template.call_format() };
+            Some(marked.splices(&pieces, (&rendered, &shown), &restore, &turns))
+        });
+        let tokens = pieces.encode(tokenizer, &splices.unwrap_or_default())?;
         let text = guard.restore(&rendered);
         let opens_thinking = request.add_generation_prompt && text.trim_end().ends_with("<think>");
         let (json_calls, call_format) = (template.json_calls(), template.call_format());
@@ -156,6 +167,8 @@ impl ChatPrompt {
 
 /// Puts stand-ins into strings and takes them out again.
 struct Guard<'a> {
+    /// Characters that occur nowhere.
+    free: Box<dyn Iterator<Item = char>>,
     /// Control tokens, except the markup of replies.
     control: Vec<&'a str>,
     /// The markup of replies, where the tokenizer calls it control: a model's own turns may hold it.
@@ -171,7 +184,8 @@ impl<'a> Guard<'a> {
             tokenizer.control_texts().partition(|t| super::reply::MARKUP.contains(t));
         let mut taken = BTreeSet::new();
         context.values().for_each(|value| private_characters(value, &mut taken));
-        let mut free = (0x10_0000..=0x10_FFFD).filter_map(char::from_u32).filter(|c| !taken.contains(c));
+        let free = (0x10_0000..=0x10_FFFD).filter_map(char::from_u32).filter(move |c| !taken.contains(c));
+        let mut free: Box<dyn Iterator<Item = char>> = Box::new(free);
         let (mut stand_ins, mut originals) = (BTreeMap::new(), BTreeMap::new());
         let first_chars: BTreeSet<char> =
             control.iter().chain(&markup).filter_map(|t| t.chars().next()).collect();
@@ -182,7 +196,7 @@ impl<'a> Guard<'a> {
             stand_ins.insert(first, stand_in);
             originals.insert(stand_in, first);
         }
-        Ok(Self { control, markup, stand_ins, originals })
+        Ok(Self { free, control, markup, stand_ins, originals })
     }
 
     /// Guards the conversation. A model's own turns keep the reply markup, which templates look for in them.

@@ -156,13 +156,22 @@ impl ReplyParser {
         std::mem::take(&mut self.spans)
     }
 
-    /// Ends the reply: what was held back becomes text, and an unclosed but whole call a call.
+    /// Ends the reply where the model ended it: what was held back becomes text, and an unclosed but whole call a call.
     pub fn finish(&mut self) -> Vec<ReplyEvent> {
+        self.end(false)
+    }
+
+    /// Ends the reply in the midst: what was held back becomes text, and nobody knows how an unclosed call would go on.
+    pub fn cut(&mut self) -> Vec<ReplyEvent> {
+        self.end(true)
+    }
+
+    fn end(&mut self, cut: bool) -> Vec<ReplyEvent> {
         self.spans.clear();
         let mut events = Vec::new();
         loop {
             match self.state {
-                State::Call { .. } => self.end_call(&mut events),
+                State::Call { .. } => self.end_call(cut, &mut events),
                 State::Bare { .. } => self.end_bare(&mut events),
                 State::Json => match json_reply(&self.buffer, &self.tools) {
                     Some(calls) => self.complete(calls, self.buffer.len(), false, &mut events),
@@ -375,11 +384,13 @@ impl ReplyParser {
     }
 
     /// The reply ends inside a call.
-    fn end_call(&mut self, events: &mut Vec<ReplyEvent>) {
+    fn end_call(&mut self, cut: bool, events: &mut Vec<ReplyEvent>) {
         let whole = self.buffer.trim_end();
-        let body = whole.strip_suffix(CALL_END).unwrap_or(whole);
+        let closed = whole.strip_suffix(CALL_END);
+        let body = closed.unwrap_or(whole);
         let end = self.buffer.len();
-        match parse(body, &self.tools) {
+        let parsed = if cut && closed.is_none() { Err(Defect::Unfinished) } else { parse(body, &self.tools) };
+        match parsed {
             Ok(block) => self.complete(block.calls, end, false, events),
             Err(defect) => self.reject_or_end(defect, end, events),
         }

@@ -56,6 +56,11 @@ impl Splitter {
 
     /// Splits `text`. Control tokens match only with `parse_control`; the others always do.
     pub(crate) fn split<'a>(&self, text: &'a str, parse_control: bool) -> Vec<Fragment<'a>> {
+        self.split_at(text, parse_control).into_iter().map(|(_, fragment)| fragment).collect()
+    }
+
+    /// [`Splitter::split`], with where each fragment begins in `text`.
+    pub(crate) fn split_at<'a>(&self, text: &'a str, parse_control: bool) -> Vec<(usize, Fragment<'a>)> {
         let mut out = Vec::new();
         let (mut start, mut at) = (0, 0);
         while at < text.len() {
@@ -66,9 +71,9 @@ impl Splitter {
             let before = &text[start..at];
             let before = if token.lstrip { before.trim_end() } else { before };
             if !before.is_empty() {
-                out.push(Fragment::Text(before));
+                out.push((start, Fragment::Text(before)));
             }
-            out.push(Fragment::Token(token.id));
+            out.push((at, Fragment::Token(token.id)));
             at += token.text.len();
             if token.rstrip {
                 at = text.len() - text[at..].trim_start().len();
@@ -76,7 +81,7 @@ impl Splitter {
             start = at;
         }
         if start < text.len() {
-            out.push(Fragment::Text(&text[start..]));
+            out.push((start, Fragment::Text(&text[start..])));
         }
         out
     }

@@ -2,13 +2,14 @@
 
 use std::collections::HashMap;
 use std::path::Path;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use files::{Error, GgufVocab, Meta, Result, TokenizerSource};
 use serde_json::Value;
 use tokenizers::AddedToken;
 use tokenizers::pre_tokenizers::PreTokenizerWrapper;
 
+use super::encoded::Encoded;
 use super::grammar::tokens::GrammarTokens;
 use super::special::{Added, Fragment, Splitter};
 use super::spm::{SPACE_MARK, Spm};
@@ -49,6 +50,7 @@ pub struct Tokenizer {
     notes: Vec<String>,
     /// Built when the first grammar needs it.
     grammar_tokens: OnceLock<Result<Arc<GrammarTokens>, String>>,
+    encoded: Mutex<Encoded>,
 }
 
 /// The part of a `tokenizer.json` that must be JSON before the library sees it.
@@ -120,6 +122,7 @@ impl Tokenizer {
             strip_leading_space,
             notes,
             grammar_tokens: OnceLock::new(),
+            encoded: Mutex::default(),
         })
     }
 
@@ -177,6 +180,7 @@ impl Tokenizer {
             strip_leading_space,
             notes: notes(vocab),
             grammar_tokens: OnceLock::new(),
+            encoded: Mutex::default(),
         })
     }
 
@@ -224,21 +228,33 @@ impl Tokenizer {
         Ok(out)
     }
 
-    /// Cuts `text` at its control tokens, then encodes each piece between them after `restore` has made it
-    /// what the user wrote. The pieces' control tokens stay text.
-    pub(crate) fn encode_pieces(&self, text: &str, restore: impl Fn(&str) -> String) -> Result<Vec<u32>> {
-        let mut out = Vec::new();
-        let mut first = true;
-        for fragment in self.splitter.split(text, true) {
-            match fragment {
-                Fragment::Token(id) => out.push(id),
-                Fragment::Text(piece) => {
-                    self.encode_into(&restore(piece), Specials::Ignore, first, &mut out)?
-                }
-            }
-            first = false;
+    /// `text` cut at its control tokens, with where each fragment begins.
+    pub(super) fn fragments<'a>(&self, text: &'a str) -> Vec<(usize, Fragment<'a>)> {
+        self.splitter.split_at(text, true)
+    }
+
+    /// Adds the ids of a text between control tokens; `first` where nothing is before it. Long ones are remembered: a
+    /// conversation comes again with every turn.
+    ///
+    /// # Errors
+    /// What [`Tokenizer::encode`] refuses.
+    pub(super) fn encode_piece(&self, text: &str, first: bool, out: &mut Vec<u32>) -> Result<()> {
+        if text.len() < Encoded::BYTES_MIN {
+            return self.encode_into(text, Specials::Ignore, first, out);
         }
-        Ok(out)
+        let key = Encoded::key(text, first);
+        if let Some(ids) = self.encoded().get(key) {
+            out.extend_from_slice(&ids);
+            return Ok(());
+        }
+        let from = out.len();
+        self.encode_into(text, Specials::Ignore, first, out)?;
+        self.encoded().put(key, out[from..].into());
+        Ok(())
+    }
+
+    fn encoded(&self) -> MutexGuard<'_, Encoded> {
+        self.encoded.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn encode_into(&self, text: &str, specials: Specials, first: bool, out: &mut Vec<u32>) -> Result<()> {

@@ -1,0 +1,205 @@
+//! The file in which answers outlive the process.
+//!
+//! Layout, little-endian: magic `TMANSWR1`, the model's fingerprint (u64), then one record after another: its bytes (u32),
+//! the turn's key (u128), the number of calls (u32), their keys (u128 each), the tokens (u32 each), and the XXH3 hash (u64) of
+//! all of that. What follows a record that is not whole is nothing: a killed process leaves half of one.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use files::{Error, Result};
+use twox_hash::XxHash3_64;
+
+use crate::answers::AnswerRecord;
+
+const MAGIC: &[u8; 8] = b"TMANSWR1";
+const HEAD_BYTES: usize = 16;
+
+/// Records that a later one has pushed out of memory are left in the file until it is so large.
+const BYTES_MAX: u64 = 32 << 20;
+
+/// An open file of answers.
+pub(super) struct AnswerFile {
+    path: PathBuf,
+    file: File,
+    fingerprint: u64,
+    bytes: u64,
+}
+
+impl AnswerFile {
+    /// Opens the file, and reads what is whole in it.
+    ///
+    /// # Errors
+    /// `Io` when it can be neither read nor made.
+    pub(super) fn open(path: PathBuf, fingerprint: u64) -> Result<(Self, Vec<AnswerRecord>)> {
+        let io = |e| Error::io(path.display(), e);
+        let bytes = match fs::read(&path) {
+            Ok(bytes) => bytes,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Vec::new(),
+            Err(e) => return Err(io(e)),
+        };
+        let head = head(fingerprint);
+        let (mut answers, mut whole) = (Vec::new(), 0);
+        if let Some(mut rest) = bytes.strip_prefix(&head) {
+            while let Some((answer, after)) = record(rest) {
+                answers.push(answer);
+                rest = after;
+            }
+            whole = bytes.len() - rest.len();
+        }
+        let mut options = File::options();
+        options.append(true).create(true);
+        #[cfg(unix)]
+        std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+        let file = options.open(&path).map_err(io)?;
+        if whole < bytes.len() {
+            file.set_len(whole as u64).map_err(io)?;
+        }
+        let mut opened = Self { path, file, fingerprint, bytes: whole as u64 };
+        if whole == 0 {
+            opened.write(&head)?;
+        }
+        Ok((opened, answers))
+    }
+
+    /// Adds answers. `all` are those to keep when the file has become too large.
+    ///
+    /// # Errors
+    /// `Io` when the disk fails; what was half written is cut off again.
+    pub(super) fn add(&mut self, new: &[AnswerRecord], all: &dyn Fn() -> Vec<AnswerRecord>) -> Result<()> {
+        let mut bytes = Vec::new();
+        new.iter().for_each(|answer| write_record(answer, &mut bytes));
+        if self.bytes + bytes.len() as u64 > BYTES_MAX {
+            return self.replace(&all());
+        }
+        self.write(&bytes)
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        match self.file.write_all(bytes) {
+            Ok(()) => self.bytes += bytes.len() as u64,
+            Err(e) => {
+                let _ = self.file.set_len(self.bytes); // else the next start does it
+                return Err(Error::io(self.path.display(), e));
+            }
+        }
+        Ok(())
+    }
+
+    fn replace(&mut self, answers: &[AnswerRecord]) -> Result<()> {
+        let mut bytes = head(self.fingerprint).to_vec();
+        answers.iter().for_each(|answer| write_record(answer, &mut bytes));
+        let aside = self.path.with_extension("partial");
+        let io = |e| Error::io(aside.display(), e);
+        let mut options = File::options();
+        options.append(true).create(true).truncate(false);
+        #[cfg(unix)]
+        std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+        let mut file = options.open(&aside).map_err(io)?;
+        file.set_len(0).and_then(|()| file.write_all(&bytes)).and_then(|()| file.sync_all()).map_err(io)?;
+        fs::rename(&aside, &self.path).map_err(io)?;
+        (self.file, self.bytes) = (file, bytes.len() as u64);
+        Ok(())
+    }
+
+    /// Its size.
+    pub(super) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Whether a path in a model's folder is such a file.
+    pub(super) fn path_in(folder: &Path) -> PathBuf {
+        folder.join("answers")
+    }
+}
+
+fn head(fingerprint: u64) -> [u8; HEAD_BYTES] {
+    let mut head = [0; HEAD_BYTES];
+    head[..8].copy_from_slice(MAGIC);
+    head[8..].copy_from_slice(&fingerprint.to_le_bytes());
+    head
+}
+
+fn write_record(answer: &AnswerRecord, out: &mut Vec<u8>) {
+    let start = out.len();
+    let bytes = 4 + 16 + 4 + 16 * answer.calls.len() + 4 * answer.tokens.len();
+    out.extend_from_slice(&(bytes as u32).to_le_bytes());
+    out.extend_from_slice(&answer.turn.to_le_bytes());
+    out.extend_from_slice(&(answer.calls.len() as u32).to_le_bytes());
+    answer.calls.iter().for_each(|call| out.extend_from_slice(&call.to_le_bytes()));
+    answer.tokens.iter().for_each(|token| out.extend_from_slice(&token.to_le_bytes()));
+    let hash = XxHash3_64::oneshot(&out[start..]);
+    out.extend_from_slice(&hash.to_le_bytes());
+}
+
+/// The record that `bytes` begin with, and what follows it.
+fn record(bytes: &[u8]) -> Option<(AnswerRecord, &[u8])> {
+    let length = u32::from_le_bytes(*bytes.first_chunk()?) as usize;
+    let (own, rest) = bytes.split_at_checked(length)?;
+    let (hash, after) = rest.split_first_chunk()?;
+    if XxHash3_64::oneshot(own) != u64::from_le_bytes(*hash) {
+        return None;
+    }
+    let (turn, own) = own.get(4..)?.split_first_chunk()?;
+    let (calls, own) = own.split_first_chunk()?;
+    let (calls, tokens) = own.split_at_checked(16 * u32::from_le_bytes(*calls) as usize)?;
+    let calls = calls.as_chunks().0.iter().map(|call| u128::from_le_bytes(*call)).collect();
+    let (tokens, []) = tokens.as_chunks() else { return None };
+    let tokens = tokens.iter().map(|token| u32::from_le_bytes(*token)).collect();
+    Some((AnswerRecord { turn: u128::from_le_bytes(*turn), calls, tokens }, after))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn answer(n: u32) -> AnswerRecord {
+        AnswerRecord { turn: n.into(), calls: vec![7; n as usize % 3], tokens: (0..n).collect() }
+    }
+
+    #[test]
+    fn answers_come_back_until_the_first_that_is_not_whole() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = AnswerFile::path_in(folder.path());
+        let all: Vec<AnswerRecord> = (0..9).map(answer).collect();
+        let open = |fingerprint| AnswerFile::open(path.clone(), fingerprint).unwrap();
+        let (mut file, none) = open(1);
+        assert_eq!(none, []);
+        file.add(&all[..4], &|| panic!("small")).unwrap();
+        file.add(&all[4..], &|| panic!("small")).unwrap();
+        drop(file);
+        let (file, back) = open(1);
+        assert_eq!(back, all);
+        let whole = fs::read(&path).unwrap();
+        assert_eq!(file.bytes(), whole.len() as u64);
+        // Each cut, and each damaged byte, costs what follows and nothing before; the file is then as if that never was.
+        for at in (0..whole.len()).step_by(7) {
+            fs::write(&path, &whole[..at]).unwrap();
+            let (mut file, cut) = open(1);
+            assert_eq!(cut, all[..cut.len()]);
+            file.add(&[answer(20)], &|| panic!("small")).unwrap();
+            let (_, more) = open(1);
+            assert_eq!(more, [cut.as_slice(), &[answer(20)]].concat(), "cut at {at}");
+            let mut damaged = whole.clone();
+            damaged[at] ^= 0x40;
+            fs::write(&path, &damaged).unwrap();
+            let (_, back) = open(1);
+            assert!(back.len() < all.len() && back == all[..back.len()], "damaged at {at}");
+        }
+        fs::write(&path, &whole).unwrap();
+        assert_eq!(open(2).1, [], "of another model");
+    }
+
+    #[test]
+    fn a_file_that_is_too_large_is_written_anew() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = AnswerFile::path_in(folder.path());
+        let (mut file, _) = AnswerFile::open(path.clone(), 1).unwrap();
+        file.bytes = BYTES_MAX;
+        file.add(&[answer(3)], &|| vec![answer(2), answer(3)]).unwrap();
+        file.add(&[answer(4)], &|| panic!("small")).unwrap();
+        drop(file);
+        assert_eq!(AnswerFile::open(path, 1).unwrap().1, [answer(2), answer(3), answer(4)]);
+    }
+}
