@@ -42,7 +42,7 @@ impl Bench {
             ..Default::default()
         };
         let prompt = (0..prompt).map(|i| ((i * 7919 + seed * 104_729 + 13) % vocab) as u32).collect();
-        Request { prompt, options, borders: Vec::new(), cache: true, priority: 0, deadline: None }
+        Request { prompt, options, borders: Vec::new(), cache: true, priority: 0, client: 0, deadline: None }
     }
 
     /// Seconds a token of an answer that is alone.

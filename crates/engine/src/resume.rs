@@ -15,18 +15,26 @@ use crate::sequence::Sequence;
 use crate::state::{PartialChunk, Resume, StatePool};
 use crate::step::PartialStep;
 
-/// How many of its pending tokens each of `sequences` gets into a step that has `room`: where chunks broke off those that can go
-/// on together, else the first come first. `None` is no part of it.
+/// How many of its pending tokens each of `sequences` gets into a step that has `room`. Where chunks broke off those go on that
+/// can do so together. Else the first come first, but half of the room is for the others: nobody waits for more than a chunk.
+/// `None` is no part of it.
 pub(crate) fn pack<'a>(
     sequences: impl Iterator<Item = Option<&'a Sequence>> + Clone,
     mut room: usize,
 ) -> Vec<usize> {
     let resume = |sequence: &Sequence| sequence.resumes.clone().filter(Resume::is_there);
     let first = sequences.clone().flatten().find_map(resume);
+    let later = sequences.clone().flatten().skip(1);
+    let promised = room / 2 / later.clone().count().max(1);
+    let mut promised_all: usize = later.map(|sequence| sequence.pending().min(promised)).sum();
+    let mut is_first = true;
     let rows = |sequence: Option<&Sequence>| {
         let Some(sequence) = sequence else { return 0 };
         let Some(first) = &first else {
-            let rows = sequence.pending().min(room);
+            if !std::mem::take(&mut is_first) {
+                promised_all -= sequence.pending().min(promised);
+            }
+            let rows = sequence.pending().min(room - promised_all);
             room -= rows;
             return rows;
         };

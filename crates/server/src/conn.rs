@@ -2,14 +2,17 @@
 
 use std::convert::Infallible;
 use std::future::Future;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
-use std::net::{SocketAddr, ToSocketAddrs};
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::Router;
+use axum::extract::Request;
+use axum::http::{HeaderValue, header};
 use engine::{Error, Result};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -21,6 +24,7 @@ use tokio::task::JoinSet;
 use tokio::time::Sleep;
 use tower_service::Service;
 
+use crate::safety::API_KEY;
 use crate::state::Shared;
 
 /// Connections at the same time; others wait until one ends.
@@ -75,6 +79,21 @@ fn listen_on(address: SocketAddr) -> io::Result<TcpListener> {
     socket.listen(1024)
 }
 
+/// Where a request came from.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Peer(IpAddr);
+
+/// Numbers whoever asks, for the scheduler: programs differ in their address, their key or their name.
+pub(crate) fn client(request: &Request) -> u64 {
+    let peer = request.extensions().get::<Peer>().map(|peer| peer.0);
+    let mut hasher = DefaultHasher::new();
+    peer.hash(&mut hasher);
+    for name in [header::AUTHORIZATION, API_KEY, header::USER_AGENT] {
+        request.headers().get(name).map(HeaderValue::as_bytes).hash(&mut hasher);
+    }
+    hasher.finish()
+}
+
 /// Answers until the server stops, then waits for the answers under way as long as it may.
 pub(crate) async fn accept(listener: TcpListener, router: Router, shared: Arc<Shared>) {
     let room = Arc::new(Semaphore::new(CONNECTIONS));
@@ -108,12 +127,14 @@ pub(crate) async fn accept(listener: TcpListener, router: Router, shared: Arc<Sh
 
 async fn connection(stream: TcpStream, router: Router, shared: Arc<Shared>) {
     let _ = stream.set_nodelay(true); // a delay is no failure
+    let peer = Peer(stream.peer_addr().map_or(IpAddr::from([0; 4]), |address| address.ip()));
     let closer = Closer::default();
     let mut stopping = shared.stopping.subscribe();
     let io = TokioIo::new(Impatient { stream, patience: shared.options.patience.reader, late: None });
     let of_this = closer.clone();
     let service = service_fn(move |mut request: hyper::Request<hyper::body::Incoming>| {
         request.extensions_mut().insert(of_this.clone());
+        request.extensions_mut().insert(peer);
         let mut router = router.clone();
         async move {
             let response = router.call(request).await;

@@ -16,7 +16,7 @@ use engine::scheduler::Request as SchedulerRequest;
 use engine::text::Constraint as Constrained;
 use tokio::sync::OwnedSemaphorePermit;
 
-use crate::conn::Closer;
+use crate::conn::{Closer, client};
 use crate::constraint::constraint;
 use crate::events::{Expected, Mapping};
 use crate::http::{Answer, json, respond};
@@ -167,6 +167,7 @@ async fn answer(dialect: Dialect, shared: &Shared, mut request: Request) -> Answ
     let Some(record) = request.extensions_mut().remove::<Arc<Record>>() else {
         return Err(ApiError::new(ErrorClass::Server, "the request failed in the server"));
     };
+    let client = client(&request);
     let body = read(shared, request).await?;
     let ready = shared.ready()?;
     let prepared = {
@@ -175,7 +176,9 @@ async fn answer(dialect: Dialect, shared: &Shared, mut request: Request) -> Answ
         let work = move || {
             let body = body.unpack(most)?;
             let parsed = dialect.parse(&body, &ready.limits)?;
-            prepare(dialect, (parsed, body.len()), &ready, &record, logs_prompts)
+            let mut prepared = prepare(dialect, (parsed, body.len()), &ready, &record, logs_prompts)?;
+            prepared.requests.iter_mut().for_each(|asked| asked.request.client = client);
+            Ok(prepared)
         };
         blocking(work).await?
     };
@@ -301,6 +304,7 @@ fn requests(
                 cache: request.cache,
                 options,
                 priority: 0,
+                client: 0,
                 deadline: None,
             };
             let echo = request.echo.then(|| made.text.clone());

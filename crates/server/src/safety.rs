@@ -28,7 +28,7 @@ pub(crate) struct Guard {
     cors: Vec<String>,
 }
 
-const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
+pub(crate) const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 
 impl Guard {
     /// For a server that listens on an address of this machine alone, or of others too.

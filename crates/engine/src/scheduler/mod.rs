@@ -10,6 +10,7 @@ mod steps;
 mod ticket;
 
 use std::cmp::Reverse;
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -59,6 +60,9 @@ pub struct Request {
     pub options: GenerateOptions,
     /// Higher ones are begun first.
     pub priority: i32,
+    /// Who asks, as the caller numbers them. Of equal priority, clients take turns: one with many requests keeps no other
+    /// from its own.
+    pub client: u64,
     /// When it is given up.
     pub deadline: Option<Instant>,
 }
@@ -114,6 +118,9 @@ pub struct SchedulerCounts {
     /// Expert slots in use.
     pub slots: usize,
 }
+
+/// Clients whose last turn is remembered.
+const TURNS_MAX: usize = 1024;
 
 /// Classes of steps by their rows.
 pub const ROW_CLASSES: usize = 16;
@@ -184,6 +191,7 @@ impl Scheduler {
             options,
             arrivals,
             waiting: Vec::new(),
+            turns: HashMap::new(),
             running: Vec::new(),
             stepping: 0,
             left: Vec::new(),
@@ -258,6 +266,8 @@ struct Work {
     options: SchedulerOptions,
     arrivals: Receiver<Waiting>,
     waiting: Vec<Waiting>,
+    /// When each client was begun last, counted in requests.
+    turns: HashMap<u64, u64>,
     /// Those of the step that runs are not among them.
     running: Vec<Running>,
     /// How many these are.
@@ -370,16 +380,25 @@ impl Work {
         Ok((sequence, reused))
     }
 
-    /// Begins requests while there is room: the highest priority first, of equals the oldest.
+    /// Begins requests while there is room: the highest priority first, of equals the client's with the fewest that run, then
+    /// whose last turn is longest ago, then the oldest.
     fn begin(&mut self) {
-        self.waiting.sort_by_key(|waiting| (Reverse(waiting.request.priority), waiting.arrived));
         if self.running.is_empty() {
             self.resume();
         }
         // Who was set aside comes first.
-        while self.aside.is_empty() && self.running.len() < self.options.parallel && !self.waiting.is_empty()
-        {
-            let Waiting { request, arrived, listener, cancel } = self.waiting.remove(0);
+        while self.aside.is_empty() && self.running.len() < self.options.parallel {
+            let running_of = |client| self.running.iter().filter(|running| running.client == client).count();
+            let turn = |waiting: &Waiting| {
+                let request = &waiting.request;
+                let last_turn = self.turns.get(&request.client).copied();
+                (Reverse(request.priority), running_of(request.client), last_turn, waiting.arrived)
+            };
+            let Some(next) = (0..self.waiting.len()).min_by_key(|at| turn(&self.waiting[*at])) else {
+                return;
+            };
+            let Waiting { request, arrived, listener, cancel } = self.waiting.remove(next);
+            self.count_turn(request.client);
             let begun = Generation::new(self.tokenizer.clone(), &request.options)
                 .and_then(|generation| Ok((generation, self.sequence(&request)?)));
             match begun {
@@ -390,6 +409,7 @@ impl Work {
                         listener,
                         cancel,
                         deadline: request.deadline,
+                        client: request.client,
                         prompt_tokens: request.prompt.len(),
                         reused_tokens,
                         arrived,
@@ -410,6 +430,16 @@ impl Work {
                 }
             }
         }
+    }
+
+    /// A client is begun. Of those that have gone nothing is remembered for long.
+    fn count_turn(&mut self, client: u64) {
+        if self.turns.len() >= TURNS_MAX {
+            let there = |client: &u64| self.waiting.iter().any(|waiting| waiting.request.client == *client);
+            self.turns.retain(|client, _| there(client));
+        }
+        let turn = self.turns.values().max().map_or(0, |last| last + 1);
+        self.turns.insert(client, turn);
     }
 
     fn publish(&self, change: impl FnOnce(&mut SchedulerCounts)) {

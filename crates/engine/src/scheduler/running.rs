@@ -20,6 +20,7 @@ pub(super) struct Running {
     pub(super) listener: Arc<dyn Listener>,
     pub(super) cancel: Arc<AtomicBool>,
     pub(super) deadline: Option<Instant>,
+    pub(super) client: u64,
     pub(super) prompt_tokens: usize,
     /// Those that another sequence had computed.
     pub(super) reused_tokens: usize,

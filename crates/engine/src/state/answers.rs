@@ -19,19 +19,20 @@ const HEAD_BYTES: usize = 16;
 /// Records that a later one has pushed out of memory are left in the file until it is so large.
 const BYTES_MAX: u64 = 32 << 20;
 
-/// An open file of answers.
+/// A file of answers, which is made with the first of them.
 pub(super) struct AnswerFile {
     path: PathBuf,
-    file: File,
+    file: Option<File>,
     fingerprint: u64,
+    /// As far as it is whole.
     bytes: u64,
 }
 
 impl AnswerFile {
-    /// Opens the file, and reads what is whole in it.
+    /// Reads what is whole in it.
     ///
     /// # Errors
-    /// `Io` when it can be neither read nor made.
+    /// `Io` when it is there and cannot be read.
     pub(super) fn open(path: PathBuf, fingerprint: u64) -> Result<(Self, Vec<AnswerRecord>)> {
         let io = |e| Error::io(path.display(), e);
         let bytes = match fs::read(&path) {
@@ -48,25 +49,13 @@ impl AnswerFile {
             }
             whole = bytes.len() - rest.len();
         }
-        let mut options = File::options();
-        options.append(true).create(true);
-        #[cfg(unix)]
-        std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-        let file = options.open(&path).map_err(io)?;
-        if whole < bytes.len() {
-            file.set_len(whole as u64).map_err(io)?;
-        }
-        let mut opened = Self { path, file, fingerprint, bytes: whole as u64 };
-        if whole == 0 {
-            opened.write(&head)?;
-        }
-        Ok((opened, answers))
+        Ok((Self { path, file: None, fingerprint, bytes: whole as u64 }, answers))
     }
 
     /// Adds answers. `all` are those to keep when the file has become too large.
     ///
     /// # Errors
-    /// `Io` when the disk fails; what was half written is cut off again.
+    /// `Io` when the disk fails; what was half written counts for nothing.
     pub(super) fn add(&mut self, new: &[AnswerRecord], all: &dyn Fn() -> Vec<AnswerRecord>) -> Result<()> {
         let mut bytes = Vec::new();
         new.iter().for_each(|answer| write_record(answer, &mut bytes));
@@ -77,13 +66,20 @@ impl AnswerFile {
     }
 
     fn write(&mut self, bytes: &[u8]) -> Result<()> {
-        match self.file.write_all(bytes) {
-            Ok(()) => self.bytes += bytes.len() as u64,
-            Err(e) => {
-                let _ = self.file.set_len(self.bytes); // else the next start does it
-                return Err(Error::io(self.path.display(), e));
+        let io = |e| Error::io(self.path.display(), e);
+        let mut file = match self.file.take() {
+            Some(file) => file,
+            None => {
+                let file = appending(&self.path).map_err(io)?;
+                file.set_len(self.bytes).map_err(io)?; // what is not whole
+                file
             }
-        }
+        };
+        let head = Some(head(self.fingerprint)).filter(|_| self.bytes == 0);
+        let all = [head.as_ref().map_or([].as_slice(), |head| head), bytes].concat();
+        file.write_all(&all).map_err(io)?;
+        self.bytes += all.len() as u64;
+        self.file = Some(file);
         Ok(())
     }
 
@@ -92,14 +88,10 @@ impl AnswerFile {
         answers.iter().for_each(|answer| write_record(answer, &mut bytes));
         let aside = self.path.with_extension("partial");
         let io = |e| Error::io(aside.display(), e);
-        let mut options = File::options();
-        options.append(true).create(true).truncate(false);
-        #[cfg(unix)]
-        std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-        let mut file = options.open(&aside).map_err(io)?;
+        let mut file = appending(&aside).map_err(io)?;
         file.set_len(0).and_then(|()| file.write_all(&bytes)).and_then(|()| file.sync_all()).map_err(io)?;
         fs::rename(&aside, &self.path).map_err(io)?;
-        (self.file, self.bytes) = (file, bytes.len() as u64);
+        (self.file, self.bytes) = (Some(file), bytes.len() as u64);
         Ok(())
     }
 
@@ -108,10 +100,18 @@ impl AnswerFile {
         self.bytes
     }
 
-    /// Whether a path in a model's folder is such a file.
+    /// Where it is in a model's folder.
     pub(super) fn path_in(folder: &Path) -> PathBuf {
         folder.join("answers")
     }
+}
+
+fn appending(path: &Path) -> std::io::Result<File> {
+    let mut options = File::options();
+    options.append(true).create(true);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    options.open(path)
 }
 
 fn head(fingerprint: u64) -> [u8; HEAD_BYTES] {

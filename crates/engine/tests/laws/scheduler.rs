@@ -51,6 +51,7 @@ fn request(model: &Model, seed: u64, prompt: usize, answer: usize) -> Request {
         borders: Vec::new(),
         cache: true,
         priority: 0,
+        client: 0,
         deadline: None,
     }
 }
@@ -148,8 +149,15 @@ fn what_ended_or_living_sequences_have_computed_is_reused() {
         let ask = |prompt: Vec<u32>| {
             let options = GenerateOptions { max_tokens: Some(6), ignore_end: true, ..Default::default() };
             let options = GenerateOptions { sampling: SampleParams::greedy(), ..options };
-            let request =
-                Request { prompt, options, borders: Vec::new(), cache: true, priority: 0, deadline: None };
+            let request = Request {
+                prompt,
+                options,
+                borders: Vec::new(),
+                cache: true,
+                priority: 0,
+                client: 0,
+                deadline: None,
+            };
             let answer = wait(&scheduler.submit(request.clone()).expect("queues")).expect("answers");
             assert_eq!(answer.tokens, alone(&judge, &tokenizer, &request));
             (request.prompt, answer)
@@ -474,4 +482,73 @@ fn what_is_not_cached_uses_nothing_and_leaves_nothing() {
     };
     assert_eq!((reused(false), reused(true)), (0, 0));
     assert_eq!((reused(true), reused(false)), (60, 0));
+}
+
+/// Writes down who was begun, whose answer began, and who ended.
+struct Scribe {
+    name: usize,
+    begun: Arc<Mutex<Vec<usize>>>,
+    answers: Arc<Mutex<Vec<usize>>>,
+    ended: Sender<(usize, Generated)>,
+}
+
+impl Listener for Scribe {
+    fn hear(&self, event: RequestEvent) -> bool {
+        let note = |list: &Mutex<Vec<usize>>| {
+            let list = &mut *list.lock().expect("whole");
+            if !list.contains(&self.name) {
+                list.push(self.name);
+            }
+        };
+        match event {
+            RequestEvent::Begun { .. } => note(&self.begun),
+            RequestEvent::Prompt { .. } => {}
+            RequestEvent::Reply(_) => note(&self.answers),
+            RequestEvent::Ended(end) => self.ended.send((self.name, end.expect("ends"))).expect("heard"),
+        }
+        true
+    }
+}
+
+/// In which order requests were begun and their answers began; each has the tokens that it has alone.
+fn orders(parallel: usize, requests: &dyn Fn(&Model) -> Vec<Request>) -> (Vec<usize>, Vec<usize>) {
+    let (_disk, model, judge, tokenizer) = demo();
+    let options = SchedulerOptions { parallel, ..TOGETHER };
+    let scheduler = Scheduler::start(model.clone(), tokenizer.clone(), options).expect("starts");
+    let (ended, ends) = channel();
+    let (begun, answers) = (Arc::default(), Arc::default());
+    let requests = requests(&model);
+    for (name, request) in requests.iter().enumerate() {
+        let scribe =
+            Scribe { name, begun: Arc::clone(&begun), answers: Arc::clone(&answers), ended: ended.clone() };
+        let _ = scheduler.submit_to(request.clone(), Arc::new(scribe)).expect("queues");
+    }
+    drop(ended);
+    for (name, answer) in ends.iter().take(requests.len()) {
+        assert_eq!(answer.tokens, alone(&judge, &tokenizer, &requests[name]), "{name}");
+    }
+    let list = |of: Arc<Mutex<Vec<usize>>>| of.lock().expect("whole").clone();
+    (list(begun), list(answers))
+}
+
+#[test]
+fn a_client_with_many_requests_keeps_no_other_from_its_turn() {
+    for (parallel, first) in [(1, 1), (2, 2)] {
+        // The first client's requests keep all places while the others come.
+        let (begun, _) = orders(parallel, &|model| {
+            let long = (0..parallel as u64).map(|seed| Request { client: 7, ..request(model, seed, 60, 90) });
+            let many = (2..5).map(|seed| Request { client: 7, ..request(model, seed, 20, 6) });
+            let other = Request { client: 8, ..request(model, 5, 20, 6) };
+            long.chain(many).chain([other]).collect()
+        });
+        assert_eq!(begun.len(), parallel + 4);
+        assert!(begun[..=first].contains(&(parallel + 3)), "the other client's turn is the next: {begun:?}");
+    }
+}
+
+#[test]
+fn a_short_prompt_waits_for_one_chunk_of_a_long_one() {
+    // Chunks have 32 tokens: the long prompt has five of them.
+    let (begun, answers) = orders(2, &|model| vec![request(model, 0, 150, 4), request(model, 1, 20, 4)]);
+    assert_eq!((begun, answers), (vec![0, 1], vec![1, 0]));
 }
