@@ -174,11 +174,11 @@ impl Batch {
         run
     }
 
-    /// Computes one token of each of `parts` while a step of others pauses, which then goes on as if nothing had been. The
-    /// plan has memory for both.
+    /// Computes `parts` while a step of others pauses, which then goes on as if nothing had been. The plan has memory for a
+    /// token of each sequence, or a short prompt.
     ///
     /// # Errors
-    /// As [`Self::run`]; also for more parts than [`Model::sequences_max`].
+    /// As [`Self::run`]; also for more rows than that.
     pub fn run_between(
         &mut self,
         model: &Model,
@@ -187,7 +187,7 @@ impl Batch {
         sink: LogitSink<'_>,
     ) -> Result<()> {
         check(model, parts)?;
-        check_rows(parts.iter().map(|part| part.rows).sum(), model.sequences_max())?;
+        check_rows(parts.iter().map(|part| part.rows).sum(), model.between_rows_max())?;
         let mut ready = Ready::new(model, parts, Vec::new(), pause.lend())?;
         let go_on = &mut |_: &mut Pause<'_>| ControlFlow::Continue(());
         let run = self.compute(model, pause.lend(), &mut ready, Guess::None, go_on, sink);

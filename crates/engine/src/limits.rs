@@ -14,6 +14,17 @@ pub(crate) fn step_rows(chunk: usize, sequences: usize) -> usize {
     chunk + sequences - 1
 }
 
+/// A prompt of at most so many tokens is computed between the layers of a long one, where all experts are in memory ...
+const SHORT_PROMPT: usize = 256;
+/// ... and where they are read: answers wait while this is computed, and of more rows the experts are nearly all.
+const SHORT_PROMPT_STREAMED: usize = 32;
+
+/// Rows of a step between the layers of a chunk of `chunk` rows: a token of each of `sequences`, or a short prompt.
+pub(crate) fn between_rows(chunk: usize, sequences: usize, streams: bool) -> usize {
+    let short = if streams { SHORT_PROMPT_STREAMED } else { SHORT_PROMPT };
+    if sequences > 1 { short.min(chunk / 8).max(sequences) } else { 0 }
+}
+
 /// Rows of logits that have their place at the same time in steps of up to `chunk` rows of one of `sequences`: those of
 /// a token of each are still read while those of the next have theirs.
 pub(crate) fn logit_places(chunk: usize, sequences: usize) -> usize {

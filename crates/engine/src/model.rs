@@ -508,6 +508,11 @@ impl Model {
         self.step_rows_max
     }
 
+    /// Rows of a step between the layers of another: a token of each planned sequence, or a short prompt.
+    pub(crate) fn between_rows_max(&self) -> usize {
+        self.rows.between
+    }
+
     /// Whether the plan has memory for a step of `rows` rows beside `bytes` of others'.
     pub(crate) fn has_scratch_beside(&self, rows: usize, bytes: usize) -> bool {
         let places = limits::logit_places(rows, self.sequences_max);

@@ -6,6 +6,7 @@ use files::{Error, ErrorKind, Result};
 use kernels::ops::Routes;
 use store::LayerId;
 
+use crate::batch::Pause;
 use crate::model::Model;
 use crate::state::{Found, PartialChunk, Resume, SequenceState, Snapshot, StatePool};
 
@@ -199,16 +200,34 @@ impl Sequence {
                 found = states.prefixes.longest(tokens);
             }
         }
-        if let Some(found) = found.filter(|found| found.position > position) {
-            self.state.adopt(states, &found)?;
-            self.start = None;
-        }
+        self.take_over(states, found)?;
         // Who wants to see all that routers choose has all layers computed.
         if self.routes.is_none() {
             let position = self.state.position();
             self.resumes = states.partial_chunks.find(&self.tokens, position, model.meta.layers);
         }
         Ok(self.state.position())
+    }
+
+    /// As [`Self::reuse`], while a step of others pauses: what the state directory holds, and what broke off, is left.
+    ///
+    /// # Errors
+    /// `Device` when copying fails.
+    pub(crate) fn reuse_between(&mut self, pause: &mut Pause<'_>) -> Result<usize> {
+        if self.shares {
+            let tokens = &self.tokens[..self.tokens.len().saturating_sub(1)];
+            let found = pause.states.prefixes.longest(tokens);
+            self.take_over(pause.states, found)?;
+        }
+        Ok(self.state.position())
+    }
+
+    fn take_over(&mut self, states: &mut StatePool, found: Option<Found>) -> Result<()> {
+        if let Some(found) = found.filter(|found| found.position > self.state.position()) {
+            self.state.adopt(states, &found)?;
+            self.start = None;
+        }
+        Ok(())
     }
 
     /// A sequence with the first `len` tokens of this one, which shares what is computed of them: keys and values lie in the

@@ -37,6 +37,8 @@ pub(crate) struct ChunkRows {
     pub(crate) chunk: usize,
     /// Rows of it that go through norms and mixers together.
     pub(crate) block: usize,
+    /// Rows of a step between its layers; 0 where there is nobody for one.
+    pub(crate) between: usize,
 }
 
 /// What the plan is made from: of a model that is bound to its tensors, or of a published shape.
@@ -138,7 +140,11 @@ impl Sizes {
         let block = limits::block_rows(options.block_tokens, streams);
         // Prompts share a chunk.
         let positions = self.context.saturating_mul(self.sessions);
-        limits::chunks(positions, options.chunk_tokens, streams).map(move |chunk| ChunkRows { chunk, block })
+        let sessions = self.sessions;
+        limits::chunks(positions, options.chunk_tokens, streams).map(move |chunk| {
+            let between = limits::between_rows(chunk, sessions, streams);
+            ChunkRows { chunk, block, between }
+        })
     }
 
     /// The least budget that has a plan.
@@ -158,18 +164,18 @@ impl Sizes {
             .unwrap_or(0)
     }
 
-    /// Of a step with a chunk of a prompt, and where there are several sequences of a step of answers between its layers. And
+    /// Of a step with a chunk of a prompt, and where there are several sequences of a step of others between its layers. And
     /// what of the former is lent where that can be: all but for one block.
-    fn scratch_bytes(&self, ChunkRows { chunk, block }: ChunkRows, lends: bool) -> (u64, u64) {
+    fn scratch_bytes(&self, ChunkRows { chunk, block, between }: ChunkRows, lends: bool) -> (u64, u64) {
         let widths = self.widths;
         let step = |chunk: usize| {
             let rows = limits::step_rows(chunk, self.sessions);
             widths.bytes(rows, block, limits::logit_places(chunk, self.sessions))
         };
         let always = step(if lends { chunk.min(block) } else { chunk });
-        let between = match self.sessions {
-            1 => 0,
-            answers => widths.bytes(answers, block, answers.min(LOGIT_ROWS)),
+        let between = match between {
+            0 => 0,
+            rows => widths.bytes(rows, block, self.sessions.min(LOGIT_ROWS)),
         };
         (always + between, step(chunk).saturating_sub(always))
     }

@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 
 use files::{Error, ErrorKind, Result};
 
-use crate::batch::Batch;
+use crate::batch::{Batch, Pause};
 use crate::generate::Generated;
 use crate::generation::{FinishReason, GenerateOptions, Generation};
 use crate::model::Model;
@@ -140,6 +140,8 @@ struct Waiting {
     arrived: Instant,
     listener: Arc<dyn Listener>,
     cancel: Arc<AtomicBool>,
+    /// Too long to be begun while the step of others pauses.
+    is_long: bool,
 }
 
 impl Waiting {
@@ -233,7 +235,8 @@ impl Scheduler {
         }
         request.options.sampling.check()?;
         let cancel = Arc::new(AtomicBool::new(false));
-        let waiting = Waiting { request, arrived: Instant::now(), listener, cancel: cancel.clone() };
+        let waiting =
+            Waiting { request, arrived: Instant::now(), listener, cancel: cancel.clone(), is_long: false };
         let ended = || Error::new(ErrorKind::Device, "the scheduler has ended");
         let (Some(requests), Some(thread)) = (&self.requests, &self.thread) else { return Err(ended()) };
         requests.send(waiting).map_err(|_| ended())?;
@@ -370,66 +373,108 @@ impl Work {
         }
     }
 
-    /// A sequence with the tokens of `prompt`, and how many of them somebody has computed.
-    fn sequence(&mut self, request: &Request) -> Result<(Sequence, usize)> {
+    /// A sequence with the prompt's tokens, and how many of them somebody has computed. While a step pauses, only for a short
+    /// prompt.
+    fn sequence(
+        &mut self,
+        request: &Request,
+        pause: Option<&mut Pause<'_>>,
+    ) -> Result<Option<(Sequence, usize)>> {
         let mut sequence = Sequence::new(&self.model)?;
         sequence.extend(&request.prompt)?;
         sequence.shares = request.cache;
-        let reused = sequence.reuse()?;
+        let is_between = pause.is_some();
+        let reused = match pause {
+            None => sequence.reuse()?,
+            Some(pause) => sequence.reuse_between(pause)?,
+        };
+        if is_between && sequence.pending() > self.model.between_rows_max() {
+            return Ok(None);
+        }
         sequence.name_borders(request.borders.iter().copied());
-        Ok((sequence, reused))
+        Ok(Some((sequence, reused)))
     }
 
-    /// Begins requests while there is room: the highest priority first, of equals the client's with the fewest that run, then
-    /// whose last turn is longest ago, then the oldest.
+    /// Whose turn it is of those that wait: of the highest priority the client's with the fewest that run, then whose last turn
+    /// is longest ago, then the oldest.
+    fn next_waiting(&self) -> Option<usize> {
+        let running_of = |client| self.running.iter().filter(|running| running.client == client).count();
+        let turn = |waiting: &Waiting| {
+            let request = &waiting.request;
+            let last_turn = self.turns.get(&request.client).copied();
+            (Reverse(request.priority), running_of(request.client), last_turn, waiting.arrived)
+        };
+        let able = (0..self.waiting.len()).filter(|at| !self.waiting[*at].is_long);
+        able.min_by_key(|at| turn(&self.waiting[*at]))
+    }
+
+    /// Begins requests while there is room.
     fn begin(&mut self) {
         if self.running.is_empty() {
             self.resume();
         }
+        self.waiting.iter_mut().for_each(|waiting| waiting.is_long = false);
+        self.begin_those(None);
+    }
+
+    /// While a step pauses, begins what has arrived, if it is short.
+    fn begin_between(&mut self, pause: &mut Pause<'_>) {
+        self.waiting.extend(self.arrivals.try_iter());
+        self.begin_those(Some(pause));
+    }
+
+    fn begin_those(&mut self, mut pause: Option<&mut Pause<'_>>) {
         // Who was set aside comes first.
-        while self.aside.is_empty() && self.running.len() < self.options.parallel {
-            let running_of = |client| self.running.iter().filter(|running| running.client == client).count();
-            let turn = |waiting: &Waiting| {
-                let request = &waiting.request;
-                let last_turn = self.turns.get(&request.client).copied();
-                (Reverse(request.priority), running_of(request.client), last_turn, waiting.arrived)
-            };
-            let Some(next) = (0..self.waiting.len()).min_by_key(|at| turn(&self.waiting[*at])) else {
-                return;
-            };
-            let Waiting { request, arrived, listener, cancel } = self.waiting.remove(next);
-            self.count_turn(request.client);
-            let begun = Generation::new(self.tokenizer.clone(), &request.options)
-                .and_then(|generation| Ok((generation, self.sequence(&request)?)));
-            match begun {
-                Ok((generation, (sequence, reused_tokens))) => {
-                    let running = Running {
-                        sequence,
-                        generation,
-                        listener,
-                        cancel,
-                        deadline: request.deadline,
-                        client: request.client,
-                        prompt_tokens: request.prompt.len(),
-                        reused_tokens,
-                        arrived,
-                        begun: Instant::now(),
-                        first: None,
-                        borders: request.borders,
-                        resumed: false,
-                        alone: false,
-                    };
-                    let prompt_tokens = running.prompt_tokens;
-                    running.say(RequestEvent::Begun { prompt_tokens, reused_tokens });
-                    self.running.push(running);
+        while self.aside.is_empty()
+            // Those that have left have their places until the step is over.
+            && self.running.len() + self.stepping + self.left.len() < self.options.parallel
+            && let Some(next) = self.next_waiting()
+        {
+            let mut waiting = self.waiting.remove(next);
+            match self.sequence(&waiting.request, pause.as_deref_mut()) {
+                Ok(Some(made)) => self.begin_one(waiting, made),
+                Ok(None) => {
+                    waiting.is_long = true;
+                    self.waiting.push(waiting);
                 }
-                Err(e) => {
-                    // Who does not listen any more need not hear it.
-                    let _ = listener.hear(RequestEvent::Ended(Err(e)));
-                    self.publish(|counts| counts.ended += 1);
-                }
+                Err(e) => self.refuse(&waiting, e),
             }
         }
+    }
+
+    fn begin_one(&mut self, waiting: Waiting, (sequence, reused_tokens): (Sequence, usize)) {
+        let generation = match Generation::new(self.tokenizer.clone(), &waiting.request.options) {
+            Ok(generation) => generation,
+            Err(e) => return self.refuse(&waiting, e),
+        };
+        let Waiting { request, arrived, listener, cancel, .. } = waiting;
+        self.count_turn(request.client);
+        let prompt_tokens = request.prompt.len();
+        let running = Running {
+            sequence,
+            generation,
+            listener,
+            cancel,
+            deadline: request.deadline,
+            client: request.client,
+            prompt_tokens,
+            reused_tokens,
+            arrived,
+            begun: Instant::now(),
+            first: None,
+            borders: request.borders,
+            resumed: false,
+            alone: false,
+        };
+        running.say(RequestEvent::Begun { prompt_tokens, reused_tokens });
+        self.running.push(running);
+    }
+
+    /// Ends a request that cannot be begun.
+    fn refuse(&self, waiting: &Waiting, why: Error) {
+        // Who does not listen any more need not hear it.
+        let _ = waiting.listener.hear(RequestEvent::Ended(Err(why)));
+        self.publish(|counts| counts.ended += 1);
     }
 
     /// A client is begun. Of those that have gone nothing is remembered for long.

@@ -103,17 +103,16 @@ impl Work {
         (group, rows.into_iter().filter(|rows| *rows > 0).collect())
     }
 
-    /// Steps of the answers while a step of prompts pauses, as long as they are due.
+    /// Steps of answers and short prompts while a step of prompts pauses, as long as they are due.
     fn answer_between(&mut self, pause: &mut Pause<'_>, share: &mut Share) {
         while share.is_behind() {
             let started = Instant::now();
             self.drop_what_is_over();
-            let resumes = |running: &mut Running| running.decodes() && !running.is_held();
-            let mut group: Vec<Running> = self.running.extract_if(.., resumes).collect();
+            self.begin_between(pause);
+            let (mut group, rows) = self.take_group_between();
             if group.is_empty() {
                 return;
             }
-            let rows = vec![1; group.len()];
             self.stepping += group.len();
             let (model, batch) = (&self.model, &mut self.batch_between);
             let run =
@@ -124,6 +123,23 @@ impl Work {
             }
             share.answers += started.elapsed();
         }
+    }
+
+    /// Those of a step between layers: a short prompt, the oldest first, else the answers.
+    fn take_group_between(&mut self) -> (Vec<Running>, Vec<usize>) {
+        let room = self.model.between_rows_max();
+        let short = |running: &Running| !running.decodes() && !running.alone && !running.resumed;
+        let shorts = (0..self.running.len()).filter(|at| short(&self.running[*at]));
+        let mut fits = shorts.filter(|at| self.running[*at].sequence.pending() <= room);
+        if let Some(next) = fits.next() {
+            let prompt = self.running.remove(next);
+            let rows = prompt.sequence.pending();
+            return (vec![prompt], vec![rows]);
+        }
+        let group: Vec<Running> =
+            self.running.extract_if(.., |running| running.decodes() && !running.is_held()).collect();
+        let rows = vec![1; group.len()];
+        (group, rows)
     }
 
     fn stepped(&mut self, group: Vec<Running>, rows: &[usize], logits: Vec<Last>) {

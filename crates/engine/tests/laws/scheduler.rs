@@ -23,11 +23,15 @@ const TOGETHER: SchedulerOptions = SchedulerOptions { parallel: PARALLEL, answer
 
 /// A drive, a model on it for requests, the same model for those who are alone, and its tokenizer.
 fn demo() -> (Arc<SimDisk>, Arc<Model>, Arc<Model>, Arc<Tokenizer>) {
+    demo_in_chunks(32)
+}
+
+fn demo_in_chunks(chunk: usize) -> (Arc<SimDisk>, Arc<Model>, Arc<Model>, Arc<Tokenizer>) {
     let path = root().join("models/demo");
     let (disk, options) = on_sim(&path, 5, false);
     let options = OpenOptions {
         sessions: Some(PARALLEL + 2),
-        chunk_tokens: Some(32),
+        chunk_tokens: Some(chunk),
         context: Some(160),
         slots_max: Some(40),
         ..options
@@ -551,4 +555,59 @@ fn a_short_prompt_waits_for_one_chunk_of_a_long_one() {
     // Chunks have 32 tokens: the long prompt has five of them.
     let (begun, answers) = orders(2, &|model| vec![request(model, 0, 150, 4), request(model, 1, 20, 4)]);
     assert_eq!((begun, answers), (vec![0, 1], vec![1, 0]));
+}
+
+/// Asks for more once a step is under way.
+struct Late {
+    scribe: Scribe,
+    requests: Mutex<Vec<(Request, Scribe)>>,
+    scheduler: Arc<std::sync::OnceLock<Scheduler>>,
+}
+
+impl Listener for Late {
+    fn hear(&self, event: RequestEvent) -> bool {
+        if let (RequestEvent::Prompt { .. }, Some(scheduler)) = (&event, self.scheduler.get()) {
+            for (request, scribe) in self.requests.lock().expect("whole").drain(..) {
+                let _ = scheduler.submit_to(request, Arc::new(scribe)).expect("queues");
+            }
+        }
+        self.scribe.hear(event)
+    }
+}
+
+#[test]
+fn a_short_prompt_is_computed_between_the_layers_of_a_long_one() {
+    // A chunk of 150 tokens leaves room for 18 between its layers.
+    let (_disk, model, judge, tokenizer) = demo_in_chunks(150);
+    let (ended, ends) = channel();
+    let (begun, answers) = (Arc::default(), Arc::default());
+    let scribe = |name| Scribe {
+        name,
+        begun: Arc::clone(&begun),
+        answers: Arc::clone(&answers),
+        ended: ended.clone(),
+    };
+    let long = Request { borders: vec![40, 90], ..request(&model, 0, 140, 5) };
+    let short = Request { borders: vec![5], ..request(&model, 1, 15, 5) };
+    // The same beginning: what of it is kept need not be computed, and the rest is short.
+    let kept = Request { borders: vec![60], ..request(&model, 7, 60, 3) };
+    let mut more = kept.prompt.clone();
+    more.extend(tokens(&model, 8, 12));
+    let goes_on = Request { prompt: more, ..request(&model, 3, 1, 5) };
+    let too_long = request(&model, 2, 40, 5);
+    let scheduler = Arc::new(std::sync::OnceLock::new());
+    let started = Scheduler::start(model.clone(), tokenizer.clone(), TOGETHER).expect("starts");
+    wait(&started.submit(kept).expect("queues")).expect("answers");
+    assert!(scheduler.set(started).is_ok());
+    let requests = [long.clone(), short.clone(), too_long.clone(), goes_on.clone()];
+    let late = vec![(short, scribe(1)), (too_long, scribe(2)), (goes_on, scribe(3))];
+    let late = Late { scribe: scribe(0), requests: Mutex::new(late), scheduler: scheduler.clone() };
+    let running = scheduler.get().expect("set").submit_to(long, Arc::new(late)).expect("queues");
+    for (name, answer) in ends.iter().take(4) {
+        assert_eq!(answer.tokens, alone(&judge, &tokenizer, &requests[name]), "{name}");
+        assert!(name != 3 || answer.reused_tokens == 60, "{}", answer.reused_tokens);
+    }
+    drop(running);
+    let list = |of: &Mutex<Vec<usize>>| of.lock().expect("whole").clone();
+    assert_eq!((list(&begun), list(&answers)), (vec![0, 1, 3, 2], vec![1, 3, 0, 2]));
 }
