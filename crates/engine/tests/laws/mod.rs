@@ -18,3 +18,4 @@ mod scheduler;
 mod state;
 mod tools;
 mod trade;
+mod turns;
