@@ -7,6 +7,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -24,6 +25,7 @@ use tokio::task::JoinSet;
 use tokio::time::Sleep;
 use tower_service::Service;
 
+use crate::options::Patience;
 use crate::safety::API_KEY;
 use crate::state::Shared;
 
@@ -130,21 +132,28 @@ async fn connection(stream: TcpStream, router: Router, shared: Arc<Shared>) {
     let peer = Peer(stream.peer_addr().map_or(IpAddr::from([0; 4]), |address| address.ip()));
     let closer = Closer::default();
     let mut stopping = shared.stopping.subscribe();
-    let io = TokioIo::new(Impatient { stream, patience: shared.options.patience.reader, late: None });
+    let patience = shared.options.patience;
+    let awaits_head = Arc::new(AtomicBool::new(true));
+    let late_head = Some(Box::pin(tokio::time::sleep(patience.head)));
+    let io = Impatient { stream, patience, late: None, awaits_head: awaits_head.clone(), late_head };
     let of_this = closer.clone();
     let service = service_fn(move |mut request: hyper::Request<hyper::body::Incoming>| {
+        awaits_head.store(false, Ordering::Release);
+        let awaits_head = awaits_head.clone();
         request.extensions_mut().insert(of_this.clone());
         request.extensions_mut().insert(peer);
         let mut router = router.clone();
         async move {
             let response = router.call(request).await;
+            // What is read after it is the next head.
+            awaits_head.store(true, Ordering::Release);
             Ok::<_, Infallible>(response.unwrap_or_else(|never| match never {}))
         }
     });
     let mut server = http1::Builder::new();
-    server.timer(TokioTimer::new()).header_read_timeout(shared.options.patience.head);
+    server.timer(TokioTimer::new()).header_read_timeout(patience.idle);
     server.max_buf_size(SEND_BYTES as usize);
-    let mut served = pin!(server.serve_connection(io, service));
+    let mut served = pin!(server.serve_connection(TokioIo::new(io), service));
     let mut closing = false;
     loop {
         tokio::select! {
@@ -158,12 +167,16 @@ async fn connection(stream: TcpStream, router: Router, shared: Arc<Shared>) {
     }
 }
 
-/// A stream that fails when its reader takes nothing for too long.
+/// A stream that fails when its reader takes nothing for too long, or takes too long for a head.
 struct Impatient {
     stream: TcpStream,
-    patience: Duration,
+    patience: Patience,
     /// When that is, since it took nothing.
     late: Option<Pin<Box<Sleep>>>,
+    /// Whether what comes next is a head.
+    awaits_head: Arc<AtomicBool>,
+    /// When it comes too late, since its first byte, or since a new connection.
+    late_head: Option<Pin<Box<Sleep>>>,
 }
 
 impl Impatient {
@@ -172,7 +185,7 @@ impl Impatient {
             self.late = None;
             return done;
         }
-        let late = self.late.get_or_insert_with(|| Box::pin(tokio::time::sleep(self.patience)));
+        let late = self.late.get_or_insert_with(|| Box::pin(tokio::time::sleep(self.patience.reader)));
         late.as_mut().poll(context).map(|()| Err(io::ErrorKind::TimedOut.into()))
     }
 }
@@ -183,7 +196,22 @@ impl AsyncRead for Impatient {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(context, buffer)
+        let before = buffer.filled().len();
+        let read = Pin::new(&mut self.stream).poll_read(context, buffer);
+        if !self.awaits_head.load(Ordering::Acquire) {
+            self.late_head = None;
+            return read;
+        }
+        if buffer.filled().len() > before {
+            let patience = self.patience.head;
+            self.late_head.get_or_insert_with(|| Box::pin(tokio::time::sleep(patience)));
+        }
+        match &mut self.late_head {
+            Some(late) if read.is_pending() => {
+                late.as_mut().poll(context).map(|()| Err(io::ErrorKind::TimedOut.into()))
+            }
+            _ => read,
+        }
     }
 }
 

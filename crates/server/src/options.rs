@@ -68,8 +68,10 @@ pub enum LogFormat {
 /// How long the server waits for clients.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Patience {
-    /// For the head of a request, and for the next request of a connection.
+    /// For the head of a request, from its first byte on.
     pub head: Duration,
+    /// For the next request of a connection. Clients keep connections for a while, and fail where the server is quicker.
+    pub idle: Duration,
     /// For the next byte of a body.
     pub body: Duration,
     /// For a reader to take a byte.
@@ -82,6 +84,7 @@ impl Default for Patience {
     fn default() -> Self {
         Self {
             head: Duration::from_secs(10),
+            idle: Duration::from_secs(180),
             body: Duration::from_secs(30),
             reader: Duration::from_secs(300),
             ending: Duration::from_secs(30),

@@ -140,3 +140,25 @@ fn silent_connections_do_not_last() {
         silent.iter_mut().all(|of| matches!(of.read(&mut [0]), Ok(0) | Err(_)))
     });
 }
+
+/// Clients use a connection again after a while; who begins a head has to end it.
+#[test]
+fn a_connection_may_rest_between_requests() {
+    let rests = |patience: Patience| {
+        let server = start(Options { patience, ..options() }, 1);
+        let mut connection = TcpStream::connect(server.address).expect("connects");
+        let head = format!("GET /health HTTP/1.1\r\nhost: {}\r\n", server.address);
+        let mut ask = |rest: &str| {
+            let sent = connection.write_all(format!("{head}{rest}").as_bytes());
+            let mut answer = [0; 4096];
+            sent.and_then(|()| connection.read(&mut answer))
+                .is_ok_and(|read| answer[..read].starts_with(b"HTTP/1.1 200"))
+        };
+        assert!(ask("\r\n"));
+        std::thread::sleep(Duration::from_millis(900));
+        ask("\r\n")
+    };
+    let short = Duration::from_millis(300);
+    assert!(rests(Patience { head: short, ..Patience::default() }));
+    assert!(!rests(Patience { idle: short, ..Patience::default() }));
+}
