@@ -76,6 +76,8 @@ fn items_become_turns() {
         {"type": "custom_tool_call", "call_id": "c3", "name": "patch", "input": "*** Begin"},
         {"type": "custom_tool_call_output", "call_id": "c3", "output": "ok"},
         {"type": "web_search_call", "id": "ws_1", "status": "completed"},
+        {"type": "local_shell_call", "id": "ls_1", "action": {"type": "exec", "command": ["ls"]}},
+        {"type": "local_shell_call_output", "id": "ls_1", "output": "a"},
         {"role": "developer", "content": "3 tokens left"},
         {"role": "user", "content": "Go on."},
     ]}));
@@ -87,6 +89,8 @@ fn items_become_turns() {
 {"role":"tool","content":"two","tool_call_id":"c2"}
 {"role":"assistant","content":"No.","reasoning_content":"so","tool_calls":[{"id":"c3","type":"function","function":{"name":"patch","arguments":{"input":"*** Begin"}}}]}
 {"role":"tool","content":"ok","tool_call_id":"c3"}
+{"role":"assistant","content":"","tool_calls":[{"id":"ls_1","type":"function","function":{"name":"local_shell","arguments":{"type":"exec","command":["ls"]}}}]}
+{"role":"tool","content":"a","tool_call_id":"ls_1"}
 {"role":"system","content":"3 tokens left"}
 {"role":"user","content":"Go on."}
 "#);

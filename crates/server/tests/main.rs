@@ -1,5 +1,6 @@
 //! The server from outside, in one program.
 
+mod agents;
 mod answers;
 mod cache;
 mod clients;

@@ -76,7 +76,11 @@ impl<'a> Input<'a> {
                 let text = item.need("input")?.string()?;
                 self.call(item, Json::Object([("input".to_owned(), text.into())].into_iter().collect()))
             }
-            "function_call_output" | "custom_tool_call_output" => self.output(item),
+            "local_shell_call" => self.local_shell(item),
+            "function_call_output" | "custom_tool_call_output" => {
+                self.output(item.need("call_id")?.string()?.to_owned(), item)
+            }
+            "local_shell_call_output" => self.output(local_shell_id(item)?, item),
             "additional_tools" => self.offer.list(&item.need("tools")?, self.limits, self.ignored),
             name if RECORDS.contains(&name) => {
                 self.ignored.push(item.path(), "an item of a hosted tool", self.limits)
@@ -145,8 +149,14 @@ impl<'a> Input<'a> {
         Ok(())
     }
 
-    fn output(&mut self, item: &At) -> Result<(), ApiError> {
-        let id = item.need("call_id")?.string()?.to_owned();
+    /// A command of a tool that is not offered here, told as a call of a function.
+    fn local_shell(&mut self, item: &At) -> Result<(), ApiError> {
+        let (id, arguments) = (local_shell_id(item)?, item.need("action")?.json().clone());
+        self.turn(|_| true).tool_calls.push(ToolCall { id, name: "local_shell".to_owned(), arguments });
+        Ok(())
+    }
+
+    fn output(&mut self, id: String, item: &At) -> Result<(), ApiError> {
         let content = content(item.get("output").as_ref())?;
         self.messages.push(Message { content, tool_call_id: Some(id), ..Message::new(Role::Tool, "") });
         Ok(())
@@ -163,6 +173,12 @@ impl<'a> Input<'a> {
             }
         }
     }
+}
+
+/// The id that a command and its output share; the output, and the command of an older client, have it as their own.
+fn local_shell_id(item: &At) -> Result<String, ApiError> {
+    let id = item.get("call_id").or_else(|| item.get("id"));
+    Ok(id.map_or_else(|| item.need("call_id"), Ok)?.string()?.to_owned())
 }
 
 /// The texts of a reasoning item's parts, a line each.
