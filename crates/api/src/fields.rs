@@ -65,8 +65,8 @@ impl Ignored {
     ///
     /// # Errors
     /// `Invalid`, with the path.
-    pub fn push(&mut self, path: &str, what: &str, limits: &Limits) -> Result<(), ApiError> {
-        let path = shown(path);
+    pub fn push(&mut self, at: &At, what: &str, limits: &Limits) -> Result<(), ApiError> {
+        let path = shown(at.path());
         if limits.strict {
             let error = ApiError::invalid(path.clone(), format!("`{path}`: {what}."));
             return Err(ApiError { code: Some("unsupported_value"), ..error });
@@ -96,7 +96,7 @@ pub fn check(body: &At, table: &[Field], limits: &Limits, ignored: &mut Ignored)
     for (key, at) in body.members()? {
         if key.contains('.') || key.trim() != key {
             // Its path would look like another field's.
-            ignored.push(at.path(), "an unknown field", limits)?;
+            ignored.push(&at, "an unknown field", limits)?;
             continue;
         }
         let below = format!("{}.", at.path());
@@ -104,7 +104,7 @@ pub fn check(body: &At, table: &[Field], limits: &Limits, ignored: &mut Ignored)
         match table.iter().find(|field| field.path == at.path()) {
             Some(field) => check_field(&at, field, limits, ignored)?,
             None if has_rows => drop(at.object()?),
-            None => ignored.push(at.path(), "an unknown field", limits)?,
+            None => ignored.push(&at, "an unknown field", limits)?,
         }
         if has_rows && matches!(at.json(), Json::Object(_)) {
             check(&at, table, limits, ignored)?;
@@ -120,7 +120,7 @@ fn check_field(at: &At, field: &Field, limits: &Limits, ignored: &mut Ignored) -
     match field.kind {
         FieldKind::Honoured | FieldKind::Inert => Ok(()),
         FieldKind::InertAs(values) if is_one_of(values) => Ok(()),
-        FieldKind::InertAs(_) => ignored.push(at.path(), "a value without effect here", limits),
+        FieldKind::InertAs(_) => ignored.push(at, "a value without effect here", limits),
         FieldKind::Refused(harmless) if is_one_of(harmless) => Ok(()),
         FieldKind::Refused(_) => Err(at.unsupported(field.note)),
     }

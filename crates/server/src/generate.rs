@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use api::body::shown;
 use api::{
-    ApiError, Chat, Constraint, ErrorClass, Limits, Parsed, Prompt, ReplyHead, ReplyWriter, anthropic,
-    openai, responses as responses_api,
+    ApiError, Chat, Constraint, Limits, Parsed, Prompt, ReplyHead, ReplyWriter, anthropic, openai,
+    responses as responses_api,
 };
 use axum::body::Bytes;
 use axum::extract::{Request, State};
@@ -19,7 +19,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use crate::conn::{Closer, client};
 use crate::constraint::constraint;
 use crate::events::{Expected, Mapping};
-use crate::http::{Answer, json, respond};
+use crate::http::{Answer, failed, json, respond};
 use crate::metrics::Record;
 use crate::plain::no_model;
 use crate::prompts::Made;
@@ -148,8 +148,7 @@ pub(crate) async fn read(shared: &Shared, request: Request) -> Result<Packed, Ap
 pub(crate) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
 ) -> Result<T, ApiError> {
-    let failed = |_| ApiError::new(ErrorClass::Server, "the request failed in the server");
-    tokio::task::spawn_blocking(work).await.map_err(failed)?
+    tokio::task::spawn_blocking(work).await.map_err(|_| failed())?
 }
 
 /// A request that can be begun.
@@ -165,7 +164,7 @@ struct Prepared {
 async fn answer(dialect: Dialect, shared: &Shared, mut request: Request) -> Answer {
     let closer = request.extensions_mut().remove::<Closer>().unwrap_or_default();
     let Some(record) = request.extensions_mut().remove::<Arc<Record>>() else {
-        return Err(ApiError::new(ErrorClass::Server, "the request failed in the server"));
+        return Err(failed());
     };
     let client = client(&request);
     let body = read(shared, request).await?;
@@ -236,6 +235,7 @@ fn prepare(
     let completed = completed(&id, &request.prompt, ready, body_bytes);
     let head = ReplyHead {
         id,
+        request_id: record.id().to_owned(),
         created_unix_s: unix_s(),
         model: ready.alias.clone(),
         fingerprint: format!("fp_{:016x}", ready.model.fingerprint()),

@@ -101,6 +101,11 @@ pub(crate) fn json(value: &Value) -> Response {
     ([(header::CONTENT_TYPE, "application/json")], value.to_string()).into_response()
 }
 
+/// What is said of a request that failed by no fault of its own.
+pub(crate) fn failed() -> ApiError {
+    ApiError::new(ErrorClass::Server, "the request failed in the server")
+}
+
 async fn unknown_path(request: Request) -> Response {
     let path = api::body::shown(request.uri().path());
     let message = format!("there is nothing at {} {path}", request.method());
@@ -188,10 +193,8 @@ fn preflight(asked: &HeaderMap) -> Response {
 async fn caught(response: impl Future<Output = Response>) -> Response {
     let mut response = pin!(response);
     let polled = |context: &mut std::task::Context<'_>| {
-        catch_unwind(AssertUnwindSafe(|| response.as_mut().poll(context))).unwrap_or_else(|_| {
-            let error = ApiError::new(ErrorClass::Server, "the request failed in the server");
-            Poll::Ready(respond(Err(error)))
-        })
+        catch_unwind(AssertUnwindSafe(|| response.as_mut().poll(context)))
+            .unwrap_or_else(|_| Poll::Ready(respond(Err(failed()))))
     };
     poll_fn(polled).await
 }

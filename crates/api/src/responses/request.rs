@@ -1,6 +1,5 @@
 //! The body of a request.
 
-use engine::sample::SampleRequest;
 use serde_json::{Map, Value, json};
 
 use super::input::Input;
@@ -8,10 +7,8 @@ use super::thread::{Conversation, Thread, resume};
 use super::tools::Offer;
 use crate::body::{self, At, lossy, shown};
 use crate::fields::{Field, Ignored, check, honoured, inert, inert_as, refused};
-use crate::openai::top_p;
+use crate::request::TOP_LOGPROBS_MAX;
 use crate::{ApiError, Chat, Constraint, Limits, Parsed, Prompt, Request, effort, tools};
-
-const TOP_LOGPROBS_MAX: u64 = 20;
 
 /// What becomes of each field.
 pub const FIELDS: &[Field] = &[
@@ -74,27 +71,11 @@ pub fn request(body: &[u8], limits: &Limits) -> Result<Parsed, ApiError> {
     check(&body, FIELDS, limits, &mut ignored)?;
     let chat = chat(&body, limits, &mut ignored)?;
     let logprobs = logprobs(&body)?;
-    let max_tokens = body.get("max_output_tokens").map(|at| at.count(1..=u64::MAX)).transpose()?;
     let request = Request {
-        model: body.get("model").map(|at| at.string()).transpose()?.unwrap_or_default().to_owned(),
-        sampling: SampleRequest {
-            temperature: body.get("temperature").map(|at| at.number_in(0.0..=2.0)).transpose()?,
-            top_p: top_p(&body)?,
-            ..SampleRequest::default()
-        },
-        max_tokens,
-        min_tokens: 0,
-        ignore_end: false,
-        stop: Vec::new(),
-        choices: 1,
+        max_tokens: body.optional_count("max_output_tokens", 1..=u64::MAX)?,
         top_logprobs: logprobs,
         constraint: constraint(&body)?,
-        cache: true,
-        stream: flag(&body, "stream")?.unwrap_or(false),
-        include_usage: false,
-        progress: false,
-        echo: false,
-        prompt: Prompt::Chat(chat),
+        ..Request::base(&body, Prompt::Chat(chat))?
     };
     Ok(Parsed { request, ignored: ignored.into_paths() })
 }
@@ -105,11 +86,11 @@ fn chat(body: &At, limits: &Limits, ignored: &mut Ignored) -> Result<Chat, ApiEr
         offer.list(&tools, limits, ignored)?;
     }
     let input = Input::new(limits, ignored, &mut offer).read(&body.need("input")?)?;
-    let previous = body.get("previous_response_id").map(|at| at.string()).transpose()?.map(str::to_owned);
-    let instructions = body.get("instructions").map(|at| at.string()).transpose()?.map(str::to_owned);
-    let keep = flag(body, "store")?.unwrap_or(true);
+    let previous = body.optional_text("previous_response_id")?;
+    let instructions = body.optional_text("instructions")?;
+    let keep = body.flag_or("store", true)?;
     let mut chat = Chat {
-        parallel_calls: flag(body, "parallel_tool_calls")?.unwrap_or(true),
+        parallel_calls: body.flag_or("parallel_tool_calls", true)?,
         repeated: repeated(body)?,
         ..Chat::default()
     };
@@ -128,12 +109,8 @@ fn chat(body: &At, limits: &Limits, ignored: &mut Ignored) -> Result<Chat, ApiEr
     Ok(chat)
 }
 
-fn flag(body: &At, key: &str) -> Result<Option<bool>, ApiError> {
-    body.get(key).map(|at| at.flag()).transpose()
-}
-
 fn logprobs(body: &At) -> Result<Option<usize>, ApiError> {
-    let top = body.get("top_logprobs").map(|at| at.count(0..=TOP_LOGPROBS_MAX)).transpose()?;
+    let top = body.optional_count("top_logprobs", 0..=TOP_LOGPROBS_MAX)?;
     let mut wanted = top.is_some_and(|top| top > 0);
     if let Some(include) = body.get("include") {
         for value in include.items()? {

@@ -37,13 +37,6 @@ pub(super) fn completion(fields: Value) -> Result<Parsed, ApiError> {
     completion_request(plain(fields).to_string().as_bytes(), &limits())
 }
 
-pub(super) fn chat(request: &Request) -> &Chat {
-    match &request.prompt {
-        Prompt::Chat(chat) => chat,
-        Prompt::Texts(_) => panic!("no chat"),
-    }
-}
-
 pub(super) fn tool(name: &str) -> Value {
     json!({"type": "function", "function": {"name": name, "parameters": {"type": "object"}}})
 }
