@@ -4,6 +4,7 @@
 use engine::text::Json;
 
 use crate::body::{At, shown};
+use crate::schema::Shape;
 use crate::{ApiError, Limits};
 
 /// A header names at most this many ignored fields.
@@ -23,34 +24,48 @@ pub enum FieldKind {
 }
 
 /// A row of an API's table.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Field {
     /// Where it stands, as in `stream_options.include_usage`. What is below a field without rows of its own belongs to it.
     pub path: &'static str,
     /// What becomes of it.
     pub kind: FieldKind,
+    /// The values that it takes.
+    pub shape: Shape,
+    /// Whether it must be there.
+    pub needed: bool,
     /// For the reader of the table, and of a refusal.
     pub note: &'static str,
 }
 
 /// A row of a field that is honoured.
-pub const fn honoured(path: &'static str, note: &'static str) -> Field {
-    Field { path, kind: FieldKind::Honoured, note }
+pub const fn honoured(path: &'static str, shape: Shape, note: &'static str) -> Field {
+    Field { path, kind: FieldKind::Honoured, shape, needed: false, note }
+}
+
+/// A row of a field that is honoured and must be there.
+pub const fn needed(path: &'static str, shape: Shape, note: &'static str) -> Field {
+    Field { needed: true, ..honoured(path, shape, note) }
+}
+
+/// A row of a field whose values are not looked at, or only to refuse it.
+const fn unread(path: &'static str, kind: FieldKind, note: &'static str) -> Field {
+    Field { path, kind, shape: Shape::Any, needed: false, note }
 }
 
 /// A row of a field that asks nothing of the answer.
 pub const fn inert(path: &'static str, note: &'static str) -> Field {
-    Field { path, kind: FieldKind::Inert, note }
+    unread(path, FieldKind::Inert, note)
 }
 
 /// A row of a field that asks nothing of the answer while it is one of `values`.
 pub const fn inert_as(path: &'static str, values: &'static [&'static str], note: &'static str) -> Field {
-    Field { path, kind: FieldKind::InertAs(values), note }
+    unread(path, FieldKind::InertAs(values), note)
 }
 
 /// A row of a field that is refused unless it is one of `harmless`. The note says why, after the field's name.
 pub const fn refused(path: &'static str, harmless: &'static [&'static str], note: &'static str) -> Field {
-    Field { path, kind: FieldKind::Refused(harmless), note }
+    unread(path, FieldKind::Refused(harmless), note)
 }
 
 /// Paths that are left out of a request, as its answer's header names them.
@@ -129,7 +144,7 @@ fn check_field(at: &At, field: &Field, limits: &Limits, ignored: &mut Ignored) -
 /// The table as Markdown, for the documents.
 pub fn markdown(table: &[Field]) -> String {
     let mut text = String::from("| field | what becomes of it | |\n|---|---|---|\n");
-    for Field { path, kind, note } in table {
+    for Field { path, kind, note, .. } in table {
         let values = |values: &[&str]| {
             let quoted: Vec<String> = values.iter().map(|value| format!("`{value}`")).collect();
             quoted.join(", ")

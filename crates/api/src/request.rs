@@ -8,10 +8,23 @@ use serde_json::{Map, Value};
 
 use crate::ApiError;
 use crate::body::At;
+use crate::effort::EFFORTS;
 use crate::responses::Thread;
+use crate::schema::Shape;
 
 /// Log-probabilities can be had of so many of the likeliest tokens.
 pub(crate) const TOP_LOGPROBS_MAX: u64 = 20;
+
+/// A request has at most so many stop strings, of at most so many bytes.
+pub(crate) const STOPS_MAX: usize = 64;
+pub(crate) const STOP_BYTES_MAX: usize = 1024;
+
+// What fields take that several APIs have.
+pub(crate) const TEMPERATURE: Shape = Shape::Number(0.0, 2.0);
+pub(crate) const SHARE: Shape = Shape::Number(0.0, 1.0);
+pub(crate) const TOP_LOGPROBS: Shape = Shape::Whole(0, TOP_LOGPROBS_MAX);
+pub(crate) const STOPS: Shape = Shape::TextOrTexts(STOPS_MAX, STOP_BYTES_MAX);
+pub(crate) const EFFORT: Shape = Shape::OneOf(&EFFORTS);
 
 /// What requests are held to.
 #[derive(Clone, Debug)]

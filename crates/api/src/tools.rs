@@ -15,7 +15,7 @@ pub const TOOLS_MAX: usize = 2000;
 /// A schema has at most so many bytes as JSON text.
 pub const SCHEMA_BYTES_MAX: usize = 1 << 20;
 
-const NAME_BYTES_MAX: usize = 256;
+pub(crate) const NAME_BYTES_MAX: usize = 256;
 
 /// A kind of tool that is left out, for the error of a strict server.
 pub(crate) const NO_FUNCTION: &str = "a tool that is no function";

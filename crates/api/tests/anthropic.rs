@@ -1,7 +1,7 @@
 //! Anthropic's Messages.
 
 use api::anthropic::{counted, reply, request};
-use api::{ApiError, Chat, Constraint, Ending, Event, EventKind, Prompt, Request, ToolChoice};
+use api::{ApiError, Constraint, Ending, Event, EventKind, Request, ToolChoice};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 

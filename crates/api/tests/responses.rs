@@ -2,7 +2,7 @@
 
 use api::body::At;
 use api::responses::{no_previous, reply, request, resume};
-use api::{ApiError, Chat, Constraint, Ending, Event, EventKind, Prompt, Request, ToolChoice};
+use api::{ApiError, Constraint, Ending, Event, EventKind, Prompt, Request, ToolChoice};
 use engine::text::Json;
 use proptest::prelude::*;
 use serde_json::{Value, json};

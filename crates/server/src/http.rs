@@ -18,6 +18,7 @@ use serde_json::Value;
 
 use crate::generate::{chat, completions, count_tokens, messages, responses};
 use crate::metrics::Record;
+use crate::openapi::openapi;
 use crate::plain::{detokenize, health, metrics, model, models, props, tokenize};
 use crate::state::Shared;
 
@@ -29,7 +30,7 @@ const VERSIONED: [&str; 6] =
     ["/chat/completions", "/completions", "/responses", "/messages", "/messages/count_tokens", "/models"];
 
 /// Paths without a version.
-const OTHERS: [&str; 5] = ["/health", "/metrics", "/props", "/tokenize", "/detokenize"];
+const OTHERS: [&str; 6] = ["/health", "/metrics", "/openapi.json", "/props", "/tokenize", "/detokenize"];
 
 const MODEL_PATH: &str = "/models/{id}";
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -57,6 +58,7 @@ pub(crate) fn router(shared: Arc<Shared>) -> Router {
     router
         .route("/health", get(health))
         .route("/metrics", get(metrics))
+        .route("/openapi.json", get(openapi))
         .route("/props", get(props))
         .route("/tokenize", post(tokenize))
         .route("/detokenize", post(detokenize))

@@ -10,6 +10,7 @@ mod generate;
 mod http;
 mod ids;
 mod metrics;
+mod openapi;
 mod options;
 mod plain;
 mod prompts;

@@ -4,31 +4,42 @@ use engine::sample::SampleRequest;
 
 use super::input::{Conversation, conversation};
 use crate::body::{self, At, shown};
-use crate::fields::{Field, Ignored, check, honoured, inert, inert_as, refused};
+use crate::fields::{Field, Ignored, check, honoured, inert, inert_as, needed, refused};
 use crate::openai::stops;
+use crate::request::{EFFORT, SHARE, STOPS, TEMPERATURE};
+use crate::schema::Shape;
 use crate::tools::{NO_FUNCTION, Tools, check_choice, function, schema};
 use crate::{ApiError, Chat, Constraint, Limits, Parsed, Prompt, Request, ToolChoice, effort};
 
 /// What becomes of each field.
 pub const FIELDS: &[Field] = &[
-    honoured("model", "any name is served"),
-    honoured("system", "a string, or text blocks"),
-    honoured("messages", "a last turn of the assistant is continued"),
-    honoured("max_tokens", "0 computes the prompt, keeps it and answers with nothing"),
-    honoured("stop_sequences", "at most 64 of 1 KB"),
-    honoured("temperature", "0 to 2"),
-    honoured("top_p", "0 to 1"),
-    honoured("top_k", ""),
-    honoured("tools", "functions; other tools are left out and named"),
-    honoured("tool_choice", "`auto`, `any`, `tool`, `none`, with `disable_parallel_tool_use`"),
+    honoured("model", Shape::Text, "any name is served"),
+    honoured("system", Shape::Named("Content"), "a string, or text blocks"),
+    needed("messages", Shape::Named("Messages"), "a last turn of the assistant is continued"),
+    needed(
+        "max_tokens",
+        Shape::Whole(0, u64::MAX),
+        "0 computes the prompt, keeps it and answers with nothing",
+    ),
+    honoured("stop_sequences", STOPS, "at most 64 of 1 KB"),
+    honoured("temperature", TEMPERATURE, "0 to 2"),
+    honoured("top_p", SHARE, "0 to 1"),
+    honoured("top_k", Shape::Whole(0, u64::MAX), ""),
+    honoured("tools", Shape::Named("MessageTools"), "functions; other tools are left out and named"),
+    honoured(
+        "tool_choice",
+        Shape::Named("MessageToolChoice"),
+        "`auto`, `any`, `tool`, `none`, with `disable_parallel_tool_use`",
+    ),
     honoured(
         "thinking",
+        Shape::Named("Thinking"),
         "without it the model does not think; `adaptive`: as the model likes; a budget is no limit",
     ),
-    honoured("output_config.format", "`json_schema`"),
-    honoured("output_config.effort", "for templates that know efforts"),
-    honoured("output_format", "as `output_config.format`"),
-    honoured("stream", ""),
+    honoured("output_config.format", Shape::Named("OutputFormat"), "`json_schema`"),
+    honoured("output_config.effort", EFFORT, "for templates that know efforts"),
+    honoured("output_format", Shape::Named("OutputFormat"), "as `output_config.format`"),
+    honoured("stream", Shape::Flag, ""),
     inert("metadata", ""),
     inert("user", ""),
     inert("service_tier", ""),

@@ -8,16 +8,14 @@ use super::fields::{CHAT_FIELDS, COMPLETION_FIELDS};
 use crate::body::{self, At, shown};
 use crate::fields::{Ignored, check};
 use crate::messages::can_go_on;
-use crate::request::TOP_LOGPROBS_MAX;
+use crate::request::{STOP_BYTES_MAX, STOPS_MAX, TOP_LOGPROBS_MAX};
 use crate::tools::{NO_FUNCTION, Tools, check_choice, function, schema};
 use crate::{ApiError, Chat, Constraint, Limits, Parsed, Prompt, Request, TextPrompt, ToolChoice, effort};
 
-const STOPS_MAX: usize = 64;
-const STOP_BYTES_MAX: usize = 1024;
-const BIASES_MAX: usize = 4096;
+pub(super) const BIASES_MAX: usize = 4096;
 /// Prompts of one request for plain completion.
-const PROMPTS_MAX: usize = 2048;
-const CHOICES_LISTED_MAX: usize = 4096;
+pub(crate) const PROMPTS_MAX: usize = 2048;
+pub(super) const CHOICES_LISTED_MAX: usize = 4096;
 
 /// Reads the body of `POST /v1/chat/completions`.
 ///

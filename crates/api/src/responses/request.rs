@@ -6,28 +6,45 @@ use super::input::Input;
 use super::thread::{Conversation, Thread, resume};
 use super::tools::Offer;
 use crate::body::{self, At, lossy, shown};
-use crate::fields::{Field, Ignored, check, honoured, inert, inert_as, refused};
-use crate::request::TOP_LOGPROBS_MAX;
+use crate::fields::{Field, Ignored, check, honoured, inert, inert_as, needed, refused};
+use crate::request::{EFFORT, SHARE, TEMPERATURE, TOP_LOGPROBS, TOP_LOGPROBS_MAX};
+use crate::schema::Shape;
 use crate::{ApiError, Chat, Constraint, Limits, Parsed, Prompt, Request, effort, tools};
 
 /// What becomes of each field.
 pub const FIELDS: &[Field] = &[
-    honoured("model", "any name is served"),
-    honoured("input", "a string, or items: messages, reasoning, calls and their outputs"),
-    honoured("instructions", "stand before the input, and are not inherited"),
-    honoured("previous_response_id", "the latest answers are kept in memory"),
-    honoured("store", "`false`: the answer is not kept"),
-    honoured("max_output_tokens", "1 or more; until the context is full without it"),
-    honoured("temperature", "0 to 2"),
-    honoured("top_p", "0 to 1"),
-    honoured("top_logprobs", "0 to 20"),
-    honoured("include", "`message.output_text.logprobs`; other values have no effect"),
-    honoured("tools", "functions, and namespaces of them; other tools are left out and named"),
-    honoured("tool_choice", "`auto`, `none`, `required`, a function, `allowed_tools`"),
-    honoured("parallel_tool_calls", ""),
-    honoured("text.format", "`text`, `json_object`, `json_schema`"),
-    honoured("reasoning.effort", "`none` to `max`; with `none` the model does not think"),
-    honoured("stream", ""),
+    honoured("model", Shape::Text, "any name is served"),
+    needed(
+        "input",
+        Shape::Named("ResponseInput"),
+        "a string, or items: messages, reasoning, calls and their outputs",
+    ),
+    honoured("instructions", Shape::Text, "stand before the input, and are not inherited"),
+    honoured("previous_response_id", Shape::Text, "the latest answers are kept in memory"),
+    honoured("store", Shape::Flag, "`false`: the answer is not kept"),
+    honoured(
+        "max_output_tokens",
+        Shape::Whole(1, u64::MAX),
+        "1 or more; until the context is full without it",
+    ),
+    honoured("temperature", TEMPERATURE, "0 to 2"),
+    honoured("top_p", SHARE, "0 to 1"),
+    honoured("top_logprobs", TOP_LOGPROBS, "0 to 20"),
+    honoured("include", Shape::Texts, "`message.output_text.logprobs`; other values have no effect"),
+    honoured(
+        "tools",
+        Shape::Named("ResponseTools"),
+        "functions, and namespaces of them; other tools are left out and named",
+    ),
+    honoured(
+        "tool_choice",
+        Shape::Named("ResponseToolChoice"),
+        "`auto`, `none`, `required`, a function, `allowed_tools`",
+    ),
+    honoured("parallel_tool_calls", Shape::Flag, ""),
+    honoured("text.format", Shape::Named("TextFormat"), "`text`, `json_object`, `json_schema`"),
+    honoured("reasoning.effort", EFFORT, "`none` to `max`; with `none` the model does not think"),
+    honoured("stream", Shape::Flag, ""),
     inert("text.verbosity", ""),
     inert("reasoning.summary", "thoughts are shown as they are"),
     inert("reasoning.generate_summary", ""),

@@ -5,7 +5,7 @@ mod requests;
 
 use serde_json::{Value, json};
 use tidemill_api::openai::{chat_request, completion_request};
-use tidemill_api::{ApiError, Chat, Parsed, Prompt, Request};
+use tidemill_api::{ApiError, Parsed, Request};
 
 use crate::support::limits;
 

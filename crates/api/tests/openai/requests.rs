@@ -4,9 +4,7 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 use tidemill_api::fields::{Field, FieldKind, markdown};
 use tidemill_api::openai::{CHAT_FIELDS, COMPLETION_FIELDS, chat_request, completion_request};
-use tidemill_api::{
-    ApiError, Constraint, ErrorClass, Limits, Parsed, Prompt, Request, TextPrompt, ToolChoice,
-};
+use tidemill_api::{ApiError, Constraint, ErrorClass, Limits, Parsed, Prompt, TextPrompt, ToolChoice};
 
 use super::{completion, merged, parsed, plain, taken, tool, with};
 use crate::support::{chat, limits, near, strict, turns};
