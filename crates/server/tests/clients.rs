@@ -8,8 +8,9 @@ use server::Options;
 
 use crate::support::{Running, options, start};
 
-/// The packages, in the releases that were the newest when this was last looked at.
-const PACKAGES: [&str; 2] = ["openai==3.57.0", "anthropic==2.14.0"];
+/// The packages, and what judges the OpenAPI document, in the releases that were the newest when this was last looked at.
+const PACKAGES: [&str; 4] =
+    ["openai==3.57.0", "anthropic==2.14.0", "openapi-spec-validator==0.9.0", "schemathesis==4.32.5"];
 
 /// A Python with the packages, kept between runs; why there is none.
 fn python() -> Result<PathBuf, String> {
@@ -34,16 +35,22 @@ fn run(command: &mut Command) -> Result<Output, String> {
     Err(format!("{command:?}: {}", said.lines().last().unwrap_or_default()))
 }
 
-fn check(server: &Running, what: &str, checks: usize) {
+/// The Python with the packages; none, after the reason is printed, where they cannot be had.
+pub(crate) fn python_for(what: &str) -> Option<&'static Path> {
     // Once for all tests, which run at the same time.
     static PYTHON: OnceLock<Result<PathBuf, String>> = OnceLock::new();
-    let python = match PYTHON.get_or_init(python) {
-        Ok(python) => python,
+    match PYTHON.get_or_init(python) {
+        Ok(python) => Some(python),
         Err(why) => {
-            assert!(std::env::var("CI").is_err(), "the official clients: {why}");
-            return println!("SKIP the official clients ({what}): {why}");
+            assert!(std::env::var("CI").is_err(), "{what}: {why}");
+            println!("SKIP {what}: {why}");
+            None
         }
-    };
+    }
+}
+
+fn check(server: &Running, what: &str, checks: usize) {
+    let Some(python) = python_for(&format!("the official clients ({what})")) else { return };
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clients.py");
     let mut command = Command::new(python);
     command.arg(script).arg(format!("http://{}", server.address)).arg(what);

@@ -3,6 +3,7 @@
 mod answers;
 mod cache;
 mod clients;
+mod document;
 mod life;
 mod refusals;
 mod safety;
