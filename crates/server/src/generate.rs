@@ -7,15 +7,14 @@ use api::{
     ApiError, Chat, Constraint, Limits, Parsed, Prompt, ReplyHead, ReplyWriter, anthropic, openai,
     responses as responses_api,
 };
-use axum::body::Bytes;
 use axum::extract::{Request, State};
 use axum::http::{HeaderName, HeaderValue};
 use axum::response::Response;
 use engine::generate::GenerateOptions;
 use engine::scheduler::Request as SchedulerRequest;
 use engine::text::Constraint as Constrained;
-use tokio::sync::OwnedSemaphorePermit;
 
+use crate::bodies::{self, Packed};
 use crate::conn::{Closer, client};
 use crate::constraint::constraint;
 use crate::events::{Expected, Mapping};
@@ -99,7 +98,8 @@ async fn counted(shared: &Shared, request: Request) -> Answer {
     let body = read(shared, request).await?;
     let (ready, most) = (shared.ready()?, shared.options.body_bytes_max);
     blocking(move || {
-        let mut parsed = anthropic::request(&body.unpack(most)?, &ready.limits, true)?;
+        let body = body.unpack(most)?;
+        let mut parsed = anthropic::request(&body, &ready.limits, true)?;
         if let Prompt::Chat(chat) = &mut parsed.request.prompt {
             ready.model.recall(&mut chat.messages);
         }
@@ -111,24 +111,6 @@ async fn counted(shared: &Shared, request: Request) -> Answer {
     .await
 }
 
-/// A body as it came.
-pub(crate) struct Packed {
-    packing: Packing,
-    bytes: Bytes,
-    /// Its place among the large ones.
-    _place: Option<OwnedSemaphorePermit>,
-}
-
-impl Packed {
-    /// What it holds. Takes time.
-    ///
-    /// # Errors
-    /// As [`Packing::unpack`].
-    pub(crate) fn unpack(self, most: usize) -> Result<Vec<u8>, ApiError> {
-        self.packing.unpack(self.bytes, most)
-    }
-}
-
 /// Reads the body of a request that has JSON.
 ///
 /// # Errors
@@ -137,8 +119,7 @@ pub(crate) async fn read(shared: &Shared, request: Request) -> Result<Packed, Ap
     shared.ready()?;
     safety::check_content_type(request.headers())?;
     let packing = Packing::of(request.headers())?;
-    let (bytes, place) = safety::body(request, &shared.options, &shared.large_bodies).await?;
-    Ok(Packed { packing, bytes, _place: place })
+    bodies::read(request, packing, &shared.options, &shared.room).await
 }
 
 /// Runs what takes time where nobody waits for it.
@@ -161,6 +142,16 @@ struct Prepared {
     completed: Option<Completed>,
 }
 
+impl Prepared {
+    /// Text of what the answer repeats of its request, and so holds until its end.
+    fn repeated_bytes(&self) -> usize {
+        match &self.parsed.request.prompt {
+            Prompt::Chat(chat) => chat.repeated.values().map(|value| value.to_string().len()).sum(),
+            Prompt::Texts(_) => 0,
+        }
+    }
+}
+
 async fn answer(dialect: Dialect, shared: &Shared, mut request: Request) -> Answer {
     let closer = request.extensions_mut().remove::<Closer>().unwrap_or_default();
     let Some(record) = request.extensions_mut().remove::<Arc<Record>>() else {
@@ -169,7 +160,7 @@ async fn answer(dialect: Dialect, shared: &Shared, mut request: Request) -> Answ
     let client = client(&request);
     let body = read(shared, request).await?;
     let ready = shared.ready()?;
-    let prepared = {
+    let (prepared, place) = {
         let (ready, record) = (ready.clone(), record.clone());
         let (most, logs_prompts) = (shared.options.body_bytes_max, shared.options.log_prompts);
         let work = move || {
@@ -177,16 +168,19 @@ async fn answer(dialect: Dialect, shared: &Shared, mut request: Request) -> Answ
             let parsed = dialect.parse(&body, &ready.limits)?;
             let mut prepared = prepare(dialect, (parsed, body.len()), &ready, &record, logs_prompts)?;
             prepared.requests.iter_mut().for_each(|asked| asked.request.client = client);
-            Ok(prepared)
+            let repeated = prepared.repeated_bytes();
+            Ok((prepared, body.shrink(repeated)))
         };
         blocking(work).await?
     };
     let Prepared { parsed, requests, places, writer, completed } = prepared;
     let Parsed { request, ignored } = parsed;
-    let (choices, progress) = (request.choices, request.progress);
+    let (choices, progress, streams) = (request.choices, request.progress, request.stream);
+    // Nobody reads it again, and an answer may take long.
+    drop(request);
     let answers = Answers::begin(ready, record.clone(), requests, choices, progress, places)?;
-    let reply = Reply { answers, writer, record: record.clone(), completed };
-    let mut response = match request.stream {
+    let reply = Reply { answers, writer, record: record.clone(), completed, _place: place };
+    let mut response = match streams {
         true => reply.stream(shared.options.ping, closer),
         false => json(&reply.whole().await?),
     };

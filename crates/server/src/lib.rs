@@ -3,6 +3,7 @@
 //! The only place with HTTP and async. A [`Server`] listens from its start; it answers when it has been given a model
 //! ([`Server::serve`]), and ends when it has been told to ([`Server::stop`], or a signal).
 
+mod bodies;
 mod conn;
 mod constraint;
 mod events;
@@ -30,6 +31,7 @@ use tokio::task::JoinHandle;
 
 use crate::state::Shared;
 
+pub use bodies::body_memory_bytes;
 pub use metrics::Log;
 pub use options::{Defaults, LogFormat, Options, Patience, Served};
 

@@ -127,7 +127,10 @@ fn chat(limits: &Limits) -> Named {
         &["tools", "mode"],
     );
     let schema = object(json!({"name": text_or_null(), "schema": Shape::Schema.schema(limits)}), &["schema"]);
-    let ids = json!({"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": u32::MAX}, "minItems": 1});
+    let id = json!({"type": "integer", "minimum": 0, "maximum": u32::MAX});
+    let ids = json!({"type": "array", "items": id, "minItems": 1});
+    let (either, most) = (any_of(&[text(), ids.clone()]), crate::openai::PROMPTS_MAX);
+    let many = json!({"type": "array", "items": either, "minItems": 1, "maxItems": most});
     vec![
         ("ChatCall", call),
         ("ChatMessage", any_of(&[asks, answers, result])),
@@ -154,14 +157,7 @@ fn chat(limits: &Limits) -> Named {
                 ),
             ]),
         ),
-        (
-            "Prompts",
-            any_of(&[
-                text(),
-                ids.clone(),
-                json!({"type": "array", "items": any_of(&[text(), ids]), "minItems": 1, "maxItems": crate::openai::PROMPTS_MAX}),
-            ]),
-        ),
+        ("Prompts", any_of(&[text(), ids, many])),
     ]
 }
 
@@ -194,8 +190,9 @@ fn responses(limits: &Limits) -> Named {
         ),
     ]);
     let function = || function("parameters", Some(json!({"const": "function"})), &["type", "name"]);
+    let inner = any_of(&[function(), other_tool(&["function"])]);
     let namespace = object(
-        json!({"type": {"const": "namespace"}, "name": text(), "tools": tools(&any_of(&[function(), other_tool(&["function"])]))}),
+        json!({"type": {"const": "namespace"}, "name": text(), "tools": tools(&inner)}),
         &["type", "name", "tools"],
     );
     let one = object(json!({"type": {"const": "function"}, "name": text()}), &["type", "name"]);
@@ -214,7 +211,10 @@ fn responses(limits: &Limits) -> Named {
             any_of(&[
                 object(json!({"type": one_of_texts(&["text", "json_object"])}), &["type"]),
                 object(
-                    json!({"type": {"const": "json_schema"}, "name": text_or_null(), "schema": Shape::Schema.schema(limits)}),
+                    json!({
+                        "type": {"const": "json_schema"}, "name": text_or_null(),
+                        "schema": Shape::Schema.schema(limits),
+                    }),
                     &["type", "schema"],
                 ),
             ]),
@@ -253,7 +253,10 @@ fn messages(limits: &Limits) -> Named {
         &["name"],
     );
     let choice = object(
-        json!({"type": one_of_texts(&["auto", "any", "none"]), "disable_parallel_tool_use": {"type": ["boolean", "null"]}}),
+        json!({
+            "type": one_of_texts(&["auto", "any", "none"]),
+            "disable_parallel_tool_use": {"type": ["boolean", "null"]},
+        }),
         &["type"],
     );
     let one = object(json!({"type": {"const": "tool"}, "name": text()}), &["type", "name"]);
