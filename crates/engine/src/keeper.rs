@@ -102,6 +102,13 @@ impl Model {
         self.kept.counts()
     }
 
+    /// Forgets what ended sequences have computed; the state directory keeps it. Waits for a running step.
+    pub fn forget_kept(&self) {
+        let states = &mut self.lock_step().states;
+        states.prefixes.clear();
+        states.partial_chunks.clear();
+    }
+
     /// Waits until all that sequences keep is in the state directory. Why the directory is no longer written, if so.
     pub fn flush_states(&self) -> Option<Error> {
         self.keeper()?.flush(self)

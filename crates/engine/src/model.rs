@@ -414,13 +414,6 @@ impl Model {
         }
     }
 
-    /// Forgets what ended sequences have computed; the state directory keeps it. Waits for a running step.
-    pub fn forget_kept(&self) {
-        let states = &mut self.lock_step().states;
-        states.prefixes.clear();
-        states.partial_chunks.clear();
-    }
-
     /// Pages of keys and values that no sequence has and none has kept, and sequences that there is room for besides those
     /// that live.
     pub fn free_states(&self) -> (usize, usize) {
