@@ -2,19 +2,22 @@
 
 use std::future::poll_fn;
 use std::ops::Deref;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{Sender, channel};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use api::ApiError;
 use api::body::VALUES_MAX;
 use axum::body::{Body, Bytes, HttpBody};
 use axum::http::Request;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use crate::conn::CONNECTIONS;
+use crate::metrics::lock;
 use crate::options::Options;
 use crate::safety::{Packing, too_large};
 
@@ -90,6 +93,41 @@ impl Room {
     }
 }
 
+/// Where large bodies are read and made prompts: one thread, which takes again what it has freed. Of several, each would
+/// keep from the system what the largest of its bodies took.
+pub(crate) struct Reader(Mutex<Sender<Job>>);
+
+type Job = Box<dyn FnOnce() + Send>;
+
+impl Reader {
+    /// Starts the thread, which ends with the server.
+    ///
+    /// # Errors
+    /// `Io` when there is no thread to be had.
+    pub(crate) fn start() -> engine::Result<Self> {
+        let (sender, jobs) = channel::<Job>();
+        let work = move || {
+            for job in jobs {
+                let _ = catch_unwind(AssertUnwindSafe(job)); // who waits for it hears nothing, and so knows
+            }
+        };
+        let started = std::thread::Builder::new().name("bodies".into()).spawn(work);
+        started.map_err(|e| engine::Error::io("a thread that reads requests", e))?;
+        Ok(Self(Mutex::new(sender)))
+    }
+
+    /// Runs what takes time; `None` if it panics.
+    pub(crate) async fn run<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Option<T> {
+        let (done, waits) = oneshot::channel();
+        let job = move || _ = done.send(work()); // a client that has left
+        lock(&self.0).send(Box::new(job)).ok()?;
+        waits.await.ok()
+    }
+}
+
 /// A body as it came.
 pub(crate) struct Packed {
     packing: Packing,
@@ -113,6 +151,11 @@ impl Unpacked {
 }
 
 impl Packed {
+    /// Whether it belongs to the [`Reader`].
+    pub(crate) fn is_large(&self) -> bool {
+        self.place.is_some()
+    }
+
     /// What it holds. Takes time.
     ///
     /// # Errors

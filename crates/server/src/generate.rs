@@ -97,7 +97,7 @@ pub(crate) async fn count_tokens(State(shared): State<Arc<Shared>>, request: Req
 async fn counted(shared: &Shared, request: Request) -> Answer {
     let body = read(shared, request).await?;
     let (ready, most) = (shared.ready()?, shared.options.body_bytes_max);
-    blocking(move || {
+    blocking(shared, body, move |body| {
         let body = body.unpack(most)?;
         let mut parsed = anthropic::request(&body, &ready.limits, true)?;
         if let Prompt::Chat(chat) = &mut parsed.request.prompt {
@@ -122,14 +122,19 @@ pub(crate) async fn read(shared: &Shared, request: Request) -> Result<Packed, Ap
     bodies::read(request, packing, &shared.options, &shared.room).await
 }
 
-/// Runs what takes time where nobody waits for it.
+/// Makes of a body what takes time, where nobody waits for it.
 ///
 /// # Errors
 /// What it returns; `Server` when it panics.
 pub(crate) async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
+    shared: &Shared,
+    body: Packed,
+    work: impl FnOnce(Packed) -> Result<T, ApiError> + Send + 'static,
 ) -> Result<T, ApiError> {
-    tokio::task::spawn_blocking(work).await.map_err(|_| failed())?
+    if body.is_large() {
+        return shared.reader.run(move || work(body)).await.ok_or_else(failed)?;
+    }
+    tokio::task::spawn_blocking(move || work(body)).await.map_err(|_| failed())?
 }
 
 /// A request that can be begun.
@@ -163,7 +168,7 @@ async fn answer(dialect: Dialect, shared: &Shared, mut request: Request) -> Answ
     let (prepared, place) = {
         let (ready, record) = (ready.clone(), record.clone());
         let (most, logs_prompts) = (shared.options.body_bytes_max, shared.options.log_prompts);
-        let work = move || {
+        let work = move |body: Packed| {
             let body = body.unpack(most)?;
             let parsed = dialect.parse(&body, &ready.limits)?;
             let mut prepared = prepare(dialect, (parsed, body.len()), &ready, &record, logs_prompts)?;
@@ -171,7 +176,7 @@ async fn answer(dialect: Dialect, shared: &Shared, mut request: Request) -> Answ
             let repeated = prepared.repeated_bytes();
             Ok((prepared, body.shrink(repeated)))
         };
-        blocking(work).await?
+        blocking(shared, body, work).await?
     };
     let Prepared { parsed, requests, places, writer, completed } = prepared;
     let Parsed { request, ignored } = parsed;

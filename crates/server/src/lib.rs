@@ -69,7 +69,7 @@ impl Server {
                 options.host
             )));
         }
-        let shared = Arc::new(Shared::new(options, is_local, log));
+        let shared = Arc::new(Shared::new(options, is_local, log)?);
         let router = http::router(shared.clone());
         let accepting = runtime.spawn(conn::accept(listener, router, shared.clone()));
         drop(within);

@@ -105,7 +105,7 @@ pub(crate) async fn tokenize(State(shared): State<Arc<Shared>>, request: Request
 async fn tokenized(shared: &Shared, request: Request) -> Answer {
     let body = read(shared, request).await?;
     let (ready, most) = (shared.ready()?, shared.options.body_bytes_max);
-    blocking(move || {
+    blocking(shared, body, move |body| {
         let unpacked = body.unpack(most)?;
         let json = parse(&unpacked)?;
         let body = At::root(&json);
@@ -130,7 +130,7 @@ pub(crate) async fn detokenize(State(shared): State<Arc<Shared>>, request: Reque
 async fn detokenized(shared: &Shared, request: Request) -> Answer {
     let body = read(shared, request).await?;
     let (ready, most) = (shared.ready()?, shared.options.body_bytes_max);
-    blocking(move || {
+    blocking(shared, body, move |body| {
         let unpacked = body.unpack(most)?;
         let json = parse(&unpacked)?;
         let tokens = At::root(&json).need("tokens")?;

@@ -11,7 +11,7 @@ use engine::text::Tokenizer;
 use engine::{Model, Result};
 use tokio::sync::watch;
 
-use crate::bodies::Room;
+use crate::bodies::{Reader, Room};
 use crate::ids::Ids;
 use crate::metrics::{Log, Metrics, lock};
 use crate::options::{Defaults, Options, Served};
@@ -40,6 +40,8 @@ pub(crate) struct Shared {
     pub(crate) log: Arc<Log>,
     /// Where large bodies are, as many as there is memory for.
     pub(crate) room: Room,
+    /// Where they are read.
+    pub(crate) reader: Reader,
     /// Turns true when the server stops.
     pub(crate) stopping: watch::Sender<bool>,
     model: OnceLock<Arc<Ready>>,
@@ -76,17 +78,18 @@ struct Kept {
 }
 
 impl Shared {
-    pub(crate) fn new(options: Options, is_local: bool, log: Log) -> Self {
-        Self {
+    pub(crate) fn new(options: Options, is_local: bool, log: Log) -> Result<Self> {
+        Ok(Self {
             guard: Guard::new(&options, is_local),
             ids: Arc::default(),
             metrics: Arc::default(),
             log: Arc::new(log),
             room: Room::new(options.body_bytes_max),
+            reader: Reader::start()?,
             stopping: watch::Sender::new(false),
             model: OnceLock::new(),
             options,
-        }
+        })
     }
 
     /// From now on serves this model; a second one is ignored.
