@@ -11,6 +11,9 @@ use crate::request::{EFFORT, SHARE, TEMPERATURE, TOP_LOGPROBS, TOP_LOGPROBS_MAX}
 use crate::schema::Shape;
 use crate::{ApiError, Chat, Constraint, Limits, Parsed, Prompt, Request, effort, tools};
 
+/// The answer holds it several times until it is sent.
+const METADATA_BYTES_MAX: usize = 16 << 10;
+
 /// What becomes of each field.
 pub const FIELDS: &[Field] = &[
     honoured("model", Shape::Text, "any name is served"),
@@ -50,7 +53,7 @@ pub const FIELDS: &[Field] = &[
     inert("reasoning.generate_summary", ""),
     inert("stream_options", ""),
     inert("max_tool_calls", "counts calls of hosted tools, of which there are none"),
-    inert("metadata", "repeated in the answer"),
+    inert("metadata", "repeated in the answer; at most 16 KiB"),
     inert("user", ""),
     inert("service_tier", ""),
     inert("safety_identifier", ""),
@@ -180,6 +183,12 @@ fn repeated(body: &At) -> Result<Map<String, Value>, ApiError> {
         ("truncation", json!("disabled")),
         ("user", Value::Null),
     ];
+    if let Some(at) = body.get("metadata") {
+        let bytes = at.json().to_string().len();
+        if bytes > METADATA_BYTES_MAX {
+            return Err(at.wrong(format_args!("{bytes} bytes, at most {METADATA_BYTES_MAX} can be repeated")));
+        }
+    }
     let of_body = |key: &str| match key {
         // Completed above, or not what was asked for.
         "text" | "reasoning" | "service_tier" | "truncation" => None,
