@@ -161,6 +161,41 @@ impl<'a> At<'a> {
         })
     }
 
+    /// What `read` makes of the member `key`, if it is there and not `null`.
+    ///
+    /// # Errors
+    /// Those of `read`.
+    pub fn optional<T>(
+        &self,
+        key: &str,
+        read: impl FnOnce(&At<'a>) -> Result<T, ApiError>,
+    ) -> Result<Option<T>, ApiError> {
+        self.get(key).map(|at| read(&at)).transpose()
+    }
+
+    /// The member `key` as `true` or `false`, `default` without it.
+    ///
+    /// # Errors
+    /// `Invalid`; so do those that follow.
+    pub fn flag_or(&self, key: &str, default: bool) -> Result<bool, ApiError> {
+        Ok(self.optional(key, At::flag)?.unwrap_or(default))
+    }
+
+    /// The member `key` as a string.
+    pub fn optional_text(&self, key: &str) -> Result<Option<String>, ApiError> {
+        self.optional(key, |at| at.string().map(str::to_owned))
+    }
+
+    /// The member `key` as a whole number of `range` that counts something in memory.
+    pub fn optional_count(&self, key: &str, range: RangeInclusive<u64>) -> Result<Option<usize>, ApiError> {
+        self.optional(key, |at| at.count(range))
+    }
+
+    /// The member `key` as a number of `range`.
+    pub fn optional_number(&self, key: &str, range: RangeInclusive<f64>) -> Result<Option<f32>, ApiError> {
+        self.optional(key, |at| at.number_in(range))
+    }
+
     /// An error about this value; `what` goes after its path.
     pub fn wrong(&self, what: impl std::fmt::Display) -> ApiError {
         match self.path.as_str() {

@@ -3,7 +3,7 @@
 use crate::body::{At, shown};
 use crate::{ApiError, Chat};
 
-const EFFORTS: [&str; 7] = ["none", "minimal", "low", "medium", "high", "xhigh", "max"];
+pub(crate) const EFFORTS: [&str; 7] = ["none", "minimal", "low", "medium", "high", "xhigh", "max"];
 
 /// Tells the template of the effort that `at` names; templates that know none take no notice.
 ///

@@ -4,6 +4,7 @@
 use engine::text::Json;
 
 use crate::body::{At, shown};
+use crate::schema::Shape;
 use crate::{ApiError, Limits};
 
 /// A header names at most this many ignored fields.
@@ -23,34 +24,48 @@ pub enum FieldKind {
 }
 
 /// A row of an API's table.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Field {
     /// Where it stands, as in `stream_options.include_usage`. What is below a field without rows of its own belongs to it.
     pub path: &'static str,
     /// What becomes of it.
     pub kind: FieldKind,
+    /// The values that it takes.
+    pub shape: Shape,
+    /// Whether it must be there.
+    pub needed: bool,
     /// For the reader of the table, and of a refusal.
     pub note: &'static str,
 }
 
 /// A row of a field that is honoured.
-pub const fn honoured(path: &'static str, note: &'static str) -> Field {
-    Field { path, kind: FieldKind::Honoured, note }
+pub const fn honoured(path: &'static str, shape: Shape, note: &'static str) -> Field {
+    Field { path, kind: FieldKind::Honoured, shape, needed: false, note }
+}
+
+/// A row of a field that is honoured and must be there.
+pub const fn needed(path: &'static str, shape: Shape, note: &'static str) -> Field {
+    Field { needed: true, ..honoured(path, shape, note) }
+}
+
+/// A row of a field whose values are not looked at, or only to refuse it.
+const fn unread(path: &'static str, kind: FieldKind, note: &'static str) -> Field {
+    Field { path, kind, shape: Shape::Any, needed: false, note }
 }
 
 /// A row of a field that asks nothing of the answer.
 pub const fn inert(path: &'static str, note: &'static str) -> Field {
-    Field { path, kind: FieldKind::Inert, note }
+    unread(path, FieldKind::Inert, note)
 }
 
 /// A row of a field that asks nothing of the answer while it is one of `values`.
 pub const fn inert_as(path: &'static str, values: &'static [&'static str], note: &'static str) -> Field {
-    Field { path, kind: FieldKind::InertAs(values), note }
+    unread(path, FieldKind::InertAs(values), note)
 }
 
 /// A row of a field that is refused unless it is one of `harmless`. The note says why, after the field's name.
 pub const fn refused(path: &'static str, harmless: &'static [&'static str], note: &'static str) -> Field {
-    Field { path, kind: FieldKind::Refused(harmless), note }
+    unread(path, FieldKind::Refused(harmless), note)
 }
 
 /// Paths that are left out of a request, as its answer's header names them.
@@ -65,8 +80,8 @@ impl Ignored {
     ///
     /// # Errors
     /// `Invalid`, with the path.
-    pub fn push(&mut self, path: &str, what: &str, limits: &Limits) -> Result<(), ApiError> {
-        let path = shown(path);
+    pub fn push(&mut self, at: &At, what: &str, limits: &Limits) -> Result<(), ApiError> {
+        let path = shown(at.path());
         if limits.strict {
             let error = ApiError::invalid(path.clone(), format!("`{path}`: {what}."));
             return Err(ApiError { code: Some("unsupported_value"), ..error });
@@ -96,7 +111,7 @@ pub fn check(body: &At, table: &[Field], limits: &Limits, ignored: &mut Ignored)
     for (key, at) in body.members()? {
         if key.contains('.') || key.trim() != key {
             // Its path would look like another field's.
-            ignored.push(at.path(), "an unknown field", limits)?;
+            ignored.push(&at, "an unknown field", limits)?;
             continue;
         }
         let below = format!("{}.", at.path());
@@ -104,7 +119,7 @@ pub fn check(body: &At, table: &[Field], limits: &Limits, ignored: &mut Ignored)
         match table.iter().find(|field| field.path == at.path()) {
             Some(field) => check_field(&at, field, limits, ignored)?,
             None if has_rows => drop(at.object()?),
-            None => ignored.push(at.path(), "an unknown field", limits)?,
+            None => ignored.push(&at, "an unknown field", limits)?,
         }
         if has_rows && matches!(at.json(), Json::Object(_)) {
             check(&at, table, limits, ignored)?;
@@ -120,7 +135,7 @@ fn check_field(at: &At, field: &Field, limits: &Limits, ignored: &mut Ignored) -
     match field.kind {
         FieldKind::Honoured | FieldKind::Inert => Ok(()),
         FieldKind::InertAs(values) if is_one_of(values) => Ok(()),
-        FieldKind::InertAs(_) => ignored.push(at.path(), "a value without effect here", limits),
+        FieldKind::InertAs(_) => ignored.push(at, "a value without effect here", limits),
         FieldKind::Refused(harmless) if is_one_of(harmless) => Ok(()),
         FieldKind::Refused(_) => Err(at.unsupported(field.note)),
     }
@@ -129,7 +144,7 @@ fn check_field(at: &At, field: &Field, limits: &Limits, ignored: &mut Ignored) -
 /// The table as Markdown, for the documents.
 pub fn markdown(table: &[Field]) -> String {
     let mut text = String::from("| field | what becomes of it | |\n|---|---|---|\n");
-    for Field { path, kind, note } in table {
+    for Field { path, kind, note, .. } in table {
         let values = |values: &[&str]| {
             let quoted: Vec<String> = values.iter().map(|value| format!("`{value}`")).collect();
             quoted.join(", ")

@@ -16,6 +16,7 @@ pub mod fields;
 pub mod messages;
 pub mod openai;
 pub mod responses;
+pub mod schema;
 pub mod tools;
 
 pub use errors::{ApiError, ErrorClass};

@@ -63,14 +63,17 @@ pub fn part_text<'a>(part: &At<'a>) -> Result<&'a str, ApiError> {
     }
 }
 
-/// The arguments of an old call, which clients bring as JSON text. What is no object stays the text it is.
-pub fn call_arguments(text: &str) -> Json {
-    if text.trim().is_empty() {
-        return Json::Object(JsonMap::new());
-    }
-    match Json::parse(text) {
-        Ok(Json::Object(map)) => Json::Object(map),
-        _ => Json::String(text.to_owned()),
+/// The arguments of an old call, which clients bring as JSON text or as the value itself. Without any it has none, and
+/// text that is no object stays the text it is.
+pub fn call_arguments(at: Option<&At>) -> Json {
+    match at.map(At::json) {
+        None => Json::Object(JsonMap::new()),
+        Some(Json::String(text)) if text.trim().is_empty() => Json::Object(JsonMap::new()),
+        Some(Json::String(text)) => match Json::parse(text) {
+            Ok(Json::Object(map)) => Json::Object(map),
+            _ => Json::String(text.clone()),
+        },
+        Some(other) => other.clone(),
     }
 }
 

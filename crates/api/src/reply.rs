@@ -10,6 +10,8 @@ use crate::{ApiError, Event};
 pub struct ReplyHead {
     /// Unguessable, without a prefix: each API puts its own before it.
     pub id: String,
+    /// The request's own id, as its answer's header has it.
+    pub request_id: String,
     /// When it was asked for, seconds since 1970.
     pub created_unix_s: u64,
     /// The model's real name.

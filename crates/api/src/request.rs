@@ -6,7 +6,25 @@ use engine::sample::SampleRequest;
 use engine::text::{Message, ToolSpec};
 use serde_json::{Map, Value};
 
+use crate::ApiError;
+use crate::body::At;
+use crate::effort::EFFORTS;
 use crate::responses::Thread;
+use crate::schema::Shape;
+
+/// Log-probabilities can be had of so many of the likeliest tokens.
+pub(crate) const TOP_LOGPROBS_MAX: u64 = 20;
+
+/// A request has at most so many stop strings, of at most so many bytes.
+pub(crate) const STOPS_MAX: usize = 64;
+pub(crate) const STOP_BYTES_MAX: usize = 1024;
+
+// What fields take that several APIs have.
+pub(crate) const TEMPERATURE: Shape = Shape::Number(0.0, 2.0);
+pub(crate) const SHARE: Shape = Shape::Number(0.0, 1.0);
+pub(crate) const TOP_LOGPROBS: Shape = Shape::Whole(0, TOP_LOGPROBS_MAX);
+pub(crate) const STOPS: Shape = Shape::TextOrTexts(STOPS_MAX, STOP_BYTES_MAX);
+pub(crate) const EFFORT: Shape = Shape::OneOf(&EFFORTS);
 
 /// What requests are held to.
 #[derive(Clone, Debug)]
@@ -61,6 +79,38 @@ pub struct Request {
     pub progress: bool,
     /// Whether the answer begins with the prompt (Completions). Its text is then the first `Text` of each answer.
     pub echo: bool,
+}
+
+impl Request {
+    /// A request for one answer to `prompt`, with the fields that all APIs name alike.
+    ///
+    /// # Errors
+    /// `Invalid`, with the field's path.
+    pub(crate) fn base(body: &At, prompt: Prompt) -> Result<Self, ApiError> {
+        // The best token alone is kept with 0 either way, and the sampler takes no share of nothing.
+        let top_p = body.optional_number("top_p", 0.0..=1.0)?.map(|share| share.max(f32::MIN_POSITIVE));
+        Ok(Self {
+            model: body.optional_text("model")?.unwrap_or_default(),
+            prompt,
+            sampling: SampleRequest {
+                temperature: body.optional_number("temperature", 0.0..=2.0)?,
+                top_p,
+                ..SampleRequest::default()
+            },
+            max_tokens: None,
+            min_tokens: 0,
+            ignore_end: false,
+            stop: Vec::new(),
+            choices: 1,
+            top_logprobs: None,
+            constraint: None,
+            cache: true,
+            stream: body.flag_or("stream", false)?,
+            include_usage: false,
+            progress: false,
+            echo: false,
+        })
+    }
 }
 
 /// What is to be answered.

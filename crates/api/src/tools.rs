@@ -15,7 +15,10 @@ pub const TOOLS_MAX: usize = 2000;
 /// A schema has at most so many bytes as JSON text.
 pub const SCHEMA_BYTES_MAX: usize = 1 << 20;
 
-const NAME_BYTES_MAX: usize = 256;
+pub(crate) const NAME_BYTES_MAX: usize = 256;
+
+/// A kind of tool that is left out, for the error of a strict server.
+pub(crate) const NO_FUNCTION: &str = "a tool that is no function";
 
 /// The functions of a list of tools, in their order.
 #[derive(Debug, Default)]
@@ -50,7 +53,7 @@ impl Tools {
         ignored: &mut Ignored,
     ) -> Result<bool, ApiError> {
         if !self.names.insert(spec.name().to_owned()) {
-            ignored.push(at.path(), "another tool has this name", limits)?;
+            ignored.push(at, "another tool has this name", limits)?;
             return Ok(false);
         }
         if self.specs.len() >= TOOLS_MAX {

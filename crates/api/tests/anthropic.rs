@@ -1,13 +1,13 @@
 //! Anthropic's Messages.
 
 use api::anthropic::{counted, reply, request};
-use api::{ApiError, Chat, Constraint, Ending, Event, EventKind, Prompt, Request, ToolChoice};
+use api::{ApiError, Constraint, Ending, Event, EventKind, Request, ToolChoice};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use crate::support::{
-    bodies, call, ended, events, frames, head, limits, lines, near, places, started, strict, text, thinking,
-    whole,
+    bodies, call, chat, ended, events, frames, frames_with, head, limits, lines, near, places, started,
+    strict, text, thinking, turns, whole,
 };
 
 fn taken(body: Value) -> Request {
@@ -16,20 +16,6 @@ fn taken(body: Value) -> Request {
 
 fn refused(body: Value) -> ApiError {
     request(body.to_string().as_bytes(), &limits(), false).unwrap_err()
-}
-
-fn chat(request: &Request) -> &Chat {
-    match &request.prompt {
-        Prompt::Chat(chat) => chat,
-        Prompt::Texts(_) => panic!("no chat"),
-    }
-}
-
-/// A line a turn, as a template sees it.
-fn turns(chat: &Chat) -> String {
-    let lines: Vec<String> =
-        chat.messages.iter().map(|message| message.template_value().to_string()).collect();
-    lines.join("\n")
 }
 
 fn ask(messages: Value) -> Value {
@@ -327,7 +313,7 @@ fn pings_and_failures() {
     assert_eq!(lines(&writer.ping()), r#"ping {"type":"ping"}"#);
     writer.event(&started());
     let error = ApiError::new(api::ErrorClass::Server, "the drive failed");
-    insta::assert_snapshot!(lines(&writer.fail(&error)), @r#"error {"type":"error","error":{"type":"api_error","message":"the drive failed"},"request_id":"X1"}"#);
+    insta::assert_snapshot!(lines(&writer.fail(&error)), @r#"error {"type":"error","error":{"type":"api_error","message":"the drive failed"},"request_id":"req_1"}"#);
     let cancelled = frames(reply(head(), &request).as_mut(), &[started(), ended(Ending::Cancelled)]);
     assert_eq!(bodies(&cancelled).last().unwrap()["type"], "error");
 }
@@ -454,14 +440,7 @@ proptest! {
     })) {
         let request = taken(ask(json!([{"role": "user", "content": "x"}])));
         let mut writer = reply(head(), &request);
-        let mut all = writer.begin();
-        for (i, event) in answer.iter().enumerate() {
-            if pings.contains(&i) {
-                all.extend(writer.ping());
-            }
-            all.extend(writer.event(event));
-        }
-        all.extend(writer.end());
+        let all = frames_with(writer.as_mut(), &answer, &pings);
         let all = bodies(&all);
         let mut replayed = Replayed::default();
         all.iter().for_each(|body| replayed.take(body));

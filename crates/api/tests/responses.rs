@@ -2,14 +2,14 @@
 
 use api::body::At;
 use api::responses::{no_previous, reply, request, resume};
-use api::{ApiError, Chat, Constraint, Ending, Event, EventKind, Prompt, Request, ToolChoice};
+use api::{ApiError, Constraint, Ending, Event, EventKind, Prompt, Request, ToolChoice};
 use engine::text::Json;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use crate::support::{
-    bodies, call, ended, event, events, frames, head, limits, lines, logprob, near, places, started, strict,
-    text, thinking, whole,
+    bodies, call, chat, ended, event, events, frames, frames_with, head, limits, lines, logprob, near,
+    places, started, strict, text, thinking, turns, whole,
 };
 
 fn taken(body: Value) -> Request {
@@ -18,20 +18,6 @@ fn taken(body: Value) -> Request {
 
 fn refused(body: Value) -> ApiError {
     request(body.to_string().as_bytes(), &limits()).unwrap_err()
-}
-
-fn chat(request: &Request) -> &Chat {
-    match &request.prompt {
-        Prompt::Chat(chat) => chat,
-        Prompt::Texts(_) => panic!("no chat"),
-    }
-}
-
-/// A line a turn, as a template sees it.
-fn turns(chat: &Chat) -> String {
-    let lines: Vec<String> =
-        chat.messages.iter().map(|message| message.template_value().to_string()).collect();
-    lines.join("\n")
 }
 
 /// Frames without what each response repeats of its request.
@@ -471,14 +457,7 @@ proptest! {
     })) {
         let request = taken(json!({"input": "x"}));
         let mut writer = reply(head(), &request);
-        let mut all = writer.begin();
-        for (i, event) in answer.iter().enumerate() {
-            if pings.contains(&i) {
-                all.extend(writer.ping());
-            }
-            all.extend(writer.event(event));
-        }
-        all.extend(writer.end());
+        let all = frames_with(writer.as_mut(), &answer, &pings);
         let all = bodies(&all);
         for (number, body) in all.iter().enumerate() {
             prop_assert_eq!(&body["sequence_number"], &json!(number));

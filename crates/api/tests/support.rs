@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use api::{Ending, Event, EventKind, Frame, Limits, ReplyHead, ReplyWriter, Timings, TokenLogprob, Usage};
+use api::{
+    Chat, Ending, Event, EventKind, Frame, Limits, Prompt, ReplyHead, ReplyWriter, Request, Timings,
+    TokenLogprob, Usage,
+};
 use proptest::prelude::*;
 use proptest::sample::subsequence;
 use serde_json::Value;
@@ -21,6 +24,7 @@ pub(crate) fn strict() -> Limits {
 pub(crate) fn head() -> ReplyHead {
     ReplyHead {
         id: "X1".into(),
+        request_id: "req_1".into(),
         created_unix_s: 1_700_000_000,
         model: "demo".into(),
         fingerprint: "fp".into(),
@@ -61,10 +65,33 @@ pub(crate) fn ended(ending: Ending) -> Event {
     event(EventKind::Ended { ending, usage, timings: Timings::default() })
 }
 
+/// A request's conversation.
+pub(crate) fn chat(request: &Request) -> &Chat {
+    match &request.prompt {
+        Prompt::Chat(chat) => chat,
+        Prompt::Texts(_) => panic!("no chat"),
+    }
+}
+
+/// A line a turn, as a template sees it.
+pub(crate) fn turns(chat: &Chat) -> String {
+    let lines: Vec<String> =
+        chat.messages.iter().map(|message| message.template_value().to_string()).collect();
+    lines.join("\n")
+}
+
 /// All frames of an answer.
 pub(crate) fn frames(writer: &mut dyn ReplyWriter, events: &[Event]) -> Vec<Frame> {
+    frames_with(writer, events, &[])
+}
+
+/// All frames of an answer, with a sign of life before each event that `pings` counts.
+pub(crate) fn frames_with(writer: &mut dyn ReplyWriter, events: &[Event], pings: &[usize]) -> Vec<Frame> {
     let mut frames = writer.begin();
-    for event in events {
+    for (i, event) in events.iter().enumerate() {
+        if pings.contains(&i) {
+            frames.extend(writer.ping());
+        }
         frames.extend(writer.event(event));
     }
     frames.extend(writer.end());

@@ -136,6 +136,9 @@ pub(crate) struct ComputeArgs {
     /// Whether answers are held to schemas.
     #[arg(skip)]
     pub(crate) serves: bool,
+    /// Memory that the command needs besides.
+    #[arg(skip)]
+    pub(crate) beside_bytes: u64,
 }
 
 /// Where what the model has computed outlives the process.
@@ -214,6 +217,7 @@ impl ComputeArgs {
             },
             kept_bytes: own.kept_bytes.filter(|_| !self.keeps_states),
             serves: self.serves,
+            beside_bytes: self.beside_bytes,
             slots_max: self.max_slots,
             fixed_slots: self.fixed_slots,
             ..own

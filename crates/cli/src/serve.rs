@@ -90,7 +90,7 @@ struct ListenArgs {
     /// An origin whose web pages may ask, such as `https://chat.example`, or * for all; can be given more than once
     #[arg(long, value_name = "ORIGIN")]
     cors: Vec<String>,
-    /// The largest body of a request
+    /// The largest body of a request; the plan has about four times as much for bodies
     #[arg(long, value_name = "SIZE", value_parser = parse_bytes, default_value = "32MiB")]
     max_body: u64,
 }
@@ -150,7 +150,6 @@ impl Args {
                 return Err(Error::invalid(format!("{}: there is no key in it", path.display())).into());
             }
         }
-        let most = usize::try_from(listen.max_body).unwrap_or(usize::MAX);
         Ok(Options {
             host: listen.host.clone(),
             port: listen.port,
@@ -159,7 +158,7 @@ impl Args {
             queue: self.queue,
             ping: self.ping,
             cors: listen.cors.clone(),
-            body_bytes_max: most,
+            body_bytes_max: self.body_bytes_max(),
             strict: self.strict,
             log_prompts: self.log_prompts,
             log_format: match self.log_format {
@@ -168,6 +167,10 @@ impl Args {
             },
             ..Options::default()
         })
+    }
+
+    fn body_bytes_max(&self) -> usize {
+        usize::try_from(self.listen.max_body).unwrap_or(usize::MAX)
     }
 
     fn shown_model(&self) -> &str {
@@ -209,7 +212,9 @@ impl Args {
         let mut tries = asked.unwrap_or_else(|| PARALLEL.to_vec()).into_iter().peekable();
         loop {
             let parallel = tries.next().unwrap_or(1);
-            let mut compute = ComputeArgs { keeps_states: true, serves: true, ..self.compute.clone() };
+            let beside_bytes = server::body_memory_bytes(self.body_bytes_max());
+            let mut compute =
+                ComputeArgs { keeps_states: true, serves: true, beside_bytes, ..self.compute.clone() };
             compute.machine.sequences = Some(parallel);
             match Loaded::open(self.model.as_deref(), &compute) {
                 Err(Failure::Error(e)) if e.kind() == ErrorKind::Memory && tries.peek().is_some() => {}

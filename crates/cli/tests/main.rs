@@ -12,4 +12,5 @@ mod pull;
 mod run;
 mod selftest;
 mod serve;
+mod storm;
 mod synth;

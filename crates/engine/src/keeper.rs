@@ -8,7 +8,7 @@ use std::time::Duration;
 use files::{Error, Result};
 
 use crate::model::Model;
-use crate::state::StateDirectory;
+use crate::state::{KeptCounts, StateDirectory};
 
 /// A state directory and the thread that fills it.
 pub(crate) struct Keeper {
@@ -84,13 +84,34 @@ impl Keeper {
         }
         let mut directory = self.directory.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(id) = model.lock_step().states.prefixes.unstored() else { return false };
-        match directory.store(id, &|| model.lock_step(), goes) {
+        let stored = directory.store(id, &|| model.lock_step(), goes);
+        model.kept.set_disk(directory.bytes());
+        match stored {
             // What was given up, or has no room, is not tried again.
             Ok(_) => model.lock_step().states.prefixes.set_stored(id),
             Err(_) if !goes() => {}
             Err(e) => self.stop(e),
         }
         true
+    }
+}
+
+impl Model {
+    /// What is kept of ended sequences now. Waits for no step.
+    pub fn kept_counts(&self) -> KeptCounts {
+        self.kept.counts()
+    }
+
+    /// Forgets what ended sequences have computed; the state directory keeps it. Waits for a running step.
+    pub fn forget_kept(&self) {
+        let states = &mut self.lock_step().states;
+        states.prefixes.clear();
+        states.partial_chunks.clear();
+    }
+
+    /// Waits until all that sequences keep is in the state directory. Why the directory is no longer written, if so.
+    pub fn flush_states(&self) -> Option<Error> {
+        self.keeper()?.flush(self)
     }
 }
 

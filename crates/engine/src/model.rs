@@ -29,7 +29,7 @@ use crate::rehearsal::{meanwhile, rehearse};
 use crate::scratch::Scratch;
 use crate::sequence::SequenceId;
 use crate::sizes::{ChunkRows, Plans, Sizes};
-use crate::state::{Ledger, SequenceState, StateDirectory, StatePool};
+use crate::state::{KeptTally, Ledger, SequenceState, StateDirectory, StatePool};
 use crate::text::Message;
 use crate::trade::Trade;
 use crate::vram::{Cut, DeviceSlots};
@@ -82,6 +82,8 @@ pub struct OpenOptions {
     /// Whether clients are served, which takes memory: answers are held to schemas and grammars (see
     /// [`prepare_grammars`](crate::text::Tokenizer::prepare_grammars)) and remembered ([`Model::remember`]).
     pub serves: bool,
+    /// Memory that whoever opens the model needs besides, such as a server for requests that come: a part of the plan.
+    pub beside_bytes: u64,
     /// Most expert slots; `None` as many as the budget holds.
     pub slots_max: Option<usize>,
     /// Where a GPU's driver keeps what it compiled between runs; `None` for nowhere.
@@ -112,6 +114,8 @@ pub struct Model {
     step: Mutex<StepLock>,
     /// Who has which of the step's states.
     ledger: Ledger,
+    /// What is kept of ended sequences.
+    pub(crate) kept: KeptTally,
     /// Sequences that a step may have.
     sequences_max: usize,
     plans: Plans,
@@ -193,6 +197,7 @@ impl Model {
             device_note: None,
             scratch,
             ledger: states.ledger().clone(),
+            kept: states.prefixes.tally().clone(),
             experts,
             step: Mutex::new(StepLock::new(states)),
             trade: Trade::new(
@@ -409,13 +414,6 @@ impl Model {
         }
     }
 
-    /// Forgets what ended sequences have computed; the state directory keeps it. Waits for a running step.
-    pub fn forget_kept(&self) {
-        let states = &mut self.lock_step().states;
-        states.prefixes.clear();
-        states.partial_chunks.clear();
-    }
-
     /// Pages of keys and values that no sequence has and none has kept, and sequences that there is room for besides those
     /// that live.
     pub fn free_states(&self) -> (usize, usize) {
@@ -440,6 +438,7 @@ impl Model {
         let folder = format!("{:016x}-{format}-{device}", self.fingerprint);
         let (fingerprint, vocab) = (self.fingerprint, self.meta.vocab_size);
         let (opened, answers) = StateDirectory::open(directory, &folder, space_bytes, fingerprint, vocab)?;
+        self.kept.set_disk(opened.bytes());
         self.keeper.set(Keeper::start(opened, self)?).map_err(|_| stored())?;
         self.answers.restore(answers);
         Ok(())
@@ -459,11 +458,6 @@ impl Model {
 
     pub(crate) fn answers(&self) -> &Answers {
         &self.answers
-    }
-
-    /// Waits until all that sequences keep is in the state directory. Why the directory is no longer written, if so.
-    pub fn flush_states(&self) -> Option<Error> {
-        self.keeper.get()?.flush(self)
     }
 
     /// The state directory, if there is one.

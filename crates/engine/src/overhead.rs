@@ -56,6 +56,8 @@ pub(crate) struct Overhead {
     pub(crate) experts: u64,
     /// See [`tokenizer_bytes`].
     pub(crate) tokenizer_bytes: u64,
+    /// What the caller needs for itself.
+    pub(crate) beside_bytes: u64,
     /// Logits of a position.
     pub(crate) vocab: usize,
 }
@@ -72,6 +74,7 @@ impl Overhead {
             + tables
             + logits
             + self.tokenizer_bytes
+            + self.beside_bytes
     }
 }
 

@@ -99,6 +99,7 @@ impl Sizes {
                 tensors: index.iter().count(),
                 experts: bound.experts.iter().map(|layer| layer.len() as u64).sum(),
                 tokenizer_bytes: tokenizer_bytes(meta) + serving_bytes,
+                beside_bytes: options.beside_bytes,
                 vocab: meta.vocab_size,
             },
         })

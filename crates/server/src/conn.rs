@@ -30,7 +30,7 @@ use crate::safety::API_KEY;
 use crate::state::Shared;
 
 /// Connections at the same time; others wait until one ends.
-const CONNECTIONS: usize = 1024;
+pub(crate) const CONNECTIONS: usize = 1024;
 
 /// What the system keeps of an answer that its reader has not taken, and what this process does.
 const SEND_BYTES: u32 = 64 << 10;

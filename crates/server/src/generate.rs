@@ -4,22 +4,21 @@ use std::sync::Arc;
 
 use api::body::shown;
 use api::{
-    ApiError, Chat, Constraint, ErrorClass, Limits, Parsed, Prompt, ReplyHead, ReplyWriter, anthropic,
-    openai, responses as responses_api,
+    ApiError, Chat, Constraint, Limits, Parsed, Prompt, ReplyHead, ReplyWriter, anthropic, openai,
+    responses as responses_api,
 };
-use axum::body::Bytes;
 use axum::extract::{Request, State};
 use axum::http::{HeaderName, HeaderValue};
 use axum::response::Response;
 use engine::generate::GenerateOptions;
 use engine::scheduler::Request as SchedulerRequest;
 use engine::text::Constraint as Constrained;
-use tokio::sync::OwnedSemaphorePermit;
 
+use crate::bodies::{self, Packed};
 use crate::conn::{Closer, client};
 use crate::constraint::constraint;
 use crate::events::{Expected, Mapping};
-use crate::http::{Answer, json, respond};
+use crate::http::{Answer, failed, json, respond};
 use crate::metrics::Record;
 use crate::plain::no_model;
 use crate::prompts::Made;
@@ -98,8 +97,9 @@ pub(crate) async fn count_tokens(State(shared): State<Arc<Shared>>, request: Req
 async fn counted(shared: &Shared, request: Request) -> Answer {
     let body = read(shared, request).await?;
     let (ready, most) = (shared.ready()?, shared.options.body_bytes_max);
-    blocking(move || {
-        let mut parsed = anthropic::request(&body.unpack(most)?, &ready.limits, true)?;
+    blocking(shared, body, move |body| {
+        let body = body.unpack(most)?;
+        let mut parsed = anthropic::request(&body, &ready.limits, true)?;
         if let Prompt::Chat(chat) = &mut parsed.request.prompt {
             ready.model.recall(&mut chat.messages);
         }
@@ -111,24 +111,6 @@ async fn counted(shared: &Shared, request: Request) -> Answer {
     .await
 }
 
-/// A body as it came.
-pub(crate) struct Packed {
-    packing: Packing,
-    bytes: Bytes,
-    /// Its place among the large ones.
-    _place: Option<OwnedSemaphorePermit>,
-}
-
-impl Packed {
-    /// What it holds. Takes time.
-    ///
-    /// # Errors
-    /// As [`Packing::unpack`].
-    pub(crate) fn unpack(self, most: usize) -> Result<Vec<u8>, ApiError> {
-        self.packing.unpack(self.bytes, most)
-    }
-}
-
 /// Reads the body of a request that has JSON.
 ///
 /// # Errors
@@ -137,19 +119,22 @@ pub(crate) async fn read(shared: &Shared, request: Request) -> Result<Packed, Ap
     shared.ready()?;
     safety::check_content_type(request.headers())?;
     let packing = Packing::of(request.headers())?;
-    let (bytes, place) = safety::body(request, &shared.options, &shared.large_bodies).await?;
-    Ok(Packed { packing, bytes, _place: place })
+    bodies::read(request, packing, &shared.options, &shared.room).await
 }
 
-/// Runs what takes time where nobody waits for it.
+/// Makes of a body what takes time, where nobody waits for it.
 ///
 /// # Errors
 /// What it returns; `Server` when it panics.
 pub(crate) async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
+    shared: &Shared,
+    body: Packed,
+    work: impl FnOnce(Packed) -> Result<T, ApiError> + Send + 'static,
 ) -> Result<T, ApiError> {
-    let failed = |_| ApiError::new(ErrorClass::Server, "the request failed in the server");
-    tokio::task::spawn_blocking(work).await.map_err(failed)?
+    if body.is_large() {
+        return shared.reader.run(move || work(body)).await.ok_or_else(failed)?;
+    }
+    tokio::task::spawn_blocking(move || work(body)).await.map_err(|_| failed())?
 }
 
 /// A request that can be begun.
@@ -162,32 +147,45 @@ struct Prepared {
     completed: Option<Completed>,
 }
 
+impl Prepared {
+    /// Text of what the answer repeats of its request, and so holds until its end.
+    fn repeated_bytes(&self) -> usize {
+        match &self.parsed.request.prompt {
+            Prompt::Chat(chat) => chat.repeated.values().map(|value| value.to_string().len()).sum(),
+            Prompt::Texts(_) => 0,
+        }
+    }
+}
+
 async fn answer(dialect: Dialect, shared: &Shared, mut request: Request) -> Answer {
     let closer = request.extensions_mut().remove::<Closer>().unwrap_or_default();
     let Some(record) = request.extensions_mut().remove::<Arc<Record>>() else {
-        return Err(ApiError::new(ErrorClass::Server, "the request failed in the server"));
+        return Err(failed());
     };
     let client = client(&request);
     let body = read(shared, request).await?;
     let ready = shared.ready()?;
-    let prepared = {
+    let (prepared, place) = {
         let (ready, record) = (ready.clone(), record.clone());
         let (most, logs_prompts) = (shared.options.body_bytes_max, shared.options.log_prompts);
-        let work = move || {
+        let work = move |body: Packed| {
             let body = body.unpack(most)?;
             let parsed = dialect.parse(&body, &ready.limits)?;
             let mut prepared = prepare(dialect, (parsed, body.len()), &ready, &record, logs_prompts)?;
             prepared.requests.iter_mut().for_each(|asked| asked.request.client = client);
-            Ok(prepared)
+            let repeated = prepared.repeated_bytes();
+            Ok((prepared, body.shrink(repeated)))
         };
-        blocking(work).await?
+        blocking(shared, body, work).await?
     };
     let Prepared { parsed, requests, places, writer, completed } = prepared;
     let Parsed { request, ignored } = parsed;
-    let (choices, progress) = (request.choices, request.progress);
+    let (choices, progress, streams) = (request.choices, request.progress, request.stream);
+    // Nobody reads it again, and an answer may take long.
+    drop(request);
     let answers = Answers::begin(ready, record.clone(), requests, choices, progress, places)?;
-    let reply = Reply { answers, writer, record: record.clone(), completed };
-    let mut response = match request.stream {
+    let reply = Reply { answers, writer, record: record.clone(), completed, _place: place };
+    let mut response = match streams {
         true => reply.stream(shared.options.ping, closer),
         false => json(&reply.whole().await?),
     };
@@ -236,6 +234,7 @@ fn prepare(
     let completed = completed(&id, &request.prompt, ready, body_bytes);
     let head = ReplyHead {
         id,
+        request_id: record.id().to_owned(),
         created_unix_s: unix_s(),
         model: ready.alias.clone(),
         fingerprint: format!("fp_{:016x}", ready.model.fingerprint()),

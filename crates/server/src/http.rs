@@ -18,6 +18,7 @@ use serde_json::Value;
 
 use crate::generate::{chat, completions, count_tokens, messages, responses};
 use crate::metrics::Record;
+use crate::openapi::openapi;
 use crate::plain::{detokenize, health, metrics, model, models, props, tokenize};
 use crate::state::Shared;
 
@@ -29,7 +30,7 @@ const VERSIONED: [&str; 6] =
     ["/chat/completions", "/completions", "/responses", "/messages", "/messages/count_tokens", "/models"];
 
 /// Paths without a version.
-const OTHERS: [&str; 5] = ["/health", "/metrics", "/props", "/tokenize", "/detokenize"];
+const OTHERS: [&str; 6] = ["/health", "/metrics", "/openapi.json", "/props", "/tokenize", "/detokenize"];
 
 const MODEL_PATH: &str = "/models/{id}";
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -57,6 +58,7 @@ pub(crate) fn router(shared: Arc<Shared>) -> Router {
     router
         .route("/health", get(health))
         .route("/metrics", get(metrics))
+        .route("/openapi.json", get(openapi))
         .route("/props", get(props))
         .route("/tokenize", post(tokenize))
         .route("/detokenize", post(detokenize))
@@ -99,6 +101,11 @@ pub(crate) fn respond(answer: Answer) -> Response {
 /// A JSON answer.
 pub(crate) fn json(value: &Value) -> Response {
     ([(header::CONTENT_TYPE, "application/json")], value.to_string()).into_response()
+}
+
+/// What is said of a request that failed by no fault of its own.
+pub(crate) fn failed() -> ApiError {
+    ApiError::new(ErrorClass::Server, "the request failed in the server")
 }
 
 async fn unknown_path(request: Request) -> Response {
@@ -188,10 +195,8 @@ fn preflight(asked: &HeaderMap) -> Response {
 async fn caught(response: impl Future<Output = Response>) -> Response {
     let mut response = pin!(response);
     let polled = |context: &mut std::task::Context<'_>| {
-        catch_unwind(AssertUnwindSafe(|| response.as_mut().poll(context))).unwrap_or_else(|_| {
-            let error = ApiError::new(ErrorClass::Server, "the request failed in the server");
-            Poll::Ready(respond(Err(error)))
-        })
+        catch_unwind(AssertUnwindSafe(|| response.as_mut().poll(context)))
+            .unwrap_or_else(|_| Poll::Ready(respond(Err(failed()))))
     };
     poll_fn(polled).await
 }

@@ -3,6 +3,7 @@
 //! The only place with HTTP and async. A [`Server`] listens from its start; it answers when it has been given a model
 //! ([`Server::serve`]), and ends when it has been told to ([`Server::stop`], or a signal).
 
+mod bodies;
 mod conn;
 mod constraint;
 mod events;
@@ -10,6 +11,7 @@ mod generate;
 mod http;
 mod ids;
 mod metrics;
+mod openapi;
 mod options;
 mod plain;
 mod prompts;
@@ -29,6 +31,7 @@ use tokio::task::JoinHandle;
 
 use crate::state::Shared;
 
+pub use bodies::body_memory_bytes;
 pub use metrics::Log;
 pub use options::{Defaults, LogFormat, Options, Patience, Served};
 
@@ -66,7 +69,7 @@ impl Server {
                 options.host
             )));
         }
-        let shared = Arc::new(Shared::new(options, is_local, log));
+        let shared = Arc::new(Shared::new(options, is_local, log)?);
         let router = http::router(shared.clone());
         let accepting = runtime.spawn(conn::accept(listener, router, shared.clone()));
         drop(within);

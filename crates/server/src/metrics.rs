@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use api::{Ending, Event, EventKind};
+use engine::KeptCounts;
 use engine::generate::Generated;
 use engine::scheduler::SchedulerCounts;
 use serde_json::{Map, Value, json};
@@ -41,6 +42,7 @@ pub(crate) struct Metrics {
     requests: Mutex<BTreeMap<(&'static str, u16), u64>>,
     prompt_tokens: AtomicU64,
     cached_tokens: AtomicU64,
+    cached_prompts: AtomicU64,
     generated_tokens: AtomicU64,
     first_token: Mutex<Histogram>,
     per_token: Mutex<Histogram>,
@@ -60,6 +62,7 @@ impl Metrics {
     pub(crate) fn answered(&self, answer: &Generated) {
         self.prompt_tokens.fetch_add(answer.prompt_tokens as u64, Ordering::Relaxed);
         self.cached_tokens.fetch_add(answer.reused_tokens as u64, Ordering::Relaxed);
+        self.cached_prompts.fetch_add(u64::from(answer.reused_tokens > 0), Ordering::Relaxed);
         self.generated_tokens.fetch_add(answer.tokens.len() as u64, Ordering::Relaxed);
         if !answer.tokens.is_empty() {
             lock(&self.first_token).add(answer.time_to_first_token.as_secs_f64());
@@ -70,7 +73,7 @@ impl Metrics {
     }
 
     /// All of it, as Prometheus reads it.
-    pub(crate) fn text(&self, counts: &SchedulerCounts, plan_bytes: u64) -> String {
+    pub(crate) fn text(&self, counts: &SchedulerCounts, kept: &KeptCounts, plan_bytes: u64) -> String {
         let mut page = Page(String::new());
         page.head("requests_total", "counter", "Requests answered, by path and status.");
         for ((path, status), count) in lock(&self.requests).iter() {
@@ -81,9 +84,17 @@ impl Metrics {
             ("requests_waiting", "Sequences that wait for their turn.", counts.waiting as u64),
             ("slots", "Expert slots in use.", counts.slots as u64),
             ("plan_bytes", "Memory that the plan divides.", plan_bytes),
+            ("kept_beginnings", "Beginnings of prompts that are kept in memory.", kept.beginnings),
         ];
         for (name, help, value) in gauges {
             page.one(name, "gauge", help, value);
+        }
+        page.head("state_bytes", "gauge", "What is kept of prompts, in memory and in the state directory.");
+        for (place, bytes) in [("memory", kept.memory_bytes), ("disk", kept.disk_bytes)] {
+            page.line(&format!("state_bytes{{where=\"{place}\"}}"), bytes as f64);
+        }
+        if let Some(bytes) = engine::rss_bytes() {
+            page.one("memory_bytes", "gauge", "Memory that the process has now.", bytes);
         }
         if let Some(bytes) = engine::rss_peak_bytes() {
             page.one("memory_peak_bytes", "gauge", "The most memory that the process has had.", bytes);
@@ -92,6 +103,8 @@ impl Metrics {
         let counters = [
             ("prompt_tokens_total", "Tokens of prompts, cached ones included.", all(&self.prompt_tokens)),
             ("prompt_tokens_cached_total", "Those that were not computed.", all(&self.cached_tokens)),
+            ("cache_hits_total", "Answers whose prompt began like a kept one.", all(&self.cached_prompts)),
+            ("cache_evictions_total", "Kept beginnings that made way for others.", kept.evicted),
             ("generated_tokens_total", "Tokens of answers.", all(&self.generated_tokens)),
             ("expert_hits_total", "Wanted experts that were in memory.", counts.expert_hits),
             ("expert_misses_total", "Wanted experts that had to be read.", counts.expert_misses),
@@ -342,7 +355,7 @@ mod tests {
         metrics.request("/health", 200);
         let mut counts = SchedulerCounts { steps: 3, ..SchedulerCounts::default() };
         (counts.steps_by_rows[0], counts.steps_by_rows[3]) = (2, 1);
-        let text = metrics.text(&counts, 7);
+        let text = metrics.text(&counts, &KeptCounts { memory_bytes: 9, ..KeptCounts::default() }, 7);
         for line in [
             "tidemill_time_to_first_token_seconds_bucket{le=\"0.005\"} 2",
             "tidemill_time_to_first_token_seconds_bucket{le=\"0.5\"} 3",
@@ -352,6 +365,8 @@ mod tests {
             "tidemill_rows_per_step_bucket{le=\"4\"} 2",
             "tidemill_rows_per_step_bucket{le=\"8\"} 3",
             "tidemill_plan_bytes 7",
+            "tidemill_state_bytes{where=\"memory\"} 9",
+            "tidemill_state_bytes{where=\"disk\"} 0",
         ] {
             assert!(text.lines().any(|found| found == line), "{line}\n{text}");
         }

@@ -74,6 +74,8 @@ pub struct Patience {
     pub idle: Duration,
     /// For the next byte of a body.
     pub body: Duration,
+    /// For a large body to come, besides a second for each of its MiB, while others wait for its memory.
+    pub large: Duration,
     /// For a reader to take a byte.
     pub reader: Duration,
     /// For answers to end when the server does.
@@ -86,6 +88,7 @@ impl Default for Patience {
             head: Duration::from_secs(10),
             idle: Duration::from_secs(180),
             body: Duration::from_secs(30),
+            large: Duration::from_secs(5),
             reader: Duration::from_secs(300),
             ending: Duration::from_secs(30),
         }

@@ -27,10 +27,10 @@ pub(crate) async fn health(State(shared): State<Arc<Shared>>) -> Response {
 
 /// `GET /metrics`
 pub(crate) async fn metrics(State(shared): State<Arc<Shared>>) -> Response {
-    let (counts, plan_bytes) = shared
-        .model()
-        .map_or_else(Default::default, |ready| (ready.scheduler.counts(), ready.model.plan().total_bytes));
-    let text = shared.metrics.text(&counts, plan_bytes);
+    let (counts, kept, plan_bytes) = shared.model().map_or_else(Default::default, |ready| {
+        (ready.scheduler.counts(), ready.model.kept_counts(), ready.model.plan().total_bytes)
+    });
+    let text = shared.metrics.text(&counts, &kept, plan_bytes);
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response()
 }
 
@@ -105,8 +105,9 @@ pub(crate) async fn tokenize(State(shared): State<Arc<Shared>>, request: Request
 async fn tokenized(shared: &Shared, request: Request) -> Answer {
     let body = read(shared, request).await?;
     let (ready, most) = (shared.ready()?, shared.options.body_bytes_max);
-    blocking(move || {
-        let json = parse(&body.unpack(most)?)?;
+    blocking(shared, body, move |body| {
+        let unpacked = body.unpack(most)?;
+        let json = parse(&unpacked)?;
         let body = At::root(&json);
         let text = match body.get("content") {
             Some(text) => text,
@@ -129,8 +130,9 @@ pub(crate) async fn detokenize(State(shared): State<Arc<Shared>>, request: Reque
 async fn detokenized(shared: &Shared, request: Request) -> Answer {
     let body = read(shared, request).await?;
     let (ready, most) = (shared.ready()?, shared.options.body_bytes_max);
-    blocking(move || {
-        let json = parse(&body.unpack(most)?)?;
+    blocking(shared, body, move |body| {
+        let unpacked = body.unpack(most)?;
+        let json = parse(&unpacked)?;
         let tokens = At::root(&json).need("tokens")?;
         let last = (ready.tokenizer.vocab_size() as u64).saturating_sub(1);
         let ids = tokens.items()?.map(|id| Ok(id.whole(0..=last)? as u32));

@@ -3,18 +3,13 @@
 //! A web page can point a name of its own at this machine and have the visitor's browser ask here. Without a key, so, only
 //! those are answered who call this machine by its own names, and no page of another origin may have anything computed.
 
-use std::future::poll_fn;
 use std::hint::black_box;
 use std::io::Read;
 use std::net::{IpAddr, Ipv6Addr};
-use std::pin::Pin;
-use std::sync::Arc;
-use std::time::Duration;
 
 use api::{ApiError, ErrorClass};
-use axum::body::{Body, Bytes, HttpBody};
-use axum::http::{HeaderMap, HeaderName, Method, Request, Uri, header};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use axum::body::Bytes;
+use axum::http::{HeaderMap, HeaderName, Method, Uri, header};
 
 use crate::options::Options;
 
@@ -188,60 +183,12 @@ fn read(from: impl Read, most: usize, bad: impl Fn() -> ApiError) -> Result<Vec<
     if out.len() > most { Err(too_large(most)) } else { Ok(out) }
 }
 
-fn too_large(most: usize) -> ApiError {
+/// A body of more bytes than are taken.
+pub(crate) fn too_large(most: usize) -> ApiError {
     ApiError::new(
         ErrorClass::TooLarge,
         format!("the body has more than {most} bytes, which --max-body allows"),
     )
-}
-
-/// Bodies up to this size are read whoever else sends one.
-const SMALL_BYTES: usize = 64 << 10;
-
-/// Reads a body. A large one holds a place of `large` as long as the permit lives.
-///
-/// # Errors
-/// `TooLarge`, and `Invalid` for a client that takes too long or breaks off.
-pub(crate) async fn body(
-    request: Request<Body>,
-    options: &Options,
-    large: &Arc<Semaphore>,
-) -> Result<(Bytes, Option<OwnedSemaphorePermit>), ApiError> {
-    let most = options.body_bytes_max;
-    let mut body = request.into_body();
-    if body.size_hint().lower() > most as u64 {
-        return Err(too_large(most));
-    }
-    let (mut all, mut permit) = (Vec::new(), None);
-    while let Some(data) = next_data(&mut body, options.patience.body).await? {
-        if all.len() + data.len() > most {
-            return Err(too_large(most));
-        }
-        if permit.is_none() && all.len() + data.len() > SMALL_BYTES {
-            permit = large.clone().acquire_owned().await.ok(); // nobody closes it
-        }
-        all.extend_from_slice(&data);
-    }
-    Ok((all.into(), permit))
-}
-
-/// The next bytes; `None` after the last.
-async fn next_data(body: &mut Body, patience: Duration) -> Result<Option<Bytes>, ApiError> {
-    loop {
-        let next = poll_fn(|context| Pin::new(&mut *body).poll_frame(context));
-        match tokio::time::timeout(patience, next).await {
-            Ok(None) => return Ok(None),
-            Ok(Some(Ok(frame))) => match frame.into_data() {
-                Ok(data) => return Ok(Some(data)),
-                Err(_trailers) => {}
-            },
-            Ok(Some(Err(_))) => return Err(ApiError::invalid(None, "the body broke off")),
-            Err(_) => {
-                let seconds = patience.as_secs_f64();
-                return Err(ApiError::invalid(None, format!("no byte of the body came for {seconds} s")));
-            }
-        }
-    }
 }
 
 #[cfg(test)]

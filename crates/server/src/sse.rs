@@ -12,6 +12,7 @@ use axum::http::{HeaderValue, Response, header};
 use serde_json::Value;
 use tokio::time::{Instant, Sleep};
 
+use crate::bodies::Place;
 use crate::conn::Closer;
 use crate::metrics::Record;
 use crate::queue::Answers;
@@ -29,6 +30,8 @@ pub(crate) struct Reply {
     pub(crate) record: Arc<Record>,
     /// Called once it is complete.
     pub(crate) completed: Option<Completed>,
+    /// Where that lies which it repeats of its request.
+    pub(crate) _place: Option<Place>,
 }
 
 impl Reply {

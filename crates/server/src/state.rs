@@ -9,8 +9,9 @@ use api::{ApiError, ErrorClass, Limits};
 use engine::scheduler::{Scheduler, SchedulerOptions};
 use engine::text::Tokenizer;
 use engine::{Model, Result};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 
+use crate::bodies::{Reader, Room};
 use crate::ids::Ids;
 use crate::metrics::{Log, Metrics, lock};
 use crate::options::{Defaults, Options, Served};
@@ -30,9 +31,6 @@ const CHOICES_PER_PARALLEL: usize = 4;
 /// Tokens that a plain completion gets which names no limit, as OpenAI has it.
 const COMPLETION_TOKENS: usize = 16;
 
-/// Large bodies that are read or unpacked at the same time; others wait, so that no crowd of clients takes all memory.
-const LARGE_BODIES: usize = 4;
-
 /// A server, with a model or before it has one.
 pub(crate) struct Shared {
     pub(crate) options: Options,
@@ -40,8 +38,10 @@ pub(crate) struct Shared {
     pub(crate) ids: Arc<Ids>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) log: Arc<Log>,
-    /// How many large bodies may be in memory.
-    pub(crate) large_bodies: Arc<Semaphore>,
+    /// Where large bodies are, as many as there is memory for.
+    pub(crate) room: Room,
+    /// Where they are read.
+    pub(crate) reader: Reader,
     /// Turns true when the server stops.
     pub(crate) stopping: watch::Sender<bool>,
     model: OnceLock<Arc<Ready>>,
@@ -78,17 +78,18 @@ struct Kept {
 }
 
 impl Shared {
-    pub(crate) fn new(options: Options, is_local: bool, log: Log) -> Self {
-        Self {
+    pub(crate) fn new(options: Options, is_local: bool, log: Log) -> Result<Self> {
+        Ok(Self {
             guard: Guard::new(&options, is_local),
             ids: Arc::default(),
             metrics: Arc::default(),
             log: Arc::new(log),
-            large_bodies: Arc::new(Semaphore::new(LARGE_BODIES)),
+            room: Room::new(options.body_bytes_max),
+            reader: Reader::start()?,
             stopping: watch::Sender::new(false),
             model: OnceLock::new(),
             options,
-        }
+        })
     }
 
     /// From now on serves this model; a second one is ignored.

@@ -246,6 +246,15 @@ fn what_computes_nothing() {
     server.wait_for("tidemill_generated_tokens_total", 24.0);
     assert!(server.metric("tidemill_expert_hits_total") > 0.0 && server.metric("tidemill_slots") > 0.0);
     assert!(server.metric("tidemill_requests_total{path=\"/chat/completions\",status=\"200\"}") == 1.0);
+    assert_eq!(server.metric("tidemill_cache_hits_total"), 0.0);
+    assert_eq!(server.metric("tidemill_state_bytes{where=\"disk\"}"), 0.0);
+    let kept = ["tidemill_kept_beginnings", "tidemill_state_bytes{where=\"memory\"}"];
+    assert!(kept.iter().all(|name| server.metric(name) > 0.0));
+    server.post(CHAT, &question("Tell me a story.")).ok();
+    server.post(CHAT, &question("Tell me a story.")).ok();
+    assert!(server.metric("tidemill_cache_hits_total") > 0.0);
+    #[cfg(any(target_os = "linux", target_os = "macos"))]
+    assert!(server.metric("tidemill_memory_bytes") <= server.metric("tidemill_memory_peak_bytes"));
 }
 
 #[test]

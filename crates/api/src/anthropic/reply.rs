@@ -13,6 +13,7 @@ const SIGNATURE: &str = "dGlkZW1pbGw=";
 pub fn reply(head: ReplyHead, _request: &Request) -> Box<dyn ReplyWriter> {
     Box::new(Reply {
         id: head.id,
+        request_id: head.request_id,
         model: head.model,
         usage: None,
         blocks: Vec::new(),
@@ -29,6 +30,7 @@ pub fn counted(tokens: usize) -> Value {
 
 struct Reply {
     id: String,
+    request_id: String,
     model: String,
     /// Of the prompt, from when it is begun; then of all.
     usage: Option<Usage>,
@@ -100,7 +102,7 @@ impl ReplyWriter for Reply {
     }
 
     fn fail(&mut self, error: &ApiError) -> Vec<Frame> {
-        vec![Frame::Data { event: Some("error"), data: error.anthropic(&self.id).to_string() }]
+        vec![Frame::Data { event: Some("error"), data: error.anthropic(&self.request_id).to_string() }]
     }
 
     fn whole(&mut self) -> Value {

@@ -4,31 +4,42 @@ use engine::sample::SampleRequest;
 
 use super::input::{Conversation, conversation};
 use crate::body::{self, At, shown};
-use crate::fields::{Field, Ignored, check, honoured, inert, inert_as, refused};
-use crate::openai::{stops, top_p};
-use crate::tools::{Tools, check_choice, function, schema};
+use crate::fields::{Field, Ignored, check, honoured, inert, inert_as, needed, refused};
+use crate::openai::stops;
+use crate::request::{EFFORT, SHARE, STOPS, TEMPERATURE};
+use crate::schema::Shape;
+use crate::tools::{NO_FUNCTION, Tools, check_choice, function, schema};
 use crate::{ApiError, Chat, Constraint, Limits, Parsed, Prompt, Request, ToolChoice, effort};
 
 /// What becomes of each field.
 pub const FIELDS: &[Field] = &[
-    honoured("model", "any name is served"),
-    honoured("system", "a string, or text blocks"),
-    honoured("messages", "a last turn of the assistant is continued"),
-    honoured("max_tokens", "0 computes the prompt, keeps it and answers with nothing"),
-    honoured("stop_sequences", "at most 64 of 1 KB"),
-    honoured("temperature", "0 to 2"),
-    honoured("top_p", "0 to 1"),
-    honoured("top_k", ""),
-    honoured("tools", "functions; other tools are left out and named"),
-    honoured("tool_choice", "`auto`, `any`, `tool`, `none`, with `disable_parallel_tool_use`"),
+    honoured("model", Shape::Text, "any name is served"),
+    honoured("system", Shape::Named("Content"), "a string, or text blocks"),
+    needed("messages", Shape::Named("Messages"), "a last turn of the assistant is continued"),
+    needed(
+        "max_tokens",
+        Shape::Whole(0, u64::MAX),
+        "0 computes the prompt, keeps it and answers with nothing",
+    ),
+    honoured("stop_sequences", STOPS, "at most 64 of 1 KB"),
+    honoured("temperature", TEMPERATURE, "0 to 2"),
+    honoured("top_p", SHARE, "0 to 1"),
+    honoured("top_k", Shape::Whole(0, u64::MAX), ""),
+    honoured("tools", Shape::Named("MessageTools"), "functions; other tools are left out and named"),
+    honoured(
+        "tool_choice",
+        Shape::Named("MessageToolChoice"),
+        "`auto`, `any`, `tool`, `none`, with `disable_parallel_tool_use`",
+    ),
     honoured(
         "thinking",
+        Shape::Named("Thinking"),
         "without it the model does not think; `adaptive`: as the model likes; a budget is no limit",
     ),
-    honoured("output_config.format", "`json_schema`"),
-    honoured("output_config.effort", "for templates that know efforts"),
-    honoured("output_format", "as `output_config.format`"),
-    honoured("stream", ""),
+    honoured("output_config.format", Shape::Named("OutputFormat"), "`json_schema`"),
+    honoured("output_config.effort", EFFORT, "for templates that know efforts"),
+    honoured("output_format", Shape::Named("OutputFormat"), "as `output_config.format`"),
+    honoured("stream", Shape::Flag, ""),
     inert("metadata", ""),
     inert("user", ""),
     inert("service_tier", ""),
@@ -56,27 +67,13 @@ pub fn request(body: &[u8], limits: &Limits, counts: bool) -> Result<Parsed, Api
     let chat = chat(&body, limits, &mut ignored)?;
     let max_tokens = if counts { body.get("max_tokens") } else { Some(body.need("max_tokens")?) };
     let max_tokens = max_tokens.map(|at| at.count(0..=u64::MAX)).transpose()?;
+    let base = Request::base(&body, Prompt::Chat(chat))?;
     let request = Request {
-        model: body.get("model").map(|at| at.string()).transpose()?.unwrap_or_default().to_owned(),
-        sampling: SampleRequest {
-            temperature: body.get("temperature").map(|at| at.number_in(0.0..=2.0)).transpose()?,
-            top_p: top_p(&body)?,
-            top_k: body.get("top_k").map(|at| at.count(0..=u64::MAX)).transpose()?,
-            ..SampleRequest::default()
-        },
+        sampling: SampleRequest { top_k: body.optional_count("top_k", 0..=u64::MAX)?, ..base.sampling },
         max_tokens,
-        min_tokens: 0,
-        ignore_end: false,
         stop: stops(body.get("stop_sequences"))?,
-        choices: 1,
-        top_logprobs: None,
         constraint: constraint(&body)?,
-        cache: true,
-        stream: body.get("stream").map(|at| at.flag()).transpose()?.unwrap_or(false),
-        include_usage: false,
-        progress: false,
-        echo: false,
-        prompt: Prompt::Chat(chat),
+        ..base
     };
     Ok(Parsed { request, ignored: ignored.into_paths() })
 }
@@ -89,9 +86,7 @@ fn chat(body: &At, limits: &Limits, ignored: &mut Ignored) -> Result<Chat, ApiEr
     if let Some(at) = body.get("tool_choice") {
         chat.tool_choice = tool_choice(&at)?;
         check_choice(&at, &chat.tool_choice, &chat.tools)?;
-        if let Some(alone) = at.get("disable_parallel_tool_use") {
-            chat.parallel_calls = !alone.flag()?;
-        }
+        chat.parallel_calls = !at.flag_or("disable_parallel_tool_use", false)?;
     }
     if let Some(at) = body.get("output_config").and_then(|config| config.get("effort")) {
         effort::tell(&at, &mut chat)?;
@@ -104,11 +99,11 @@ fn tools(body: &At, limits: &Limits, ignored: &mut Ignored) -> Result<Tools, Api
     let Some(list) = body.get("tools") else { return Ok(tools) };
     for tool in Tools::items(&list)? {
         tool.object()?;
-        match tool.get("type").map(|at| at.string()).transpose()? {
+        match tool.optional("type", At::string)? {
             None | Some("custom") => {
                 tools.push(&tool, function(&tool, None, "input_schema")?, limits, ignored)?;
             }
-            Some(_) => ignored.push(tool.path(), "a tool that is no function", limits)?,
+            Some(_) => ignored.push(&tool, NO_FUNCTION, limits)?,
         }
     }
     Ok(tools)
@@ -132,9 +127,7 @@ fn thinking(body: &At) -> Result<Option<bool>, ApiError> {
     let kind = at.need("type")?;
     match kind.string()? {
         "enabled" => {
-            if let Some(budget) = at.get("budget_tokens") {
-                budget.count(0..=u64::MAX)?;
-            }
+            at.optional_count("budget_tokens", 0..=u64::MAX)?;
             Ok(Some(true))
         }
         "disabled" => Ok(Some(false)),

@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::figures::{Tally, heading, logprob_value, token_text};
+use super::figures::{Tally, data, end, failure, heading, is_cut, logprob_value, token_text};
 use crate::{
     ApiError, Ending, Event, EventKind, Frame, Prompt, ReplyHead, ReplyWriter, Request, TokenLogprob,
 };
@@ -158,22 +158,14 @@ impl ReplyWriter for Reply {
     }
 
     fn end(&mut self) -> Vec<Frame> {
-        if self.choices.iter().any(|choice| matches!(choice.ending, None | Some(Ending::Cancelled))) {
-            return self.fail(&ApiError::cancelled());
+        if self.choices.iter().any(|choice| is_cut(choice.ending.as_ref())) {
+            return failure(&ApiError::cancelled());
         }
-        let mut frames = Vec::new();
-        if self.include_usage {
-            let mut chunk = self.chunk(json!([]));
-            chunk.insert("usage".into(), self.tally.usage());
-            chunk.insert("timings".into(), self.tally.timings());
-            frames.push(data(chunk));
-        }
-        frames.push(Frame::Data { event: None, data: "[DONE]".into() });
-        frames
+        end(self.include_usage.then(|| self.chunk(json!([]))), &self.tally)
     }
 
     fn fail(&mut self, error: &ApiError) -> Vec<Frame> {
-        vec![Frame::Data { event: None, data: error.openai().to_string() }]
+        failure(error)
     }
 
     fn whole(&mut self) -> Value {
@@ -193,12 +185,7 @@ impl ReplyWriter for Reply {
             .collect();
         let mut whole = heading(&self.head, "cmpl-", "text_completion");
         whole.insert("choices".into(), choices.into());
-        whole.insert("usage".into(), self.tally.usage());
-        whole.insert("timings".into(), self.tally.timings());
+        self.tally.add_to(&mut whole);
         Value::Object(whole)
     }
-}
-
-fn data(chunk: Map<String, Value>) -> Frame {
-    Frame::Data { event: None, data: Value::Object(chunk).to_string() }
 }

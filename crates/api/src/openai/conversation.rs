@@ -59,14 +59,14 @@ fn message(at: &At) -> Result<Message, ApiError> {
             }
         }
         Role::Tool => {
-            message.tool_call_id = optional(at, "tool_call_id")?;
+            message.tool_call_id = at.optional_text("tool_call_id")?;
             // A tool may have nothing to say.
             message.content.get_or_insert(Content::Text(String::new()));
         }
         _ if message.content.is_none() => return Err(missing_content(at)),
         _ => {}
     }
-    message.name = optional(at, "name")?;
+    message.name = at.optional_text("name")?;
     for (key, at) in at.members()? {
         if !KNOWN.contains(&key) {
             message.extra.insert(key.to_owned(), at.value()?);
@@ -78,10 +78,6 @@ fn message(at: &At) -> Result<Message, ApiError> {
 fn missing_content(at: &At) -> ApiError {
     let path = at.path_of("content");
     ApiError::invalid(path.clone(), format!("`{path}`: expected a string or a list of parts, got nothing."))
-}
-
-fn optional(at: &At, key: &str) -> Result<Option<String>, ApiError> {
-    at.get(key).map(|at| at.string().map(str::to_owned)).transpose()
 }
 
 fn role(at: &At) -> Result<Role, ApiError> {
@@ -100,33 +96,26 @@ fn role(at: &At) -> Result<Role, ApiError> {
 
 /// Thoughts, as this server and llama.cpp name them, or as vLLM and OpenRouter do.
 fn reasoning(at: &At) -> Result<Option<String>, ApiError> {
-    let own = optional(at, "reasoning_content")?;
+    let own = at.optional_text("reasoning_content")?;
     let other = at.get("reasoning").and_then(|at| at.json().as_str());
     Ok(own.or_else(|| other.map(str::to_owned)))
 }
 
 fn call(at: &At) -> Result<ToolCall, ApiError> {
     at.object()?;
-    let id = optional(at, "id")?.unwrap_or_default();
+    let id = at.optional_text("id")?.unwrap_or_default();
     let kind = at.get("type");
     match kind.as_ref().map(At::string).transpose()? {
         None | Some("function") => {
             let function = at.need("function")?;
             let name = function.need("name")?.string()?.to_owned();
-            let arguments = match function.get("arguments") {
-                None => call_arguments(""),
-                Some(at) => match at.json() {
-                    Json::String(text) => call_arguments(text),
-                    other => other.clone(),
-                },
-            };
-            Ok(ToolCall { id, name, arguments })
+            Ok(ToolCall { id, name, arguments: call_arguments(function.get("arguments").as_ref()) })
         }
         Some("custom") => {
             let custom = at.need("custom")?;
             let name = custom.need("name")?.string()?.to_owned();
-            let input = custom.get("input").map(|at| at.string()).transpose()?.unwrap_or_default();
-            Ok(ToolCall { id, name, arguments: Json::String(input.to_owned()) })
+            let input = custom.optional_text("input")?.unwrap_or_default();
+            Ok(ToolCall { id, name, arguments: Json::String(input) })
         }
         Some(other) => {
             let at = kind.as_ref().unwrap_or(at);

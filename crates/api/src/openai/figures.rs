@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 
-use crate::{ReplyHead, Timings, TokenLogprob, Usage};
+use crate::{ApiError, Ending, Frame, ReplyHead, Timings, TokenLogprob, Usage};
 
 /// In place of minus infinity, which JSON does not have.
 const LEAST_LOGPROB: f32 = -9999.0;
@@ -50,7 +50,13 @@ impl Tally {
         })
     }
 
-    pub(super) fn usage(&self) -> Value {
+    /// Puts what the answers cost into the last object of an answer.
+    pub(super) fn add_to(&self, object: &mut Map<String, Value>) {
+        object.insert("usage".into(), self.usage());
+        object.insert("timings".into(), self.timings());
+    }
+
+    fn usage(&self) -> Value {
         let total = self.total();
         json!({
             "prompt_tokens": total.prompt_tokens,
@@ -84,6 +90,30 @@ impl Tally {
             "drive_read_bytes": times().map(|timings| timings.drive_read_bytes).max().unwrap_or_default(),
         })
     }
+}
+
+/// A frame of a stream.
+pub(super) fn data(chunk: Map<String, Value>) -> Frame {
+    Frame::Data { event: None, data: Value::Object(chunk).to_string() }
+}
+
+/// Whether an answer has no end of its own.
+pub(super) fn is_cut(ending: Option<&Ending>) -> bool {
+    matches!(ending, None | Some(Ending::Cancelled))
+}
+
+/// The end of a stream; before it `usage`, a chunk without choices, where it was asked for.
+pub(super) fn end(usage: Option<Map<String, Value>>, tally: &Tally) -> Vec<Frame> {
+    let usage = usage.map(|mut chunk| {
+        tally.add_to(&mut chunk);
+        data(chunk)
+    });
+    usage.into_iter().chain([Frame::Data { event: None, data: "[DONE]".into() }]).collect()
+}
+
+/// A failure in the midst of a stream. No end follows it.
+pub(super) fn failure(error: &ApiError) -> Vec<Frame> {
+    vec![Frame::Data { event: None, data: error.openai().to_string() }]
 }
 
 /// To a microsecond.

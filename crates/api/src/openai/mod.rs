@@ -14,4 +14,4 @@ pub use request::{chat_request, completion_request};
 
 // The other APIs have these too.
 pub(crate) use figures::token_logprob;
-pub(crate) use request::{mode, stops, top_p};
+pub(crate) use request::{PROMPTS_MAX, mode, stops};

@@ -8,16 +8,14 @@ use super::fields::{CHAT_FIELDS, COMPLETION_FIELDS};
 use crate::body::{self, At, shown};
 use crate::fields::{Ignored, check};
 use crate::messages::can_go_on;
-use crate::tools::{Tools, check_choice, function, schema};
+use crate::request::{STOP_BYTES_MAX, STOPS_MAX, TOP_LOGPROBS_MAX};
+use crate::tools::{NO_FUNCTION, Tools, check_choice, function, schema};
 use crate::{ApiError, Chat, Constraint, Limits, Parsed, Prompt, Request, TextPrompt, ToolChoice, effort};
 
-const STOPS_MAX: usize = 64;
-const STOP_BYTES_MAX: usize = 1024;
-const BIASES_MAX: usize = 4096;
-const TOP_LOGPROBS_MAX: u64 = 20;
+pub(super) const BIASES_MAX: usize = 4096;
 /// Prompts of one request for plain completion.
-const PROMPTS_MAX: usize = 2048;
-const CHOICES_LISTED_MAX: usize = 4096;
+pub(crate) const PROMPTS_MAX: usize = 2048;
+pub(super) const CHOICES_LISTED_MAX: usize = 4096;
 
 /// Reads the body of `POST /v1/chat/completions`.
 ///
@@ -32,7 +30,7 @@ pub fn chat_request(body: &[u8], limits: &Limits) -> Result<Parsed, ApiError> {
     let max_tokens = max_tokens(&body, &["max_tokens", "max_completion_tokens"])?;
     let request = Request {
         top_logprobs: chat_logprobs(&body)?,
-        progress: flag(&body, "return_progress")?.unwrap_or(false),
+        progress: body.flag_or("return_progress", false)?,
         ..common(&body, limits, Prompt::Chat(chat), max_tokens, &mut ignored)?
     };
     Ok(Parsed { request, ignored: ignored.into_paths() })
@@ -49,8 +47,8 @@ pub fn completion_request(body: &[u8], limits: &Limits) -> Result<Parsed, ApiErr
     check(&body, COMPLETION_FIELDS, limits, &mut ignored)?;
     let prompts = Prompt::Texts(prompts(&body.need("prompt")?)?);
     let max_tokens = max_tokens(&body, &["max_tokens"])?.or(Some(limits.completion_tokens));
-    let top_logprobs = body.get("logprobs").map(|at| at.count(0..=TOP_LOGPROBS_MAX)).transpose()?;
-    let echo = flag(&body, "echo")?.unwrap_or(false);
+    let top_logprobs = body.optional_count("logprobs", 0..=TOP_LOGPROBS_MAX)?;
+    let echo = body.flag_or("echo", false)?;
     if let (true, Some(at), Some(_)) = (echo, body.get("echo"), top_logprobs) {
         return Err(
             at.unsupported("the log-probabilities of a prompt are not computed; leave out echo or logprobs")
@@ -68,34 +66,25 @@ fn common(
     max_tokens: Option<usize>,
     ignored: &mut Ignored,
 ) -> Result<Request, ApiError> {
-    let min_tokens = body.get("min_tokens").map(|at| at.count(0..=u64::MAX)).transpose()?.unwrap_or(0);
+    let min_tokens = body.optional_count("min_tokens", 0..=u64::MAX)?.unwrap_or(0);
     if let (Some(at), Some(most)) = (body.get("min_tokens"), max_tokens.filter(|most| *most < min_tokens)) {
         return Err(at.wrong(format_args!("{min_tokens} is above the most tokens of the answer, {most}")));
     }
     let choices_max = limits.choices_max.max(1) as u64;
-    let include_usage = body.get("stream_options");
-    let include_usage = include_usage.map(|options| flag(&options, "include_usage")).transpose()?.flatten();
+    let include_usage = body.optional("stream_options", |options| options.flag_or("include_usage", false))?;
+    let base = Request::base(body, prompt)?;
     Ok(Request {
-        model: body.get("model").map(|at| at.string()).transpose()?.unwrap_or_default().to_owned(),
-        prompt,
-        sampling: sampling(body)?,
+        sampling: sampling(body, base.sampling)?,
         max_tokens,
         min_tokens,
-        ignore_end: flag(body, "ignore_eos")?.unwrap_or(false),
+        ignore_end: body.flag_or("ignore_eos", false)?,
         stop: stops(body.get("stop"))?,
-        choices: body.get("n").map(|at| at.count(1..=choices_max)).transpose()?.unwrap_or(1),
-        top_logprobs: None,
+        choices: body.optional_count("n", 1..=choices_max)?.unwrap_or(1),
         constraint: constraint(body, ignored, limits)?,
-        cache: flag(body, "cache_prompt")?.unwrap_or(true),
-        stream: flag(body, "stream")?.unwrap_or(false),
+        cache: body.flag_or("cache_prompt", true)?,
         include_usage: include_usage.unwrap_or(false),
-        progress: false,
-        echo: false,
+        ..base
     })
-}
-
-fn flag(body: &At, key: &str) -> Result<Option<bool>, ApiError> {
-    body.get(key).map(|at| at.flag()).transpose()
 }
 
 /// The smallest of the limits that `keys` name.
@@ -105,30 +94,21 @@ fn max_tokens(body: &At, keys: &[&str]) -> Result<Option<usize>, ApiError> {
     Ok(given?.into_iter().min())
 }
 
-fn sampling(body: &At) -> Result<SampleRequest, ApiError> {
-    let number =
-        |key: &str, least: f64, most: f64| body.get(key).map(|at| at.number_in(least..=most)).transpose();
-    let repetition_penalty = number("repetition_penalty", 0.0, 2.0)?;
+fn sampling(body: &At, base: SampleRequest) -> Result<SampleRequest, ApiError> {
+    let repetition_penalty = body.optional_number("repetition_penalty", 0.0..=2.0)?;
     if let (Some(at), Some(0.0)) = (body.get("repetition_penalty"), repetition_penalty) {
         return Err(at.wrong("0 is not above 0"));
     }
     Ok(SampleRequest {
-        temperature: number("temperature", 0.0, 2.0)?,
-        top_k: body.get("top_k").map(|at| top_k(&at)).transpose()?,
-        top_p: top_p(body)?,
-        min_p: number("min_p", 0.0, 1.0)?,
+        top_k: body.optional("top_k", top_k)?,
+        min_p: body.optional_number("min_p", 0.0..=1.0)?,
         repetition_penalty,
-        presence_penalty: number("presence_penalty", -2.0, 2.0)?.unwrap_or(0.0),
-        frequency_penalty: number("frequency_penalty", -2.0, 2.0)?.unwrap_or(0.0),
-        logit_bias: body.get("logit_bias").map(|at| biases(&at)).transpose()?.unwrap_or_default(),
-        seed: body.get("seed").map(|at| seed(&at)).transpose()?,
+        presence_penalty: body.optional_number("presence_penalty", -2.0..=2.0)?.unwrap_or(0.0),
+        frequency_penalty: body.optional_number("frequency_penalty", -2.0..=2.0)?.unwrap_or(0.0),
+        logit_bias: body.optional("logit_bias", biases)?.unwrap_or_default(),
+        seed: body.optional("seed", seed)?,
+        ..base
     })
-}
-
-/// The best token alone is kept with 0 either way, and the sampler takes no share of nothing.
-pub(crate) fn top_p(body: &At) -> Result<Option<f32>, ApiError> {
-    let share = body.get("top_p").map(|at| at.number_in(0.0..=1.0)).transpose()?;
-    Ok(share.map(|share| share.max(f32::MIN_POSITIVE)))
 }
 
 /// -1 keeps all tokens, as 0 does: vLLM's way to say it.
@@ -183,7 +163,7 @@ pub(crate) fn stops(at: Option<At>) -> Result<Vec<String>, ApiError> {
 }
 
 fn chat_logprobs(body: &At) -> Result<Option<usize>, ApiError> {
-    let wanted = flag(body, "logprobs")?.unwrap_or(false);
+    let wanted = body.flag_or("logprobs", false)?;
     let Some(at) = body.get("top_logprobs") else { return Ok(wanted.then_some(0)) };
     let top = at.count(0..=TOP_LOGPROBS_MAX)?;
     match wanted {
@@ -196,8 +176,8 @@ fn chat_logprobs(body: &At) -> Result<Option<usize>, ApiError> {
 fn chat(body: &At, limits: &Limits, ignored: &mut Ignored) -> Result<Chat, ApiError> {
     let mut chat = Chat {
         messages: conversation::messages(&body.need("messages")?)?,
-        parallel_calls: flag(body, "parallel_tool_calls")?.unwrap_or(true),
-        continues: flag(body, "continue_final_message")?.unwrap_or(false),
+        parallel_calls: body.flag_or("parallel_tool_calls", true)?,
+        continues: body.flag_or("continue_final_message", false)?,
         ..Chat::default()
     };
     let can = can_go_on(&chat.messages);
@@ -228,12 +208,12 @@ fn tools(list: &At, limits: &Limits, ignored: &mut Ignored) -> Result<Tools, Api
     let mut tools = Tools::default();
     for tool in Tools::items(list)? {
         tool.object()?;
-        match tool.get("type").map(|at| at.string()).transpose()? {
+        match tool.optional("type", At::string)? {
             None | Some("function") => {
                 let spec = function(&tool.need("function")?, None, "parameters")?;
                 tools.push(&tool, spec, limits, ignored)?;
             }
-            Some(_) => ignored.push(tool.path(), "a tool that is no function", limits)?,
+            Some(_) => ignored.push(&tool, NO_FUNCTION, limits)?,
         }
     }
     Ok(tools)
@@ -287,7 +267,7 @@ fn named<'a>(at: &At<'a>) -> Result<&'a str, ApiError> {
 }
 
 fn constraint(body: &At, ignored: &mut Ignored, limits: &Limits) -> Result<Option<Constraint>, ApiError> {
-    let format = body.get("response_format").map(|at| response_format(&at)).transpose()?.flatten();
+    let format = body.optional("response_format", response_format)?.flatten();
     let Some(at) = body.get("structured_outputs") else { return Ok(format) };
     let outputs = structured_outputs(&at, ignored, limits)?;
     if outputs.is_some() && format.is_some() {
@@ -333,7 +313,7 @@ fn structured_outputs(
         }
     }
     if constraint.is_none() {
-        ignored.push(at.path(), "it constrains nothing", limits)?;
+        ignored.push(at, "it constrains nothing", limits)?;
     }
     Ok(constraint)
 }

@@ -2,7 +2,7 @@
 //!
 //! Thoughts, text and calls of one answer are items of their own, and one turn for a template.
 
-use engine::text::{Content, Json, JsonMap, Message, Role, ToolCall};
+use engine::text::{Content, Json, Message, Role, ToolCall};
 use serde_json::Value;
 
 use super::tools::Offer;
@@ -65,11 +65,9 @@ impl<'a> Input<'a> {
             "message" => self.message(item),
             "reasoning" => self.reasoning(item),
             "function_call" => {
-                let arguments = match item.get("arguments") {
-                    Some(text) => call_arguments(text.string()?),
-                    None => Json::Object(JsonMap::new()),
-                };
-                self.call(item, arguments)
+                let arguments = item.get("arguments");
+                arguments.as_ref().map(At::string).transpose()?;
+                self.call(item, call_arguments(arguments.as_ref()))
             }
             // Its tool is not offered here; an older call of it is told as one of a function.
             "custom_tool_call" => {
@@ -83,7 +81,7 @@ impl<'a> Input<'a> {
             "local_shell_call_output" => self.output(local_shell_id(item)?, item),
             "additional_tools" => self.offer.list(&item.need("tools")?, self.limits, self.ignored),
             name if RECORDS.contains(&name) => {
-                self.ignored.push(item.path(), "an item of a hosted tool", self.limits)
+                self.ignored.push(item, "an item of a hosted tool", self.limits)
             }
             other => {
                 let at = kind.as_ref().unwrap_or(item);

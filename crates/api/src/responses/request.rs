@@ -1,42 +1,59 @@
 //! The body of a request.
 
-use engine::sample::SampleRequest;
 use serde_json::{Map, Value, json};
 
 use super::input::Input;
 use super::thread::{Conversation, Thread, resume};
 use super::tools::Offer;
 use crate::body::{self, At, lossy, shown};
-use crate::fields::{Field, Ignored, check, honoured, inert, inert_as, refused};
-use crate::openai::top_p;
+use crate::fields::{Field, Ignored, check, honoured, inert, inert_as, needed, refused};
+use crate::request::{EFFORT, SHARE, TEMPERATURE, TOP_LOGPROBS, TOP_LOGPROBS_MAX};
+use crate::schema::Shape;
 use crate::{ApiError, Chat, Constraint, Limits, Parsed, Prompt, Request, effort, tools};
 
-const TOP_LOGPROBS_MAX: u64 = 20;
+/// The answer holds it several times until it is sent.
+const METADATA_BYTES_MAX: usize = 16 << 10;
 
 /// What becomes of each field.
 pub const FIELDS: &[Field] = &[
-    honoured("model", "any name is served"),
-    honoured("input", "a string, or items: messages, reasoning, calls and their outputs"),
-    honoured("instructions", "stand before the input, and are not inherited"),
-    honoured("previous_response_id", "the latest answers are kept in memory"),
-    honoured("store", "`false`: the answer is not kept"),
-    honoured("max_output_tokens", "1 or more; until the context is full without it"),
-    honoured("temperature", "0 to 2"),
-    honoured("top_p", "0 to 1"),
-    honoured("top_logprobs", "0 to 20"),
-    honoured("include", "`message.output_text.logprobs`; other values have no effect"),
-    honoured("tools", "functions, and namespaces of them; other tools are left out and named"),
-    honoured("tool_choice", "`auto`, `none`, `required`, a function, `allowed_tools`"),
-    honoured("parallel_tool_calls", ""),
-    honoured("text.format", "`text`, `json_object`, `json_schema`"),
-    honoured("reasoning.effort", "`none` to `max`; with `none` the model does not think"),
-    honoured("stream", ""),
+    honoured("model", Shape::Text, "any name is served"),
+    needed(
+        "input",
+        Shape::Named("ResponseInput"),
+        "a string, or items: messages, reasoning, calls and their outputs",
+    ),
+    honoured("instructions", Shape::Text, "stand before the input, and are not inherited"),
+    honoured("previous_response_id", Shape::Text, "the latest answers are kept in memory"),
+    honoured("store", Shape::Flag, "`false`: the answer is not kept"),
+    honoured(
+        "max_output_tokens",
+        Shape::Whole(1, u64::MAX),
+        "1 or more; until the context is full without it",
+    ),
+    honoured("temperature", TEMPERATURE, "0 to 2"),
+    honoured("top_p", SHARE, "0 to 1"),
+    honoured("top_logprobs", TOP_LOGPROBS, "0 to 20"),
+    honoured("include", Shape::Texts, "`message.output_text.logprobs`; other values have no effect"),
+    honoured(
+        "tools",
+        Shape::Named("ResponseTools"),
+        "functions, and namespaces of them; other tools are left out and named",
+    ),
+    honoured(
+        "tool_choice",
+        Shape::Named("ResponseToolChoice"),
+        "`auto`, `none`, `required`, a function, `allowed_tools`",
+    ),
+    honoured("parallel_tool_calls", Shape::Flag, ""),
+    honoured("text.format", Shape::Named("TextFormat"), "`text`, `json_object`, `json_schema`"),
+    honoured("reasoning.effort", EFFORT, "`none` to `max`; with `none` the model does not think"),
+    honoured("stream", Shape::Flag, ""),
     inert("text.verbosity", ""),
     inert("reasoning.summary", "thoughts are shown as they are"),
     inert("reasoning.generate_summary", ""),
     inert("stream_options", ""),
     inert("max_tool_calls", "counts calls of hosted tools, of which there are none"),
-    inert("metadata", "repeated in the answer"),
+    inert("metadata", "repeated in the answer; at most 16 KiB"),
     inert("user", ""),
     inert("service_tier", ""),
     inert("safety_identifier", ""),
@@ -74,27 +91,11 @@ pub fn request(body: &[u8], limits: &Limits) -> Result<Parsed, ApiError> {
     check(&body, FIELDS, limits, &mut ignored)?;
     let chat = chat(&body, limits, &mut ignored)?;
     let logprobs = logprobs(&body)?;
-    let max_tokens = body.get("max_output_tokens").map(|at| at.count(1..=u64::MAX)).transpose()?;
     let request = Request {
-        model: body.get("model").map(|at| at.string()).transpose()?.unwrap_or_default().to_owned(),
-        sampling: SampleRequest {
-            temperature: body.get("temperature").map(|at| at.number_in(0.0..=2.0)).transpose()?,
-            top_p: top_p(&body)?,
-            ..SampleRequest::default()
-        },
-        max_tokens,
-        min_tokens: 0,
-        ignore_end: false,
-        stop: Vec::new(),
-        choices: 1,
+        max_tokens: body.optional_count("max_output_tokens", 1..=u64::MAX)?,
         top_logprobs: logprobs,
         constraint: constraint(&body)?,
-        cache: true,
-        stream: flag(&body, "stream")?.unwrap_or(false),
-        include_usage: false,
-        progress: false,
-        echo: false,
-        prompt: Prompt::Chat(chat),
+        ..Request::base(&body, Prompt::Chat(chat))?
     };
     Ok(Parsed { request, ignored: ignored.into_paths() })
 }
@@ -105,11 +106,11 @@ fn chat(body: &At, limits: &Limits, ignored: &mut Ignored) -> Result<Chat, ApiEr
         offer.list(&tools, limits, ignored)?;
     }
     let input = Input::new(limits, ignored, &mut offer).read(&body.need("input")?)?;
-    let previous = body.get("previous_response_id").map(|at| at.string()).transpose()?.map(str::to_owned);
-    let instructions = body.get("instructions").map(|at| at.string()).transpose()?.map(str::to_owned);
-    let keep = flag(body, "store")?.unwrap_or(true);
+    let previous = body.optional_text("previous_response_id")?;
+    let instructions = body.optional_text("instructions")?;
+    let keep = body.flag_or("store", true)?;
     let mut chat = Chat {
-        parallel_calls: flag(body, "parallel_tool_calls")?.unwrap_or(true),
+        parallel_calls: body.flag_or("parallel_tool_calls", true)?,
         repeated: repeated(body)?,
         ..Chat::default()
     };
@@ -128,12 +129,8 @@ fn chat(body: &At, limits: &Limits, ignored: &mut Ignored) -> Result<Chat, ApiEr
     Ok(chat)
 }
 
-fn flag(body: &At, key: &str) -> Result<Option<bool>, ApiError> {
-    body.get(key).map(|at| at.flag()).transpose()
-}
-
 fn logprobs(body: &At) -> Result<Option<usize>, ApiError> {
-    let top = body.get("top_logprobs").map(|at| at.count(0..=TOP_LOGPROBS_MAX)).transpose()?;
+    let top = body.optional_count("top_logprobs", 0..=TOP_LOGPROBS_MAX)?;
     let mut wanted = top.is_some_and(|top| top > 0);
     if let Some(include) = body.get("include") {
         for value in include.items()? {
@@ -186,6 +183,12 @@ fn repeated(body: &At) -> Result<Map<String, Value>, ApiError> {
         ("truncation", json!("disabled")),
         ("user", Value::Null),
     ];
+    if let Some(at) = body.get("metadata") {
+        let bytes = at.json().to_string().len();
+        if bytes > METADATA_BYTES_MAX {
+            return Err(at.wrong(format_args!("{bytes} bytes, at most {METADATA_BYTES_MAX} can be repeated")));
+        }
+    }
     let of_body = |key: &str| match key {
         // Completed above, or not what was asked for.
         "text" | "reasoning" | "service_tier" | "truncation" => None,

@@ -7,11 +7,8 @@ use engine::text::Json;
 use crate::body::{At, shown};
 use crate::fields::Ignored;
 use crate::openai::mode;
-use crate::tools::{Tools, check_choice, function};
+use crate::tools::{NO_FUNCTION, Tools, check_choice, function};
 use crate::{ApiError, Chat, Limits, ToolChoice};
-
-/// A kind of tool that is left out, for the error of a strict server.
-const NO_FUNCTION: &str = "a tool that is no function";
 
 /// The functions on offer.
 #[derive(Default)]
@@ -34,7 +31,7 @@ impl Offer {
                     self.tools.push(&tool, function(&tool, None, "parameters")?, limits, ignored)?;
                 }
                 "namespace" => self.namespace(&tool, limits, ignored)?,
-                _ => ignored.push(tool.path(), NO_FUNCTION, limits)?,
+                _ => ignored.push(&tool, NO_FUNCTION, limits)?,
             }
         }
         Ok(())
@@ -44,7 +41,7 @@ impl Offer {
         let namespace = at.need("name")?.string()?;
         for tool in Tools::items(&at.need("tools")?)? {
             if tool.need("type")?.string()? != "function" {
-                ignored.push(tool.path(), NO_FUNCTION, limits)?;
+                ignored.push(&tool, NO_FUNCTION, limits)?;
                 continue;
             }
             let name = tool.need("name")?.string()?;

@@ -5,7 +5,7 @@ mod requests;
 
 use serde_json::{Value, json};
 use tidemill_api::openai::{chat_request, completion_request};
-use tidemill_api::{ApiError, Chat, Parsed, Prompt, Request};
+use tidemill_api::{ApiError, Parsed, Request};
 
 use crate::support::limits;
 
@@ -35,13 +35,6 @@ pub(super) fn plain(fields: Value) -> Value {
 
 pub(super) fn completion(fields: Value) -> Result<Parsed, ApiError> {
     completion_request(plain(fields).to_string().as_bytes(), &limits())
-}
-
-pub(super) fn chat(request: &Request) -> &Chat {
-    match &request.prompt {
-        Prompt::Chat(chat) => chat,
-        Prompt::Texts(_) => panic!("no chat"),
-    }
 }
 
 pub(super) fn tool(name: &str) -> Value {

@@ -9,7 +9,8 @@ use tidemill_api::{ApiError, Ending, ErrorClass, Event, EventKind, Frame, Timing
 
 use super::{completion, taken, with};
 use crate::support::{
-    call, ended, event, events, frames, head, lines, logprob, places, started, text, thinking, whole,
+    call, ended, event, events, frames, frames_with, head, lines, logprob, places, started, text, thinking,
+    whole,
 };
 
 fn of_choice(choice: usize, events: Vec<Event>) -> Vec<Event> {
@@ -289,14 +290,7 @@ proptest! {
     fn deltas_are_the_answer(events in events(), usage: bool, pings in places(20)) {
         let options = json!({"stream_options": {"include_usage": usage}, "return_progress": true});
         let mut writer = chat_reply(head(), &taken(with(options)));
-        let mut stream = writer.begin();
-        for (i, event) in events.iter().enumerate() {
-            if pings.contains(&i) {
-                stream.extend(writer.ping());
-            }
-            stream.extend(writer.event(event));
-        }
-        stream.extend(writer.end());
+        let stream = frames_with(writer.as_mut(), &events, &pings);
         prop_assert!(lines(&stream).ends_with("- [DONE]"));
         let streamed = joined(&stream);
         let whole = writer.whole();

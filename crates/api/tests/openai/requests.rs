@@ -4,19 +4,10 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 use tidemill_api::fields::{Field, FieldKind, markdown};
 use tidemill_api::openai::{CHAT_FIELDS, COMPLETION_FIELDS, chat_request, completion_request};
-use tidemill_api::{
-    ApiError, Constraint, ErrorClass, Limits, Parsed, Prompt, Request, TextPrompt, ToolChoice,
-};
+use tidemill_api::{ApiError, Constraint, ErrorClass, Limits, Parsed, Prompt, TextPrompt, ToolChoice};
 
-use super::{chat, completion, merged, parsed, plain, taken, tool, with};
-use crate::support::{limits, near, strict};
-
-/// A line a turn, as a template sees it.
-fn turns(request: &Request) -> String {
-    let lines: Vec<String> =
-        chat(request).messages.iter().map(|message| message.template_value().to_string()).collect();
-    lines.join("\n")
-}
+use super::{completion, merged, parsed, plain, taken, tool, with};
+use crate::support::{chat, limits, near, strict, turns};
 
 #[test]
 fn a_question() {
@@ -24,7 +15,7 @@ fn a_question() {
     assert_eq!(request.max_tokens, None);
     assert!(request.cache && !request.stream && !request.include_usage && !request.progress);
     assert!(chat(&request).parallel_calls && chat(&request).thinking.is_none() && !chat(&request).continues);
-    insta::assert_snapshot!(turns(&request), @r#"{"role":"user","content":"Hi"}"#);
+    insta::assert_snapshot!(turns(chat(&request)), @r#"{"role":"user","content":"Hi"}"#);
 }
 
 /// As agents send them: system messages in the midst, users in a row, parts, calls without content, broken arguments.
@@ -46,7 +37,7 @@ fn an_agents_conversation() {
         {"role": "system", "content": "90 tokens left"},
         {"role": "assistant", "content": "done", "prefix": true, "reasoning": "so"},
     ]})));
-    insta::assert_snapshot!(turns(&request), @r#"
+    insta::assert_snapshot!(turns(chat(&request)), @r#"
     {"role":"system","content":"Be brief.\n\nYou\ncode."}
     {"role":"user","content":"a","name":"ann"}
     {"role":"user","content":"b"}

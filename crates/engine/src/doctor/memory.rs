@@ -102,6 +102,7 @@ impl Memory {
                 tensors: found.tensors,
                 experts: (shape.layers * shape.experts) as u64,
                 tokenizer_bytes: shape_tokenizer_bytes(shape.vocab_size),
+                beside_bytes: 0,
                 vocab: shape.vocab_size,
             },
         };

@@ -172,7 +172,8 @@ impl StateDirectory {
         self.folder.join(name).with_extension(suffix)
     }
 
-    fn bytes(&self) -> u64 {
+    /// What the directory holds, other models' folders included.
+    pub(crate) fn bytes(&self) -> u64 {
         let borders = self.index.borders.values().map(|border| border.bytes);
         let answers_bytes = self.answers.bytes();
         self.index.other_bytes

@@ -10,6 +10,7 @@ mod partial;
 mod prefixes;
 mod recurrent;
 mod room;
+mod tally;
 
 use std::sync::Arc;
 
@@ -27,6 +28,8 @@ use prefixes::Prefix;
 pub(crate) use prefixes::{Found, Prefixes};
 pub(crate) use recurrent::{Recurrent, RecurrentShape};
 pub(crate) use room::{Room, RoomFor};
+pub use tally::KeptCounts;
+pub(crate) use tally::KeptTally;
 
 /// Positions between the borders in long prompts, at least.
 const GRID: usize = 2048;
@@ -116,7 +119,8 @@ impl StatePool {
         let mut layers = shapes.iter().map(layer).collect::<Result<Vec<_>>>()?;
         // Huge pages would bring memory that the plan does not know of.
         give_back(backend.as_ref(), &mut layers, pages.clone())?;
-        let recurrent = shapes.iter().any(|shape| shape.recurrent_bytes() > 0);
+        let snapshot_bytes: u64 = shapes.iter().map(LayerShape::recurrent_bytes).sum();
+        let recurrent = snapshot_bytes > 0;
         // Each sequence has one to go back to, besides those that are kept.
         let snapshots = if recurrent { sequences + kept_snapshots } else { 0 };
         let ledger = Ledger::new(pages.clone(), sequences, snapshots, context, recurrent);
@@ -125,7 +129,7 @@ impl StatePool {
             layers,
             ledger,
             page_bytes: room.page_bytes,
-            prefixes: Prefixes::new(room.keeps, kept_snapshots),
+            prefixes: Prefixes::new(room.keeps, kept_snapshots, room.page_bytes, snapshot_bytes),
             partial_chunks: PartialChunks::default(),
         })
     }

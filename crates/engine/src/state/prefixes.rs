@@ -3,6 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
+use super::KeptTally;
 use super::Snapshot;
 use super::ledger::Page;
 use crate::sequence::common;
@@ -57,12 +58,29 @@ pub(crate) struct Prefixes {
     snapshots_max: usize,
     clock: u64,
     next_id: u64,
+    page_bytes: u64,
+    snapshot_bytes: u64,
+    tally: KeptTally,
 }
 
 impl Prefixes {
     /// Nothing yet, and nothing ever unless it `keeps`; at most `snapshots_max` will have a snapshot.
-    pub(super) fn new(keeps: bool, snapshots_max: usize) -> Self {
-        Self { kept: Vec::new(), keeps, snapshots_max, clock: 0, next_id: 0 }
+    pub(super) fn new(keeps: bool, snapshots_max: usize, page_bytes: u64, snapshot_bytes: u64) -> Self {
+        let (kept, tally) = (Vec::new(), KeptTally::default());
+        Self { kept, keeps, snapshots_max, clock: 0, next_id: 0, page_bytes, snapshot_bytes, tally }
+    }
+
+    /// Where it is counted.
+    pub(crate) fn tally(&self) -> &KeptTally {
+        &self.tally
+    }
+
+    fn count(&self) {
+        let pages: HashSet<u32> =
+            self.kept.iter().flat_map(|kept| &kept.prefix.pages).map(Page::id).collect();
+        let snapshots = self.kept.iter().filter(|kept| kept.prefix.snapshot.is_some()).count();
+        let bytes = pages.len() as u64 * self.page_bytes + snapshots as u64 * self.snapshot_bytes;
+        self.tally.set_memory(self.kept.len() as u64, bytes);
     }
 
     /// Most snapshots.
@@ -126,6 +144,7 @@ impl Prefixes {
         if has_snapshot && snapshots > self.snapshots_max {
             self.evict();
         }
+        self.count();
     }
 
     /// Gives the least valuable one up; false if there is none. Value is tokens that need not be computed again, times how
@@ -145,7 +164,10 @@ impl Prefixes {
         let has = |kept: &Kept| kept.prefix.pages.iter().any(|other| other.id() == page.id());
         let alone = page.holders() == 1 + self.kept.iter().filter(|kept| has(kept)).count();
         if alone {
+            let before = self.kept.len();
             self.kept.retain(|kept| !has(kept));
+            self.tally.evicted((before - self.kept.len()) as u64);
+            self.count();
         }
         alone
     }
@@ -160,7 +182,11 @@ impl Prefixes {
         };
         let candidates = (0..self.kept.len()).filter(|&at| may_go(&self.kept[at].prefix));
         let least = candidates.min_by(|&a, &b| value(a).total_cmp(&value(b)));
-        least.map(|at| self.kept.swap_remove(at)).is_some()
+        let Some(at) = least else { return false };
+        self.kept.swap_remove(at);
+        self.tally.evicted(1);
+        self.count();
+        true
     }
 
     /// How many pages nobody else has.
@@ -181,6 +207,7 @@ impl Prefixes {
     /// Forgets everything.
     pub(crate) fn clear(&mut self) {
         self.kept.clear();
+        self.count();
     }
 
     /// One that no file holds, the oldest first.

@@ -97,6 +97,14 @@ pub fn rss_peak_bytes() -> Option<u64> {
     kib_field(&fs::read_to_string("/proc/self/status").ok()?, "VmHWM:")
 }
 
+/// Memory that this process has resident now, in bytes; `None` where the system does not tell.
+pub fn rss_bytes() -> Option<u64> {
+    #[cfg(target_os = "macos")]
+    return apple::rss_bytes();
+    #[cfg(not(target_os = "macos"))]
+    kib_field(&fs::read_to_string("/proc/self/status").ok()?, "VmRSS:")
+}
+
 /// `name   123 kB` as bytes.
 fn kib_field(text: &str, name: &str) -> Option<u64> {
     let rest = text.lines().find_map(|line| line.strip_prefix(name))?;
@@ -230,6 +238,19 @@ mod apple {
         Ok(MachineMemory { total_bytes, available_bytes, limit_bytes: None })
     }
 
+    /// The resident size that `proc_pidinfo` tells.
+    pub(super) fn rss_bytes() -> Option<u64> {
+        let mut info = MaybeUninit::<libc::proc_taskinfo>::zeroed();
+        let size = libc::c_int::try_from(size_of::<libc::proc_taskinfo>()).ok()?;
+        // SAFETY: the call writes at most `size` bytes, which the buffer has.
+        let written = unsafe {
+            libc::proc_pidinfo(libc::getpid(), libc::PROC_PIDTASKINFO, 0, info.as_mut_ptr().cast(), size)
+        };
+        // SAFETY: all-zero is a valid value of this struct of integers.
+        let info = unsafe { info.assume_init() };
+        (written == size).then_some(info.pti_resident_size)
+    }
+
     /// `ru_maxrss` of `getrusage(2)`, in bytes on this system.
     pub(super) fn rss_peak_bytes() -> Option<u64> {
         let mut usage = MaybeUninit::<libc::rusage>::zeroed();
@@ -356,6 +377,7 @@ mod tests {
         let mut slab = crate::SlabMemory::anonymous(64 << 20).unwrap();
         slab.as_mut_slice().fill(1);
         assert!(rss_peak_bytes().unwrap() >= 64 << 20);
+        assert!((1 << 20..=rss_peak_bytes().unwrap()).contains(&rss_bytes().unwrap()));
     }
 
     #[test]
