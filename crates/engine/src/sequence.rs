@@ -50,6 +50,7 @@ pub struct Sequence {
     borders: Vec<usize>,
     /// A chunk of the same tokens that broke off, with which its next step may go on.
     pub(crate) resumes: Option<Resume>,
+    departs: Option<usize>,
     /// Whether it takes over what others have computed, and leaves its own to them.
     pub(crate) shares: bool,
     pub(crate) routes: Option<Vec<RouteRecord>>,
@@ -69,6 +70,7 @@ impl Sequence {
             start: None,
             borders: Vec::new(),
             resumes: None,
+            departs: None,
             shares: true,
             routes: None,
         })
@@ -87,6 +89,12 @@ impl Sequence {
     /// All its tokens.
     pub fn tokens(&self) -> &[u32] {
         &self.tokens
+    }
+
+    /// How many of its tokens the nearest sequence in memory had too that was kept when it looked for one (see [`Self::reuse`]),
+    /// if it departs from that one.
+    pub fn departs(&self) -> Option<usize> {
+        self.departs
     }
 
     /// Tokens that are computed: the first so many.
@@ -192,6 +200,7 @@ impl Sequence {
         let directory = model.state_directory();
         let states = &mut model.lock_step().states;
         let position = self.state.position();
+        self.departs = states.prefixes.departs(&self.tokens);
         let mut found = states.prefixes.longest(tokens);
         if let Some(mut directory) = directory {
             model.make_room(states, crate::state::pages(tokens.len()));
@@ -216,6 +225,7 @@ impl Sequence {
     pub(crate) fn reuse_between(&mut self, pause: &mut Pause<'_>) -> Result<usize> {
         if self.shares {
             let tokens = &self.tokens[..self.tokens.len().saturating_sub(1)];
+            self.departs = pause.states.prefixes.departs(&self.tokens);
             let found = pause.states.prefixes.longest(tokens);
             self.take_over(pause.states, found)?;
         }

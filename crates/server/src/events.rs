@@ -80,7 +80,7 @@ impl Mapping {
     ) -> engine::Result<Vec<Event>> {
         let mut kinds = Vec::new();
         match event {
-            RequestEvent::Begun { prompt_tokens, reused_tokens } => {
+            RequestEvent::Begun { prompt_tokens, reused_tokens, .. } => {
                 (self.prompt_tokens, self.cached_tokens) = (prompt_tokens, reused_tokens);
                 self.before = moment.counts;
                 kinds.push(EventKind::Started { prompt_tokens, cached_tokens: reused_tokens });
@@ -253,7 +253,7 @@ mod tests {
             ..SchedulerCounts::default()
         };
         let at = |counts| Moment { counts, ..Moment::default() };
-        let begun = RequestEvent::Begun { prompt_tokens: 9, reused_tokens: 4 };
+        let begun = RequestEvent::Begun { prompt_tokens: 9, reused_tokens: 4, departs: None };
         let begun = mapping.map(begun, &at(counts(10, 10, 100)), &tools).unwrap();
         assert_eq!(begun[1].kind, plain_text("echo".into()));
         let generated = Generated {

@@ -20,6 +20,7 @@ use crate::constraint::constraint;
 use crate::events::{Expected, Mapping};
 use crate::http::{Answer, failed, json, respond};
 use crate::metrics::Record;
+use crate::outline::Outline;
 use crate::plain::no_model;
 use crate::prompts::Made;
 use crate::queue::{Answers, Asked, Places};
@@ -292,6 +293,12 @@ fn requests(
     };
     let mut all = Vec::with_capacity(made.len() * request.choices);
     for made in made {
+        let mut outline = match &request.prompt {
+            Prompt::Chat(chat) if request.cache => {
+                Some(Outline::new(&chat.messages, &made.text, &made.tokens))
+            }
+            _ => None,
+        };
         for choice in 0..request.choices as u64 {
             let mut options = options.clone();
             options.reply.clone_from(&made.reply);
@@ -312,7 +319,7 @@ fn requests(
                 _ => None,
             };
             let mapping = Mapping::new(all.len(), expected.clone(), echo);
-            all.push(Asked { request: asked, mapping, recorder });
+            all.push(Asked { request: asked, mapping, recorder, outline: outline.take() });
         }
     }
     Ok(all)

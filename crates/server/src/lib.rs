@@ -13,6 +13,7 @@ mod ids;
 mod metrics;
 mod openapi;
 mod options;
+mod outline;
 mod plain;
 mod prompts;
 mod queue;

@@ -190,6 +190,7 @@ struct Known {
     hit_rate: Option<f64>,
     end: Option<String>,
     ignored: Vec<String>,
+    departs: Option<String>,
     prompt: Option<String>,
 }
 
@@ -222,6 +223,11 @@ impl Record {
     /// What of it is not honoured.
     pub(crate) fn ignored(&self, paths: &[String]) {
         lock(&self.known).ignored = paths.to_vec();
+    }
+
+    /// Where its prompt departs from the nearest that is kept.
+    pub(crate) fn departs(&self, place: String) {
+        lock(&self.known).departs = Some(place);
     }
 
     /// Its prompt, where prompts are logged.
@@ -288,6 +294,9 @@ impl Record {
         }
         if let Some(rate) = known.hit_rate {
             put("expert_hit_rate", json!(rounded(rate)));
+        }
+        if let Some(place) = &known.departs {
+            put("departs", json!(place));
         }
         if let Some(end) = &known.end {
             put("end", json!(end));

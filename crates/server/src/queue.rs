@@ -12,6 +12,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use crate::events::{Mapping, Moment, Tools};
 use crate::metrics::Record;
+use crate::outline::Outline;
 use crate::recorder::Recorder;
 use crate::state::Ready;
 
@@ -96,6 +97,8 @@ pub(crate) struct Asked {
     pub(crate) request: Request,
     pub(crate) mapping: Mapping,
     pub(crate) recorder: Option<Recorder>,
+    /// Of the first answer to a prompt.
+    pub(crate) outline: Option<Outline>,
 }
 
 /// One of the answers.
@@ -106,6 +109,7 @@ struct Answer {
     handle: Option<RequestHandle>,
     mapping: Mapping,
     recorder: Option<Recorder>,
+    outline: Option<Outline>,
     /// Whether its last event has come.
     ended: bool,
 }
@@ -141,12 +145,13 @@ impl Answers {
         places: Places,
     ) -> Result<Self, ApiError> {
         let (sender, events) = unbounded_channel();
-        let answer = |Asked { request, mapping, recorder }| Answer {
+        let answer = |Asked { request, mapping, recorder, outline }| Answer {
             request: Some(request),
             unread: Arc::default(),
             handle: None,
             mapping,
             recorder,
+            outline,
             ended: false,
         };
         let answers = requests.into_iter().map(answer).collect();
@@ -213,6 +218,11 @@ impl Answers {
             handle.wake();
         }
         let begins = matches!(event, RequestEvent::Begun { .. });
+        if let (RequestEvent::Begun { departs: Some(at), .. }, Some(outline)) =
+            (&event, answer.outline.take())
+        {
+            self.record.departs(outline.place(&self.ready.tokenizer, *at));
+        }
         let in_prompt = begins || matches!(event, RequestEvent::Prompt { .. });
         if let RequestEvent::Ended(Ok(generated)) = &event {
             self.record.answered(generated, choice.is_multiple_of(self.per_prompt));

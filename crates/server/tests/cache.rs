@@ -197,6 +197,9 @@ fn what_agents_change_in_a_prompt_costs_what_they_changed() {
         client.messages.truncate(edited);
         let third = client.say("user", "Now something else.").answer(json!({}));
         goes_on(third, known);
+        if template.is_none() {
+            server.logged(&["departs=\"message 4 (user) + 0\""]);
+        }
     }
 }
 

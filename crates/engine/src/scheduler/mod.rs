@@ -76,6 +76,8 @@ pub enum RequestEvent {
         prompt_tokens: usize,
         /// Those of them that others have computed.
         reused_tokens: usize,
+        /// Where it departs from the nearest prompt that is kept, if it does: see [`Sequence::departs`].
+        departs: Option<usize>,
     },
     /// Tokens of the prompt that are computed, with fractions within a step, of all.
     Prompt {
@@ -466,7 +468,8 @@ impl Work {
             resumed: false,
             alone: false,
         };
-        running.say(RequestEvent::Begun { prompt_tokens, reused_tokens });
+        let departs = running.sequence.departs();
+        running.say(RequestEvent::Begun { prompt_tokens, reused_tokens, departs });
         self.running.push(running);
     }
 

@@ -117,6 +117,16 @@ impl Prefixes {
         })
     }
 
+    /// How many of `tokens` the nearest of those kept has too, if it departs from them: most that is kept they only go on from.
+    pub(crate) fn departs(&self, tokens: &[u32]) -> Option<usize> {
+        let of = |kept: &Kept| {
+            let same = common(&kept.prefix.tokens, tokens);
+            (same, same == kept.prefix.tokens.len())
+        };
+        let (same, goes_on) = self.kept.iter().map(of).max()?;
+        (!goes_on && same < tokens.len()).then_some(same)
+    }
+
     /// Whether these very tokens are kept.
     pub(crate) fn holds(&self, tokens: &[u32]) -> bool {
         self.kept.iter().any(|kept| kept.prefix.tokens == tokens)

@@ -478,7 +478,7 @@ fn what_is_not_cached_uses_nothing_and_leaves_nothing() {
         let asked = Request { cache, borders: vec![60], ..request(&model, 0, 90, 3) };
         let ticket = scheduler.submit(asked).expect("queues");
         let begun = ticket.next_event();
-        let Some(RequestEvent::Begun { prompt_tokens: 90, reused_tokens }) = begun else {
+        let Some(RequestEvent::Begun { prompt_tokens: 90, reused_tokens, .. }) = begun else {
             panic!("{begun:?}")
         };
         assert_eq!(wait(&ticket).expect("answers").reused_tokens, reused_tokens);
