@@ -21,6 +21,7 @@ use crate::device::{Device, open_device};
 use crate::doctor::backend_copy_rate;
 use crate::drive::{self, DriveOptions, OpenedDrive};
 use crate::keeper::Keeper;
+use crate::heat::Heat;
 use crate::limits;
 use crate::lookahead::Guess;
 use crate::models::{self, Bound, Decoder};
@@ -109,6 +110,7 @@ pub struct Model {
     device_note: Option<String>,
     pub(crate) scratch: Arc<Scratch>,
     experts: Option<(Mutex<ExpertPool>, Slabs)>,
+    pub(crate) heat: Arc<Heat>,
     step: Mutex<StepLock>,
     /// Who has which of the step's states.
     ledger: Ledger,
@@ -183,7 +185,8 @@ impl Model {
         let sample = meanwhile(|| backend.prepare(), || arena.load(&drive.disk, progress))?;
         drive.disk.check_unchanged()?;
         let fingerprint = fingerprint(&meta, index, backend, decoder.top_k(), &sample);
-        let experts = open_pool(backend, &drive.disk, experts, &plans, decoder.top_k(), options)?;
+        let heat = Arc::new(Heat::new(&decoder.experts()));
+        let experts = open_pool(backend, &drive.disk, experts, &plans, decoder.top_k(), options, &heat)?;
         let scratch = Scratch::new(backend.clone(), plans.memory.scratch_bytes as usize);
         let states = StatePool::new(backend.clone(), &sizes.states, &plans.room)?;
         Ok(Self {
@@ -194,6 +197,7 @@ impl Model {
             scratch,
             ledger: states.ledger().clone(),
             experts,
+            heat,
             step: Mutex::new(StepLock::new(states)),
             trade: Trade::new(
                 &plans.memory,
@@ -390,8 +394,7 @@ impl Model {
 
     /// Looks after the pool if no step is using it; says whether there is more to do soon.
     pub(crate) fn govern_idle(&self) -> bool {
-        let Some((pool, _)) = &self.experts else { return false };
-        let Ok(mut pool) = pool.try_lock() else { return false };
+        let Some((mut pool, _)) = self.try_pool() else { return false };
         pool.govern();
         self.warm_pool(&mut pool)
     }
@@ -537,6 +540,12 @@ impl Model {
         Some(pool.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
+    /// The experts and their memory, if no step is using them.
+    pub(crate) fn try_pool(&self) -> Option<(MutexGuard<'_, ExpertPool>, &Slabs)> {
+        let (pool, slabs) = self.experts.as_ref()?;
+        Some((pool.try_lock().ok()?, slabs))
+    }
+
     /// The memory of the expert slots.
     pub(crate) fn slabs(&self) -> Option<&Slabs> {
         self.experts.as_ref().map(|(_, slabs)| slabs)
@@ -550,6 +559,7 @@ fn open_pool(
     plans: &Plans,
     top_k: usize,
     options: &OpenOptions,
+    heat: &Arc<Heat>,
 ) -> Result<Option<(Mutex<ExpertPool>, Slabs)>> {
     let plan = &plans.memory;
     if plan.slots == 0 {
@@ -575,7 +585,7 @@ fn open_pool(
     let governed =
         GovernorOptions { slot_bytes: plan.slot_bytes, slots_min: top_k, slots_max: store.slots_max() };
     let governor = (!options.fixed_slots && !pinned).then(|| Governor::new(governed));
-    let pool = ExpertPool::new(store, backend.clone(), device_slots, governor, &in_layers);
+    let pool = ExpertPool::new(store, backend.clone(), device_slots, governor, &in_layers, heat.clone());
     Ok(Some((Mutex::new(pool), slabs)))
 }
 

@@ -10,7 +10,7 @@ use files::{Error, Result};
 
 pub use machine::{
     MachineMemory, MemoryPressure, machine_memory, machine_memory_at, memory_pressure, memory_pressure_at,
-    rss_peak_bytes,
+    rss_bytes, rss_peak_bytes,
 };
 
 /// What must fit, all in bytes or counts.

@@ -97,6 +97,14 @@ pub fn rss_peak_bytes() -> Option<u64> {
     kib_field(&fs::read_to_string("/proc/self/status").ok()?, "VmHWM:")
 }
 
+/// What this process has in memory now; `None` where the system does not tell.
+pub fn rss_bytes() -> Option<u64> {
+    #[cfg(target_os = "macos")]
+    return apple::rss_bytes();
+    #[cfg(not(target_os = "macos"))]
+    kib_field(&fs::read_to_string("/proc/self/status").ok()?, "VmRSS:")
+}
+
 /// `name   123 kB` as bytes.
 fn kib_field(text: &str, name: &str) -> Option<u64> {
     let rest = text.lines().find_map(|line| line.strip_prefix(name))?;
@@ -239,6 +247,20 @@ mod apple {
         let usage = unsafe { usage.assume_init() };
         (status == 0).then_some(usage.ru_maxrss as u64)
     }
+
+    /// `pti_resident_size` of `proc_pidinfo`.
+    pub(super) fn rss_bytes() -> Option<u64> {
+        let mut info = MaybeUninit::<libc::proc_taskinfo>::zeroed();
+        let size = size_of::<libc::proc_taskinfo>() as libc::c_int;
+        // SAFETY: the call fills a `proc_taskinfo`, which is what the buffer is, and `size` is its size.
+        let filled = unsafe {
+            let to = info.as_mut_ptr().cast();
+            libc::proc_pidinfo(libc::getpid(), libc::PROC_PIDTASKINFO, 0, to, size)
+        };
+        // SAFETY: all-zero is a valid value of this struct of integers.
+        let info = unsafe { info.assume_init() };
+        (filled == size).then_some(info.pti_resident_size)
+    }
 }
 
 #[cfg(test)]
@@ -355,6 +377,7 @@ mod tests {
         assert!(memory.available_bytes > 0 && memory.available_bytes <= memory.total_bytes);
         let mut slab = crate::SlabMemory::anonymous(64 << 20).unwrap();
         slab.as_mut_slice().fill(1);
+        assert!(rss_bytes().unwrap() >= 64 << 20);
         assert!(rss_peak_bytes().unwrap() >= 64 << 20);
     }
 
