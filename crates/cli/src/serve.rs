@@ -58,6 +58,9 @@ pub(crate) struct Args {
     /// How each request is logged on stderr
     #[arg(long, value_enum, value_name = "FORMAT", default_value_t = LogArg::Text)]
     log_format: LogArg,
+    /// Nothing at `/`: no page for browsers
+    #[arg(long)]
+    no_page: bool,
     #[command(flatten)]
     listen: ListenArgs,
     #[command(flatten)]
@@ -166,6 +169,7 @@ impl Args {
                 LogArg::Text => LogFormat::Text,
                 LogArg::Json => LogFormat::Json,
             },
+            page: !self.no_page,
             ..Options::default()
         })
     }

@@ -17,7 +17,9 @@ use axum::routing::{get, post};
 use serde_json::Value;
 
 use crate::generate::{chat, completions, count_tokens, messages, responses};
+use crate::live::events;
 use crate::metrics::Record;
+use crate::page;
 use crate::plain::{detokenize, health, metrics, model, models, props, tokenize};
 use crate::state::Shared;
 
@@ -29,7 +31,8 @@ const VERSIONED: [&str; 6] =
     ["/chat/completions", "/completions", "/responses", "/messages", "/messages/count_tokens", "/models"];
 
 /// Paths without a version.
-const OTHERS: [&str; 5] = ["/health", "/metrics", "/props", "/tokenize", "/detokenize"];
+const OTHERS: [&str; 9] =
+    ["/", "/page.css", "/page.js", "/events", "/health", "/metrics", "/props", "/tokenize", "/detokenize"];
 
 const MODEL_PATH: &str = "/models/{id}";
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -54,7 +57,11 @@ pub(crate) fn router(shared: Arc<Shared>) -> Router {
             .route(&models_path, get(models))
             .route(&format!("{models_path}/{{*id}}"), get(model));
     }
+    if shared.options.page {
+        router = page::routes(router);
+    }
     router
+        .route("/events", get(events))
         .route("/health", get(health))
         .route("/metrics", get(metrics))
         .route("/props", get(props))
@@ -150,12 +157,14 @@ async fn around(State(shared): State<Arc<Shared>>, mut request: Request, next: N
     response
 }
 
-/// Who may ask at all. Browsers ask for permission without a key, and so does whoever looks after the server.
+/// Who may ask at all. Browsers ask for permission without a key, and so does whoever looks after the server. The page asks
+/// its user for one.
 fn check(shared: &Shared, request: &Request) -> Result<(), ApiError> {
     let (method, headers) = (request.method(), request.headers());
     shared.guard.check_names(method, request.uri(), headers)?;
     let path = request.uri().path();
-    if path != "/health" && method != Method::OPTIONS {
+    let is_page = shared.options.page && page::has(path);
+    if path != "/health" && !is_page && method != Method::OPTIONS {
         shared.guard.check_key(headers)?;
     }
     Ok(())

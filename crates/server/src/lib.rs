@@ -9,8 +9,10 @@ mod events;
 mod generate;
 mod http;
 mod ids;
+mod live;
 mod metrics;
 mod options;
+mod page;
 mod plain;
 mod prompts;
 mod queue;
@@ -29,6 +31,7 @@ use tokio::task::JoinHandle;
 
 use crate::state::Shared;
 
+pub use live::{Sample, Viewer};
 pub use metrics::Log;
 pub use options::{Defaults, LogFormat, Options, Patience, Served};
 
@@ -84,6 +87,11 @@ impl Server {
     /// `InvalidRequest` for defaults out of range, `Io` when no thread can be started.
     pub fn serve(&self, served: Served) -> Result<()> {
         self.shared.serve(served)
+    }
+
+    /// Looks on; `None` before there is a model.
+    pub fn viewer(&self) -> Option<Viewer> {
+        self.shared.model().cloned().map(Viewer::new)
     }
 
     /// Takes no new requests; those under way are finished as long as [`Patience::ending`] allows.

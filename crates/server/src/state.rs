@@ -12,6 +12,7 @@ use engine::{Model, Result};
 use tokio::sync::{Semaphore, watch};
 
 use crate::ids::Ids;
+use crate::live::VIEWERS;
 use crate::metrics::{Log, Metrics, lock};
 use crate::options::{Defaults, Options, Served};
 use crate::prompts::Prompts;
@@ -42,6 +43,8 @@ pub(crate) struct Shared {
     pub(crate) log: Arc<Log>,
     /// How many large bodies may be in memory.
     pub(crate) large_bodies: Arc<Semaphore>,
+    /// How many may look on.
+    pub(crate) viewers: Arc<Semaphore>,
     /// Turns true when the server stops.
     pub(crate) stopping: watch::Sender<bool>,
     model: OnceLock<Arc<Ready>>,
@@ -85,6 +88,7 @@ impl Shared {
             metrics: Arc::default(),
             log: Arc::new(log),
             large_bodies: Arc::new(Semaphore::new(LARGE_BODIES)),
+            viewers: Arc::new(Semaphore::new(VIEWERS)),
             stopping: watch::Sender::new(false),
             model: OnceLock::new(),
             options,

@@ -5,6 +5,7 @@ mod answers;
 mod cache;
 mod clients;
 mod life;
+mod page;
 mod refusals;
 mod safety;
 mod support;
