@@ -336,8 +336,14 @@ function markdown(to, text) {
 
 // ---- The list of conversations.
 
+let listed = '';
+
 function showChats() {
   const sorted = [...chats.values()].sort((a, b) => b.changed - a.changed);
+  // Who is in the list with the keyboard stays there.
+  const now = JSON.stringify([current?.id, ...sorted.map(({ id, title }) => [id, title])]);
+  if (now === listed) return;
+  listed = now;
   $('chats').replaceChildren(...sorted.map((chat) => {
     const pick = make('button', { type: 'button', className: 'pick', textContent: chat.title, title: chat.title });
     pick.onclick = () => { open(chat); closeSide(); };
@@ -364,7 +370,28 @@ function open(chat) {
   toEnd();
 }
 
-let undo;
+let offered;
+
+/** Says what was done, and how to have it back. */
+function offer(text, bringBack) {
+  clearTimeout(offered);
+  $('toast-text').textContent = text;
+  $('toast').hidden = false;
+  $('toast-undo').onclick = () => { $('toast').hidden = true; bringBack(); };
+  offered = setTimeout(() => { $('toast').hidden = true; }, 8000);
+}
+
+/** Drops what comes from a message on. */
+function cut(chat, message) {
+  const before = [...chat.messages];
+  chat.messages.splice(chat.messages.indexOf(message));
+  offer(message.role === 'user' ? 'The question was replaced' : 'The answer was replaced', () => {
+    runs.get(chat.id)?.abort();
+    chat.messages = before;
+    keep(chat);
+    open(chat);
+  });
+}
 
 function remove(chat) {
   runs.get(chat.id)?.abort();
@@ -372,16 +399,11 @@ function remove(chat) {
   localStorage.removeItem(CHAT + chat.id);
   if (chat === current) begin();
   else showChats();
-  clearTimeout(undo);
-  $('toast-text').textContent = 'Conversation deleted';
-  $('toast').hidden = false;
-  $('toast-undo').onclick = () => {
+  offer('The conversation was deleted', () => {
     chats.set(chat.id, chat);
     keep(chat);
     open(chat);
-    $('toast').hidden = true;
-  };
-  undo = setTimeout(() => { $('toast').hidden = true; }, 8000);
+  });
 }
 
 // ---- Messages.
@@ -539,7 +561,7 @@ function callCards(message) {
 
 /** Lets a message be written anew: a question is asked again, an answer stays as it is written. */
 function edit(message) {
-  if (runs.has(current.id)) return;
+  runs.get(current.id)?.abort();
   const [chat, element] = [current, shown.get(message)];
   const field = make('textarea', { value: message.content, 'aria-label': 'The message' });
   const save = make('button', { className: 'main', textContent: message.role === 'user' ? 'Send' : 'Save' });
@@ -551,7 +573,7 @@ function edit(message) {
     const content = field.value.trim();
     if (!content) return;
     if (message.role === 'user') {
-      chat.messages.splice(chat.messages.indexOf(message));
+      cut(chat, message);
       ask(chat, content);
     } else {
       Object.assign(message, { content, timings: undefined, finish: undefined });
@@ -574,7 +596,7 @@ function edit(message) {
 
 function again(message) {
   if (runs.has(current.id)) return;
-  current.messages.splice(current.messages.indexOf(message));
+  cut(current, message);
   answer(current);
 }
 
@@ -680,6 +702,7 @@ async function answer(chat, rest) {
     const response = await call('/v1/chat/completions',
       { ...init, body: JSON.stringify(bodyOf(messages, Boolean(rest))) }, false);
     if (!response.ok) throw new Error(await refusal(response));
+    if (!model.id) loadModel();
     message.ignored = response.headers.get('x-tidemill-ignored') ?? '';
     let whole = false;
     for await (const data of events(response)) {
@@ -698,8 +721,6 @@ async function answer(chat, rest) {
   if (chats.get(chat.id) === chat) keep(chat);
   if (chat === current) {
     fill(message);
-    // Those before it are no longer the last.
-    for (const other of chat.messages.slice(0, -1)) fill(other);
     showRun();
   }
   showChats();
@@ -725,6 +746,7 @@ function saveSettings(event) {
     $('tools-error').textContent = `These are no tools: ${error.message}`;
     $('tools-error').hidden = false;
     form.elements.tools.focus();
+    $('tools-error').scrollIntoView({ block: 'nearest' });
     return;
   }
   settings = {};
