@@ -99,6 +99,16 @@ impl Server {
         self.shared.stopping.send_replace(true);
     }
 
+    /// Whether it takes no new requests any more.
+    pub fn is_stopping(&self) -> bool {
+        self.shared.is_stopping()
+    }
+
+    /// Whether everything under way has ended too, so that [`Self::wait`] would not wait.
+    pub fn is_ended(&self) -> bool {
+        self.accepting.is_finished()
+    }
+
     /// Stops at Ctrl-C and where the system asks to end; `each` hears of every such signal, counted from 1.
     ///
     /// # Errors
