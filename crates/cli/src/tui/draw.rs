@@ -85,7 +85,7 @@ impl Screen {
         let map_rows = sample.heat.layers.div_ceil(if self.colours { 2 } else { 1 }) as u16;
         let map = if has_experts { Constraint::Max(map_rows + 2) } else { Constraint::Length(0) };
         let parts =
-            [Constraint::Length(2), Constraint::Length(3), map, Constraint::Min(4), Constraint::Length(1)];
+            [Constraint::Length(2), Constraint::Length(4), map, Constraint::Min(4), Constraint::Length(1)];
         let [title, figures, map, log, keys] = Layout::vertical(parts).areas(frame.area());
         frame.render_widget(Line::styled(self.title.as_str(), Modifier::BOLD), title);
         frame.render_widget(Paragraph::new(figure_lines(sample)), figures);
@@ -176,23 +176,22 @@ fn figure_lines(sample: &Sample) -> Vec<Line<'static>> {
         None => format!("{} planned", out::bytes(sample.plan_bytes)),
     };
     let rows = [
-        [
+        vec![
             ("Answers", format!("{:.1} tokens/s", sample.answer_tokens_per_s)),
             ("Prompts", format!("{:.1} tokens/s", sample.prompt_tokens_per_s)),
             ("Sequences", format!("{} running, {} waiting", sample.running, sample.waiting)),
         ],
-        [
+        vec![
             ("Hit rate", hits),
             ("Drive", format!("{:.2} GB/s", sample.drive_bytes_per_s / 1e9)),
-            ("Memory", format!("{memory}, {} of {} slots", sample.slots, sample.slots_planned)),
+            ("Slots", format!("{} of {} in use", sample.slots, sample.slots_planned)),
         ],
+        vec![("Memory", memory)],
     ];
-    let line = |row: [(&'static str, String); 3]| {
+    let line = |row: Vec<(&'static str, String)>| {
         let spans = row.into_iter().flat_map(|(name, value)| {
-            [
-                Span::styled(format!("{name:<10}"), Style::new().add_modifier(Modifier::DIM)),
-                format!("{value:<18}").into(),
-            ]
+            let name = Span::styled(format!("{name:<10}"), Style::new().add_modifier(Modifier::DIM));
+            [name, format!("{value:<15}").into()]
         });
         Line::from_iter(spans)
     };
@@ -241,14 +240,30 @@ mod tests {
 
     #[test]
     fn figures_map_and_the_last_lines_are_shown() {
-        insta::assert_snapshot!(drawn(&screen(false), 92, 14), @"");
+        insta::assert_snapshot!(drawn(&screen(false), 80, 15), @r#"
+        "http://127.0.0.1:8080 · demo                                                    "
+        "                                                                                "
+        "Answers   6.8 tokens/s   Prompts   120.0 tokens/s Sequences 2 running, 1 waiting"
+        "Hit rate  71.3 %         Drive     5.21 GB/s      Slots     3 of 4 in use       "
+        "Memory    11.00 GiB of 12.00 GiB planned                                        "
+        "                                                                                "
+        "Experts: 3 layers down, 4 experts across; 25 % in memory                        "
+        " ·▓                                                                             "
+        "  █▓                                                                            "
+        "▓▓ ·                                                                            "
+        "Log                                                                             "
+        "id=req_6 status=200                                                             "
+        "id=req_7 status=200                                                             "
+        "id=req_8 status=200                                                             "
+        "q stops                                                                         "
+        "#);
     }
 
     #[test]
     fn two_layers_share_a_row_of_colours() {
-        let backend = drawn(&screen(true), 92, 14);
+        let backend = drawn(&screen(true), 80, 15);
         let cell = |x, y| backend.buffer().cell((x, y)).unwrap();
-        let map = 6;
+        let map = 7;
         assert_eq!((cell(2, map).symbol(), cell(2, map).fg, cell(2, map).bg), ("▀", HELD[4], HOT));
         assert_eq!((cell(3, map).fg, cell(3, map).bg), (COLD, HELD[4]));
         assert_eq!((cell(0, map + 1).fg, cell(0, map + 1).bg), (READ[4], Color::Reset));
