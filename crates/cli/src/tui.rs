@@ -5,6 +5,7 @@ mod draw;
 use std::collections::VecDeque;
 use std::io::{self, IsTerminal};
 use std::panic::PanicHookInfo;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -63,6 +64,8 @@ type Hook = Box<dyn Fn(&PanicHookInfo<'_>) + Send + Sync>;
 struct Taken {
     terminal: DefaultTerminal,
     hook: Arc<Hook>,
+    /// Whether a panic has given it back, and was told below.
+    is_back: Arc<AtomicBool>,
 }
 
 impl Taken {
@@ -77,21 +80,26 @@ impl Taken {
         // That has set a hook too, which gives the screen back whoever panics.
         drop(std::panic::take_hook());
         let (inner, lines, own) = (hook.clone(), lines.clone(), thread::current().id());
+        let is_back = Arc::new(AtomicBool::new(false));
+        let goes_back = is_back.clone();
         std::panic::set_hook(Box::new(move |panic| {
             if thread::current().id() == own {
+                goes_back.store(true, Ordering::SeqCst);
                 restore();
                 inner(panic);
             } else {
                 lines.push(&panic.to_string());
             }
         }));
-        Ok(Self { terminal, hook })
+        Ok(Self { terminal, hook, is_back })
     }
 }
 
 impl Drop for Taken {
     fn drop(&mut self) {
-        restore();
+        if !self.is_back.load(Ordering::SeqCst) {
+            restore();
+        }
         if !thread::panicking() {
             let hook = self.hook.clone();
             std::panic::set_hook(Box::new(move |panic| hook(panic)));
