@@ -312,7 +312,7 @@ impl Model {
         self.lock_pool().is_some_and(|mut pool| self.warm_pool(&mut pool))
     }
 
-    fn warm_pool(&self, pool: &mut ExpertPool) -> bool {
+    pub(crate) fn warm_pool(&self, pool: &mut ExpertPool) -> bool {
         pool.store.poll();
         // What fails here fails in a step again, which has somebody to tell.
         let settles = |slabs| pool.settle(slabs, self.decoder.expert_layers()).unwrap_or(false);
@@ -373,30 +373,6 @@ impl Model {
     /// An empty trace of this model's routing.
     pub(crate) fn new_trace(&self) -> Trace {
         Trace { slot_bytes: self.plan().slot_bytes, experts: self.decoder.experts(), steps: Vec::new() }
-    }
-
-    /// The experts in memory, as a trace: a hint for [`Self::warm`] in the next run. `None` when there is
-    /// nothing to remember: no experts, or room for all.
-    pub fn warm_set(&self) -> Option<Trace> {
-        let pool = self.lock_pool().filter(|pool| pool.streams())?;
-        Some(pool.warm_set(self.new_trace(), self.slabs()?))
-    }
-
-    /// Reads what an earlier run had in memory whenever the drive has nothing else to do. A trace of another model is
-    /// ignored.
-    pub fn warm(&self, experts: &Trace) {
-        if experts.experts == self.decoder.experts()
-            && let Some(mut pool) = self.lock_pool()
-        {
-            pool.warm(experts);
-        }
-    }
-
-    /// Looks after the pool if no step is using it; says whether there is more to do soon.
-    pub(crate) fn govern_idle(&self) -> bool {
-        let Some((mut pool, _)) = self.try_pool() else { return false };
-        pool.govern();
-        self.warm_pool(&mut pool)
     }
 
     /// An empty state for one more sequence.

@@ -255,6 +255,32 @@ impl ExpertPool {
     }
 }
 
+impl Model {
+    /// The experts in memory, as a trace: a hint for [`Self::warm`] in the next run. `None` when there is
+    /// nothing to remember: no experts, or room for all.
+    pub fn warm_set(&self) -> Option<Trace> {
+        let pool = self.lock_pool().filter(|pool| pool.streams())?;
+        Some(pool.warm_set(self.new_trace(), self.slabs()?))
+    }
+
+    /// Reads what an earlier run had in memory whenever the drive has nothing else to do. A trace of another model is
+    /// ignored.
+    pub fn warm(&self, experts: &Trace) {
+        if experts.experts == self.decoder.experts()
+            && let Some(mut pool) = self.lock_pool()
+        {
+            pool.warm(experts);
+        }
+    }
+
+    /// Looks after the pool if no step is using it; says whether there is more to do soon.
+    pub(crate) fn govern_idle(&self) -> bool {
+        let Some((mut pool, _)) = self.try_pool() else { return false };
+        pool.govern();
+        self.warm_pool(&mut pool)
+    }
+}
+
 /// A step that wants `experts`.
 fn step(experts: Vec<ExpertKey>) -> TraceStep {
     let mut layers = BTreeMap::<LayerId, Vec<ExpertId>>::new();
