@@ -26,6 +26,7 @@ mod sampling;
 mod selftest;
 mod serve;
 mod synth;
+mod tui;
 
 use std::process::ExitCode;
 

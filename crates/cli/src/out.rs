@@ -64,7 +64,8 @@ fn put(text: &str) -> Result<()> {
     out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(Failure::stdout)
 }
 
-fn is_styled(stream: &impl IsTerminal) -> bool {
+/// Whether escape sequences of colours are wanted there.
+pub(crate) fn is_styled(stream: &impl IsTerminal) -> bool {
     static NO_COLOR: OnceLock<bool> = OnceLock::new();
     let no_color = NO_COLOR.get_or_init(|| std::env::var_os("NO_COLOR").is_some_and(|v| !v.is_empty()));
     stream.is_terminal() && !no_color

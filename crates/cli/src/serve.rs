@@ -8,13 +8,13 @@ use clap::ValueEnum;
 use engine::inspect::Inspection;
 use engine::text::Templates;
 use engine::{Error, ErrorKind, Meta};
-use server::{Defaults, LogFormat, Options, Served, Server};
+use server::{Defaults, Log, LogFormat, Options, Served, Server};
 
 use crate::args::{ComputeArgs, StateArgs, parse_bytes, positive};
 use crate::failure::{Failure, Result};
 use crate::load::{Loaded, resolve};
 use crate::sampling::SamplingArgs;
-use crate::{interrupt, out, read, remembered};
+use crate::{interrupt, out, read, remembered, tui};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -58,6 +58,12 @@ pub(crate) struct Args {
     /// How each request is logged on stderr
     #[arg(long, value_enum, value_name = "FORMAT", default_value_t = LogArg::Text)]
     log_format: LogArg,
+    /// Nothing at `/`: no page for browsers
+    #[arg(long)]
+    no_page: bool,
+    /// Show rates, memory, experts and the log on the whole terminal; q stops the server
+    #[arg(long)]
+    tui: bool,
     #[command(flatten)]
     listen: ListenArgs,
     #[command(flatten)]
@@ -114,19 +120,33 @@ pub(crate) fn main(args: &Args) -> Result<()> {
     // What can be known to be wrong is said before anybody listens.
     let path = resolve(args.model.as_deref())?;
     args.sampling.request().params(&Meta::default())?;
-    let server = Server::start(args.options()?, Box::new(|line| out::note(line)))?;
-    server.stop_on_signals(|count| match count {
+    let lines = args.tui.then(tui::Lines::default);
+    if args.tui {
+        tui::check()?;
+    }
+    let server = Server::start(args.options()?, log(lines.clone()))?;
+    let has_screen = args.tui;
+    server.stop_on_signals(move |count| match count {
         1 => interrupt::stop(),
-        _ => std::process::exit(interrupt::INTERRUPTED),
+        _ => {
+            if has_screen {
+                tui::restore();
+            }
+            std::process::exit(interrupt::INTERRUPTED)
+        }
     })?;
     let address = server.address();
     out::note(format_args!("listening on http://{address}, loading {}", args.shown_model()));
-    let loaded = match args.load(&path) {
+    let (loaded, shown) = match args.load(&path) {
         Ok((loaded, served)) => {
             let parallel = served.parallel;
             server.serve(served)?;
-            out::line(&args.started(&loaded, address, parallel))?;
-            loaded
+            let started = args.started(&loaded, address, parallel);
+            let shown = match (&lines, server.viewer()) {
+                (Some(lines), Some(viewer)) => tui::run(&server, viewer, started, lines),
+                _ => Ok(out::line(&started)?),
+            };
+            (loaded, shown)
         }
         // A signal came first: that is how a server ends.
         Err(Failure::Error(e)) if e.kind() == ErrorKind::Cancelled => return Ok(server.wait()?),
@@ -135,7 +155,15 @@ pub(crate) fn main(args: &Args) -> Result<()> {
     server.wait()?;
     remembered::keep_warm(&loaded.model);
     loaded.flush_states();
-    Ok(())
+    shown
+}
+
+/// Where the log goes: to stderr, or to the screen.
+fn log(lines: Option<tui::Lines>) -> Log {
+    match lines {
+        Some(lines) => Box::new(move |line| lines.push(line)),
+        None => Box::new(|line| out::note(line)),
+    }
 }
 
 impl Args {
@@ -165,6 +193,7 @@ impl Args {
                 LogArg::Text => LogFormat::Text,
                 LogArg::Json => LogFormat::Json,
             },
+            page: !self.no_page,
             ..Options::default()
         })
     }

@@ -86,3 +86,47 @@ fn what_cannot_be_served_is_said() {
     fails(["serve", "no-such-model", "--port", "0"], 3, &["no-such-model"]);
     fails(["serve", "--port", "0", "--api-key-file", "no-such-file"], 3, &["no-such-file"]);
 }
+
+#[test]
+fn a_screen_needs_a_terminal() {
+    fails(["serve", "--tui", "--port", "0"], 2, &["--tui draws on a terminal"]);
+}
+
+/// q stops the server, and the terminal is as it was.
+#[cfg(target_os = "linux")]
+#[test]
+fn the_screen_shows_figures_until_q() {
+    let program =
+        tidemill(["serve", "--tui", "--port", "0", "--parallel", "2", "--ctx", "512", "--memory", "512MiB"]);
+    let words = [program.get_program()].into_iter().chain(program.get_args());
+    let line: Vec<_> = words.map(|word| format!("'{}'", word.to_str().expect("plain"))).collect();
+    // A terminal for a program whose own are pipes.
+    let mut script = std::process::Command::new("script");
+    script.args(["-qefc", &format!("stty rows 30 cols 100; {}", line.join(" ")), "/dev/null"]);
+    script
+        .envs(program.get_envs().filter_map(|(name, value)| Some((name, value?))))
+        .env("TERM", "xterm-256color");
+    let mut child = match script.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn() {
+        Ok(child) => child,
+        Err(e) => {
+            assert!(std::env::var("CI").is_err(), "script: {e}");
+            return println!("SKIP a terminal: script: {e}");
+        }
+    };
+    let mut shown = String::new();
+    let mut out = BufReader::new(child.stdout.take().expect("piped"));
+    while !shown.contains("q stops") {
+        let mut piece = [0; 4096];
+        let count = out.read(&mut piece).expect("reads");
+        assert!(count > 0, "it ended: {shown}");
+        shown += &String::from_utf8_lossy(&piece[..count]);
+    }
+    for part in ["\u{1b}[?1049h", "demo", "Answers", "Hit rate", "8 layers down", "planned"] {
+        assert!(shown.contains(part), "no {part:?} in {shown:?}");
+    }
+    child.stdin.as_mut().expect("piped").write_all(b"q").expect("sent");
+    let mut rest = String::new();
+    out.read_to_string(&mut rest).expect("text");
+    assert!(rest.contains("\u{1b}[?1049l"), "{rest:?}");
+    assert_eq!(child.wait().expect("ends").code(), Some(0), "{rest:?}");
+}

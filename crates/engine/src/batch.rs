@@ -258,7 +258,7 @@ impl Batch {
             go_on(between_layers(&mut Pause::new(0, &mut lock.states, pool.as_deref_mut())))?;
             let (logits, best) = ahead.run(model.backend.as_ref(), &tokens)?;
             if let Some(pool) = &mut pool {
-                pool.count_recorded(tokens.len() * model.top_k());
+                pool.count_recorded(tokens.len() * model.top_k(), model.slabs());
             }
             advance(parts);
             let next = record(model, lock, pool.as_deref_mut(), parts, asks_best(wanted.iter()))?;

@@ -20,6 +20,7 @@ use crate::bridge::Slabs;
 use crate::device::{Device, open_device};
 use crate::doctor::backend_copy_rate;
 use crate::drive::{self, DriveOptions, OpenedDrive};
+use crate::heat::Heat;
 use crate::keeper::Keeper;
 use crate::limits;
 use crate::lookahead::Guess;
@@ -111,6 +112,7 @@ pub struct Model {
     device_note: Option<String>,
     pub(crate) scratch: Arc<Scratch>,
     experts: Option<(Mutex<ExpertPool>, Slabs)>,
+    pub(crate) heat: Arc<Heat>,
     step: Mutex<StepLock>,
     /// Who has which of the step's states.
     ledger: Ledger,
@@ -187,7 +189,8 @@ impl Model {
         let sample = meanwhile(|| backend.prepare(), || arena.load(&drive.disk, progress))?;
         drive.disk.check_unchanged()?;
         let fingerprint = fingerprint(&meta, index, backend, decoder.top_k(), &sample);
-        let experts = open_pool(backend, &drive.disk, experts, &plans, decoder.top_k(), options)?;
+        let heat = Arc::new(Heat::new(&decoder.experts()));
+        let experts = open_pool(backend, &drive.disk, experts, &plans, decoder.top_k(), options, &heat)?;
         let scratch = Scratch::new(backend.clone(), plans.memory.scratch_bytes as usize);
         let states = StatePool::new(backend.clone(), &sizes.states, &plans.room)?;
         Ok(Self {
@@ -199,6 +202,7 @@ impl Model {
             ledger: states.ledger().clone(),
             kept: states.prefixes.tally().clone(),
             experts,
+            heat,
             step: Mutex::new(StepLock::new(states)),
             trade: Trade::new(
                 &plans.memory,
@@ -313,7 +317,7 @@ impl Model {
         self.lock_pool().is_some_and(|mut pool| self.warm_pool(&mut pool))
     }
 
-    fn warm_pool(&self, pool: &mut ExpertPool) -> bool {
+    pub(crate) fn warm_pool(&self, pool: &mut ExpertPool) -> bool {
         pool.store.poll();
         // What fails here fails in a step again, which has somebody to tell.
         let settles = |slabs| pool.settle(slabs, self.decoder.expert_layers()).unwrap_or(false);
@@ -374,31 +378,6 @@ impl Model {
     /// An empty trace of this model's routing.
     pub(crate) fn new_trace(&self) -> Trace {
         Trace { slot_bytes: self.plan().slot_bytes, experts: self.decoder.experts(), steps: Vec::new() }
-    }
-
-    /// The experts in memory, as a trace: a hint for [`Self::warm`] in the next run. `None` when there is
-    /// nothing to remember: no experts, or room for all.
-    pub fn warm_set(&self) -> Option<Trace> {
-        let pool = self.lock_pool().filter(|pool| pool.streams())?;
-        Some(pool.warm_set(self.new_trace(), self.slabs()?))
-    }
-
-    /// Reads what an earlier run had in memory whenever the drive has nothing else to do. A trace of another model is
-    /// ignored.
-    pub fn warm(&self, experts: &Trace) {
-        if experts.experts == self.decoder.experts()
-            && let Some(mut pool) = self.lock_pool()
-        {
-            pool.warm(experts);
-        }
-    }
-
-    /// Looks after the pool if no step is using it; says whether there is more to do soon.
-    pub(crate) fn govern_idle(&self) -> bool {
-        let Some((pool, _)) = &self.experts else { return false };
-        let Ok(mut pool) = pool.try_lock() else { return false };
-        pool.govern();
-        self.warm_pool(&mut pool)
     }
 
     /// An empty state for one more sequence.
@@ -531,6 +510,12 @@ impl Model {
         Some(pool.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
+    /// The experts and their memory, if no step is using them.
+    pub(crate) fn try_pool(&self) -> Option<(MutexGuard<'_, ExpertPool>, &Slabs)> {
+        let (pool, slabs) = self.experts.as_ref()?;
+        Some((pool.try_lock().ok()?, slabs))
+    }
+
     /// The memory of the expert slots.
     pub(crate) fn slabs(&self) -> Option<&Slabs> {
         self.experts.as_ref().map(|(_, slabs)| slabs)
@@ -544,6 +529,7 @@ fn open_pool(
     plans: &Plans,
     top_k: usize,
     options: &OpenOptions,
+    heat: &Arc<Heat>,
 ) -> Result<Option<(Mutex<ExpertPool>, Slabs)>> {
     let plan = &plans.memory;
     if plan.slots == 0 {
@@ -569,7 +555,7 @@ fn open_pool(
     let governed =
         GovernorOptions { slot_bytes: plan.slot_bytes, slots_min: top_k, slots_max: store.slots_max() };
     let governor = (!options.fixed_slots && !pinned).then(|| Governor::new(governed));
-    let pool = ExpertPool::new(store, backend.clone(), device_slots, governor, &in_layers);
+    let pool = ExpertPool::new(store, backend.clone(), device_slots, governor, &in_layers, heat.clone());
     Ok(Some((Mutex::new(pool), slabs)))
 }
 

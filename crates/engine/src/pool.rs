@@ -13,6 +13,7 @@ use store::policy::{Trace, TraceStep, TraceWant};
 use store::{ExpertId, ExpertKey, ExpertMask, ExpertStore, LayerId};
 
 use crate::bridge::{ExpertShape, ResidentLayer, Slabs};
+use crate::heat::Heat;
 use crate::lookahead::Lookahead;
 use crate::model::Model;
 use crate::vram::DeviceSlots;
@@ -33,6 +34,8 @@ pub(crate) struct ExpertPool {
     pub(crate) store: ExpertStore,
     /// Whether guessing the next layer's experts pays.
     pub(crate) lookahead: Lookahead,
+    /// Who was chosen how often, and who looks on.
+    pub(crate) heat: Arc<Heat>,
     backend: Arc<dyn Backend>,
     /// Slots of a device that has memory of its own.
     device_slots: Option<usize>,
@@ -59,6 +62,7 @@ impl ExpertPool {
         device_slots: Option<usize>,
         governor: Option<Governor>,
         experts: &[u32],
+        heat: Arc<Heat>,
     ) -> Self {
         let total_experts = experts.iter().map(|&n| n as usize).sum();
         let mut pool = Self {
@@ -66,6 +70,7 @@ impl ExpertPool {
             chosen: store.slots(),
             allowed: store.slots(),
             store,
+            heat,
             backend,
             device_slots,
             resident: HashMap::new(),
@@ -135,11 +140,12 @@ impl ExpertPool {
     }
 
     /// Counts what a token that was recorded before uses, now that it runs.
-    pub(crate) fn count_recorded(&mut self, top_k: usize) {
+    pub(crate) fn count_recorded(&mut self, top_k: usize, slabs: Option<&Slabs>) {
         for (&layer, resident) in &self.resident {
             let hits = top_k.min(resident.table().experts().len());
             self.store.count_device_hits(layer, hits as u64);
         }
+        slabs.into_iter().for_each(|slabs| self.heat.show(self, slabs));
     }
 
     /// Reads on what is to be resident. Worth calling between layers: nobody else does while a step runs.
@@ -246,6 +252,32 @@ impl ExpertPool {
             .wants()
             .flat_map(|want| want.experts.iter().map(|&expert| ExpertKey { layer: want.layer, expert }));
         self.store.warm(keys.collect::<Vec<_>>());
+    }
+}
+
+impl Model {
+    /// The experts in memory, as a trace: a hint for [`Self::warm`] in the next run. `None` when there is
+    /// nothing to remember: no experts, or room for all.
+    pub fn warm_set(&self) -> Option<Trace> {
+        let pool = self.lock_pool().filter(|pool| pool.streams())?;
+        Some(pool.warm_set(self.new_trace(), self.slabs()?))
+    }
+
+    /// Reads what an earlier run had in memory whenever the drive has nothing else to do. A trace of another model is
+    /// ignored.
+    pub fn warm(&self, experts: &Trace) {
+        if experts.experts == self.decoder.experts()
+            && let Some(mut pool) = self.lock_pool()
+        {
+            pool.warm(experts);
+        }
+    }
+
+    /// Looks after the pool if no step is using it; says whether there is more to do soon.
+    pub(crate) fn govern_idle(&self) -> bool {
+        let Some((mut pool, _)) = self.try_pool() else { return false };
+        pool.govern();
+        self.warm_pool(&mut pool)
     }
 }
 

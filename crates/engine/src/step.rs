@@ -59,6 +59,12 @@ impl<'a> Experts<'a> {
         Self { pool, slabs, more_follows: false, guess: Guess::None, runs: true, leads: true, clock: None }
     }
 
+    /// Sizes the pool anew, if it is time to look, and shows it to who looks on.
+    pub(crate) fn govern(&mut self) {
+        self.pool.govern();
+        self.pool.heat.show(self.pool, self.slabs);
+    }
+
     /// Says what will be wanted for certain after what this layer wants now: more experts of it, then those of the next.
     pub(crate) fn set_coming(&mut self, coming: impl IntoIterator<Item = Sweep>) {
         if !self.leads {

@@ -17,8 +17,10 @@ use axum::routing::{get, post};
 use serde_json::Value;
 
 use crate::generate::{chat, completions, count_tokens, messages, responses};
+use crate::live::events;
 use crate::metrics::Record;
 use crate::openapi::openapi;
+use crate::page;
 use crate::plain::{detokenize, health, metrics, model, models, props, tokenize};
 use crate::state::Shared;
 
@@ -30,7 +32,18 @@ const VERSIONED: [&str; 6] =
     ["/chat/completions", "/completions", "/responses", "/messages", "/messages/count_tokens", "/models"];
 
 /// Paths without a version.
-const OTHERS: [&str; 6] = ["/health", "/metrics", "/openapi.json", "/props", "/tokenize", "/detokenize"];
+const OTHERS: [&str; 10] = [
+    "/",
+    "/page.css",
+    "/page.js",
+    "/events",
+    "/health",
+    "/metrics",
+    "/openapi.json",
+    "/props",
+    "/tokenize",
+    "/detokenize",
+];
 
 const MODEL_PATH: &str = "/models/{id}";
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -55,7 +68,11 @@ pub(crate) fn router(shared: Arc<Shared>) -> Router {
             .route(&models_path, get(models))
             .route(&format!("{models_path}/{{*id}}"), get(model));
     }
+    if shared.options.page {
+        router = page::routes(router);
+    }
     router
+        .route("/events", get(events))
         .route("/health", get(health))
         .route("/metrics", get(metrics))
         .route("/openapi.json", get(openapi))
@@ -157,12 +174,14 @@ async fn around(State(shared): State<Arc<Shared>>, mut request: Request, next: N
     response
 }
 
-/// Who may ask at all. Browsers ask for permission without a key, and so does whoever looks after the server.
+/// Who may ask at all. Browsers ask for permission without a key, and so does whoever looks after the server. The page asks
+/// its user for one.
 fn check(shared: &Shared, request: &Request) -> Result<(), ApiError> {
     let (method, headers) = (request.method(), request.headers());
     shared.guard.check_names(method, request.uri(), headers)?;
     let path = request.uri().path();
-    if path != "/health" && method != Method::OPTIONS {
+    let is_page = shared.options.page && page::has(path);
+    if path != "/health" && !is_page && method != Method::OPTIONS {
         shared.guard.check_key(headers)?;
     }
     Ok(())

@@ -10,10 +10,12 @@ mod events;
 mod generate;
 mod http;
 mod ids;
+mod live;
 mod metrics;
 mod openapi;
 mod options;
 mod outline;
+mod page;
 mod plain;
 mod prompts;
 mod queue;
@@ -33,6 +35,7 @@ use tokio::task::JoinHandle;
 use crate::state::Shared;
 
 pub use bodies::body_memory_bytes;
+pub use live::{Sample, Viewer};
 pub use metrics::Log;
 pub use options::{Defaults, LogFormat, Options, Patience, Served};
 
@@ -90,9 +93,24 @@ impl Server {
         self.shared.serve(served)
     }
 
+    /// Looks on; `None` before there is a model.
+    pub fn viewer(&self) -> Option<Viewer> {
+        self.shared.model().cloned().map(Viewer::new)
+    }
+
     /// Takes no new requests; those under way are finished as long as [`Patience::ending`] allows.
     pub fn stop(&self) {
         self.shared.stopping.send_replace(true);
+    }
+
+    /// Whether it takes no new requests any more.
+    pub fn is_stopping(&self) -> bool {
+        self.shared.is_stopping()
+    }
+
+    /// Whether everything under way has ended too, so that [`Self::wait`] would not wait.
+    pub fn is_ended(&self) -> bool {
+        self.accepting.is_finished()
     }
 
     /// Stops at Ctrl-C and where the system asks to end; `each` hears of every such signal, counted from 1.

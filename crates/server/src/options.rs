@@ -32,6 +32,8 @@ pub struct Options {
     pub log_prompts: bool,
     /// How a request is logged.
     pub log_format: LogFormat,
+    /// Whether there is a page at `/`.
+    pub page: bool,
     /// How long clients may take.
     pub patience: Patience,
 }
@@ -50,6 +52,7 @@ impl Default for Options {
             strict: false,
             log_prompts: false,
             log_format: LogFormat::Text,
+            page: true,
             patience: Patience::default(),
         }
     }

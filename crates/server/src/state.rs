@@ -9,10 +9,11 @@ use api::{ApiError, ErrorClass, Limits};
 use engine::scheduler::{Scheduler, SchedulerOptions};
 use engine::text::Tokenizer;
 use engine::{Model, Result};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 
 use crate::bodies::{Reader, Room};
 use crate::ids::Ids;
+use crate::live::VIEWERS;
 use crate::metrics::{Log, Metrics, lock};
 use crate::options::{Defaults, Options, Served};
 use crate::prompts::Prompts;
@@ -42,6 +43,8 @@ pub(crate) struct Shared {
     pub(crate) room: Room,
     /// Where they are read.
     pub(crate) reader: Reader,
+    /// How many may look on.
+    pub(crate) viewers: Arc<Semaphore>,
     /// Turns true when the server stops.
     pub(crate) stopping: watch::Sender<bool>,
     model: OnceLock<Arc<Ready>>,
@@ -86,6 +89,7 @@ impl Shared {
             log: Arc::new(log),
             room: Room::new(options.body_bytes_max),
             reader: Reader::start()?,
+            viewers: Arc::new(Semaphore::new(VIEWERS)),
             stopping: watch::Sender::new(false),
             model: OnceLock::new(),
             options,

@@ -6,6 +6,7 @@ mod cache;
 mod clients;
 mod document;
 mod life;
+mod page;
 mod refusals;
 mod safety;
 mod support;

@@ -18,6 +18,7 @@ use store::{ExpertLayout, ExpertStore, StoreOptions};
 use super::work::{Bench, Formats};
 use crate::batch::check_finite;
 use crate::bridge::{ExpertShape, MatrixShape, Slabs};
+use crate::heat::Heat;
 use crate::layers::{Attention, Delta, FeedForward, Mixer, Mlp, Moe, Rope, SharedExpert};
 use crate::limits::CHUNK_TOKENS;
 use crate::models::{Block, Decoder};
@@ -221,7 +222,8 @@ impl<'a> Stand<'a> {
         let policy = Some(PolicyKind::default().policy(slots));
         let options = StoreOptions { slot_bytes, policy, give_back: None };
         let store = ExpertStore::new(disk, layouts, memory, options)?;
-        Ok((ExpertPool::new(store, backend.clone(), None, None, &counts), slabs))
+        let heat = Arc::new(Heat::new(&counts));
+        Ok((ExpertPool::new(store, backend.clone(), None, None, &counts, heat), slabs))
     }
 
     /// No layers yet, between an embedding and `head`.

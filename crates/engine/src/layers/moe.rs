@@ -117,7 +117,7 @@ impl Moe {
         let mut outputs = s.tensor(rows * self.spec.top_k, hidden)?;
         let mut shared = self.shared.as_ref().map(|_| SharedExpert::outputs(s, h)).transpose()?;
         if let Some(experts) = &mut s.experts {
-            experts.pool.govern();
+            experts.govern();
         }
         if let Some(rehearsal) = s.rehearsal {
             let (kinds, table) = rehearsal.experts(layer)?;
@@ -224,6 +224,7 @@ impl Moe {
         let (wanted, mut here) = (by_expert.mask(), Vec::new());
         if let Some(experts) = &mut s.experts {
             here = self.ask(experts, layer, &wanted)?;
+            experts.pool.heat.count(layer, &routes.ids);
             experts.set_coming(self.sweep_after(&wanted, experts.more_follows));
         }
         if let Some(trace) = &mut s.routes {

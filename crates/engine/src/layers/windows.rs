@@ -29,7 +29,8 @@ impl Moe {
         let most = blocks.iter().map(|block| block.sum.rows()).max().unwrap_or(0);
         let mut outputs = s.tensor(most * self.spec.top_k, blocks[0].sum.cols())?;
         let experts = self.experts_of(s, layer)?;
-        experts.pool.govern();
+        experts.govern();
+        routes.iter().for_each(|routes| experts.pool.heat.count(layer, &routes.ids));
         let mut left = wanted(&routes, self.router.rows())?;
         let next = self.sweep_after(&left, experts.more_follows);
         let mut cut: Vec<Cut<'_>> = routes.iter().map(Cut::new).collect();

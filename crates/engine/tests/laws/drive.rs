@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use store::disk::SimDisk;
 use tidemill_engine::drive::{DiskKind, DriveOptions};
-use tidemill_engine::{ErrorKind, Guess, Model, OpenOptions, PolicyKind, Session, trace_of};
+use tidemill_engine::{ErrorKind, ExpertMemory, Guess, Model, OpenOptions, PolicyKind, Session, trace_of};
 
 use super::tools::{Bits, Dice, attention_only, bits, golden, hybrid, last_bits, on_sim, tokens};
 use crate::common::{go, open, try_open};
@@ -129,6 +129,40 @@ fn a_trace_says_what_was_wanted_and_a_warm_set_what_was_kept() {
     let prompt = tokens(&model, 4, 30);
     assert_eq!(last_bits(&other, &prompt), last_bits(&model, &prompt));
     assert!(small("qwen3_5_moe-e32/mlx-4bit", |o| o.slots_max = None).warm_set().is_none(), "all fit");
+}
+
+#[test]
+fn heat_counts_each_choice_and_a_step_shows_its_memory_while_it_runs() {
+    // One step of several blocks, whose experts come in windows, and many of one block.
+    for (chunk, block) in [(64, 9), (8, 8)] {
+        let change = |o: &mut OpenOptions| (o.chunk_tokens, o.block_tokens) = (Some(chunk), Some(block));
+        let model = small("qwen3_5_moe-e32/mlx-4bit", change);
+        assert!(model.expert_heat().uses.iter().all(|uses| *uses == 0));
+        let mut session = Session::new(&model).expect("a session");
+        session.record_routes();
+        let mut seen = Vec::new();
+        let mut look = |_: f64, _: usize| {
+            seen.push(model.expert_memory());
+            ControlFlow::Continue(())
+        };
+        session.set_prompt(&tokens(&model, 1, 60), &mut look).expect("runs");
+        let heat = model.expert_heat();
+        let mut uses = vec![0; heat.layers * heat.experts];
+        for record in session.take_routes() {
+            let row = usize::from(record.layer.0) * heat.experts;
+            record.routes.ids.iter().for_each(|id| uses[row + *id as usize] += 1);
+        }
+        assert_eq!((heat.uses, heat.experts), (uses, 32));
+
+        let (after, total) = (model.expert_memory(), model.read_stats().expect("counts").total());
+        assert_eq!(
+            (after.hits, after.misses, after.read_bytes),
+            (total.hits, total.misses, total.read_bytes)
+        );
+        assert_eq!((after.held.iter().filter(|held| **held).count(), after.slots), (24, 24));
+        let within = |seen: &&ExpertMemory| seen.read_bytes > 0 && seen.read_bytes < after.read_bytes;
+        assert!(seen.iter().filter(within).count() > 2, "{chunk}: {} looks", seen.len());
+    }
 }
 
 #[test]

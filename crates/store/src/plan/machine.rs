@@ -238,19 +238,6 @@ mod apple {
         Ok(MachineMemory { total_bytes, available_bytes, limit_bytes: None })
     }
 
-    /// The resident size that `proc_pidinfo` tells.
-    pub(super) fn rss_bytes() -> Option<u64> {
-        let mut info = MaybeUninit::<libc::proc_taskinfo>::zeroed();
-        let size = libc::c_int::try_from(size_of::<libc::proc_taskinfo>()).ok()?;
-        // SAFETY: the call writes at most `size` bytes, which the buffer has.
-        let written = unsafe {
-            libc::proc_pidinfo(libc::getpid(), libc::PROC_PIDTASKINFO, 0, info.as_mut_ptr().cast(), size)
-        };
-        // SAFETY: all-zero is a valid value of this struct of integers.
-        let info = unsafe { info.assume_init() };
-        (written == size).then_some(info.pti_resident_size)
-    }
-
     /// `ru_maxrss` of `getrusage(2)`, in bytes on this system.
     pub(super) fn rss_peak_bytes() -> Option<u64> {
         let mut usage = MaybeUninit::<libc::rusage>::zeroed();
@@ -259,6 +246,20 @@ mod apple {
         // SAFETY: all-zero is a valid value of this struct of integers.
         let usage = unsafe { usage.assume_init() };
         (status == 0).then_some(usage.ru_maxrss as u64)
+    }
+
+    /// `pti_resident_size` of `proc_pidinfo`.
+    pub(super) fn rss_bytes() -> Option<u64> {
+        let mut info = MaybeUninit::<libc::proc_taskinfo>::zeroed();
+        let size = size_of::<libc::proc_taskinfo>() as libc::c_int;
+        // SAFETY: the call fills a `proc_taskinfo`, which is what the buffer is, and `size` is its size.
+        let filled = unsafe {
+            let to = info.as_mut_ptr().cast();
+            libc::proc_pidinfo(libc::getpid(), libc::PROC_PIDTASKINFO, 0, to, size)
+        };
+        // SAFETY: all-zero is a valid value of this struct of integers.
+        let info = unsafe { info.assume_init() };
+        (filled == size).then_some(info.pti_resident_size)
     }
 }
 
@@ -376,6 +377,7 @@ mod tests {
         assert!(memory.available_bytes > 0 && memory.available_bytes <= memory.total_bytes);
         let mut slab = crate::SlabMemory::anonymous(64 << 20).unwrap();
         slab.as_mut_slice().fill(1);
+        assert!(rss_bytes().unwrap() >= 64 << 20);
         assert!(rss_peak_bytes().unwrap() >= 64 << 20);
         assert!((1 << 20..=rss_peak_bytes().unwrap()).contains(&rss_bytes().unwrap()));
     }
