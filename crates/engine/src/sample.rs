@@ -51,9 +51,9 @@ pub struct SampleRequest {
     /// Against tokens seen before.
     pub repetition_penalty: Option<f32>,
     /// The same, subtracted once.
-    pub presence_penalty: f32,
+    pub presence_penalty: Option<f32>,
     /// The same, subtracted each time.
-    pub frequency_penalty: f32,
+    pub frequency_penalty: Option<f32>,
     /// Added to logits.
     pub logit_bias: Vec<(u32, f32)>,
     /// Makes the choices repeatable.
@@ -82,8 +82,8 @@ impl SampleRequest {
             top_p: self.top_p.unwrap_or(advice.top_p.filter(|p| *p > 0.0).unwrap_or(1.0)),
             min_p: self.min_p.unwrap_or(advice.min_p.unwrap_or(0.0)),
             repetition_penalty: self.repetition_penalty.unwrap_or(advice.repetition_penalty.unwrap_or(1.0)),
-            presence_penalty: self.presence_penalty,
-            frequency_penalty: self.frequency_penalty,
+            presence_penalty: self.presence_penalty.unwrap_or(0.0),
+            frequency_penalty: self.frequency_penalty.unwrap_or(0.0),
             penalty_window: None,
             logit_bias: self.logit_bias.clone(),
             seed: self.seed,

@@ -63,7 +63,7 @@ const fn get(path: &'static str, what: &'static str, answers: &'static str) -> E
     Endpoint { path, what, takes, answers, streams: false, statuses: TELLING }
 }
 
-const ENDPOINTS: [Endpoint; 13] = [
+const ENDPOINTS: [Endpoint; 14] = [
     post("/v1/chat/completions", "The next turn of a conversation.", Takes::Chat, "ChatCompletion"),
     post("/v1/completions", "The continuation of texts.", Takes::Completion, "Completion"),
     post("/v1/responses", "The next items of a conversation.", Takes::Response, "Response"),
@@ -85,6 +85,12 @@ const ENDPOINTS: [Endpoint; 13] = [
         answers: None,
         statuses: &[401, 403, 405],
         ..get("/metrics", "Counts, as Prometheus reads them.", "")
+    },
+    Endpoint {
+        answers: None,
+        streams: true,
+        statuses: &[401, 403, 405, 429, 503],
+        ..get("/events", "Figures of the server, one sample a second, until the reader leaves.", "")
     },
     get("/props", "The context and the template, where agents look for them.", "Props"),
     get("/openapi.json", "This document.", "Document"),
@@ -170,6 +176,7 @@ impl Endpoint {
     fn responses(&self) -> Value {
         let mut content = match self.answers {
             Some(name) => json!({"application/json": {"schema": named(name)}}),
+            None if self.streams => json!({}),
             None => json!({"text/plain": {"schema": {"type": "string"}}}),
         };
         if self.streams {

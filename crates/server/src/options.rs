@@ -134,15 +134,15 @@ pub struct Defaults {
 impl Defaults {
     /// `asked`, and what is here where it says nothing.
     pub(crate) fn sampling(&self, asked: &SampleRequest) -> SampleRequest {
-        let (own, nonzero) = (&self.sampling, |asked: f32, own: f32| if asked == 0.0 { own } else { asked });
+        let own = &self.sampling;
         SampleRequest {
             temperature: asked.temperature.or(own.temperature),
             top_k: asked.top_k.or(own.top_k),
             top_p: asked.top_p.or(own.top_p),
             min_p: asked.min_p.or(own.min_p),
             repetition_penalty: asked.repetition_penalty.or(own.repetition_penalty),
-            presence_penalty: nonzero(asked.presence_penalty, own.presence_penalty),
-            frequency_penalty: nonzero(asked.frequency_penalty, own.frequency_penalty),
+            presence_penalty: asked.presence_penalty.or(own.presence_penalty),
+            frequency_penalty: asked.frequency_penalty.or(own.frequency_penalty),
             logit_bias: [&own.logit_bias, &asked.logit_bias].into_iter().flatten().copied().collect(),
             seed: asked.seed.or(own.seed),
         }
@@ -165,5 +165,29 @@ impl Options {
             return Err(Error::invalid("--max-body 0 leaves no room for a request"));
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_request_says_counts_also_where_it_is_nothing() {
+        let sampling = SampleRequest {
+            presence_penalty: Some(1.0),
+            temperature: Some(0.7),
+            logit_bias: vec![(1, 2.0)],
+            ..SampleRequest::default()
+        };
+        let defaults = Defaults { sampling, ..Defaults::default() };
+        let asked = SampleRequest {
+            presence_penalty: Some(0.0),
+            logit_bias: vec![(3, 4.0)],
+            ..SampleRequest::default()
+        };
+        let both = defaults.sampling(&asked);
+        assert_eq!((both.presence_penalty, both.temperature, both.seed), (Some(0.0), Some(0.7), None));
+        assert_eq!(both.logit_bias, [(1, 2.0), (3, 4.0)]);
     }
 }

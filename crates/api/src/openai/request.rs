@@ -103,8 +103,8 @@ fn sampling(body: &At, base: SampleRequest) -> Result<SampleRequest, ApiError> {
         top_k: body.optional("top_k", top_k)?,
         min_p: body.optional_number("min_p", 0.0..=1.0)?,
         repetition_penalty,
-        presence_penalty: body.optional_number("presence_penalty", -2.0..=2.0)?.unwrap_or(0.0),
-        frequency_penalty: body.optional_number("frequency_penalty", -2.0..=2.0)?.unwrap_or(0.0),
+        presence_penalty: body.optional_number("presence_penalty", -2.0..=2.0)?,
+        frequency_penalty: body.optional_number("frequency_penalty", -2.0..=2.0)?,
         logit_bias: body.optional("logit_bias", biases)?.unwrap_or_default(),
         seed: body.optional("seed", seed)?,
         ..base
