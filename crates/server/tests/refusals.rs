@@ -64,7 +64,7 @@ fn a_prompt_that_is_too_long_is_refused_before_it_is_computed() {
 #[test]
 fn unknown_paths_and_methods() {
     let server = start(options(), 1);
-    for path in ["/v1/embeddings", "/api/tags", "/", "/v1", "/v1/chat"] {
+    for path in ["/v1/embeddings", "/api/tags", "/v1", "/v1/chat"] {
         let refused = server.get(path);
         assert_eq!(
             (refused.status, &refused.json()["error"]["type"]),

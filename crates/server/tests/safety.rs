@@ -98,7 +98,7 @@ fn slow_heads_and_bodies_end() {
 /// A large body that comes slowly keeps its place as long as nobody wants it.
 #[test]
 fn slow_large_bodies_make_room_for_others() {
-    let patience = Patience { large: Duration::from_millis(100), ..Patience::default() };
+    let patience = Patience { large: Duration::from_secs(1), ..Patience::default() };
     let server = start(Options { body_bytes_max: 100_000, patience, ..options() }, 1);
     let body = |letter: &str| {
         let body = with(&question("hi"), json!({"max_tokens": 1, "metadata": {"x": letter.repeat(90_000)}}));
@@ -120,7 +120,7 @@ fn slow_large_bodies_make_room_for_others() {
     };
     let text = body("y");
     let mut alone = slow(&text);
-    std::thread::sleep(Duration::from_millis(500));
+    std::thread::sleep(Duration::from_millis(1500));
     alone.write_all(&text.as_bytes()[50_000..]).expect("sent");
     let answer = status(alone);
     assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
