@@ -217,7 +217,9 @@ impl Prompts {
                 "the prompt is empty: give the model something to continue",
             ));
         }
-        Ok(Made { tokens, borders: Vec::new(), reply: None, text, call_format: None })
+        // Other answers to it, and whoever writes on, go on from here; the last token is computed for each.
+        let borders = vec![tokens.len() - 1];
+        Ok(Made { tokens, borders, reply: None, text, call_format: None })
     }
 
     fn check_length(&self, tokens: usize, is_chat: bool) -> Result<(), ApiError> {

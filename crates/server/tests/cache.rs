@@ -223,6 +223,21 @@ fn a_line_that_changes_with_each_request_costs_nothing() {
     assert!(read > Some(100) && read.map(|read| read + SLACK) >= before, "{first} {again}");
 }
 
+#[test]
+fn a_text_that_is_written_on_is_not_computed_again() {
+    let server = serve(None, None);
+    let text = "Once there was a mill by the river. ".repeat(20);
+    let ask = |text: &str| {
+        let body = json!({"model": "demo", "prompt": text, "max_tokens": 5, "temperature": 1.2, "seed": 3});
+        let usage = server.post("/v1/completions", &body).ok()["usage"].clone();
+        let of = |value: &Value| value.as_u64().expect("a number");
+        (of(&usage["prompt_tokens"]), of(&usage["prompt_tokens_details"]["cached_tokens"]))
+    };
+    let (first, _) = ask(&text);
+    let (_, cached) = ask(&format!("{text}Its wheel turned day and night."));
+    assert!(cached + 4 >= first, "{cached} of {first}");
+}
+
 /// All tokens with their log-probabilities.
 fn logprobs(answer: &Value) -> Vec<(Value, u32)> {
     let content =
