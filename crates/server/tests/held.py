@@ -21,6 +21,7 @@ import os
 import pathlib
 import random
 import re
+import resource
 import subprocess
 import sys
 import tempfile
@@ -41,12 +42,13 @@ MOST_BYTES = 100e6
 class Server:
     """A server of the bundled model, on a free port."""
 
-    def __init__(self, tidemill, template=None, parallel=4):
-        command = [tidemill, "serve", "--port", "0", "--memory", "700MiB", "--ctx", "4096"]
-        command += ["--parallel", str(parallel), "--queue", "64"]
+    def __init__(self, tidemill, template=None):
+        command = [tidemill, "serve", "--port", "0", "--memory", "700MiB", "--ctx", "4096", "--queue", "64"]
         command += ["--chat-template", str(template)] if template else []
         self.log = tempfile.TemporaryFile("w+")
-        self.process = subprocess.Popen(command, stderr=self.log, stdout=self.log)
+        # What a schema might do to the machine, it does to its server first.
+        limit = lambda: resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30))  # noqa: E731
+        self.process = subprocess.Popen(command, stderr=self.log, stdout=self.log, preexec_fn=limit)
         self.port = None
         while not self.port or self.health() != 200:
             if self.process.poll() is not None:
@@ -66,15 +68,16 @@ class Server:
             return 0
 
     def ask(self, method, path, body=None, alone=False):
-        """Status, headers, body, and seconds until the head came; of processors, if no other request runs."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=600)
+        """Status, headers, body, and seconds until the head came. If no other request runs, these are seconds of
+        processors, and of an answer that is given the head alone is waited for."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60 if alone else 600)
         data = None if body is None else json.dumps(body)
         begin, worked = time.monotonic(), self.seconds()
         connection.request(method, path, data, {"content-type": "application/json"})
         answer = connection.getresponse()
         head = min(time.monotonic() - begin, self.seconds() - worked) if alone else time.monotonic() - begin
-        text = answer.read().decode()
-        connection.close()
+        text = "" if alone and answer.status == 200 else answer.read().decode()
+        connection.close()  # which ends the answer
         return answer.status, answer.headers, text, head
 
     def memory(self, key):
@@ -488,45 +491,63 @@ def deep(depth):
     return schema
 
 
+def brief(template):
+    """The template without the schemas of tools, whose length as a prompt is no cost of a constraint."""
+    text = template.read_text().replace("tool | tojson", "tool.function.name")
+    file = tempfile.NamedTemporaryFile("w", suffix=".jinja")
+    file.write(text)
+    file.flush()
+    return file
+
+
 def cost(options):
     """The third mode."""
-    failed = False
-    print("| schema | as | status | head, ms | memory, MB | said |\n|---|---|---|---|---|---|")
-    for name, template in [("tags", None), ("json", HERMES)]:
-        with Server(options.tidemill, template) as server:
-            ask = {"model": "demo", "messages": [{"role": "user", "content": "Go."}], "temperature": 1,
-                   "max_tokens": 4, "stream": True, "seed": 1}
-            tool = {"name": "f", "parameters": {"type": "object", "properties": {"x": {"type": "integer"}}}}
-            server.ask("POST", "/v1/chat/completions", dict(ask, tools=[{"type": "function", "function": tool}]))
-            for label, schema in hostile().items():
-                if options.only and options.only not in label:
-                    continue
-                form = {"type": "json_schema", "json_schema": {"name": "a", "schema": schema}}
-                ways = {"answer": dict(ask, response_format=form)} if name == "tags" else {}
-                for strict in (False, True):
-                    parameters = {"type": "object", "properties": {"x": schema}, "required": ["x"]}
-                    refers = isinstance(schema, dict) and "$defs" in schema
-                    parameters = dict(parameters, **{"$defs": schema["$defs"]}) if refers else parameters
-                    function = {"name": "f", "parameters": parameters, "strict": strict}
-                    tools = [{"type": "function", "function": function}]
-                    ways[f"{'strict ' * strict}tool, {name}"] = dict(ask, tools=tools, tool_choice="required")
-                for way, body in ways.items():
-                    failed |= costs_too_much(server, label, way, body)
-    return failed
+    rows = []
+    print("| schema | asked for as | status | ms | MB | said |\n|---|---|---|---|---|---|")
+    for name, template in [("tags", ROOT / "models/demo/chat_template.jinja"), ("json", HERMES)]:
+        asked = [(label, *way) for label, schema in hostile().items() for way in ways_to_ask(name, schema)
+                 if not options.only or options.only in label]
+        while asked:
+            with brief(template) as file, Server(options.tidemill, file.name) as server:
+                server.ask("POST", "/v1/chat/completions", dict(GO, response_format={"type": "json_object"}), True)
+                while asked:
+                    rows.append(costs_too_much(server, *asked.pop(0)))
+                    if rows[-1] is None:
+                        server.process.kill()  # it does not stop
+                        break
+    return any(row is not False for row in rows)
+
+
+GO = {"model": "demo", "messages": [{"role": "user", "content": "Go."}], "stream": True}
+
+
+def ways_to_ask(name, schema):
+    """For an answer, and for an argument of a tool, strict and not."""
+    if name == "tags":
+        form = {"type": "json_schema", "json_schema": {"name": "a", "schema": schema}}
+        yield "answer", dict(GO, response_format=form)
+    for strict in (False, True):
+        parameters = {"type": "object", "properties": {"x": schema}, "required": ["x"]}
+        parameters |= {"$defs": schema["$defs"]} if "$defs" in schema else {}
+        function = {"name": "f", "parameters": parameters, "strict": strict}
+        tools = [{"type": "function", "function": function}]
+        yield f"{'strict ' * strict}tool, {name}", dict(GO, tools=tools, tool_choice="required")
 
 
 def costs_too_much(server, label, way, body):
+    """Prints a row; `None` if no answer came."""
     server.forget_peak()
     before = server.memory("VmRSS")
-    status, headers, text, head = server.ask("POST", "/v1/chat/completions", body, True)
-    grown = max(0, server.memory("VmHWM") - before)
-    said = json.loads(text)["error"]["message"] if status != 200 else headers.get("x-tidemill-ignored") or ""
-    if status == 200 and '"error"' in text:
-        said += " STREAM: " + text[-200:].replace("\n", " ")
+    try:
+        status, headers, text, head = server.ask("POST", "/v1/chat/completions", body, True)
+    except OSError as error:
+        status, text, head, headers = repr(error), "", 60, {}
+    grown = 0 if server.process.poll() is not None else max(0, server.memory("VmHWM") - before)
+    said = json.loads(text)["error"]["message"] if text else headers.get("x-tidemill-ignored") or ""
     bad = status not in (200, 400) or head > MOST_SECONDS or grown > MOST_BYTES
     print(f"| {label} | {way} | {status}{' WRONG' * bad} | {head * 1e3:.0f} | {grown / 1e6:.0f} | {said[:110]} |",
           flush=True)
-    return bad
+    return None if isinstance(status, str) else bad
 
 
 # Exact calls.
