@@ -487,21 +487,19 @@ fn values_hold_what_they_may() {
 #[test]
 fn texts_with_bounds_hold_the_beginnings_of_tags() {
     let tokenizer = &tokenizers()[0];
-    let bounds = [
-        json!({"type": "string", "maxLength": 5000}),
-        json!({"type": "string", "pattern": "^\\S+ \\S+$", "maxLength": 60}),
+    let cases = [
+        (json!({"type": "string", "maxLength": 5000}), "<p>x</p> <</parameter"),
+        (json!({"type": "string", "pattern": "^\\S+ \\S+$", "maxLength": 60}), "ab<parameter"),
     ];
-    for bound in bounds {
+    for (bound, text) in cases {
         let tools = [tool("f", json!({"type": "object", "properties": {"a": bound}, "required": ["a"]}))];
         let request = calls("xml", &tools, ToolChoice::Required, false);
-        for text in ["ab<parameter", "<p>x</p> <</parameter", "a </function"] {
-            let reply = ReplyOptions { tools: tools.to_vec(), ..ReplyOptions::default() };
-            let options = options(tokenizer, &request, reply, 7);
-            let said = format!("<tool_call>\n<function=f>\n<parameter=a>\n{text}");
-            for call in make(tokenizer, &options, &said, 7).turn.calls {
-                let value = call.arguments.get("a").and_then(Json::as_str).unwrap();
-                assert!(value.starts_with(text), "{value:?}");
-            }
+        let reply = ReplyOptions { tools: tools.to_vec(), ..ReplyOptions::default() };
+        let options = options(tokenizer, &request, reply, 7);
+        let said = format!("<tool_call>\n<function=f>\n<parameter=a>\n{text}");
+        for call in make(tokenizer, &options, &said, 7).turn.calls {
+            let value = call.arguments.get("a").and_then(Json::as_str).unwrap();
+            assert!(value.starts_with(text), "{value:?}");
         }
     }
 }
