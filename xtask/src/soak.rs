@@ -9,7 +9,7 @@ use files::{Error, Result};
 use crate::steps::{Step, run_all};
 
 /// The parts, in the order in which they run, with what they do.
-pub const PARTS: [(&str, &str); 7] = [
+pub const PARTS: [(&str, &str); 8] = [
     (
         "cases",
         "all tests, with forty times the cases of every property test, and those that are too long for each day",
@@ -22,6 +22,10 @@ pub const PARTS: [(&str, &str); 7] = [
     (
         "miri",
         "the thread pool and the engine's slots under Miri, an interpreter that finds undefined behaviour",
+    ),
+    (
+        "held",
+        "a thousand answers for each format of calls, each held to a schema; what hostile schemas cost; exact calls",
     ),
 ];
 
@@ -57,7 +61,8 @@ pub fn soak(root: &Path, parts: &[&str], fuzz_seconds: u64) -> Result<bool> {
             }
             "address" => vec![address()],
             "thread" => vec![ready("thread", Step::new("thread", ".ci/tsan", [""; 0]))],
-            _ => miri(),
+            "miri" => miri(),
+            _ => held(),
         });
     }
     Ok(run_all(root, steps))
@@ -119,6 +124,31 @@ fn address() -> Ready {
     let args =
         "test -p tidemill-files -p tidemill-store --target x86_64-unknown-linux-gnu --target-dir target/asan";
     ready(name, nightly(name, args).env("RUSTFLAGS", "-Zsanitizer=address"))
+}
+
+/// Needs Python, and the packages' registry.
+fn held() -> Vec<Ready> {
+    let name = "held";
+    if !answers("python3", &["-m", "venv", "--help"]) {
+        return vec![(name.into(), Err("no python3 with venv".into()))];
+    }
+    let python = "target/held/bin/python";
+    let step = |what: &str, program: &str, args: &str| {
+        let name = format!("{name}, {what}");
+        ready(&name, Step::new(&name, program, args.split_whitespace()))
+    };
+    let mut steps = vec![
+        step("program", "cargo", "build --release -p tidemill --target-dir target"),
+        step("python", "python3", "-m venv --clear target/held"),
+        step("packages", python, "-m pip install --quiet jsonschema==4.26.0"),
+        // The questions alone: it needs much to judge models with.
+        step("questions", python, "-m pip install --quiet --no-deps bfcl-eval==2026.3.23"),
+    ];
+    steps.extend(["calls", "cost", "accuracy"].map(|mode| {
+        let args = format!("crates/server/tests/held.py {mode} --tidemill target/release/tidemill");
+        step(mode, python, &args)
+    }));
+    steps
 }
 
 fn miri() -> Vec<Ready> {

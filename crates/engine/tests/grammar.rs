@@ -482,3 +482,66 @@ fn values_hold_what_they_may() {
     assert_eq!(made.turn.calls[0].arguments, Json::from(want));
     assert_eq!(made.finish, FinishReason::Stop);
 }
+
+/// A closing tag that only begins is text, also where its length is counted and its form is looked at.
+#[test]
+fn texts_with_bounds_hold_the_beginnings_of_tags() {
+    let tokenizer = &tokenizers()[0];
+    let cases = [
+        (json!({"type": "string", "maxLength": 5000}), "<p>x</p> <</parameter"),
+        (json!({"type": "string", "pattern": "^\\S+ \\S+$", "maxLength": 60}), "ab<parameter"),
+    ];
+    for (bound, text) in cases {
+        let tools = [tool("f", json!({"type": "object", "properties": {"a": bound}, "required": ["a"]}))];
+        let request = calls("xml", &tools, ToolChoice::Required, false);
+        let reply = ReplyOptions { tools: tools.to_vec(), ..ReplyOptions::default() };
+        let options = options(tokenizer, &request, reply, 7);
+        let said = format!("<tool_call>\n<function=f>\n<parameter=a>\n{text}");
+        for call in make(tokenizer, &options, &said, 7).turn.calls {
+            let value = call.arguments.get("a").and_then(Json::as_str).unwrap();
+            assert!(value.starts_with(text), "{value:?}");
+        }
+    }
+}
+
+#[test]
+fn many_tools_and_alternatives_are_held() {
+    let tokenizer = &tokenizers()[0];
+    let tools: Vec<_> =
+        (0..1200).map(|i| tool(&format!("tool_{i}"), json!({"type": "object", "properties": {}}))).collect();
+    for format in ["xml", "json"] {
+        let request = calls(format, &tools, ToolChoice::Required, false);
+        let reply = ReplyOptions { tools: tools.clone(), ..ReplyOptions::default() };
+        let made = make(tokenizer, &options(tokenizer, &request, reply, 3), "", 3);
+        assert_eq!(made.turn.calls.len(), 1, "{:?}", made.turn);
+    }
+    let one = |i| json!({"type": "object", "properties": {format!("k{i}"): {"type": "string"}, "z": {}}});
+    let any: Vec<Value> = (0..300).map(one).collect();
+    let request = answer(schema(json!({"anyOf": any})));
+    let reply = ReplyOptions::default();
+    let made = make(tokenizer, &options(tokenizer, &request, reply, 3), "{\"k7\": \"a\", ", 3);
+    assert!(made.turn.text.starts_with("{\"k7\": \"a\", "), "{:?}", made.turn);
+}
+
+/// Each of these took seconds and gigabytes, or the compiler's numbers overflowed.
+#[test]
+fn what_costs_too_much_together_is_refused() {
+    let tokenizer = &tokenizers()[0];
+    let patterns: Vec<Value> = (0..200).map(|i| json!({"pattern": format!("a{{{i}}}b")})).collect();
+    let properties: serde_json::Map<_, _> = (0..2000).map(|i| (format!("p{i}"), json!({}))).collect();
+    let cases = [
+        (json!({"type": "string", "allOf": patterns}), "\"pattern\""),
+        (
+            json!({"properties": {"x": {"allOf": [{"$ref": "#/$defs/a"}]}}, "$defs": {"a": {"allOf": patterns}}}),
+            "\"pattern\"",
+        ),
+        (json!({"type": "object", "properties": properties}), "\"properties\""),
+        (json!({"allOf": [{"multipleOf": 99991}, {"multipleOf": 99989}]}), "\"multipleOf\""),
+    ];
+    for (schema_, keyword) in cases {
+        let e = Constraint::new(tokenizer, &answer(schema(schema_))).err().unwrap();
+        assert!(e.message().contains("too large") && e.message().contains(keyword), "{e}");
+    }
+    let few = json!({"type": "string", "allOf": [{"pattern": "^a"}, {"pattern": "b$"}]});
+    assert!(Constraint::new(tokenizer, &answer(schema(few))).is_ok());
+}

@@ -11,7 +11,32 @@ use crate::text::format::{CALL_END, CallBody, CallFormat, FUNCTION, FUNCTION_END
 use crate::text::tool_markup::types;
 
 /// Terminal of a string between tags: no tag that could end it or begin another value, wherever it stands.
-pub(super) const RAW: &str = r"RAW: /(?s:.*)/ & ~/(?s:.*)(<\/parameter>|<parameter=|<\/function>[ \t\r\n]*(<function=|<\/tool_call>))(?s:.*)/";
+const RAW: &str = r"RAW: /(?s:.*)/ & ~/(?s:.*)(<\/parameter>|<parameter=|<\/function>[ \t\r\n]*(<function=|<\/tool_call>))(?s:.*)/";
+
+/// Terminal of a string between tags that is held to a pattern or a length as well: no closing tag, and none that begins
+/// another value. It says what may come and not what may not: in the company of the others, the search for a text that
+/// fits has no end after the beginning of such a tag.
+fn without_tags() -> String {
+    const TAGS: [&str; 3] = [PARAMETER_END, PARAMETER, FUNCTION_END];
+    let tails = TAGS.map(|tag| tag.trim_start_matches('<'));
+    let mut begun: Vec<&str> =
+        tails.iter().flat_map(|tail| (0..tail.len()).map(|end| &tail[..end])).collect();
+    begun.sort_unstable();
+    begun.dedup();
+    let slashed = |text: &str| text.replace('/', "\\/");
+    let goes_wrong = begun.iter().map(|begun| {
+        let next: String = tails.iter().filter_map(|tail| tail.strip_prefix(begun)?.chars().next()).collect();
+        format!("{}[^<{}]", slashed(begun), slashed(&next))
+    });
+    let goes_wrong = goes_wrong.collect::<Vec<_>>().join("|");
+    let begun = begun.iter().map(|begun| slashed(begun)).collect::<Vec<_>>().join("|");
+    format!("NOTAG: /([^<]|(<({begun}))*<({goes_wrong}))*(<({begun}))*/")
+}
+
+/// The terminals that the rules of tools name, in Lark.
+pub(super) fn terminals() -> String {
+    format!("{RAW}\n{}\n", without_tags())
+}
 
 /// How much of a tool's schema is kept, from all to nothing: what is left when the compiler refuses the rest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -39,6 +64,9 @@ pub(super) fn rules(
     let mut schema = prepared(parameters, &at, unkept)?;
     if keep == Keep::Structure {
         strip(&mut schema);
+    }
+    if !holds_together(&schema) {
+        close_within(&mut schema);
     }
     let Value::Object(mut schema) = schema else {
         return Err(Error::invalid(format!("{at}: it must be an object")));
@@ -73,6 +101,51 @@ fn close(schema: &mut Map<String, Value>) {
     }
     schema.insert("properties".into(), properties.into());
     schema.entry("additionalProperties").or_insert_with(|| false.into());
+}
+
+/// Closes the objects within a schema too, where they declare what they have: a model that may invent keys gives some
+/// twice. Where schemas hold together, each of them must let the other's through.
+fn close_within(schema: &mut Value) {
+    let Value::Object(map) = schema else { return };
+    for (key, inner) in map.iter_mut() {
+        match (key.as_str(), inner) {
+            ("properties" | "$defs" | "definitions", Value::Object(inner)) => {
+                inner.values_mut().for_each(close_all);
+            }
+            ("items" | "prefixItems" | "anyOf" | "oneOf", Value::Array(inner)) => {
+                inner.iter_mut().for_each(close_all);
+            }
+            ("items" | "additionalItems" | "additionalProperties", inner) => close_all(inner),
+            _ => {}
+        }
+    }
+}
+
+fn close_all(schema: &mut Value) {
+    close_within(schema);
+    if let Value::Object(map) = schema
+        && map.get("properties").and_then(Value::as_object).is_some_and(|properties| !properties.is_empty())
+        && map.get("type").is_none_or(|kind| kind == "object")
+    {
+        let had_type = map.contains_key("type");
+        close(map);
+        if !had_type {
+            map.shift_remove("type");
+        }
+    }
+}
+
+/// Whether a schema somewhere holds together with others, none of which may then be closed for itself.
+fn holds_together(schema: &Value) -> bool {
+    match schema {
+        Value::Object(map) => {
+            let combined = COMBINED.iter().filter(|key| map.contains_key(**key)).count();
+            let own = usize::from(map.contains_key("properties"));
+            map.contains_key("allOf") || combined + own > 1 || map.values().any(holds_together)
+        }
+        Value::Array(list) => list.iter().any(holds_together),
+        _ => false,
+    }
 }
 
 /// Takes out of a schema what is no structure.
@@ -250,7 +323,10 @@ fn value_rules(
     if let Some(list) = listed(property, root) {
         let shown = list.iter().map(|value| value.as_str().map_or_else(|| value.to_string(), str::to_owned));
         let choices: Vec<String> = shown.map(|text| quoted(&format!("{text}\n{PARAMETER_END}"))).collect();
-        return Ok((!choices.is_empty()).then(|| format!("{rule}v: {}\n", choices.join(" | "))));
+        // One terminal for all, with its end, takes a fifth of the time of as many.
+        let name = rule.to_uppercase();
+        let rules = || format!("{rule}v: {name}\n{name}: {}\n", choices.join(" | "));
+        return Ok((!choices.is_empty()).then(rules));
     }
     if *property == Value::Bool(false) {
         return Ok(None);
@@ -303,7 +379,7 @@ fn has_reference(schema: &Value) -> bool {
 
 /// What a string between tags is made of: a terminal, and the rules of those that it names.
 fn text_terminals(rule: &str, property: &Value, only_text: bool) -> (String, String) {
-    let mut all = vec!["RAW".to_owned()];
+    let mut all = vec!["NOTAG".to_owned()];
     if only_text {
         let count = |key| property.get(key).and_then(Value::as_u64);
         if let Some(pattern) = property.get("pattern").and_then(Value::as_str) {
@@ -367,7 +443,7 @@ mod tests {
         let optional = r#"{"u":{"anyOf":[{"enum":["a","b"],"type":"string"},{"type":"null"}]}}"#;
         let (rules, left_out) = written(optional, true).unwrap();
         let choices = [r#""a\n</parameter>""#, r#""b\n</parameter>""#, r#""null\n</parameter>""#].join(" | ");
-        assert!(rules.contains(&format!("t0p0v: {choices}")), "{rules}");
+        assert!(rules.contains(&format!("t0p0v: T0P0\nT0P0: {choices}")), "{rules}");
         assert!(left_out.is_empty(), "{left_out:?}");
     }
 
@@ -385,5 +461,23 @@ mod tests {
             assert!(refused.message().starts_with(&place), "{refused}");
         }
         assert!(written(r#"{"u":{"type":"string","pattern":"^a$"}}"#, true).unwrap().1.is_empty());
+    }
+
+    /// Where a model could invent keys it would give some twice, which no value has.
+    #[test]
+    fn objects_within_are_closed_unless_schemas_hold_together() {
+        let inner = r#"{"type":"object","properties":{"a":{"type":"boolean"}}}"#;
+        let closed = r#""properties":{"a":{"type":"boolean"}},"additionalProperties":false"#;
+        for (property, is_closed) in [
+            (inner.to_owned(), true),
+            (format!(r#"{{"type":"array","items":{inner}}}"#), true),
+            (format!(r#"{{"anyOf":[{inner},{{"type":"integer"}}]}}"#), true),
+            (inner.replace(r#""properties""#, r#""additionalProperties":true,"properties""#), false),
+            (format!(r#"{{"type":"object","allOf":[{inner},{inner}]}}"#), false),
+            (format!(r#"{{"type":"object","properties":{{"b":{{}}}},"anyOf":[{inner}]}}"#), false),
+        ] {
+            let (rules, _) = written(&format!(r#"{{"u":{property}}}"#), false).unwrap();
+            assert_eq!(rules.contains(closed), is_closed, "{rules}");
+        }
     }
 }

@@ -119,29 +119,29 @@ impl Constraint {
         let mut left_out = Vec::new();
         let answer = request.answer.as_ref().map(answer_rules).transpose()?;
         let calls = request.calls.as_ref().filter(|calls| !calls.tools.is_empty());
-        let blocks = calls.map(|calls| block_rules(&tokens, calls, &mut left_out)).transpose()?;
-        let must_call = calls.is_some_and(|calls| calls.choice != ToolChoice::Auto);
-        let ready = |grammar, at: &str| compile(&tokens, grammar, at).map(Mutex::new).map(Some);
         let (mut whole, mut call) = (None, None);
-        match (answer, calls.zip(blocks)) {
-            (Some(Rules::Whole(grammar)), None) => whole = ready(grammar, ANSWER)?,
-            (Some(Rules::Lark(rules)), None) => {
-                whole = ready(lark(format!("start: answer\n{rules}")), ANSWER)?;
-            }
-            (Some(answer), Some((calls, (blocks, _)))) if !must_call => {
-                let Rules::Lark(answer) = answer else {
-                    return Err(Error::invalid("an answer's grammar and tools cannot be asked for together"));
-                };
-                let start = format!("start: answer | {}\n", all_calls(calls));
-                whole = ready(lark(format!("{start}{answer}{blocks}")), ANSWER)?;
-            }
-            (_, Some((calls, (blocks, _)))) if must_call => {
-                whole = ready(lark(format!("start: {}\n{blocks}", all_calls(calls))), TOOLS)?;
-            }
-            (_, Some((_, (_, Some(mask))))) => call = Some(Mutex::new(mask)),
-            (_, Some((_, (blocks, None)))) => call = ready(lark(format!("start: block\n{blocks}")), TOOLS)?,
+        match (answer, calls) {
             (None, None) => {}
+            (Some(Rules::Whole(grammar)), None) => whole = Some(compile(&tokens, grammar, ANSWER)?),
+            (Some(Rules::Lark(rules)), None) => {
+                whole = Some(compile(&tokens, lark(format!("start: answer\n{rules}")), ANSWER)?);
+            }
+            (_, Some(calls)) if calls.choice != ToolChoice::Auto => {
+                let start = format!("start: {}\n", all_calls(calls));
+                whole = Some(with_blocks(&tokens, calls, &start, TOOLS, &mut left_out)?);
+            }
+            (Some(Rules::Whole(_)), Some(_)) => {
+                return Err(Error::invalid("an answer's grammar and tools cannot be asked for together"));
+            }
+            (Some(Rules::Lark(answer)), Some(calls)) => {
+                let start = format!("start: answer | {}\n{answer}", all_calls(calls));
+                whole = Some(with_blocks(&tokens, calls, &start, ANSWER, &mut left_out)?);
+            }
+            (None, Some(calls)) => {
+                call = Some(with_blocks(&tokens, calls, "start: block\n", TOOLS, &mut left_out)?);
+            }
         }
+        let (whole, call) = (whole.map(Mutex::new), call.map(Mutex::new));
         let parallel = calls.is_none_or(|calls| calls.parallel);
         let inner = Inner { tokens, whole, call, parallel, may_think: request.may_think, left_out };
         Ok(Self { inner: Arc::new(inner) })
@@ -236,38 +236,40 @@ fn all_calls(calls: &CallRules) -> String {
     }
 }
 
-/// The rule `block`, and those that it needs: what follows the marker of a call, of any tool that may be called. And its mask,
-/// if that was compiled to see that it can be.
-fn block_rules(
+/// The grammar of `start`, which names the rule `block`: what follows the marker of a call, of any tool that may be called.
+/// `at` is named if what `start` says is refused.
+fn with_blocks(
     tokens: &GrammarTokens,
     calls: &CallRules,
+    start: &str,
+    at: &str,
     left_out: &mut Vec<String>,
-) -> Result<(String, Option<GrammarMask>)> {
+) -> Result<GrammarMask> {
     let may = |tool: &&ToolSpec| !matches!(&calls.choice, ToolChoice::Tool(name) if tool.name() != name);
     let tools: Vec<&ToolSpec> = calls.tools.iter().filter(may).collect();
     if let (ToolChoice::Tool(name), true) = (&calls.choice, tools.is_empty()) {
         return Err(Error::invalid(format!("tool_choice: no tool is called {name:?}")));
     }
-    let write = |keep: &dyn Fn(usize) -> Keep, left_out: &mut Vec<String>| -> Result<String> {
-        let (mut names, mut all) = (Vec::new(), format!("{}\n", calls::RAW));
+    let write = |keep: &dyn Fn(usize) -> Keep, left_out: &mut Vec<String>| -> Result<TopLevelGrammar> {
+        let (mut names, mut all) = (Vec::new(), calls::terminals());
         for (i, tool) in tools.iter().enumerate() {
             names.push(format!("t{i}"));
             all.push_str(&calls::rules(calls.format, tool, &names[i], keep(i), left_out)?);
         }
-        Ok(format!("block: {}\n{all}", names.join(" | ")))
+        Ok(lark(format!("{start}block: {}\n{all}", names.join(" | "))))
     };
     let mut all_left_out = Vec::new();
     let whole = write(&|_| Keep::All, &mut all_left_out)?;
-    if let Ok(mask) = tokens.compile(lark(format!("start: block\n{whole}"))) {
+    if let Ok(mask) = tokens.compile(whole) {
         left_out.append(&mut all_left_out);
-        return Ok((whole, Some(mask)));
+        return Ok(mask);
     }
     // Some tool asks for too much: which one, and for what, each shows alone.
     let mut keeps = Vec::new();
     for tool in &tools {
         keeps.push(most_that_is_kept(tokens, calls, tool, left_out)?);
     }
-    Ok((write(&|i| keeps[i], left_out)?, None))
+    compile(tokens, write(&|i| keeps[i], left_out)?, at)
 }
 
 /// How much of a tool's schema the compiler takes.
@@ -280,7 +282,7 @@ fn most_that_is_kept(
     let mut first = None;
     for keep in [Keep::All, Keep::Structure, Keep::Nothing] {
         let rules = calls::rules(calls.format, tool, "t0", keep, &mut Vec::new())?;
-        match tokens.compile(lark(format!("start: t0\n{}\n{rules}", calls::RAW))) {
+        match tokens.compile(lark(format!("start: t0\n{}{rules}", calls::terminals()))) {
             Ok(_) => {
                 if let Some(reason) = first {
                     let what =

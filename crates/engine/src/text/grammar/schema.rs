@@ -11,8 +11,11 @@ use crate::text::json::Json;
 
 /// Schemas nest at most this deep, with those that they refer to: the compiler's stack grows with it.
 const MAX_DEPTH: usize = 100;
-/// Schemas within one, at most.
-const MOST_SCHEMAS: usize = 20_000;
+/// Schemas within one, at most, and properties of one object, which are compared with each other.
+const MOST_SCHEMAS: usize = 5_000;
+const MOST_PROPERTIES: usize = 1_000;
+/// Alternatives of an `allOf` with patterns, whose states multiply: 200 of them take gigabytes and minutes.
+const MOST_PATTERNS: usize = 8;
 /// Alternatives of one `oneOf`, which are compared with each other.
 const MOST_ALTERNATIVES: usize = 300;
 /// Bounds of lengths and counts above this are as good as none, and cost as much as they count.
@@ -179,10 +182,20 @@ impl<'a> Size<'a> {
     fn schema(&mut self, schema: &'a Value, depth: usize) -> Result<()> {
         self.count += 1;
         let alternatives = schema.get("oneOf").and_then(Value::as_array).map_or(0, Vec::len);
+        let properties = schema.get("properties").and_then(Value::as_object).map_or(0, Map::len);
+        let patterns = self.all_of(schema, &["pattern", "format"]);
         let what = match () {
             () if depth > MAX_DEPTH => format!("it nests deeper than {MAX_DEPTH}"),
             () if self.count > MOST_SCHEMAS => format!("more than {MOST_SCHEMAS} schemas"),
             () if alternatives > MOST_ALTERNATIVES => format!("\"oneOf\" of more than {MOST_ALTERNATIVES}"),
+            () if properties > MOST_PROPERTIES => format!("more than {MOST_PROPERTIES} \"properties\""),
+            () if patterns > MOST_PATTERNS => {
+                format!("\"allOf\" of more than {MOST_PATTERNS} with \"pattern\" or \"format\"")
+            }
+            // The compiler multiplies them, and its numbers overflow.
+            () if self.all_of(schema, &["multipleOf"]) > 1 => {
+                "\"allOf\" of several with \"multipleOf\"".to_owned()
+            }
             () => {
                 within(schema).try_for_each(|inner| self.schema(inner, depth + 1))?;
                 let reference = schema.get("$ref").and_then(Value::as_str);
@@ -193,6 +206,30 @@ impl<'a> Size<'a> {
             }
         };
         Err(Error::invalid(format!("{}: the schema is too large: {what}", self.at)))
+    }
+
+    /// How many schemas with one of `words` hold together in the `allOf` of `schema`.
+    fn all_of(&self, schema: &Value, words: &[&str]) -> usize {
+        if schema.get("allOf").is_none() {
+            return 0;
+        }
+        let mut budget = MOST_SCHEMAS;
+        self.together(schema, words, 0, &mut budget)
+    }
+
+    fn together(&self, schema: &Value, words: &[&str], depth: usize, budget: &mut usize) -> usize {
+        if depth > MAX_DEPTH || *budget == 0 {
+            return 0;
+        }
+        *budget -= 1;
+        let own = usize::from(words.iter().any(|word| schema.get(word).is_some()));
+        let reference = schema.get("$ref").and_then(Value::as_str);
+        let target = reference.and_then(|reference| target(self.root, reference));
+        let mut all = own;
+        for inner in within(schema).chain(target) {
+            all += self.together(inner, words, depth + 1, budget);
+        }
+        all
     }
 }
 

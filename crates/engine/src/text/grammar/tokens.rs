@@ -19,6 +19,10 @@ const MOST_TOKENS: usize = 1 << 20;
 const MOST_STATES: usize = 40_000;
 /// Most of a grammar: its symbols, and the nodes of its regular expressions.
 const MOST_SYMBOLS: usize = 200_000;
+/// Ways in which a text may go on, counted in one place and over all tokens of a mask: 20,000 take a millisecond. Many
+/// tools, or alternatives of a schema, are as many ways.
+const MOST_WAYS: usize = 50_000;
+const MOST_WAYS_OF_MASK: usize = 500_000;
 /// The compiler calls itself as deep as schemas and rules nest.
 const STACK_BYTES: usize = 64 << 20;
 /// What grammars know of a tokenizer.
@@ -76,6 +80,8 @@ impl GrammarTokens {
         let limits = factory.limits_mut();
         limits.max_lexer_states = MOST_STATES;
         limits.max_grammar_size = MOST_SYMBOLS;
+        limits.max_items_in_row = MOST_WAYS;
+        limits.step_max_items = MOST_WAYS_OF_MASK;
         limits.verbose_errors = false;
         let think = tokenizer.token_id("<think>").filter(|id| tokenizer.token_bytes(*id) == b"<think>");
         Ok(Self { factory: Mutex::new(factory), env, line_ends, think })
