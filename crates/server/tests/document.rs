@@ -22,7 +22,8 @@ fn every_path_is_there_and_says_how_it_refuses() {
         let statuses = &operation["responses"];
         let path = path.replace("{id}", "demo");
         for spelling in [path.as_str(), path.strip_prefix("/v1").unwrap_or(&path)] {
-            let status = server.ask(&method.to_uppercase(), spelling, &[], b"{}").status;
+            // Of a stream without an end the head is enough.
+            let status = server.open(&method.to_uppercase(), spelling, &[], b"{}").status;
             assert!([200, 400].contains(&status), "{method} {spelling}: {status}");
             assert!(statuses.get(status.to_string()).is_some(), "{method} {spelling}: {status}");
             let other = server.ask("DELETE", spelling, &[], b"").status;
