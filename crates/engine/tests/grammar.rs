@@ -542,6 +542,17 @@ fn what_costs_too_much_together_is_refused() {
         let e = Constraint::new(tokenizer, &answer(schema(schema_))).err().unwrap();
         assert!(e.message().contains("too large") && e.message().contains(keyword), "{e}");
     }
-    let few = json!({"type": "string", "allOf": [{"pattern": "^a"}, {"pattern": "b$"}]});
-    assert!(Constraint::new(tokenizer, &answer(schema(few))).is_ok());
+    let date = json!({"type": "string", "format": "date"});
+    let dates: serde_json::Map<_, _> = (0..9).map(|i| (format!("d{i}"), date.clone())).collect();
+    let mut chain: serde_json::Map<_, _> = (0..30)
+        .map(|i| (format!("c{i}"), json!({"allOf": vec![json!({"$ref": format!("#/$defs/c{}", i + 1)}); 2]})))
+        .collect();
+    chain.insert("c30".into(), json!({"type": "string"}));
+    for few in [
+        json!({"type": "string", "allOf": [{"pattern": "^a"}, {"pattern": "b$"}]}),
+        json!({"allOf": [{"type": "object", "properties": dates}, {"properties": {"n": {"multipleOf": 5}}}]}),
+        json!({"$ref": "#/$defs/c0", "$defs": chain}),
+    ] {
+        assert!(Constraint::new(tokenizer, &answer(schema(few.clone()))).is_ok(), "{few}");
+    }
 }

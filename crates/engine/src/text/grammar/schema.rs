@@ -1,6 +1,6 @@
 //! A JSON schema made ready for the grammar: what cannot be kept is refused, or left out and told.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use files::{Error, Result};
 use llguidance::derivre::{RegexAst, RegexBuilder};
@@ -14,8 +14,10 @@ const MAX_DEPTH: usize = 100;
 /// Schemas within one, at most, and properties of one object, which are compared with each other.
 const MOST_SCHEMAS: usize = 5_000;
 const MOST_PROPERTIES: usize = 1_000;
-/// Alternatives of an `allOf` with patterns, whose states multiply: 200 of them take gigabytes and minutes.
+/// Patterns that one `allOf` makes one string hold, whose states multiply: 200 of them take gigabytes and minutes.
 const MOST_PATTERNS: usize = 8;
+/// Digits of `multipleOf` that hold together: the compiler multiplies them, in 32 bits.
+const MOST_DIGITS: usize = 9;
 /// Alternatives of one `oneOf`, which are compared with each other.
 const MOST_ALTERNATIVES: usize = 300;
 /// Bounds of lengths and counts above this are as good as none, and cost as much as they count.
@@ -108,6 +110,15 @@ pub(super) fn prepared(schema: &Json, at: &str, unkept: Unkept<'_>) -> Result<Va
     Walk { root: schema, unkept }.schema(&mut value, at, 0)?;
     let mut size = Size { root: &value, at, seen: HashSet::new(), count: 0 };
     size.schema(&value, 0)?;
+    for (own, most, what) in [
+        (has_pattern as fn(&Value) -> usize, MOST_PATTERNS, "\"pattern\" and \"format\""),
+        (digits_of_multiple, MOST_DIGITS, "digits of \"multipleOf\""),
+    ] {
+        if Together::most(&value, own) > most {
+            let message = format!("{at}: the schema is too large: more than {most} {what} in one \"allOf\"");
+            return Err(Error::invalid(message));
+        }
+    }
     let mut budget = MOST_SCHEMAS;
     let referred = size.seen.iter().filter_map(|reference| target(&value, reference));
     let mut all = std::iter::once(&value).chain(referred);
@@ -183,19 +194,11 @@ impl<'a> Size<'a> {
         self.count += 1;
         let alternatives = schema.get("oneOf").and_then(Value::as_array).map_or(0, Vec::len);
         let properties = schema.get("properties").and_then(Value::as_object).map_or(0, Map::len);
-        let patterns = self.all_of(schema, &["pattern", "format"]);
         let what = match () {
             () if depth > MAX_DEPTH => format!("it nests deeper than {MAX_DEPTH}"),
             () if self.count > MOST_SCHEMAS => format!("more than {MOST_SCHEMAS} schemas"),
             () if alternatives > MOST_ALTERNATIVES => format!("\"oneOf\" of more than {MOST_ALTERNATIVES}"),
             () if properties > MOST_PROPERTIES => format!("more than {MOST_PROPERTIES} \"properties\""),
-            () if patterns > MOST_PATTERNS => {
-                format!("\"allOf\" of more than {MOST_PATTERNS} with \"pattern\" or \"format\"")
-            }
-            // The compiler multiplies them, and its numbers overflow.
-            () if self.all_of(schema, &["multipleOf"]) > 1 => {
-                "\"allOf\" of several with \"multipleOf\"".to_owned()
-            }
             () => {
                 within(schema).try_for_each(|inner| self.schema(inner, depth + 1))?;
                 let reference = schema.get("$ref").and_then(Value::as_str);
@@ -207,30 +210,58 @@ impl<'a> Size<'a> {
         };
         Err(Error::invalid(format!("{}: the schema is too large: {what}", self.at)))
     }
+}
 
-    /// How many schemas with one of `words` hold together in the `allOf` of `schema`.
-    fn all_of(&self, schema: &Value, words: &[&str]) -> usize {
-        if schema.get("allOf").is_none() {
-            return 0;
-        }
-        let mut budget = MOST_SCHEMAS;
-        self.together(schema, words, 0, &mut budget)
+/// What of one kind holds together, at most, for any one value of a schema.
+struct Together<'a> {
+    root: &'a Value,
+    own: fn(&Value) -> usize,
+    /// What is known of references; those that are being looked at count nothing.
+    known: HashMap<&'a str, usize>,
+}
+
+impl<'a> Together<'a> {
+    fn most(root: &'a Value, own: fn(&Value) -> usize) -> usize {
+        Together { root, own, known: HashMap::new() }.of(root, 0)
     }
 
-    fn together(&self, schema: &Value, words: &[&str], depth: usize, budget: &mut usize) -> usize {
-        if depth > MAX_DEPTH || *budget == 0 {
+    fn of(&mut self, schema: &'a Value, depth: usize) -> usize {
+        if depth > 2 * MAX_DEPTH {
             return 0;
         }
-        *budget -= 1;
-        let own = usize::from(words.iter().any(|word| schema.get(word).is_some()));
-        let reference = schema.get("$ref").and_then(Value::as_str);
-        let target = reference.and_then(|reference| target(self.root, reference));
-        let mut all = own;
-        for inner in within(schema).chain(target) {
-            all += self.together(inner, words, depth + 1, budget);
+        let mut here = (self.own)(schema);
+        if let Some(reference) = schema.get("$ref").and_then(Value::as_str) {
+            here += match (self.known.get(reference), target(self.root, reference)) {
+                (Some(known), _) => *known,
+                (None, Some(target)) => {
+                    self.known.insert(reference, 0);
+                    let found = self.of(target, depth + 1);
+                    self.known.insert(reference, found);
+                    found
+                }
+                (None, None) => 0,
+            };
         }
-        all
+        let all_of = schema.get("allOf").and_then(Value::as_array).into_iter().flatten();
+        let (mut others, mut seen) = (0, HashSet::new());
+        for inner in all_of {
+            here = here.saturating_add(self.of(inner, depth + 1));
+            seen.insert(std::ptr::from_ref(inner));
+        }
+        for inner in within(schema).filter(|inner| !seen.contains(&std::ptr::from_ref(*inner))) {
+            others = others.max(self.of(inner, depth + 1));
+        }
+        here.max(others)
     }
+}
+
+fn has_pattern(schema: &Value) -> usize {
+    usize::from(["pattern", "format"].iter().any(|word| schema.get(word).is_some()))
+}
+
+fn digits_of_multiple(schema: &Value) -> usize {
+    let number = schema.get("multipleOf").and_then(Value::as_f64);
+    number.map_or(0, |number| number.to_string().bytes().filter(u8::is_ascii_digit).count())
 }
 
 /// The schema with the rules for white space; `lenient` takes any of `oneOf`.
