@@ -321,17 +321,27 @@ pub(super) fn typed(text: &str, allowed: &[&str]) -> Json {
 pub(super) fn types<'a>(tool: Option<&'a ToolSpec>, key: &str) -> Vec<&'a str> {
     let mut allowed = Vec::new();
     if let Some((root, schema)) = tool.and_then(|tool| Some((tool.parameters()?, tool.parameter(key)?))) {
-        collect_types(root, schema, &mut allowed, 0);
+        collect_types(root, schema, &mut allowed, 0, &mut { MOST_SCHEMAS });
     }
     allowed.sort_unstable();
     allowed.dedup();
     allowed
 }
 
-fn collect_types<'a>(root: &'a Json, schema: &'a Json, out: &mut Vec<&'a str>, depth: usize) {
-    if depth > 8 {
+/// Schemas that are looked at for the types of one argument: references can lead back.
+const MOST_SCHEMAS: usize = 10_000;
+
+fn collect_types<'a>(
+    root: &'a Json,
+    schema: &'a Json,
+    out: &mut Vec<&'a str>,
+    depth: usize,
+    schemas_left: &mut usize,
+) {
+    if depth > 8 || *schemas_left == 0 {
         return;
     }
+    *schemas_left -= 1;
     match schema.get("type") {
         Some(Json::String(t)) => out.push(t),
         Some(Json::Array(list)) => out.extend(list.iter().filter_map(Json::as_str)),
@@ -342,10 +352,10 @@ fn collect_types<'a>(root: &'a Json, schema: &'a Json, out: &mut Vec<&'a str>, d
     }
     for key in ["anyOf", "oneOf", "allOf"] {
         let variants = schema.get(key).and_then(Json::as_array).into_iter().flatten();
-        variants.for_each(|variant| collect_types(root, variant, out, depth + 1));
+        variants.for_each(|variant| collect_types(root, variant, out, depth + 1, schemas_left));
     }
     let target = schema.get("$ref").and_then(Json::as_str).and_then(|reference| root.pointer(reference));
-    target.into_iter().for_each(|target| collect_types(root, target, out, depth + 1));
+    target.into_iter().for_each(|target| collect_types(root, target, out, depth + 1, schemas_left));
     if schema.get("nullable") == Some(&Json::Bool(true)) {
         out.push("null");
     }

@@ -211,6 +211,10 @@ fn rebase(schema: &mut Value, to: &str) {
     }
 }
 
+/// Schemas that a list of values may be gathered from, and how deep they may nest.
+const MOST_LISTED: usize = 10_000;
+const MOST_LISTED_DEPTH: usize = 100;
+
 /// What a string between tags is held to, where that is all that it may be; a format never.
 const DETAILS: [&str; 4] = ["format", "pattern", "minLength", "maxLength"];
 
@@ -244,8 +248,20 @@ fn loose(tool: &ToolSpec, schema: &Map<String, Value>, strict: bool, at: &str) -
     }
 }
 
-/// The values that fit, where a schema lists them: as `enum` or `const`, `null`, or all of its alternatives do.
+/// The values that fit, where a schema lists them: as `enum` or `const`, `null`, or all of its alternatives do. References
+/// can lead back, and each can be followed by two: what is deep or needs many is not listed.
 fn listed(property: &Value, root: &Map<String, Value>) -> Option<Vec<Value>> {
+    listed_within(property, root, MOST_LISTED_DEPTH, &mut { MOST_LISTED })
+}
+
+fn listed_within(
+    property: &Value,
+    root: &Map<String, Value>,
+    depth_left: usize,
+    schemas_left: &mut usize,
+) -> Option<Vec<Value>> {
+    *schemas_left = schemas_left.checked_sub(1)?;
+    let depth_left = depth_left.checked_sub(1)?;
     let property = target(property, root);
     if let Some(list) = property.get("enum").and_then(Value::as_array) {
         return Some(list.clone());
@@ -257,7 +273,8 @@ fn listed(property: &Value, root: &Map<String, Value>) -> Option<Vec<Value>> {
         return Some(vec![Value::Null]);
     }
     let all = ["anyOf", "oneOf"].iter().find_map(|word| property.get(word)?.as_array())?;
-    let all: Option<Vec<_>> = all.iter().map(|one| listed(one, root)).collect();
+    let all: Option<Vec<_>> =
+        all.iter().map(|one| listed_within(one, root, depth_left, schemas_left)).collect();
     all.map(|all| all.concat())
 }
 
@@ -461,6 +478,23 @@ mod tests {
             assert!(refused.message().starts_with(&place), "{refused}");
         }
         assert!(written(r#"{"u":{"type":"string","pattern":"^a$"}}"#, true).unwrap().1.is_empty());
+    }
+
+    #[test]
+    fn references_that_lead_back_or_double_list_nothing() {
+        let null = json!({"type": "null"});
+        let mut defs = json!({"A": {"anyOf": [null, {"$ref": "#/$defs/A"}]}, "D0": {"const": 1}});
+        for i in 1..60 {
+            let before = json!({"$ref": format!("#/$defs/D{}", i - 1)});
+            defs[format!("D{i}")] = json!({"anyOf": [before, before]});
+        }
+        let root = json!({"$defs": defs});
+        let listed = |name: &str| {
+            listed(&json!({"$ref": format!("#/$defs/{name}")}), root.as_object().unwrap())
+                .map(|all| all.len())
+        };
+        assert_eq!([listed("A"), listed("D59")], [None, None]);
+        assert_eq!(listed("D5"), Some(32));
     }
 
     /// Where a model could invent keys it would give some twice, which no value has.
