@@ -119,7 +119,7 @@ impl ChatPrompt {
         let pieces = Pieces::new(tokenizer, &rendered, &restore);
         let splices = marked.and_then(|marked| {
             // A template that looks into what the model wrote may refuse a mark.
-            let shown = template.render(&Json::Object(marked.context().clone()), request.now).ok()?;
+            let shown = template.render(&marked.context, request.now).ok()?;
             let ChatRequest { messages, tools, .. } = request;
             let turns = Turns { tokenizer, messages, tools, format: template.call_format() };
             Some(marked.splices(&pieces, (&rendered, &shown), &restore, &turns))

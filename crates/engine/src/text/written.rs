@@ -19,7 +19,10 @@ use super::format::CallFormat;
 use super::json::{Json, JsonMap};
 use super::special::Fragment;
 use super::tokenizer::Tokenizer;
-use super::tool_markup::parse;
+use super::tool_markup::{Block, Call, parse};
+
+/// Ends of a call that are tried.
+const MOST_ENDS: usize = 8;
 
 /// A rendered text, cut at its control tokens.
 pub(super) struct Pieces {
@@ -148,7 +151,8 @@ enum Kind {
 /// A conversation in which the texts of known turns are marks.
 pub(super) struct Marked {
     marks: BTreeMap<char, Mark>,
-    context: JsonMap,
+    /// What the template is to render.
+    pub(super) context: Json,
 }
 
 impl Marked {
@@ -165,8 +169,8 @@ impl Marked {
         let mut context = context.clone();
         let Some(Json::Array(values)) = context.get_mut("messages") else { return None };
         let mut marks = BTreeMap::new();
-        let turns = messages.iter().zip(values).enumerate().filter(|(_, (message, _))| known(message));
-        for (at, (_, value)) in turns {
+        let written = messages.iter().zip(values).enumerate().filter(|(_, (message, _))| known(message));
+        for (at, (_, value)) in written {
             let Json::Object(turn) = value else { continue };
             for (key, kind) in [("reasoning_content", Kind::Thoughts), ("content", Kind::Content)] {
                 if let Some(Json::String(text)) = turn.get_mut(key) {
@@ -183,12 +187,7 @@ impl Marked {
                 }
             }
         }
-        Some(Self { marks, context })
-    }
-
-    /// What the template is to render.
-    pub(super) fn context(&self) -> &JsonMap {
-        &self.context
+        Some(Self { marks, context: Json::Object(context) })
     }
 
     /// What each mark stands for, and where in `rendered` that is; nothing where `marked` is another text.
@@ -208,7 +207,7 @@ impl Marked {
     }
 
     /// The tokens of the known turns, where `rendered` shows them; `marked` is what the template made of
-    /// [`Marked::context`].
+    /// `context`.
     pub(super) fn splices(
         &self,
         pieces: &Pieces,
@@ -291,6 +290,8 @@ struct Turn<'a> {
     units: Vec<Unit>,
     /// Units that stand in the prompt already.
     used: usize,
+    /// What could be calls in its text, in their order.
+    blocks: Vec<(Range<usize>, Call)>,
     /// Calls whose units are known, in their order.
     calls: Vec<WrittenCall>,
     /// Their blocks are before this byte of the text.
@@ -340,7 +341,9 @@ impl<'a> Turn<'a> {
             text.push_str(&detokenizer.finish());
             add(tokens.len(), text.len(), None, broken);
         }
-        Some(Self { turns, message, tokens, text, units, used: 0, calls: Vec::new(), calls_end: 0 })
+        let blocks = turns.format.map_or_else(Vec::new, |format| blocks(&text, format, turns.tools));
+        let (calls, calls_end) = (Vec::new(), 0);
+        Some(Self { turns, message, tokens, text, units, used: 0, blocks, calls, calls_end })
     }
 
     /// Where the text of a unit begins.
@@ -379,19 +382,12 @@ impl<'a> Turn<'a> {
 
     /// Finds the units of the call whose block takes up `span` in the prompt, however the prompt writes it.
     fn find_call(&mut self, call: usize, span: Range<Place>) -> Option<()> {
-        let (format, wanted) = (self.turns.format?, self.message.tool_calls.get(call)?);
-        let start = self.calls_end + self.text[self.calls_end..].find(format.begin)?;
-        let inner = start + format.begin.len();
-        let mut ends = self.text[inner..].match_indices(format.end).map(|(at, _)| inner + at);
-        // A value may hold the marker. Whoever writes the call to the prompt must mean the same as the model did.
-        let end = ends.find(|end| {
-            let block = parse(&self.text[inner..*end], self.turns.tools);
-            block.is_ok_and(|block| match block.calls.as_slice() {
-                [(name, arguments)] => *name == wanted.name && same(arguments, &wanted.arguments),
-                _ => false,
-            })
-        })?;
-        let end = end + format.end.len();
+        let wanted = self.message.tool_calls.get(call)?;
+        // Whoever writes the call to the prompt must mean the same as the model did.
+        let is_it = |(block, (name, arguments)): &&(Range<usize>, Call)| {
+            block.start >= self.calls_end && *name == wanted.name && same(arguments, &wanted.arguments)
+        };
+        let Range { start, end } = self.blocks.iter().find(is_it)?.0.clone();
         self.calls_end = end;
         let units = self.unit_from(start)..self.unit_from(end);
         let aligned = !units.is_empty()
@@ -445,6 +441,20 @@ impl<'a> Turn<'a> {
         let tokens = self.tokens[tokens].to_vec();
         Some(Splice { from, to, tokens })
     }
+}
+
+/// What could be calls in a text: a value may hold the marker that ends one, so that several ends can be right.
+fn blocks(text: &str, format: &CallFormat, tools: &[ToolSpec]) -> Vec<(Range<usize>, Call)> {
+    let ends_of = |(start, begin): (usize, &str)| {
+        let inner = start + begin.len();
+        let ends = text[inner..].match_indices(format.end).take(MOST_ENDS);
+        ends.filter_map(move |(at, end)| {
+            let Block { mut calls, .. } = parse(&text[inner..inner + at], tools).ok()?;
+            let call = calls.pop().filter(|_| calls.is_empty())?;
+            Some((start..inner + at + end.len(), call))
+        })
+    };
+    text.match_indices(format.begin).flat_map(ends_of).collect()
 }
 
 /// Whether two values are the same but for the order of keys and the digits of numbers, which clients change.
