@@ -23,7 +23,10 @@ impl Encoded {
     /// Shorter texts are cut faster than they are looked up.
     pub(super) const BYTES_MIN: usize = 256;
 
-    /// Of the ids of all texts.
+    /// What a text takes besides its ids.
+    const TEXT_BYTES: usize = 80;
+
+    /// Of all texts.
     pub(crate) const BYTES_MAX: usize = 4 << 20;
 
     /// What a text is found under; a text at the beginning can have other ids.
@@ -41,15 +44,17 @@ impl Encoded {
     }
 
     pub(super) fn put(&mut self, key: u128, ids: Arc<[u32]>) {
-        let bytes = size_of_val(&*ids);
+        let bytes = Self::TEXT_BYTES + size_of_val(&*ids);
         if bytes > Self::BYTES_MAX / 2 {
             return;
         }
         if self.new.bytes + bytes > Self::BYTES_MAX / 2 {
             self.old = std::mem::take(&mut self.new);
         }
-        self.new.bytes += bytes;
-        self.new.ids.insert(key, ids);
+        // Two requests may have cut the same text at the same time.
+        if self.new.ids.insert(key, ids).is_none() {
+            self.new.bytes += bytes;
+        }
     }
 }
 
