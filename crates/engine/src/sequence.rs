@@ -200,13 +200,13 @@ impl Sequence {
         let directory = model.state_directory();
         let states = &mut model.lock_step().states;
         let position = self.state.position();
-        self.departs = states.prefixes.departs(&self.tokens);
-        let mut found = states.prefixes.longest(tokens);
+        let mut found;
+        (found, self.departs) = states.prefixes.nearest(&self.tokens);
         if let Some(mut directory) = directory {
             model.make_room(states, crate::state::pages(tokens.len()));
             let known = found.as_ref().map_or(0, |found| found.position).max(position);
             if directory.fetch(states, tokens, known) {
-                found = states.prefixes.longest(tokens);
+                (found, _) = states.prefixes.nearest(&self.tokens);
             }
         }
         self.take_over(states, found)?;
@@ -224,9 +224,8 @@ impl Sequence {
     /// `Device` when copying fails.
     pub(crate) fn reuse_between(&mut self, pause: &mut Pause<'_>) -> Result<usize> {
         if self.shares {
-            let tokens = &self.tokens[..self.tokens.len().saturating_sub(1)];
-            self.departs = pause.states.prefixes.departs(&self.tokens);
-            let found = pause.states.prefixes.longest(tokens);
+            let found;
+            (found, self.departs) = pause.states.prefixes.nearest(&self.tokens);
             self.take_over(pause.states, found)?;
         }
         Ok(self.state.position())
@@ -345,6 +344,7 @@ impl Sequence {
 
     /// Counts `rows` tokens that a step has computed.
     pub(crate) fn advance(&mut self, rows: usize) {
+        self.resumes = None; // it began where the sequence was
         self.state.advance(rows);
         let position = self.position();
         self.borders.retain(|border| *border > position);

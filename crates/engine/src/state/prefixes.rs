@@ -96,35 +96,40 @@ impl Prefixes {
     /// The longest beginning of `tokens` that somebody kept. All that are beginnings of `tokens` count as used, since
     /// others begin with them too.
     pub(crate) fn longest(&mut self, tokens: &[u32]) -> Option<Found> {
+        self.search(tokens, tokens.len()).0
+    }
+
+    /// [`Self::longest`] of all of `tokens` but the last, whose logits are wanted. And how many of them the nearest of those
+    /// kept has too, if it departs from them: from most that is kept they only go on.
+    pub(crate) fn nearest(&mut self, tokens: &[u32]) -> (Option<Found>, Option<usize>) {
+        self.search(tokens, tokens.len().saturating_sub(1))
+    }
+
+    fn search(&mut self, tokens: &[u32], most: usize) -> (Option<Found>, Option<usize>) {
         self.clock += 1;
         let mut best: Option<(usize, &Kept)> = None;
+        let mut nearest = (0, true);
         for kept in &mut self.kept {
-            let prefix = &kept.prefix;
+            let (prefix, len) = (&kept.prefix, kept.prefix.tokens.len());
             let same = common(&prefix.tokens, tokens);
-            if same == prefix.tokens.len() {
+            nearest = nearest.max((same, same == len));
+            let whole = same.min(most) == len;
+            if whole {
                 kept.used = self.clock;
             }
             // A recurrent layer cannot be cut.
-            let usable = if prefix.snapshot.is_some() && same < prefix.tokens.len() { 0 } else { same };
+            let usable = if prefix.snapshot.is_some() && !whole { 0 } else { same.min(most) };
             if usable > best.map_or(0, |(most, _)| most) {
                 best = Some((usable, kept));
             }
         }
-        best.map(|(position, kept)| Found {
+        let found = best.map(|(position, kept)| Found {
             position,
             pages: kept.prefix.pages[..super::pages(position).min(kept.prefix.pages.len())].to_vec(),
             snapshot: kept.prefix.snapshot.clone(),
-        })
-    }
-
-    /// How many of `tokens` the nearest of those kept has too, if it departs from them: most that is kept they only go on from.
-    pub(crate) fn departs(&self, tokens: &[u32]) -> Option<usize> {
-        let of = |kept: &Kept| {
-            let same = common(&kept.prefix.tokens, tokens);
-            (same, same == kept.prefix.tokens.len())
-        };
-        let (same, goes_on) = self.kept.iter().map(of).max()?;
-        (!goes_on && same < tokens.len()).then_some(same)
+        });
+        let (same, goes_on) = nearest;
+        (found, (!goes_on && same < tokens.len()).then_some(same))
     }
 
     /// Whether these very tokens are kept.
