@@ -10,7 +10,7 @@ mod steps;
 mod ticket;
 
 use std::cmp::Reverse;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -196,8 +196,9 @@ impl Scheduler {
             arrivals,
             waiting: Vec::new(),
             turns: HashMap::new(),
+            begun: 0,
             running: Vec::new(),
-            stepping: 0,
+            stepping: Vec::new(),
             left: Vec::new(),
             aside: Vec::new(),
             batch: Batch::default(),
@@ -273,10 +274,11 @@ struct Work {
     waiting: Vec<Waiting>,
     /// When each client was begun last, counted in requests.
     turns: HashMap<u64, u64>,
+    begun: u64,
     /// Those of the step that runs are not among them.
     running: Vec<Running>,
-    /// How many these are.
-    stepping: usize,
+    /// Whose these are: their clients.
+    stepping: Vec<u64>,
     /// Those that ended while a step ran, to be kept after it.
     left: Vec<Sequence>,
     /// Those for whose pages there was no room, the oldest first; they go on when another has ended.
@@ -400,7 +402,9 @@ impl Work {
     /// Whose turn it is of those that wait: of the highest priority the client's with the fewest that run, then whose last turn
     /// is longest ago, then the oldest.
     fn next_waiting(&self) -> Option<usize> {
-        let running_of = |client| self.running.iter().filter(|running| running.client == client).count();
+        let clients =
+            || self.running.iter().map(|running| running.client).chain(self.stepping.iter().copied());
+        let running_of = |client| clients().filter(|other| *other == client).count();
         let turn = |waiting: &Waiting| {
             let request = &waiting.request;
             let last_turn = self.turns.get(&request.client).copied();
@@ -429,7 +433,7 @@ impl Work {
         // Who was set aside comes first.
         while self.aside.is_empty()
             // Those that have left have their places until the step is over.
-            && self.running.len() + self.stepping + self.left.len() < self.options.parallel
+            && self.running.len() + self.stepping.len() + self.left.len() < self.options.parallel
             && let Some(next) = self.next_waiting()
         {
             let mut waiting = self.waiting.remove(next);
@@ -483,17 +487,17 @@ impl Work {
     /// A client is begun. Of those that have gone nothing is remembered for long.
     fn count_turn(&mut self, client: u64) {
         if self.turns.len() >= TURNS_MAX {
-            let there = |client: &u64| self.waiting.iter().any(|waiting| waiting.request.client == *client);
-            self.turns.retain(|client, _| there(client));
+            let there: HashSet<u64> = self.waiting.iter().map(|waiting| waiting.request.client).collect();
+            self.turns.retain(|client, _| there.contains(client));
         }
-        let turn = self.turns.values().max().map_or(0, |last| last + 1);
-        self.turns.insert(client, turn);
+        self.begun += 1;
+        self.turns.insert(client, self.begun);
     }
 
     fn publish(&self, change: impl FnOnce(&mut SchedulerCounts)) {
         let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
         change(&mut counts);
-        counts.running = self.running.len() + self.stepping;
+        counts.running = self.running.len() + self.stepping.len();
         counts.waiting = self.waiting.len() + self.aside.len();
     }
 

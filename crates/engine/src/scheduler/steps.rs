@@ -42,7 +42,7 @@ impl Work {
         if group.is_empty() {
             return; // all are held
         }
-        self.stepping = group.len();
+        self.enter(&group);
         let model = self.model.clone();
         let mut batch = std::mem::take(&mut self.batch);
         let layers = model.meta().layers;
@@ -113,7 +113,7 @@ impl Work {
             if group.is_empty() {
                 return;
             }
-            self.stepping += group.len();
+            self.enter(&group);
             let (model, batch) = (&self.model, &mut self.batch_between);
             let run =
                 |parts: &mut [Part<'_>], sink: LogitSink<'_>| batch.run_between(model, pause, parts, sink);
@@ -156,7 +156,7 @@ impl Work {
         let context = self.model.context();
         for (mut running, logits) in group.into_iter().zip(logits) {
             running.alone &= running.sequence.pending() > 0;
-            self.stepping -= 1;
+            self.leave(&running);
             let resumes = match logits {
                 Last::Logits(logits) => running.accept(Answer::Logits(&logits), context),
                 Last::Best(token) => running.accept(Answer::Best(token), context),
@@ -187,16 +187,27 @@ impl Work {
             return self.set_youngest_aside();
         }
         if let Some(alone) = group.pop_if(|running| running.alone) {
-            self.stepping -= 1;
+            self.leave(&alone);
             return self.end(alone, Err(error)); // it had no company
         }
         group.iter_mut().for_each(|running| running.alone = true);
         self.put_back(&mut group);
     }
 
+    /// These are in a step now.
+    fn enter(&mut self, group: &[Running]) {
+        self.stepping.extend(group.iter().map(|running| running.client));
+    }
+
+    fn leave(&mut self, running: &Running) {
+        if let Some(at) = self.stepping.iter().position(|client| *client == running.client) {
+            self.stepping.swap_remove(at);
+        }
+    }
+
     /// Those of a step that came to nothing.
     fn put_back(&mut self, group: &mut Vec<Running>) {
-        self.stepping -= group.len();
+        group.iter().for_each(|running| self.leave(running));
         self.running.append(group);
     }
 }
