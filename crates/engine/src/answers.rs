@@ -66,27 +66,31 @@ impl Answers {
         known.unstored = (known.unstored + 1).min(known.answers.len());
     }
 
-    /// Sets [`Message::written`] where the tokens of a turn are known.
-    pub(crate) fn recall(&self, messages: &mut [Message]) {
+    /// See [`Model::recall`](crate::Model::recall).
+    pub(crate) fn recall(&self, messages: &mut [Message]) -> ConversationKey {
         let mut turns = ConversationKey::default();
+        let known = self.lock();
         for message in messages {
-            if message.role == Role::Assistant {
-                let text = message.content.as_ref().map(Content::text).unwrap_or_default();
-                let calls = message.tool_calls.iter().map(|call| call_key(&call.id));
-                let known = self.lock();
-                message.written = calls.chain([turns.key(&text)]).find_map(|key| known.find(key));
-            }
             turns.add(message);
+            if message.role == Role::Assistant {
+                let calls = message.tool_calls.iter().map(|call| call_key(&call.id));
+                message.written = calls.chain([turns.0]).find_map(|key| known.find(key));
+            }
         }
+        turns
     }
 
-    /// Answers that came from a file; the oldest first.
-    pub(crate) fn restore(&self, answers: Vec<AnswerRecord>) {
+    /// Adds one that a file has.
+    pub(crate) fn add_stored(&self, answer: AnswerRecord) {
+        self.lock().add(answer);
+    }
+
+    /// Puts those of a file before its own, which are younger.
+    pub(crate) fn restore(&self, older: Self) {
         let known = &mut *self.lock();
-        // What was remembered meanwhile is younger.
-        let own = std::mem::take(known);
+        let own = std::mem::replace(known, older.known.into_inner().unwrap_or_else(PoisonError::into_inner));
         let unstored = own.unstored;
-        answers.into_iter().chain(own.answers).for_each(|answer| known.add(answer));
+        own.answers.into_iter().for_each(|answer| known.add(answer));
         known.unstored = unstored.min(known.answers.len());
     }
 
@@ -124,7 +128,6 @@ impl Known {
             self.first += 1;
             self.bytes -= oldest.bytes();
         }
-        self.unstored = self.unstored.min(self.answers.len());
     }
 
     fn find(&self, key: u128) -> Option<Arc<[u32]>> {
@@ -146,13 +149,6 @@ fn call_key(id: &str) -> u128 {
 pub struct ConversationKey(u128);
 
 impl ConversationKey {
-    /// Of these turns.
-    pub fn of(messages: &[Message]) -> Self {
-        let mut key = Self::default();
-        messages.iter().for_each(|message| key.add(message));
-        key
-    }
-
     fn add(&mut self, message: &Message) {
         if !matches!(message.role, Role::System | Role::Developer) {
             let text = message.content.as_ref().map(Content::text).unwrap_or_default();
@@ -186,8 +182,9 @@ mod tests {
     #[test]
     fn a_turn_is_known_by_its_text_where_it_was_said() {
         let answers = Answers::default();
-        let before = [turn(Role::System, "be brief"), turn(Role::User, "hi")];
-        answers.remember(ConversationKey::of(&before), "\n\nHello", &[], &[1, 2, 3]);
+        let mut before = [turn(Role::System, "be brief"), turn(Role::User, "hi")];
+        let key = answers.recall(&mut before);
+        answers.remember(key, "\n\nHello", &[], &[1, 2, 3]);
         let mut again = [
             turn(Role::System, "be long"),
             turn(Role::User, " hi"),
@@ -236,7 +233,7 @@ mod tests {
         assert_eq!(["0", "2", "4", "5", "last"].map(known), [false, false, true, true, true]);
         let restored = Answers::default();
         restored.remember(ConversationKey::default(), "own", &[], &[2]);
-        restored.restore(answers.all());
+        restored.restore(answers);
         assert_eq!(restored.all().last().unwrap().tokens[..], [2]);
         assert_eq!(restored.take_unstored().len(), 1, "what came from the file is in it");
     }

@@ -66,6 +66,7 @@ impl Keeper {
         if !self.stopped.load(Ordering::Acquire) {
             let mut directory = self.directory.lock().unwrap_or_else(PoisonError::into_inner);
             let stored = directory.store_answers(model.answers());
+            model.kept.set_disk(directory.bytes());
             stored.unwrap_or_else(|e| self.stop(e));
         }
     }

@@ -430,9 +430,9 @@ impl Model {
         self.states_kept();
     }
 
-    /// Sets [`Message::written`] where the tokens of a turn are remembered.
-    pub fn recall(&self, messages: &mut [Message]) {
-        self.answers.recall(messages);
+    /// Sets [`Message::written`] where the tokens of a turn are remembered. What stands for the whole conversation.
+    pub fn recall(&self, messages: &mut [Message]) -> ConversationKey {
+        self.answers.recall(messages)
     }
 
     pub(crate) fn answers(&self) -> &Answers {

@@ -4,22 +4,22 @@ use std::future::poll_fn;
 use std::ops::Deref;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Sender, channel};
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use api::ApiError;
 use api::body::VALUES_MAX;
+use api::{ApiError, ErrorClass};
 use axum::body::{Body, Bytes, HttpBody};
 use axum::http::Request;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use crate::conn::CONNECTIONS;
-use crate::metrics::lock;
 use crate::options::Options;
 use crate::safety::{Packing, too_large};
+use crate::state::KEPT_BYTES;
 
 /// Bodies up to this size take no room: there are no more of them than connections.
 const SMALL_BYTES: usize = 16 << 10;
@@ -30,6 +30,10 @@ const COPIES: usize = 4;
 /// What a value takes besides its text, and the least that its text and its comma take in the body.
 const VALUE_BYTES: usize = 64;
 const VALUE_TEXT_BYTES: usize = 2;
+
+/// What all answers under way repeat of their requests, and how often a text of it is there while it is written.
+const REPEATED_BYTES: usize = 8 << 20;
+const REPEATED_COPIES: usize = 3;
 
 /// A large body that others wait for comes at least as fast.
 const PACE_BYTES_PER_S: f64 = (1 << 20) as f64;
@@ -44,29 +48,66 @@ fn kib(bytes: usize) -> usize {
     memory(bytes).div_ceil(1 << 10)
 }
 
-/// Memory that bodies take together, where one has at most `most` bytes: what belongs into the plan of a model that is served.
+/// Memory that bodies and what is kept of them take together, where one has at most `most` bytes: what belongs into the plan
+/// of a model that is served.
 pub fn body_memory_bytes(most: usize) -> u64 {
-    memory(most).saturating_add(CONNECTIONS * SMALL_BYTES) as u64
+    let others = CONNECTIONS * SMALL_BYTES + REPEATED_COPIES * REPEATED_BYTES + KEPT_BYTES;
+    memory(most).saturating_add(others) as u64
 }
 
-/// Memory for large bodies: one that is as large as may be, or several smaller ones.
+/// Memory for large bodies until their prompts are made: one that is as large as may be, or several smaller ones. And for what
+/// answers repeat of them.
 #[derive(Debug)]
 pub(crate) struct Room {
     free_kib: Arc<Semaphore>,
     all_kib: u32,
     /// Bodies that wait for it.
     wanted: AtomicUsize,
+    repeated_bytes: Arc<Semaphore>,
 }
 
-/// What a body has of the room, until it is dropped.
+/// What a body, or what an answer repeats of it, has of the room, until it is dropped.
 #[derive(Debug)]
-pub(crate) struct Place(OwnedSemaphorePermit);
+pub(crate) struct Place {
+    _permit: OwnedSemaphorePermit,
+}
+
+impl From<OwnedSemaphorePermit> for Place {
+    fn from(permit: OwnedSemaphorePermit) -> Self {
+        Self { _permit: permit }
+    }
+}
 
 impl Room {
     /// For bodies of at most `most` bytes.
     pub(crate) fn new(most: usize) -> Self {
         let all_kib = u32::try_from(kib(most)).unwrap_or(u32::MAX).max(1);
-        Self { free_kib: Arc::new(Semaphore::new(all_kib as usize)), all_kib, wanted: AtomicUsize::new(0) }
+        Self {
+            free_kib: Arc::new(Semaphore::new(all_kib as usize)),
+            all_kib,
+            wanted: AtomicUsize::new(0),
+            repeated_bytes: Arc::new(Semaphore::new(REPEATED_BYTES)),
+        }
+    }
+
+    /// Room for what an answer repeats of its request, as long as it lasts: nobody knows how long, so nobody waits for it.
+    ///
+    /// # Errors
+    /// `TooLarge` for what there is never room for, `QueueFull` for what there is none for now.
+    pub(crate) fn repeat(&self, bytes: usize) -> Result<Place, ApiError> {
+        if bytes > REPEATED_BYTES {
+            let message =
+                format!("the answer would repeat {bytes} bytes of the request, of at most {REPEATED_BYTES}");
+            return Err(ApiError::new(ErrorClass::TooLarge, message));
+        }
+        let permit = self.repeated_bytes.clone().try_acquire_many_owned(bytes as u32);
+        let full = || {
+            ApiError::new(
+                ErrorClass::QueueFull,
+                "answers under way repeat too much of their requests; try again later",
+            )
+        };
+        permit.map(Place::from).map_err(|_| full())
     }
 
     /// Room for a body of so many bytes, all of it at once: bodies that wait for more while they have some would wait for each
@@ -81,7 +122,7 @@ impl Room {
         self.wanted.fetch_add(1, Ordering::AcqRel);
         let _waits = Waits(&self.wanted);
         let kib = u32::try_from(kib(bytes)).unwrap_or(u32::MAX).min(self.all_kib);
-        self.free_kib.clone().acquire_many_owned(kib).await.ok().map(Place) // nobody closes it
+        self.free_kib.clone().acquire_many_owned(kib).await.ok().map(Place::from) // nobody closes it
     }
 
     /// Ends when a body that has `got` so many bytes since `since` has had its time, and others wait.
@@ -95,7 +136,7 @@ impl Room {
 
 /// Where large bodies are read and made prompts: one thread, which takes again what it has freed. Of several, each would
 /// keep from the system what the largest of its bodies took.
-pub(crate) struct Reader(Mutex<Sender<Job>>);
+pub(crate) struct Reader(Sender<Job>);
 
 type Job = Box<dyn FnOnce() + Send>;
 
@@ -113,7 +154,7 @@ impl Reader {
         };
         let started = std::thread::Builder::new().name("bodies".into()).spawn(work);
         started.map_err(|e| engine::Error::io("a thread that reads requests", e))?;
-        Ok(Self(Mutex::new(sender)))
+        Ok(Self(sender))
     }
 
     /// Runs what takes time; `None` if it panics.
@@ -122,8 +163,12 @@ impl Reader {
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Option<T> {
         let (done, waits) = oneshot::channel();
-        let job = move || _ = done.send(work()); // a client that has left
-        lock(&self.0).send(Box::new(job)).ok()?;
+        let job = move || {
+            if !done.is_closed() {
+                let _ = done.send(work()); // a client that has left
+            }
+        };
+        self.0.send(Box::new(job)).ok()?;
         waits.await.ok()
     }
 }
@@ -138,16 +183,7 @@ pub(crate) struct Packed {
 /// A body that can be read. It keeps its place as long as it lives, for what is made of it.
 pub(crate) struct Unpacked {
     bytes: Vec<u8>,
-    place: Option<Place>,
-}
-
-impl Unpacked {
-    /// Lets the body go, and gives its place back but for what `bytes` of it take.
-    pub(crate) fn shrink(self, bytes: usize) -> Option<Place> {
-        let Place(mut all) = self.place?;
-        let kib = kib(bytes).min(all.num_permits());
-        all.split(kib).filter(|_| kib > 0).map(Place)
-    }
+    _place: Option<Place>,
 }
 
 impl Packed {
@@ -161,7 +197,7 @@ impl Packed {
     /// # Errors
     /// As [`Packing::unpack`].
     pub(crate) fn unpack(self, most: usize) -> Result<Unpacked, ApiError> {
-        Ok(Unpacked { bytes: self.packing.unpack(self.bytes, most)?, place: self.place })
+        Ok(Unpacked { bytes: self.packing.unpack(self.bytes, most)?, _place: self.place })
     }
 }
 

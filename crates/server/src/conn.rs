@@ -7,7 +7,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -133,20 +133,20 @@ async fn connection(stream: TcpStream, router: Router, shared: Arc<Shared>) {
     let closer = Closer::default();
     let mut stopping = shared.stopping.subscribe();
     let patience = shared.options.patience;
-    let awaits_head = Arc::new(AtomicBool::new(true));
+    let heads = Arc::new(Heads::default());
     let late_head = Some(Box::pin(tokio::time::sleep(patience.head)));
-    let io = Impatient { stream, patience, late: None, awaits_head: awaits_head.clone(), late_head };
+    let io = Impatient { stream, patience, late: None, heads: heads.clone(), heads_seen: 0, late_head };
     let of_this = closer.clone();
     let service = service_fn(move |mut request: hyper::Request<hyper::body::Incoming>| {
-        awaits_head.store(false, Ordering::Release);
-        let awaits_head = awaits_head.clone();
+        heads.come.fetch_add(1, Ordering::AcqRel);
+        let heads = heads.clone();
         request.extensions_mut().insert(of_this.clone());
         request.extensions_mut().insert(peer);
         let mut router = router.clone();
         async move {
             let response = router.call(request).await;
             // What is read after it is the next head.
-            awaits_head.store(true, Ordering::Release);
+            heads.answered.fetch_add(1, Ordering::AcqRel);
             Ok::<_, Infallible>(response.unwrap_or_else(|never| match never {}))
         }
     });
@@ -167,14 +167,23 @@ async fn connection(stream: TcpStream, router: Router, shared: Arc<Shared>) {
     }
 }
 
+/// Heads of requests that a connection has brought, and those of them that are answered.
+#[derive(Debug, Default)]
+struct Heads {
+    come: AtomicUsize,
+    answered: AtomicUsize,
+}
+
 /// A stream that fails when its reader takes nothing for too long, or takes too long for a head.
 struct Impatient {
     stream: TcpStream,
     patience: Patience,
     /// When that is, since it took nothing.
     late: Option<Pin<Box<Sleep>>>,
-    /// Whether what comes next is a head.
-    awaits_head: Arc<AtomicBool>,
+    /// Where all are answered, what comes next is a head.
+    heads: Arc<Heads>,
+    /// Those that had come when it was read last.
+    heads_seen: usize,
     /// When it comes too late, since its first byte, or since a new connection.
     late_head: Option<Pin<Box<Sleep>>>,
 }
@@ -198,8 +207,13 @@ impl AsyncRead for Impatient {
     ) -> Poll<io::Result<()>> {
         let before = buffer.filled().len();
         let read = Pin::new(&mut self.stream).poll_read(context, buffer);
-        if !self.awaits_head.load(Ordering::Acquire) {
-            self.late_head = None;
+        let (answered, come) =
+            (self.heads.answered.load(Ordering::Acquire), self.heads.come.load(Ordering::Acquire));
+        // A quick answer lies between two reads.
+        if come != self.heads_seen {
+            (self.heads_seen, self.late_head) = (come, None);
+        }
+        if answered < come {
             return read;
         }
         if buffer.filled().len() > before {

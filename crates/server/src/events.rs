@@ -13,7 +13,7 @@ use engine::text::ReplyEvent;
 pub(crate) struct Moment {
     /// Since the request came.
     pub(crate) elapsed: Duration,
-    /// Of all requests together.
+    /// Of all requests together; only where an answer begins or ends.
     pub(crate) counts: SchedulerCounts,
 }
 

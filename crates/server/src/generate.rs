@@ -10,11 +10,12 @@ use api::{
 use axum::extract::{Request, State};
 use axum::http::{HeaderName, HeaderValue};
 use axum::response::Response;
+use engine::ConversationKey;
 use engine::generate::GenerateOptions;
 use engine::scheduler::Request as SchedulerRequest;
 use engine::text::Constraint as Constrained;
 
-use crate::bodies::{self, Packed};
+use crate::bodies::{self, Packed, Place};
 use crate::conn::{Closer, client};
 use crate::constraint::constraint;
 use crate::events::{Expected, Mapping};
@@ -138,27 +139,30 @@ pub(crate) async fn blocking<T: Send + 'static>(
     tokio::task::spawn_blocking(move || work(body)).await.map_err(|_| failed())?
 }
 
-/// A request that can be begun.
+/// A request that can be begun. Nothing of its body is left but what its answer repeats.
 struct Prepared {
-    parsed: Parsed,
     /// One for each answer, with what makes events of it.
     requests: Vec<Asked>,
+    choices: usize,
+    progress: bool,
+    streams: bool,
+    ignored: Vec<String>,
     places: Places,
     writer: Box<dyn ReplyWriter>,
     completed: Option<Completed>,
+    /// Where that lies which the answer repeats.
+    repeats: Option<Place>,
 }
 
-impl Prepared {
-    /// Text of what the answer repeats of its request, and so holds until its end.
-    fn repeated_bytes(&self) -> usize {
-        match &self.parsed.request.prompt {
-            Prompt::Chat(chat) => chat.repeated.values().map(|value| value.to_string().len()).sum(),
-            Prompt::Texts(_) => 0,
-        }
+/// Text of what the answer repeats of its request, and so holds until its end.
+fn repeated_bytes(prompt: &Prompt) -> usize {
+    match prompt {
+        Prompt::Chat(chat) => chat.repeated.values().map(|value| value.to_string().len()).sum(),
+        Prompt::Texts(_) => 0,
     }
 }
 
-async fn answer(dialect: Dialect, shared: &Shared, mut request: Request) -> Answer {
+async fn answer(dialect: Dialect, shared: &Arc<Shared>, mut request: Request) -> Answer {
     let closer = request.extensions_mut().remove::<Closer>().unwrap_or_default();
     let Some(record) = request.extensions_mut().remove::<Arc<Record>>() else {
         return Err(failed());
@@ -166,26 +170,22 @@ async fn answer(dialect: Dialect, shared: &Shared, mut request: Request) -> Answ
     let client = client(&request);
     let body = read(shared, request).await?;
     let ready = shared.ready()?;
-    let (prepared, place) = {
-        let (ready, record) = (ready.clone(), record.clone());
-        let (most, logs_prompts) = (shared.options.body_bytes_max, shared.options.log_prompts);
+    let prepared = {
+        let (server, ready, record) = (shared.clone(), ready.clone(), record.clone());
         let work = move |body: Packed| {
-            let body = body.unpack(most)?;
+            // What is made of the body is gone before its place is.
+            let body = body.unpack(server.options.body_bytes_max)?;
             let parsed = dialect.parse(&body, &ready.limits)?;
-            let mut prepared = prepare(dialect, (parsed, body.len()), &ready, &record, logs_prompts)?;
+            let mut prepared = prepare(dialect, parsed, (&server, &ready), &record)?;
             prepared.requests.iter_mut().for_each(|asked| asked.request.client = client);
-            let repeated = prepared.repeated_bytes();
-            Ok((prepared, body.shrink(repeated)))
+            Ok(prepared)
         };
         blocking(shared, body, work).await?
     };
-    let Prepared { parsed, requests, places, writer, completed } = prepared;
-    let Parsed { request, ignored } = parsed;
-    let (choices, progress, streams) = (request.choices, request.progress, request.stream);
-    // Nobody reads it again, and an answer may take long.
-    drop(request);
+    let Prepared { requests, choices, progress, streams, ignored, places, writer, completed, repeats } =
+        prepared;
     let answers = Answers::begin(ready, record.clone(), requests, choices, progress, places)?;
-    let reply = Reply { answers, writer, record: record.clone(), completed, _place: place };
+    let reply = Reply { answers, writer, record: record.clone(), completed, _repeats: repeats };
     let mut response = match streams {
         true => reply.stream(shared.options.ping, closer),
         false => json(&reply.whole().await?),
@@ -207,32 +207,36 @@ fn name_ignored(response: &mut Response, ignored: &[String]) {
 /// Makes the prompts and what is asked of the scheduler. Takes time.
 fn prepare(
     dialect: Dialect,
-    (mut parsed, body_bytes): (Parsed, usize),
-    ready: &Arc<Ready>,
+    parsed: Parsed,
+    (shared, ready): (&Shared, &Arc<Ready>),
     record: &Record,
-    logs_prompts: bool,
 ) -> Result<Prepared, ApiError> {
-    let request = &mut parsed.request;
+    let Parsed { mut request, mut ignored } = parsed;
     if ready.limits.strict && request.model != ready.alias {
         return Err(no_model(&request.model, &ready.alias));
     }
+    let mut conversation = None;
     if let Prompt::Chat(chat) = &mut request.prompt {
         resume(chat, ready)?;
-        ready.model.recall(&mut chat.messages);
+        let key = ready.model.recall(&mut chat.messages);
+        // The end of a beginning is no turn that the model wrote.
+        conversation = (request.cache && !chat.continues).then_some(key);
     }
     let prompts = match &request.prompt {
         Prompt::Chat(_) => 1,
         Prompt::Texts(texts) => texts.len(),
     };
     let places = ready.queue.enter(prompts * request.choices)?;
+    let repeated = repeated_bytes(&request.prompt);
+    let repeats = (repeated > 0).then(|| shared.room.repeat(repeated)).transpose()?;
     let made = ready.prompts.make(&request.prompt, request.cache)?;
-    if logs_prompts {
+    if shared.options.log_prompts {
         record.prompt(made.iter().map(|made| made.text.as_str()).collect::<Vec<_>>().join("\n"));
     }
-    let form_field = dialect.form_field(request);
-    let requests = requests(request, made, ready, form_field, &mut parsed.ignored)?;
+    let form_field = dialect.form_field(&request);
+    let requests = requests(&request, made, (ready, conversation), form_field, &mut ignored)?;
     let id = ready.ids.next();
-    let completed = completed(&id, &request.prompt, ready, body_bytes);
+    let completed = completed(&id, &request.prompt, ready);
     let head = ReplyHead {
         id,
         request_id: record.id().to_owned(),
@@ -240,8 +244,17 @@ fn prepare(
         model: ready.alias.clone(),
         fingerprint: format!("fp_{:016x}", ready.model.fingerprint()),
     };
-    let writer = dialect.writer(head, request);
-    Ok(Prepared { parsed, requests, places, writer, completed })
+    Ok(Prepared {
+        writer: dialect.writer(head, &request),
+        choices: request.choices,
+        progress: request.progress,
+        streams: request.stream,
+        requests,
+        ignored,
+        places,
+        completed,
+        repeats,
+    })
 }
 
 /// Puts the turns before a conversation that it goes on from.
@@ -252,18 +265,18 @@ fn resume(chat: &mut Chat, ready: &Ready) -> Result<(), ApiError> {
 }
 
 /// What keeps the answer, where somebody may want to go on from it.
-fn completed(id: &str, prompt: &Prompt, ready: &Arc<Ready>, body_bytes: usize) -> Option<Completed> {
+fn completed(id: &str, prompt: &Prompt, ready: &Arc<Ready>) -> Option<Completed> {
     let Prompt::Chat(chat) = prompt else { return None };
     let thread = chat.thread.clone().filter(|thread| thread.keep)?;
     let (id, ready) = (format!("resp_{id}"), ready.clone());
-    Some(Box::new(move |writer| ready.keep(id, thread.after(writer.answer()), body_bytes)))
+    Some(Box::new(move |writer| ready.keep(id, thread.after(writer.answer()))))
 }
 
 /// One for each answer, and what makes events of it.
 fn requests(
     request: &api::Request,
     made: Vec<Made>,
-    ready: &Ready,
+    (ready, conversation): (&Ready, Option<ConversationKey>),
     form_field: &str,
     ignored: &mut Vec<String>,
 ) -> Result<Vec<Asked>, ApiError> {
@@ -314,10 +327,7 @@ fn requests(
                 deadline: None,
             };
             let echo = request.echo.then(|| made.text.clone());
-            let recorder = match &request.prompt {
-                Prompt::Chat(chat) if request.cache => Recorder::new(&ready.model, chat),
-                _ => None,
-            };
+            let recorder = conversation.map(|before| Recorder::new(&ready.model, before));
             let mapping = Mapping::new(all.len(), expected.clone(), echo);
             all.push(Asked { request: asked, mapping, recorder, outline: outline.take() });
         }

@@ -11,7 +11,8 @@ use api::{ApiError, ErrorClass};
 use axum::body::{Body, Bytes, HttpBody};
 use axum::extract::State;
 use axum::response::Response;
-use engine::ExpertHeat;
+use engine::scheduler::SchedulerCounts;
+use engine::{ExpertHeat, ExpertMemory};
 use serde_json::{Value, json};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::sync::mpsc::{Receiver, channel};
@@ -72,12 +73,13 @@ pub struct Viewer {
 impl Viewer {
     pub(crate) fn new(ready: Arc<Ready>) -> Self {
         let (counts, memory, now) = (ready.scheduler.counts(), ready.model.expert_memory(), Instant::now());
+        let [hits, misses, read_bytes] = totals(&counts, &memory);
         Self {
             prompt: Rate::new(counts.prompt_tokens, now),
             answer: Rate::new(counts.answer_tokens, now),
-            drive: Rate::new(counts.read_bytes.max(memory.read_bytes), now),
-            hits: counts.expert_hits.max(memory.hits),
-            misses: counts.expert_misses.max(memory.misses),
+            drive: Rate::new(read_bytes, now),
+            hits,
+            misses,
             hit_rate: None,
             ready,
         }
@@ -88,9 +90,7 @@ impl Viewer {
         let model = &self.ready.model;
         let (counts, memory, plan, now) =
             (self.ready.scheduler.counts(), model.expert_memory(), model.plan(), Instant::now());
-        // One is of the last step, the other of a layer that somebody looked at.
-        let hits = counts.expert_hits.max(memory.hits);
-        let misses = counts.expert_misses.max(memory.misses);
+        let [hits, misses, read_bytes] = totals(&counts, &memory);
         let (new_hits, new_misses) = (hits - self.hits.min(hits), misses - self.misses.min(misses));
         (self.hits, self.misses) = (hits, misses);
         if new_hits + new_misses > 0 {
@@ -103,7 +103,7 @@ impl Viewer {
             prompt_tokens_per_s: self.prompt.at(now, counts.prompt_tokens, busy),
             answer_tokens_per_s: self.answer.at(now, counts.answer_tokens, busy),
             expert_hit_rate: self.hit_rate,
-            drive_bytes_per_s: self.drive.at(now, counts.read_bytes.max(memory.read_bytes), busy),
+            drive_bytes_per_s: self.drive.at(now, read_bytes, busy),
             rss_bytes: engine::rss_bytes(),
             plan_bytes: plan.total_bytes,
             budget_bytes: plan.budget_bytes,
@@ -113,6 +113,15 @@ impl Viewer {
             held: memory.held,
         }
     }
+}
+
+/// Hits, misses and bytes read: of the last step, or of a layer that was looked at since.
+fn totals(counts: &SchedulerCounts, memory: &ExpertMemory) -> [u64; 3] {
+    [
+        counts.expert_hits.max(memory.hits),
+        counts.expert_misses.max(memory.misses),
+        counts.read_bytes.max(memory.read_bytes),
+    ]
 }
 
 /// The rate of a count that may stand still for longer than a sample lasts: a chunk of a prompt is counted at its end.
@@ -230,13 +239,16 @@ fn begin(shared: &Arc<Shared>) -> Answer {
         let (mut known, mut ticks) = (Known::default(), interval(EVERY));
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            tokio::select! {
-                _ = stopping.wait_for(|stops| *stops) => return,
-                () = sender.closed() => return,
-                _ = ticks.tick() => {}
-            }
             // Who reads slowly sees fewer samples.
-            let Ok(permit) = sender.reserve().await else { return };
+            let next = async {
+                ticks.tick().await;
+                sender.reserve().await
+            };
+            let permit = tokio::select! {
+                _ = stopping.wait_for(|stops| *stops) => return,
+                permit = next => permit,
+            };
+            let Ok(permit) = permit else { return };
             permit.send(Bytes::from(known.frame(viewer.sample())));
         }
     });

@@ -2,6 +2,9 @@
 
 use engine::text::{Content, Message, Role, Tokenizer};
 
+/// Messages that may be missing in a prompt: each is looked for in all of it.
+const MISSES: usize = 8;
+
 /// Where in a prompt its messages are.
 #[derive(Clone, Debug)]
 pub(crate) struct Outline {
@@ -13,12 +16,16 @@ pub(crate) struct Outline {
 impl Outline {
     /// Of a prompt that shows these messages, as far as it shows them in their order.
     pub(crate) fn new(messages: &[Message], text: &str, tokens: &[u32]) -> Self {
-        let mut from = 0;
+        let (mut from, mut misses) = (0, 0);
         let place = |message: &Message| {
             let content = message.content.as_ref().map(Content::text).unwrap_or_default();
             let content = content.trim();
-            let start = from + text[from..].find(content).unwrap_or(0);
-            from = if text[start..].starts_with(content) { start + content.len() } else { from };
+            let found = if misses < MISSES { text[from..].find(content) } else { None };
+            let start = from + found.unwrap_or(0);
+            match found {
+                Some(_) => from = start + content.len(),
+                None => misses += 1,
+            }
             (message.role, start)
         };
         Self { messages: messages.iter().map(place).collect(), tokens: tokens.to_vec() }

@@ -7,7 +7,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
 use api::{ApiError, ErrorClass, Event};
-use engine::scheduler::{Listener, Request, RequestEvent, RequestHandle};
+use engine::scheduler::{Listener, Request, RequestEvent, RequestHandle, SchedulerCounts};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use crate::events::{Mapping, Moment, Tools};
@@ -217,36 +217,39 @@ impl Answers {
         {
             handle.wake();
         }
-        let begins = matches!(event, RequestEvent::Begun { .. });
-        if let (RequestEvent::Begun { departs: Some(at), .. }, Some(outline)) =
-            (&event, answer.outline.take())
-        {
-            self.record.departs(outline.place(&self.ready.tokenizer, *at));
-        }
-        let in_prompt = begins || matches!(event, RequestEvent::Prompt { .. });
-        if let RequestEvent::Ended(Ok(generated)) = &event {
-            self.record.answered(generated, choice.is_multiple_of(self.per_prompt));
-            self.ready.metrics.answered(generated);
-        }
-        let ended = match &event {
-            RequestEvent::Ended(ended) => {
-                Some(ended.as_ref().map_or(Vec::new(), |answer| answer.tokens.clone()))
+        let in_prompt = matches!(event, RequestEvent::Begun { .. } | RequestEvent::Prompt { .. });
+        let mut moment = Moment { elapsed: self.arrived.elapsed(), counts: SchedulerCounts::default() };
+        let mut ended = None;
+        match &event {
+            RequestEvent::Begun { departs, .. } => {
+                moment.counts = self.ready.scheduler.counts();
+                if let Some((at, outline)) = departs.zip(answer.outline.take()) {
+                    self.record.departs(outline.place(&self.ready.tokenizer, at));
+                }
             }
-            _ => None,
-        };
-        let ends = ended.is_some();
-        answer.ended |= ends;
-        let moment = Moment { elapsed: self.arrived.elapsed(), counts: self.ready.scheduler.counts() };
+            RequestEvent::Ended(generated) => {
+                moment.counts = self.ready.scheduler.counts();
+                if let Ok(generated) = generated {
+                    self.record.answered(generated, choice.is_multiple_of(self.per_prompt));
+                    self.ready.metrics.answered(generated);
+                }
+                let tokens = |recorder| Some((recorder, generated.as_ref().ok()?.tokens.clone()));
+                ended = answer.recorder.take().and_then(tokens);
+                answer.ended = true;
+            }
+            RequestEvent::Prompt { .. } | RequestEvent::Reply(_) => {}
+        }
         let (ids, tokenizer) = (&self.ready.ids, &self.ready.tokenizer);
         let tools = Tools { id: &|| ids.next(), token_bytes: &|id| tokenizer.token_bytes(id).to_vec() };
         let events = answer.mapping.map(event, &moment, &tools).map_err(|e| ApiError::of_engine(&e))?;
-        if let Some(event) = events.last().filter(|_| ends) {
+        if let Some(event) = events.last().filter(|_| answer.ended) {
             self.record.ended(event);
         }
-        if let Some(recorder) = &mut answer.recorder {
+        let recorder = answer.recorder.as_mut().or(ended.as_mut().map(|(recorder, _)| recorder));
+        if let Some(recorder) = recorder {
             events.iter().for_each(|event| recorder.hear(event));
         }
-        if let Some((recorder, tokens)) = answer.recorder.take_if(|_| ends).zip(ended) {
+        if let Some((recorder, tokens)) = ended {
             recorder.end(&tokens);
         }
         self.pending.extend(events);

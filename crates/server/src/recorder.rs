@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use api::{Chat, Event, EventKind};
+use api::{Event, EventKind};
 use engine::{ConversationKey, Model};
 
 /// Hears an answer as its client does.
@@ -14,11 +14,9 @@ pub(crate) struct Recorder {
 }
 
 impl Recorder {
-    /// For an answer to `chat`; none where it goes on from a beginning, which is no turn that the model wrote.
-    pub(crate) fn new(model: &Arc<Model>, chat: &Chat) -> Option<Self> {
-        let before = ConversationKey::of(&chat.messages);
-        let new = || Self { model: model.clone(), before, text: String::new(), calls: Vec::new() };
-        (!chat.continues).then(new)
+    /// For an answer to the conversation `before`.
+    pub(crate) fn new(model: &Arc<Model>, before: ConversationKey) -> Self {
+        Self { model: model.clone(), before, text: String::new(), calls: Vec::new() }
     }
 
     /// What the client is told.

@@ -31,7 +31,7 @@ pub(crate) struct Reply {
     /// Called once it is complete.
     pub(crate) completed: Option<Completed>,
     /// Where that lies which it repeats of its request.
-    pub(crate) _place: Option<Place>,
+    pub(crate) _repeats: Option<Place>,
 }
 
 impl Reply {

@@ -23,8 +23,8 @@ use crate::safety::Guard;
 /// Answers of the Responses API that are remembered, to be gone on from.
 const KEPT_ANSWERS: usize = 1000;
 
-/// Most of what their requests brought: a client that sends its whole conversation each time has each kept.
-const KEPT_BYTES: usize = 64 << 20;
+/// What they take at most. A turn counts as often as a conversation has it, since any of these may be the last to hold it.
+pub(crate) const KEPT_BYTES: usize = 32 << 20;
 
 /// Choices of a request for each sequence that runs at once.
 const CHOICES_PER_PARALLEL: usize = 4;
@@ -75,7 +75,7 @@ pub(crate) struct Ready {
 #[derive(Default)]
 struct Kept {
     conversations: HashMap<String, Conversation>,
-    /// The oldest first, with the bytes of the body that asked for it.
+    /// The oldest first, with its bytes.
     order: VecDeque<(String, usize)>,
     bytes: usize,
 }
@@ -159,11 +159,12 @@ impl Ready {
         lock(&self.kept).conversations.get(id).cloned()
     }
 
-    /// Keeps an answer to a body of so many bytes, and forgets the oldest where there are too many.
-    pub(crate) fn keep(&self, id: String, conversation: Conversation, body_bytes: usize) {
+    /// Keeps an answer, and forgets the oldest where there are too many.
+    pub(crate) fn keep(&self, id: String, conversation: Conversation) {
+        let bytes = conversation.bytes();
         let kept = &mut *lock(&self.kept);
-        kept.order.push_back((id.clone(), body_bytes));
-        kept.bytes += body_bytes;
+        kept.order.push_back((id.clone(), bytes));
+        kept.bytes += bytes;
         kept.conversations.insert(id, conversation);
         while (kept.order.len() > KEPT_ANSWERS || kept.bytes > KEPT_BYTES)
             && let Some((oldest, bytes)) = kept.order.pop_front()

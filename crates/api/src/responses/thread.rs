@@ -26,6 +26,18 @@ pub struct Thread {
 #[derive(Clone, Debug, Default)]
 pub struct Conversation(Vec<Arc<Message>>);
 
+/// What a turn takes besides its text.
+const TURN_BYTES: usize = 256;
+
+impl Conversation {
+    /// About what its turns take in memory, those included that it shares with others.
+    pub fn bytes(&self) -> usize {
+        let of =
+            |turn: &Arc<Message>| TURN_BYTES + serde_json::to_string(&**turn).map_or(0, |text| text.len());
+        self.0.iter().map(of).sum()
+    }
+}
+
 impl Thread {
     pub(super) fn new(
         previous: Option<String>,

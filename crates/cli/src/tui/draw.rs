@@ -34,6 +34,8 @@ pub(super) struct Screen {
     sample: Option<Sample>,
     /// Which experts were used since the sample before.
     hot: Vec<bool>,
+    /// Uses of the most used expert of each layer.
+    most: Vec<u64>,
     /// Whether the server takes no more requests.
     pub(super) stopping: bool,
     /// Of the log, the newest last.
@@ -67,7 +69,20 @@ impl Place {
 impl Screen {
     /// Without a sample yet.
     pub(super) fn new(title: String, colours: bool) -> Self {
-        Self { title, colours, sample: None, hot: Vec::new(), stopping: false, lines: Vec::new() }
+        Self {
+            title,
+            colours,
+            sample: None,
+            hot: Vec::new(),
+            most: Vec::new(),
+            stopping: false,
+            lines: Vec::new(),
+        }
+    }
+
+    /// Layers of the map that share a row of the terminal: two colours fit into a character.
+    fn layers_per_row(&self) -> usize {
+        if self.colours { 2 } else { 1 }
     }
 
     /// From now on shows this.
@@ -76,13 +91,15 @@ impl Screen {
         let grown = before.iter().zip(&sample.heat.uses).map(|(before, now)| now > before);
         self.hot = grown.collect();
         self.hot.resize(sample.heat.uses.len(), false);
+        let layers = sample.heat.uses.chunks(sample.heat.experts.max(1));
+        self.most = layers.map(|layer| layer.iter().max().copied().unwrap_or(0)).collect();
         self.sample = Some(sample);
     }
 
     pub(super) fn draw(&self, frame: &mut Frame<'_>) {
         let Some(sample) = &self.sample else { return };
         let has_experts = !sample.heat.uses.is_empty();
-        let map_rows = sample.heat.layers.div_ceil(if self.colours { 2 } else { 1 }) as u16;
+        let map_rows = sample.heat.layers.div_ceil(self.layers_per_row()) as u16;
         let map = if has_experts { Constraint::Max(map_rows + 2) } else { Constraint::Length(0) };
         let parts =
             [Constraint::Length(2), Constraint::Length(4), map, Constraint::Min(4), Constraint::Length(1)];
@@ -118,13 +135,13 @@ impl Screen {
             percent(sample.held.iter().filter(|held| **held).count(), sample.held.len()),
         );
         frame.render_widget(Line::styled(heading, Modifier::DIM), head);
-        let halves = if self.colours { 2 } else { 1 };
-        let rows = (usize::from(body.height) * halves).min(sample.heat.layers);
+        let layers_per_row = self.layers_per_row();
+        let rows = (usize::from(body.height) * layers_per_row).min(sample.heat.layers);
         let columns = usize::from(body.width).min(sample.heat.experts);
-        for y in (0..rows).step_by(halves) {
+        for y in (0..rows).step_by(layers_per_row) {
             for x in 0..columns {
                 let upper = self.place(sample, (x, columns), (y, rows));
-                let at = (body.x + x as u16, body.y + (y / halves) as u16);
+                let at = (body.x + x as u16, body.y + (y / layers_per_row) as u16);
                 let Some(cell) = frame.buffer_mut().cell_mut(at) else { continue };
                 if !self.colours {
                     cell.set_symbol(upper.shade());
@@ -144,7 +161,7 @@ impl Screen {
         let share = |(at, of): (usize, usize), all: usize| at * all / of..(at + 1) * all / of;
         let places = share(y, layers).flat_map(|layer| {
             let row = &sample.heat.uses[layer * experts..(layer + 1) * experts];
-            let most = row.iter().max().copied().unwrap_or(0);
+            let most = self.most.get(layer).copied().unwrap_or(0);
             share(x, experts).map(move |expert| (layer * experts + expert, row[expert], most))
         });
         let places = places.map(|(at, uses, most)| Place {

@@ -5,7 +5,7 @@
 //! all of that. What follows a record that is not whole is nothing: a killed process leaves half of one.
 
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 
 use files::{Error, Result};
@@ -19,6 +19,9 @@ const HEAD_BYTES: usize = 16;
 /// Records that a later one has pushed out of memory are left in the file until it is so large.
 const BYTES_MAX: u64 = 32 << 20;
 
+/// What a record has besides its keys and tokens: its length and its hash.
+const RECORD_BYTES: usize = 4 + 16 + 4 + 8;
+
 /// A file of answers, which is made with the first of them.
 pub(super) struct AnswerFile {
     path: PathBuf,
@@ -29,27 +32,23 @@ pub(super) struct AnswerFile {
 }
 
 impl AnswerFile {
-    /// Reads what is whole in it.
+    /// Tells `sink` what is whole in it, the oldest first. A file that is larger than this writes any is none of its own.
     ///
     /// # Errors
     /// `Io` when it is there and cannot be read.
-    pub(super) fn open(path: PathBuf, fingerprint: u64) -> Result<(Self, Vec<AnswerRecord>)> {
-        let io = |e| Error::io(path.display(), e);
-        let bytes = match fs::read(&path) {
-            Ok(bytes) => bytes,
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Vec::new(),
-            Err(e) => return Err(io(e)),
+    pub(super) fn open(path: PathBuf, fingerprint: u64, sink: &mut dyn FnMut(AnswerRecord)) -> Result<Self> {
+        let bytes = match File::open(&path) {
+            Ok(file) => records(&file, &head(fingerprint), sink).map_err(|e| Error::io(path.display(), e))?,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => 0,
+            Err(e) => return Err(Error::io(path.display(), e)),
         };
-        let head = head(fingerprint);
-        let (mut answers, mut whole) = (Vec::new(), 0);
-        if let Some(mut rest) = bytes.strip_prefix(&head) {
-            while let Some((answer, after)) = record(rest) {
-                answers.push(answer);
-                rest = after;
-            }
-            whole = bytes.len() - rest.len();
-        }
-        Ok((Self { path, file: None, fingerprint, bytes: whole as u64 }, answers))
+        Ok(Self { path, file: None, fingerprint, bytes })
+    }
+
+    /// What answers take in the file.
+    pub(super) fn bytes_of(answers: &[AnswerRecord]) -> u64 {
+        let of = |answer: &AnswerRecord| RECORD_BYTES + 16 * answer.calls.len() + 4 * answer.tokens.len();
+        answers.iter().map(of).sum::<usize>() as u64
     }
 
     /// Adds answers. `all` are those to keep when the file has become too large.
@@ -123,7 +122,7 @@ fn head(fingerprint: u64) -> [u8; HEAD_BYTES] {
 
 fn write_record(answer: &AnswerRecord, out: &mut Vec<u8>) {
     let start = out.len();
-    let bytes = 4 + 16 + 4 + 16 * answer.calls.len() + 4 * answer.tokens.len();
+    let bytes = AnswerFile::bytes_of(std::slice::from_ref(answer)) - 8; // without the hash
     out.extend_from_slice(&(bytes as u32).to_le_bytes());
     out.extend_from_slice(&answer.turn.to_le_bytes());
     out.extend_from_slice(&(answer.calls.len() as u32).to_le_bytes());
@@ -133,11 +132,41 @@ fn write_record(answer: &AnswerRecord, out: &mut Vec<u8>) {
     out.extend_from_slice(&hash.to_le_bytes());
 }
 
-/// The record that `bytes` begin with, and what follows it.
-fn record(bytes: &[u8]) -> Option<(AnswerRecord, &[u8])> {
-    let length = u32::from_le_bytes(*bytes.first_chunk()?) as usize;
-    let (own, rest) = bytes.split_at_checked(length)?;
-    let (hash, after) = rest.split_first_chunk()?;
+/// Tells `sink` the whole records after `head`; how many bytes of the file are whole.
+fn records(file: &File, head: &[u8; HEAD_BYTES], sink: &mut dyn FnMut(AnswerRecord)) -> std::io::Result<u64> {
+    let mut left = file.metadata()?.len();
+    let mut file = BufReader::new(file);
+    let mut own = [0; HEAD_BYTES];
+    if !(HEAD_BYTES as u64..=BYTES_MAX).contains(&left) {
+        return Ok(0);
+    }
+    file.read_exact(&mut own)?;
+    if own != *head {
+        return Ok(0);
+    }
+    left -= HEAD_BYTES as u64;
+    let (mut whole, mut bytes) = (HEAD_BYTES as u64, Vec::new());
+    while left >= RECORD_BYTES as u64 {
+        let mut length = [0; 4];
+        file.read_exact(&mut length)?;
+        let all = u64::from(u32::from_le_bytes(length)) + 8;
+        if !(RECORD_BYTES as u64..=left).contains(&all) {
+            break;
+        }
+        bytes.clear();
+        bytes.extend_from_slice(&length);
+        bytes.resize(all as usize, 0);
+        file.read_exact(&mut bytes[4..])?;
+        let Some(answer) = record(&bytes) else { break };
+        sink(answer);
+        (left, whole) = (left - all, whole + all);
+    }
+    Ok(whole)
+}
+
+/// A record, with its hash.
+fn record(bytes: &[u8]) -> Option<AnswerRecord> {
+    let (own, hash) = bytes.split_last_chunk()?;
     if XxHash3_64::oneshot(own) != u64::from_le_bytes(*hash) {
         return None;
     }
@@ -147,7 +176,7 @@ fn record(bytes: &[u8]) -> Option<(AnswerRecord, &[u8])> {
     let calls = calls.as_chunks().0.iter().map(|call| u128::from_le_bytes(*call)).collect();
     let (tokens, []) = tokens.as_chunks() else { return None };
     let tokens = tokens.iter().map(|token| u32::from_le_bytes(*token)).collect();
-    Some((AnswerRecord { turn: u128::from_le_bytes(*turn), calls, tokens }, after))
+    Some(AnswerRecord { turn: u128::from_le_bytes(*turn), calls, tokens })
 }
 
 #[cfg(test)]
@@ -163,7 +192,11 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = AnswerFile::path_in(folder.path());
         let all: Vec<AnswerRecord> = (0..9).map(answer).collect();
-        let open = |fingerprint| AnswerFile::open(path.clone(), fingerprint).unwrap();
+        let open = |fingerprint| {
+            let mut all = Vec::new();
+            let file = AnswerFile::open(path.clone(), fingerprint, &mut |answer| all.push(answer)).unwrap();
+            (file, all)
+        };
         let (mut file, none) = open(1);
         assert_eq!(none, []);
         file.add(&all[..4], &|| panic!("small")).unwrap();
@@ -195,11 +228,17 @@ mod tests {
     fn a_file_that_is_too_large_is_written_anew() {
         let folder = tempfile::tempdir().unwrap();
         let path = AnswerFile::path_in(folder.path());
-        let (mut file, _) = AnswerFile::open(path.clone(), 1).unwrap();
+        let mut file = AnswerFile::open(path.clone(), 1, &mut |_| ()).unwrap();
         file.bytes = BYTES_MAX;
         file.add(&[answer(3)], &|| vec![answer(2), answer(3)]).unwrap();
         file.add(&[answer(4)], &|| panic!("small")).unwrap();
         drop(file);
-        assert_eq!(AnswerFile::open(path, 1).unwrap().1, [answer(2), answer(3), answer(4)]);
+        let mut all = Vec::new();
+        AnswerFile::open(path.clone(), 1, &mut |answer| all.push(answer)).unwrap();
+        assert_eq!(all, [answer(2), answer(3), answer(4)]);
+        // One that is larger than any that is written is nobody's, and is not read.
+        File::options().append(true).open(&path).unwrap().set_len(BYTES_MAX + 1).unwrap();
+        let file = AnswerFile::open(path, 1, &mut |_| panic!("it is not read")).unwrap();
+        assert_eq!(file.bytes(), 0);
     }
 }

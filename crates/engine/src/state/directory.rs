@@ -19,7 +19,7 @@ use super::file::{Contents, Draft, Header, read_file, read_tokens, write_file};
 use super::prefixes::{Prefix, PrefixId};
 use super::{Page, StatePool, ids};
 use crate::ahead::StepLock;
-use crate::answers::{AnswerRecord, Answers};
+use crate::answers::Answers;
 
 const PAGE_SUFFIX: &str = "page";
 const BORDER_SUFFIX: &str = "border";
@@ -88,7 +88,7 @@ impl StateDirectory {
         space_bytes: u64,
         fingerprint: u64,
         vocab: usize,
-    ) -> Result<(Self, Vec<AnswerRecord>)> {
+    ) -> Result<(Self, Answers)> {
         let folder = directory.join(folder);
         let io = |e| Error::io(folder.display(), e);
         let mut builder = fs::DirBuilder::new();
@@ -109,11 +109,13 @@ impl StateDirectory {
             }
             fs::TryLockError::Error(e) => io(e),
         })?;
-        let (answers, records) = AnswerFile::open(AnswerFile::path_in(&folder), fingerprint)?;
+        let stored = Answers::default();
+        let path = AnswerFile::path_in(&folder);
+        let answers = AnswerFile::open(path, fingerprint, &mut |answer| stored.add_stored(answer))?;
         let index = Index::default();
         let mut opened = Self { folder, space_bytes, fingerprint, vocab, index, answers, _lock: lock };
         opened.scan(directory)?;
-        Ok((opened, records))
+        Ok((opened, stored))
     }
 
     /// Finds what is there; what a killed process left half written goes.
@@ -175,10 +177,12 @@ impl StateDirectory {
     /// What the directory holds, other models' folders included.
     pub(crate) fn bytes(&self) -> u64 {
         let borders = self.index.borders.values().map(|border| border.bytes);
-        let answers_bytes = self.answers.bytes();
-        self.index.other_bytes
-            + answers_bytes
-            + borders.chain(self.index.pages.values().copied()).sum::<u64>()
+        self.bytes_that_stay() + borders.chain(self.index.pages.values().copied()).sum::<u64>()
+    }
+
+    /// What no eviction frees.
+    fn bytes_that_stay(&self) -> u64 {
+        self.index.other_bytes + self.answers.bytes()
     }
 
     /// Reads the longest beginning of `tokens` that is on the disk, if it is longer than `more_than` tokens, and keeps it in
@@ -304,8 +308,8 @@ impl StateDirectory {
 
     /// Makes room for `bytes` more: those go first that were not used for longest. Whether there is.
     fn make_room(&mut self, bytes: u64) -> bool {
-        let own_bytes = self.bytes() - self.index.other_bytes;
-        let most = self.index.other_bytes + bytes <= self.space_bytes;
+        let own_bytes = self.bytes() - self.bytes_that_stay();
+        let most = self.bytes_that_stay() + bytes <= self.space_bytes;
         if !most || !self.disk_has_room_for(bytes.saturating_sub(own_bytes)) {
             return false; // nothing that could be deleted is enough
         }
@@ -331,13 +335,13 @@ impl StateDirectory {
         true // a full disk is an error when it is written to
     }
 
-    /// Writes the answers that no file has yet.
+    /// Writes the answers that no file has yet, if there is room for them.
     ///
     /// # Errors
     /// `Io` when the disk fails.
     pub(crate) fn store_answers(&mut self, answers: &Answers) -> Result<()> {
         let new = answers.take_unstored();
-        if new.is_empty() {
+        if new.is_empty() || !self.make_room(AnswerFile::bytes_of(&new)) {
             return Ok(());
         }
         self.answers.add(&new, &|| answers.all())

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tidemill_engine::text::{ChatPrompt, ChatRequest, Message, Role, Template, Tokenizer};
-use tidemill_engine::{ErrorKind, KvFormat, Model, OpenOptions, Session};
+use tidemill_engine::{ConversationKey, ErrorKind, KvFormat, Model, OpenOptions, Session};
 
 use super::tools::{EIGHT_BIT, bits, golden, last_bits, tokens};
 use crate::common::{go, open, root};
@@ -343,6 +343,7 @@ fn a_directory_keeps_within_its_space() {
         let model = with_states(set, directory.path(), space);
         for seed in 0..5 {
             ask(&model, &tokens(&model, seed, 600), &[]);
+            model.remember(ConversationKey::default(), "said", &[], &[seed as u32; 3000]);
             assert!(model.flush_states().is_none());
             let bytes = stored_bytes(directory.path());
             assert!(bytes <= space, "{set}: {bytes} of {space}");
@@ -369,9 +370,12 @@ fn a_directory_that_others_fill_keeps_what_it_has() {
         text
     };
     fs::write(directory.path().join("file"), vec![0; 100_000]).expect("writable");
+    let bytes = stored_bytes(directory.path());
     let model = with_states(set, directory.path(), 100_000);
     ask(&model, &tokens(&model, 1, 600), &[]);
+    model.remember(ConversationKey::default(), "said", &[], &[1, 2, 3]);
     assert!(model.flush_states().is_none());
+    assert_eq!(stored_bytes(directory.path()), bytes, "there is room for nothing more");
     assert_eq!(ask(&model, &[&text[..], &[1]].concat(), &[]), 600);
 }
 

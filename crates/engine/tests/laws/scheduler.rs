@@ -151,17 +151,7 @@ fn what_ended_or_living_sequences_have_computed_is_reused() {
         let free = model.free_states();
         let scheduler = Scheduler::start(model.clone(), tokenizer.clone(), TOGETHER).expect("starts");
         let ask = |prompt: Vec<u32>| {
-            let options = GenerateOptions { max_tokens: Some(6), ignore_end: true, ..Default::default() };
-            let options = GenerateOptions { sampling: SampleParams::greedy(), ..options };
-            let request = Request {
-                prompt,
-                options,
-                borders: Vec::new(),
-                cache: true,
-                priority: 0,
-                client: 0,
-                deadline: None,
-            };
+            let request = Request { prompt, ..request(&model, 0, 1, 6) };
             let answer = wait(&scheduler.submit(request.clone()).expect("queues")).expect("answers");
             assert_eq!(answer.tokens, alone(&judge, &tokenizer, &request));
             (request.prompt, answer)

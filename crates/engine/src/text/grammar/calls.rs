@@ -482,8 +482,8 @@ mod tests {
 
     #[test]
     fn references_that_lead_back_or_double_list_nothing() {
-        let null = json!({"type": "null"});
-        let mut defs = json!({"A": {"anyOf": [null, {"$ref": "#/$defs/A"}]}, "D0": {"const": 1}});
+        let nothing = json!({"type": "null"});
+        let mut defs = json!({"A": {"anyOf": [nothing, {"$ref": "#/$defs/A"}]}, "D0": {"const": 1}});
         for i in 1..60 {
             let before = json!({"$ref": format!("#/$defs/D{}", i - 1)});
             defs[format!("D{i}")] = json!({"anyOf": [before, before]});
