@@ -160,7 +160,7 @@ fn of_name(name: &str) -> (Vec<Value>, Vec<Value>) {
             json!([[{"type": "image"}]]),
         ),
         "ChatMessages" => (
-            json!([said(json!("x")), said(json!(["x"])), [{"role": "assistant"}], [{"role": "tool"}]]),
+            json!([said(json!("x")), said(json!(["x"])), [{"role": "assistant"}], [{"role": "tool"}], calls()]),
             vec!["array"],
             json!([[], [{"role": "user"}], [{"role": "nobody", "content": "x"}], said(json!(1))]),
         ),
@@ -175,7 +175,7 @@ fn of_name(name: &str) -> (Vec<Value>, Vec<Value>) {
             json!([[], [[]], [-1], [[-1]], [true]]),
         ),
         "ResponseInput" => (
-            json!(["x", said(json!("x")), [{"type": "reasoning", "summary": []}, {"role": "user", "content": "x"}]]),
+            json!(["x", said(json!("x")), items_of_all_kinds()]),
             vec!["string", "array"],
             json!([[{"type": "no such"}], [{"type": "message", "role": "nobody"}], [1]]),
         ),
@@ -229,6 +229,56 @@ fn of_name(name: &str) -> (Vec<Value>, Vec<Value>) {
     };
     let list = |values: Value| values.as_array().unwrap().clone();
     (list(inside), [list(beyond), of_other_types(&types)].concat())
+}
+
+/// A turn with a call of each kind.
+fn calls() -> Value {
+    json!([{"role": "assistant", "tool_calls": [
+        {"type": "function", "function": {"name": "f", "arguments": "{}"}},
+        {"type": "custom", "custom": {"name": "f", "input": "x"}},
+    ]}])
+}
+
+/// An item of each kind that an input may have.
+fn items_of_all_kinds() -> Value {
+    let mut items = json!([
+        {"type": "message", "role": "user", "content": "x"},
+        {"type": "reasoning", "summary": []},
+        {"type": "function_call", "call_id": "a", "name": "f", "arguments": "{}"},
+        {"type": "function_call_output", "call_id": "a", "output": "x"},
+        {"type": "custom_tool_call", "call_id": "b", "name": "f", "input": "x"},
+        {"type": "custom_tool_call_output", "call_id": "b", "output": "x"},
+        {"type": "local_shell_call", "id": "c", "action": {"type": "exec"}},
+        {"type": "local_shell_call_output", "id": "c", "output": "x"},
+        {"type": "additional_tools", "tools": [{"type": "function", "name": "f"}]},
+    ]);
+    let records = [
+        "code_interpreter_call",
+        "configuration_update",
+        "file_search_call",
+        "image_generation_call",
+        "mcp_approval_request",
+        "mcp_list_tools",
+        "tool_search_call",
+        "tool_search_output",
+        "web_search_call",
+    ];
+    items.as_array_mut().unwrap().extend(records.map(|kind| json!({"type": kind})));
+    items
+}
+
+/// The document has every kind of item and of call that is read.
+#[test]
+fn no_kind_is_missing_in_the_document() {
+    let document = schema::requests(&limits());
+    for (name, all) in
+        [("ResponseItem", items_of_all_kinds()), ("ChatCall", calls()[0]["tool_calls"].clone())]
+    {
+        let schema = document[name].to_string();
+        for kind in all.as_array().unwrap().iter().map(|one| one["type"].to_string()) {
+            assert!(schema.contains(&kind), "{name} without {kind}");
+        }
+    }
 }
 
 /// What the document says of a field is what is taken: values inside its shape are no reason to complain about it, and

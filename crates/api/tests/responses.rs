@@ -405,6 +405,30 @@ fn the_answer_repeats_its_request() {
     "#);
 }
 
+/// The answer holds what it repeats several times; what it does not repeat costs nothing after the body.
+#[test]
+fn what_has_no_effect_and_is_repeated_has_a_limit() {
+    let paths =
+        ["max_tool_calls", "metadata", "prompt_cache_key", "safety_identifier", "user", "text.verbosity"];
+    let body = |path: &str, bytes: usize| {
+        // The quotes are two of them.
+        let value = json!("x".repeat(bytes - 2));
+        match path.split_once('.') {
+            Some((outer, key)) => json!({"input": "x", outer: {key: value}}),
+            None => json!({"input": "x", path: value}),
+        }
+    };
+    for path in paths {
+        let repeated = Value::Object(chat(&taken(body(path, 16 << 10))).repeated.clone());
+        let text = repeated.pointer(&format!("/{}", path.replace('.', "/"))).and_then(Value::as_str);
+        assert_eq!(text.map(str::len), Some((16 << 10) - 2), "{path}");
+        let error = refused(body(path, (16 << 10) + 1));
+        assert_eq!((error.status(), error.param.as_deref()), (400, Some(path)), "{}", error.message);
+    }
+    let unrepeated = chat(&taken(body("service_tier", 100_000))).repeated.clone();
+    assert_eq!(unrepeated["service_tier"], "default");
+}
+
 /// What a stream says piece by piece: its items from their events alone.
 #[derive(Default)]
 struct Replayed {

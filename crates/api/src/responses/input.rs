@@ -12,7 +12,7 @@ use crate::messages::{call_arguments, content};
 use crate::{ApiError, Limits};
 
 /// What a hosted tool did. It says nothing that a text model could read, so it is left out and named.
-const RECORDS: [&str; 9] = [
+pub(crate) const RECORDS: [&str; 9] = [
     "code_interpreter_call",
     "configuration_update",
     "file_search_call",
@@ -65,9 +65,8 @@ impl<'a> Input<'a> {
             "message" => self.message(item),
             "reasoning" => self.reasoning(item),
             "function_call" => {
-                let arguments = item.get("arguments");
-                arguments.as_ref().map(At::string).transpose()?;
-                self.call(item, call_arguments(arguments.as_ref()))
+                item.optional("arguments", At::string)?;
+                self.call(item, call_arguments(item.get("arguments").as_ref()))
             }
             // Its tool is not offered here; an older call of it is told as one of a function.
             "custom_tool_call" => {

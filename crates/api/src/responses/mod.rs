@@ -9,3 +9,6 @@ mod tools;
 pub use reply::reply;
 pub use request::{FIELDS, request};
 pub use thread::{Conversation, Thread, no_previous, resume};
+
+// The document names them too.
+pub(crate) use input::RECORDS;

@@ -6,13 +6,13 @@ use super::input::Input;
 use super::thread::{Conversation, Thread, resume};
 use super::tools::Offer;
 use crate::body::{self, At, lossy, shown};
-use crate::fields::{Field, Ignored, check, honoured, inert, inert_as, needed, refused};
+use crate::fields::{Field, FieldKind, Ignored, check, honoured, inert, inert_as, needed, refused};
 use crate::request::{EFFORT, SHARE, TEMPERATURE, TOP_LOGPROBS, TOP_LOGPROBS_MAX};
 use crate::schema::Shape;
 use crate::{ApiError, Chat, Constraint, Limits, Parsed, Prompt, Request, effort, tools};
 
-/// The answer holds it several times until it is sent.
-const METADATA_BYTES_MAX: usize = 16 << 10;
+/// Most bytes of a field that has no effect and is repeated: the answer holds it several times until it is sent.
+const REPEATED_BYTES_MAX: usize = 16 << 10;
 
 /// What becomes of each field.
 pub const FIELDS: &[Field] = &[
@@ -155,12 +155,12 @@ fn constraint(body: &At) -> Result<Option<Constraint>, ApiError> {
 fn repeated(body: &At) -> Result<Map<String, Value>, ApiError> {
     let text = body.get("text");
     let format = text.as_ref().and_then(|text| text.get("format"));
-    let verbosity = text.as_ref().and_then(|text| text.get("verbosity"));
+    let verbosity = text.as_ref().map_or(Ok(None), |text| text.optional("verbosity", inert_value))?;
     let reasoning = body.get("reasoning");
     let effort = reasoning.as_ref().and_then(|reasoning| reasoning.get("effort"));
     let text = json!({
         "format": format.map_or_else(|| json!({"type": "text"}), |at| lossy(at.json())),
-        "verbosity": verbosity.map_or_else(|| json!("medium"), |at| lossy(at.json())),
+        "verbosity": verbosity.unwrap_or_else(|| json!("medium")),
     });
     let rows = [
         ("instructions", Value::Null),
@@ -183,16 +183,21 @@ fn repeated(body: &At) -> Result<Map<String, Value>, ApiError> {
         ("truncation", json!("disabled")),
         ("user", Value::Null),
     ];
-    if let Some(at) = body.get("metadata") {
-        let bytes = at.json().to_string().len();
-        if bytes > METADATA_BYTES_MAX {
-            return Err(at.wrong(format_args!("{bytes} bytes, at most {METADATA_BYTES_MAX} can be repeated")));
-        }
-    }
+    let is_inert = |key: &str| FIELDS.iter().any(|field| field.path == key && field.kind == FieldKind::Inert);
     let of_body = |key: &str| match key {
         // Completed above, or not what was asked for.
-        "text" | "reasoning" | "service_tier" | "truncation" => None,
-        key => body.get(key).map(|at| lossy(at.json())),
+        "text" | "reasoning" | "service_tier" | "truncation" => Ok(None),
+        key if is_inert(key) => body.optional(key, inert_value),
+        key => Ok(body.get(key).map(|at| lossy(at.json()))),
     };
-    Ok(rows.into_iter().map(|(key, default)| (key.to_owned(), of_body(key).unwrap_or(default))).collect())
+    let repeat = |(key, default): (&str, Value)| Ok((key.to_owned(), of_body(key)?.unwrap_or(default)));
+    rows.into_iter().map(repeat).collect()
+}
+
+/// A field without effect, for the answer. Nothing else looks at its size.
+fn inert_value(at: &At) -> Result<Value, ApiError> {
+    match at.json().to_string().len() {
+        0..=REPEATED_BYTES_MAX => Ok(lossy(at.json())),
+        bytes => Err(at.wrong(format_args!("{bytes} bytes, at most {REPEATED_BYTES_MAX} can be repeated"))),
+    }
 }

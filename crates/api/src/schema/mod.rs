@@ -58,6 +58,30 @@ pub fn named(name: &str) -> Value {
     json!({"$ref": format!("#/components/schemas/{name}")})
 }
 
+/// Schemas by name.
+type Named = Vec<(&'static str, Value)>;
+
+fn text() -> Value {
+    json!({"type": "string"})
+}
+
+fn one_of_texts(names: &[&str]) -> Value {
+    json!({"type": "string", "enum": names})
+}
+
+fn list(items: Value) -> Value {
+    json!({"type": "array", "items": items})
+}
+
+fn any_of(schemas: &[Value]) -> Value {
+    json!({"anyOf": schemas})
+}
+
+/// An object whose members `required` must be there.
+fn object(properties: Value, required: &[&str]) -> Value {
+    json!({"type": "object", "properties": properties, "required": required})
+}
+
 /// The least and the most of whole numbers or numbers.
 fn between(kind: &str, least: &Value, most: &Value) -> Value {
     json!({"type": kind, "minimum": least, "maximum": most})
@@ -69,8 +93,8 @@ impl Shape {
         match *self {
             Self::Any => json!({}),
             Self::Flag => json!({"type": "boolean"}),
-            Self::Text => json!({"type": "string"}),
-            Self::OneOf(names) => json!({"type": "string", "enum": names}),
+            Self::Text => text(),
+            Self::OneOf(names) => one_of_texts(names),
             Self::Whole(least, u64::MAX) => json!({"type": "integer", "minimum": least}),
             Self::Whole(least, most) => between("integer", &json!(least), &json!(most)),
             Self::WholeOrNone => json!({"type": "integer", "minimum": -1}),
@@ -80,13 +104,13 @@ impl Shape {
             Self::Above0(most) => json!({"type": "number", "exclusiveMinimum": 0, "maximum": most}),
             Self::Object => json!({"type": "object"}),
             Self::Schema => json!({"type": ["object", "boolean"]}),
-            Self::Texts => json!({"type": "array", "items": {"type": "string"}}),
+            Self::Texts => list(text()),
             Self::SomeTexts(most) => {
-                json!({"type": "array", "items": {"type": "string"}, "minItems": 1, "maxItems": most})
+                json!({"type": "array", "items": text(), "minItems": 1, "maxItems": most})
             }
             Self::TextOrTexts(most, bytes) => {
                 let text = json!({"type": "string", "maxLength": bytes});
-                json!({"anyOf": [text, {"type": "array", "items": text, "maxItems": most}]})
+                any_of(&[text.clone(), json!({"type": "array", "items": text, "maxItems": most})])
             }
             Self::Biases(most, low, high) => json!({
                 "type": "object",
@@ -101,21 +125,21 @@ impl Shape {
 
 /// The schema of a body whose fields are those of `table`. What `spared` names need not be there after all.
 pub fn body(table: &[Field], spared: &[&str], limits: &Limits) -> Value {
-    let mut body = object(table, "", limits);
+    let mut body = members(table, "", limits);
     let needed = table.iter().filter(|field| field.needed && !spared.contains(&field.path));
     body["required"] = needed.map(|field| field.path).collect();
     body
 }
 
 /// The object whose members stand in `table` below `prefix`.
-fn object(table: &[Field], prefix: &str, limits: &Limits) -> Value {
+fn members(table: &[Field], prefix: &str, limits: &Limits) -> Value {
     let mut properties = Map::new();
     for field in table {
         let Some(rest) = field.path.strip_prefix(prefix) else { continue };
         match rest.split_once('.') {
             None => _ = properties.insert(rest.to_owned(), property(field, limits)),
             Some((outer, _)) if !properties.contains_key(outer) => {
-                let below = object(table, &format!("{prefix}{outer}."), limits);
+                let below = members(table, &format!("{prefix}{outer}."), limits);
                 properties.insert(outer.to_owned(), or_null(below));
             }
             Some(_) => {}
@@ -158,6 +182,6 @@ fn or_null(schema: Value) -> Value {
             schema["type"] = kinds;
             schema
         }
-        _ => json!({"anyOf": [schema, {"type": "null"}]}),
+        _ => any_of(&[schema, json!({"type": "null"})]),
     }
 }

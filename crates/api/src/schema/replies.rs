@@ -2,15 +2,13 @@
 
 use serde_json::{Map, Value, json};
 
-use super::{named, or_null};
+use super::{Named, any_of, list, named, one_of_texts, or_null, text};
 
 /// The schemas of the answers, by name.
 pub fn replies() -> Map<String, Value> {
     let all = [errors(), openai(), responses(), messages()];
     all.into_iter().flatten().map(|(name, schema)| (name.to_owned(), schema)).collect()
 }
-
-type Named = Vec<(&'static str, Value)>;
 
 /// An object that has all of these members.
 fn all_of(properties: Value) -> Value {
@@ -27,16 +25,8 @@ fn with(mut object: Value, more: Value) -> Value {
     object
 }
 
-fn text() -> Value {
-    json!({"type": "string"})
-}
-
 fn count() -> Value {
     json!({"type": "integer", "minimum": 0})
-}
-
-fn list(items: Value) -> Value {
-    json!({"type": "array", "items": items})
 }
 
 fn errors() -> Named {
@@ -88,7 +78,7 @@ fn openai() -> Named {
         ),
         json!({"reasoning_content": text(), "tool_calls": list(call)}),
     );
-    let reason = json!({"type": "string", "enum": ["stop", "length", "tool_calls"]});
+    let reason = one_of_texts(&["stop", "length", "tool_calls"]);
     let logprobs =
         or_null(all_of(json!({"content": list(named("TokenLogprob")), "refusal": {"type": "null"}})));
     let choice =
@@ -122,7 +112,7 @@ fn openai() -> Named {
 }
 
 fn responses() -> Named {
-    let status = json!({"type": "string", "enum": ["in_progress", "completed", "incomplete"]});
+    let status = one_of_texts(&["in_progress", "completed", "incomplete"]);
     let part = all_of(json!({
         "type": {"const": "output_text"},
         "text": text(),
@@ -157,23 +147,25 @@ fn responses() -> Named {
         "id": text(),
         "object": {"const": "response"},
         "created_at": count(),
-        "status": {"type": "string", "enum": ["in_progress", "completed", "incomplete", "failed"]},
+        "status": one_of_texts(&["in_progress", "completed", "incomplete", "failed"]),
         "background": {"const": false},
         "error": or_null(failure),
         "incomplete_details": or_null(all_of(json!({"reason": text()}))),
         "model": text(),
-        "output": list(json!({"anyOf": [message, reasoning, call]})),
+        "output": list(any_of(&[message, reasoning, call])),
         "usage": or_null(usage),
     }));
     vec![("Response", response)]
 }
 
 fn messages() -> Named {
-    let block = json!({"anyOf": [
+    let block = any_of(&[
         all_of(json!({"type": {"const": "text"}, "text": text()})),
         all_of(json!({"type": {"const": "thinking"}, "thinking": text(), "signature": text()})),
-        all_of(json!({"type": {"const": "tool_use"}, "id": text(), "name": text(), "input": {"type": "object"}})),
-    ]});
+        all_of(
+            json!({"type": {"const": "tool_use"}, "id": text(), "name": text(), "input": {"type": "object"}}),
+        ),
+    ]);
     let usage = all_of(json!({
         "input_tokens": count(),
         "cache_creation_input_tokens": count(),
@@ -188,7 +180,7 @@ fn messages() -> Named {
         "role": {"const": "assistant"},
         "model": text(),
         "content": list(block),
-        "stop_reason": or_null(json!({"type": "string", "enum": reasons})),
+        "stop_reason": or_null(one_of_texts(&reasons)),
         "stop_sequence": {"type": ["string", "null"]},
         "usage": usage,
     }));

@@ -2,8 +2,9 @@
 
 use serde_json::{Map, Value, json};
 
-use super::{Shape, named, or_null};
+use super::{Named, Shape, any_of, list, named, object, one_of_texts, or_null, text};
 use crate::Limits;
+use crate::responses::RECORDS;
 use crate::tools::{NAME_BYTES_MAX, TOOLS_MAX};
 
 /// The schemas that the fields' shapes name.
@@ -12,31 +13,8 @@ pub fn requests(limits: &Limits) -> Map<String, Value> {
     all.into_iter().flatten().map(|(name, schema)| (name.to_owned(), schema)).collect()
 }
 
-type Named = Vec<(&'static str, Value)>;
-
-/// An object whose members `required` must be there.
-fn object(properties: Value, required: &[&str]) -> Value {
-    json!({"type": "object", "properties": properties, "required": required})
-}
-
-fn one_of_texts(names: &[&str]) -> Value {
-    json!({"type": "string", "enum": names})
-}
-
-fn text() -> Value {
-    json!({"type": "string"})
-}
-
 fn text_or_null() -> Value {
     or_null(text())
-}
-
-fn any_of(schemas: &[Value]) -> Value {
-    json!({"anyOf": schemas})
-}
-
-fn list(items: &Value) -> Value {
-    json!({"type": "array", "items": items})
 }
 
 fn tools(item: &Value) -> Value {
@@ -45,7 +23,11 @@ fn tools(item: &Value) -> Value {
 
 /// A tool of a type that is not one of `kinds`: it is left out.
 fn other_tool(kinds: &[&str]) -> Value {
-    let kind = json!({"type": "string", "not": {"enum": kinds}});
+    left_out(&json!({"type": "string", "not": {"enum": kinds}}))
+}
+
+/// A tool or an item of a `kind` that says nothing to a text model.
+fn left_out(kind: &Value) -> Value {
     let mut other = object(json!({"type": kind}), &["type"]);
     other["description"] = "Left out, and named in `x-tidemill-ignored`.".into();
     other
@@ -77,23 +59,22 @@ fn shared() -> Named {
     ]);
     vec![
         ("Part", part),
-        ("Content", any_of(&[text(), list(&named("Part"))])),
+        ("Content", any_of(&[text(), list(named("Part"))])),
         ("Function", function("parameters", None, &["name"])),
     ]
 }
 
+fn chat_call() -> Value {
+    let arguments = json!({"description": "JSON text; what is no object stays text."});
+    let function = object(json!({"name": text(), "arguments": arguments}), &["name"]);
+    let custom = object(json!({"name": text(), "input": text_or_null()}), &["name"]);
+    let of = |kind: &str, said: Value, required: &[&str]| {
+        object(json!({"id": text_or_null(), "type": {"const": kind}, kind: said}), required)
+    };
+    any_of(&[of("function", function, &["function"]), of("custom", custom, &["type", "custom"])])
+}
+
 fn chat(limits: &Limits) -> Named {
-    let call = object(
-        json!({
-            "id": text_or_null(),
-            "type": {"const": "function"},
-            "function": object(
-                json!({"name": text(), "arguments": {"description": "JSON text; what is no object stays text."}}),
-                &["name"],
-            ),
-        }),
-        &["function"],
-    );
     let asks = object(
         json!({
             "role": one_of_texts(&["system", "developer", "user"]),
@@ -108,7 +89,7 @@ fn chat(limits: &Limits) -> Named {
             "content": or_null(named("Content")),
             "reasoning_content": text_or_null(),
             "refusal": text_or_null(),
-            "tool_calls": or_null(list(&named("ChatCall"))),
+            "tool_calls": or_null(list(named("ChatCall"))),
         }),
         &["role"],
     );
@@ -132,7 +113,7 @@ fn chat(limits: &Limits) -> Named {
     let (either, most) = (any_of(&[text(), ids.clone()]), crate::openai::PROMPTS_MAX);
     let many = json!({"type": "array", "items": either, "minItems": 1, "maxItems": most});
     vec![
-        ("ChatCall", call),
+        ("ChatCall", chat_call()),
         ("ChatMessage", any_of(&[asks, answers, result])),
         ("ChatMessages", json!({"type": "array", "items": named("ChatMessage"), "minItems": 1})),
         ("ChatTools", tools(&any_of(&[function, other_tool(&["function"])]))),
@@ -161,11 +142,20 @@ fn chat(limits: &Limits) -> Named {
     ]
 }
 
-fn responses(limits: &Limits) -> Named {
+/// An item of an input.
+fn response_item() -> Value {
     let roles = ["system", "developer", "user", "assistant"];
     let thoughts =
-        |kind: &str| list(&object(json!({"type": {"const": kind}, "text": text()}), &["type", "text"]));
-    let item = any_of(&[
+        |kind: &str| list(object(json!({"type": {"const": kind}, "text": text()}), &["type", "text"]));
+    // The id has either name.
+    let shell = |kind: &str, key: &str, value: Value, required: &[&str]| {
+        let mut item =
+            object(json!({"type": {"const": kind}, "call_id": text_or_null(), key: value}), required);
+        item["anyOf"] =
+            ["call_id", "id"].map(|key| object(json!({key: text()}), &[key])).into_iter().collect();
+        item
+    };
+    any_of(&[
         object(
             json!({"type": {"const": "message"}, "role": one_of_texts(&roles), "content": or_null(named("Content"))}),
             &["role"],
@@ -188,7 +178,17 @@ fn responses(limits: &Limits) -> Named {
                    "output": or_null(named("Content"))}),
             &["type", "call_id"],
         ),
-    ]);
+        shell("local_shell_call", "action", json!({"not": {"type": "null"}}), &["type", "action"]),
+        shell("local_shell_call_output", "output", or_null(named("Content")), &["type"]),
+        object(
+            json!({"type": {"const": "additional_tools"}, "tools": named("ResponseTools")}),
+            &["type", "tools"],
+        ),
+        left_out(&one_of_texts(&RECORDS)),
+    ])
+}
+
+fn responses(limits: &Limits) -> Named {
     let function = || function("parameters", Some(json!({"const": "function"})), &["type", "name"]);
     let inner = any_of(&[function(), other_tool(&["function"])]);
     let namespace = object(
@@ -202,8 +202,8 @@ fn responses(limits: &Limits) -> Named {
         &["type", "tools", "mode"],
     );
     vec![
-        ("ResponseItem", item),
-        ("ResponseInput", any_of(&[text(), list(&named("ResponseItem"))])),
+        ("ResponseItem", response_item()),
+        ("ResponseInput", any_of(&[text(), list(named("ResponseItem"))])),
         ("ResponseTools", tools(&any_of(&[function(), namespace, other_tool(&["function", "namespace"])]))),
         ("ResponseToolChoice", any_of(&[modes, one, allowed])),
         (
@@ -238,14 +238,14 @@ fn messages(limits: &Limits) -> Named {
             &["type", "id", "name"],
         ),
     ];
-    let turn = |role: &str, blocks: &Value| {
+    let turn = |role: &str, blocks: Value| {
         let content = or_null(any_of(&[text(), list(blocks)]));
         object(json!({"role": {"const": role}, "content": content}), &["role"])
     };
     let message = any_of(&[
-        turn("user", &any_of(&[named("Part"), result])),
-        turn("assistant", &any_of(&said)),
-        turn("system", &named("Part")),
+        turn("user", any_of(&[named("Part"), result])),
+        turn("assistant", any_of(&said)),
+        turn("system", named("Part")),
     ]);
     let own = function(
         "input_schema",
