@@ -282,7 +282,6 @@ impl Turns<'_> {
 
 /// A turn as its model wrote it.
 struct Turn<'a> {
-    turns: &'a Turns<'a>,
     message: &'a Message,
     tokens: Arc<[u32]>,
     /// What its client saw, and the markup.
@@ -343,7 +342,7 @@ impl<'a> Turn<'a> {
         }
         let blocks = turns.format.map_or_else(Vec::new, |format| blocks(&text, format, turns.tools));
         let (calls, calls_end) = (Vec::new(), 0);
-        Some(Self { turns, message, tokens, text, units, used: 0, blocks, calls, calls_end })
+        Some(Self { message, tokens, text, units, used: 0, blocks, calls, calls_end })
     }
 
     /// Where the text of a unit begins.

@@ -1,4 +1,4 @@
-//! Whose turn it is: clients among themselves, and short prompts beside long ones.
+//! Who is served when: clients among themselves, and short prompts beside long ones.
 
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex, OnceLock};
