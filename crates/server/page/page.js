@@ -63,14 +63,34 @@ function parsed(text, otherwise) {
   try { return JSON.parse(text) ?? otherwise; } catch { return otherwise; }
 }
 
+/** What is kept under a key; null where the browser keeps nothing. */
+function read(key, storage = 'localStorage') {
+  try { return window[storage].getItem(key); } catch { return null; }
+}
+
+/** Keeps a value, or with null nothing, under a key; whether the browser does so. */
+function write(key, value, storage = 'localStorage') {
+  try {
+    if (value === null) window[storage].removeItem(key);
+    else window[storage].setItem(key, value);
+    return true;
+  } catch {
+    return false;
+  }
+}
+
+function keptKeys() {
+  try { return Object.keys(localStorage); } catch { return []; }
+}
+
 const chats = new Map();
 let current;
-let settings = parsed(localStorage.getItem(SETTINGS), {});
+let settings = parsed(read(SETTINGS), {});
 /** The answers that are being made: an AbortController for each chat. */
 const runs = new Map();
 
 function readChat(key) {
-  const chat = parsed(localStorage.getItem(key), null);
+  const chat = parsed(read(key), null);
   if (typeof chat?.id !== 'string' || CHAT + chat.id !== key || !Array.isArray(chat.messages)) return;
   chat.messages = chat.messages.filter((message) => typeof message?.content === 'string');
   for (const message of chat.messages) message.running = false;
@@ -79,12 +99,8 @@ function readChat(key) {
 
 function keep(chat) {
   chat.changed = Date.now();
-  try {
-    localStorage.setItem(CHAT + chat.id, JSON.stringify(chat));
-    notice('');
-  } catch {
-    notice('The browser has no room for this conversation. Delete others to keep it.');
-  }
+  const kept = write(CHAT + chat.id, JSON.stringify(chat));
+  notice(kept ? '' : 'The browser does not keep this conversation: its storage is full or blocked.');
 }
 
 function notice(text) {
@@ -94,18 +110,32 @@ function notice(text) {
 
 // ---- The server.
 
-let asking, declined = false;
+/** What a header can carry, without spaces. */
+const KEY_TEXT = /^[!-~]+$/;
+let asking, declined = false, apiKey = read(KEY, 'sessionStorage');
 
 /** Asks for a key, once for all calls that wait for one; whether there is one now. */
 function askKey(wrong) {
   asking ??= new Promise((done) => {
     const [dialog, form] = [$('key'), $('key-form')];
-    $('key-wrong').hidden = !wrong;
+    const complain = (text) => {
+      $('key-wrong').textContent = text;
+      $('key-wrong').hidden = !text;
+    };
+    complain(wrong ? 'That key was not taken.' : '');
     form.reset();
+    form.onsubmit = (event) => {
+      if (KEY_TEXT.test(form.elements.key.value.trim())) return;
+      event.preventDefault();
+      complain('A key has letters, digits and signs of ASCII, and no spaces.');
+      form.elements.key.focus();
+    };
     dialog.onclose = () => {
-      const key = form.key.value.trim();
-      const given = dialog.returnValue === 'save' && /^[!-~]+$/.test(key);
-      if (given) sessionStorage.setItem(KEY, key);
+      const given = dialog.returnValue === 'save';
+      if (given) {
+        apiKey = form.elements.key.value.trim();
+        write(KEY, apiKey, 'sessionStorage');
+      }
       declined = !given;
       asking = undefined;
       done(given);
@@ -120,11 +150,11 @@ function askKey(wrong) {
 async function call(path, init = {}, quiet = true) {
   if (!quiet) declined = false;
   for (;;) {
-    const key = sessionStorage.getItem(KEY);
+    const key = apiKey;
     const headers = { ...init.headers, ...(key && { authorization: `Bearer ${key}` }) };
     const response = await fetch(path, { ...init, headers, cache: 'no-store' });
     if (response.status !== 401 || declined) return response;
-    if (sessionStorage.getItem(KEY) === key && !await askKey(Boolean(key))) return response;
+    if (apiKey === key && !await askKey(Boolean(key))) return response;
   }
 }
 
@@ -132,12 +162,16 @@ async function call(path, init = {}, quiet = true) {
 async function* events(response) {
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = '';
-  for (;;) {
-    const { value, done } = await reader.read();
-    if (done) return;
-    const frames = (rest + value).split('\n\n');
-    rest = frames.pop();
-    for (const frame of frames) if (frame.startsWith('data: ')) yield frame.slice(6);
+  try {
+    for (;;) {
+      const { value, done } = await reader.read();
+      if (done) return;
+      const frames = (rest + value).split('\n\n');
+      rest = frames.pop();
+      for (const frame of frames) if (frame.startsWith('data: ')) yield frame.slice(6);
+    }
+  } finally {
+    reader.cancel().catch(() => {}); // what is not read any more
   }
 }
 
@@ -170,14 +204,22 @@ async function loadModel() {
   }
 }
 
-// ---- Markdown. A block of it is rendered anew only where its text has changed.
+// ---- Markdown. A block of it is rendered anew only where its text has changed. Its time grows with its length, whatever a
+// model writes: no expression here may try the same characters again and again.
 
-const FENCE = /^( {0,3})(`{3,}|~{3,})\s*([\w+#.-]*)[^`]*$/;
+const FENCE = /^( {0,3})(`{3,}|~{3,})/;
 const ITEM = /^(\s*)([-*+]|\d{1,9}[.)])\s+/;
-const HEADING = /^ {0,3}(#{1,6})\s+(.*?)\s*#*\s*$/;
+const HEADING = /^ {0,3}(#{1,6})\s/;
 const RULE = /^ {0,3}([-*_])( *\1){2,}\s*$/;
-const TABLE_LINE = /^\s*\|?\s*:?-+:?\s*(\|\s*:?-+:?\s*)*\|?\s*$/;
+const COLUMN = /^:?-+:?$/;
 const DEPTH = 6, INLINE_CHARACTERS = 20000;
+
+/** The fence that a line begins, if it does. */
+function fenceOf(line) {
+  const [all, indent, mark] = FENCE.exec(line) ?? [];
+  const rest = all === undefined ? '`' : line.slice(all.length).trimStart();
+  return rest.includes('`') ? null : { indent, mark, language: /^[\w+#.-]*/.exec(rest)[0] };
+}
 
 /** The texts of the blocks. */
 function blocks(text) {
@@ -192,10 +234,10 @@ function blocks(text) {
       if (close.startsWith(fence) && !close.replaceAll(fence[0], '')) { fence = null; end(); }
       return;
     }
-    const opening = FENCE.exec(line);
+    const opening = fenceOf(line);
     if (opening && !list) {
       end();
-      fence = opening[2];
+      fence = opening.mark;
       block.push(line);
     } else if (!line.trim()) {
       // A list goes on after an empty line if what follows belongs to it.
@@ -218,12 +260,14 @@ function blocks(text) {
 function renderBlock(text, depth) {
   const lines = text.split('\n');
   if (depth > DEPTH) return make('p', { textContent: text });
-  const fence = FENCE.exec(lines[0]);
+  const fence = fenceOf(lines[0]);
   if (fence) return codeBlock(lines, fence);
   const heading = lines.length === 1 && HEADING.exec(text);
   if (heading) {
     const element = make(`h${Math.min(4, heading[1].length + 1)}`);
-    inline(element, heading[2]);
+    let end = text.trimEnd().length;
+    while (end > heading[0].length && text[end - 1] === '#') end -= 1;
+    inline(element, text.slice(heading[0].length, end).trim());
     return element;
   }
   if (lines.length === 1 && RULE.test(text)) return make('hr');
@@ -234,13 +278,15 @@ function renderBlock(text, depth) {
     return quote;
   }
   if (ITEM.test(lines[0])) return list(lines, depth);
-  if (lines.length > 1 && lines[0].includes('|') && TABLE_LINE.test(lines[1])) return table(lines);
+  if (lines.length > 1 && lines[0].includes('|') && cellsOf(lines[1]).every((cell) => COLUMN.test(cell))) {
+    return table(lines);
+  }
   const paragraph = make('p');
   inline(paragraph, text);
   return paragraph;
 }
 
-function codeBlock(lines, [, indent, mark, language]) {
+function codeBlock(lines, { indent, mark, language }) {
   const last = lines.at(-1).trim();
   const closed = lines.length > 1 && last.startsWith(mark) && !last.replaceAll(mark[0], '');
   const body = lines.slice(1, closed ? -1 : undefined);
@@ -266,16 +312,19 @@ function list(lines, depth) {
   for (const item of items) {
     const inner = blocks(item.join('\n')), entry = make('li');
     // One line is no paragraph of its own.
-    if (inner.length && !ITEM.test(inner[0]) && !FENCE.test(inner[0])) inline(entry, inner.shift());
+    const [line] = (inner[0] ?? '').split('\n', 1);
+    if (inner.length && !ITEM.test(line) && !fenceOf(line)) inline(entry, inner.shift());
     entry.append(...inner.map((block) => renderBlock(block, depth + 1)));
     element.append(entry);
   }
   return element;
 }
 
+const cellsOf = (line) =>
+  line.trim().replace(/^\||\|$/g, '').split(/(?<!\\)\|/).map((cell) => cell.trim());
+
 function table(lines) {
-  const cells = (line) => line.trim().replace(/^\||\|$/g, '').split(/(?<!\\)\|/).map((cell) => cell.trim());
-  const row = (line, tag) => make('tr', {}, ...cells(line).map((text) => {
+  const row = (line, tag) => make('tr', {}, ...cellsOf(line).map((text) => {
     const cell = make(tag, tag === 'th' ? { scope: 'col' } : {});
     inline(cell, text.replaceAll('\\|', '|'));
     return cell;
@@ -287,32 +336,54 @@ function table(lines) {
 
 const INLINE = new RegExp([
   /\\([\\`*_{}[\]()#+.!|~>-])/, // what is not meant
-  /(`+)(?!`)([^]*?[^`])\2(?!`)/, // code
-  /\*\*(?=\S)([^]*?\S)\*\*/, /(?<!\w)__(?=\S)([^]*?\S)__(?!\w)/, // strong
+  /(`+|\*\*(?=\S)|(?<!\w)__(?=\S)|~~(?=\S))/, // the beginning of what has an end in `ENDS`
   /\*(?=[^\s*])([^*]*?[^\s*])\*(?!\*)/, /(?<!\w)_(?=[^\s_])([^_]*?[^\s_])_(?!\w)/, // emphasised
-  /~~(?=\S)([^]*?\S)~~/, // struck out
   /\[([^\][]*)\]\(\s*(https?:\/\/[^\s()<>]*(?:\([^\s()<>]*\)[^\s()<>]*)*|mailto:[^\s()<>]+)(?:\s+"[^"]*")?\s*\)/,
   /\b(https?:\/\/[^\s<>()[\]"'`]*[^\s<>()[\]"'`.,;:!?*_])/,
 ].map((part) => part.source).join('|'), 'gu');
 
+/** Code ends with as many backticks as it begins with. */
+const ENDS = { '`': /`+/g, '*': /(?<=\S)\*\*/g, '_': /(?<=\S)__(?!\w)/g, '~': /(?<=\S)~~/g };
+const TAGS = { '`': 'code', '*': 'strong', '_': 'strong', '~': 's' };
+
+/** Where the end of a mark is, from a place on; -1 if nowhere. */
+function endOf(text, mark, from) {
+  const ends = ENDS[mark[0]];
+  ends.lastIndex = from;
+  for (let end; (end = ends.exec(text));) if (end[0].length === mark.length) return end.index;
+  return -1;
+}
+
 /** Appends text with its marks to an element. */
 function inline(to, text, depth = 0) {
   if (depth > DEPTH || text.length > INLINE_CHARACTERS) return to.append(text);
+  const marks = new RegExp(INLINE), endless = new Set(); // what has no end here has none further on
   let at = 0;
-  for (const match of text.matchAll(INLINE)) {
+  for (let match; (match = marks.exec(text));) {
+    const [, plain, mark, soft, soft2, label, href, bare] = match;
+    let [inner, tag] = [soft ?? soft2, 'em'];
+    if (mark) {
+      const isCode = mark[0] === '`', begin = marks.lastIndex;
+      const end = endless.has(mark) ? -1 : endOf(text, mark, isCode ? begin : begin + 1);
+      if (end < 0) {
+        endless.add(mark);
+        if (!isCode) marks.lastIndex = match.index + 1;
+        continue;
+      }
+      [inner, tag] = [text.slice(begin, end), TAGS[mark[0]]];
+      marks.lastIndex = end + mark.length;
+    }
     to.append(text.slice(at, match.index));
-    at = match.index + match[0].length;
-    const [, plain, , code, strong, strong2, soft, soft2, struck, label, href, bare] = match;
+    at = marks.lastIndex;
     if (plain !== undefined) to.append(plain);
-    else if (code !== undefined) to.append(make('code', { textContent: code.replace(/^ (.*) $/, '$1') }));
-    else if (href ?? bare) {
-      const link = make('a', { href: href ?? bare, target: '_blank', rel: 'noopener noreferrer nofollow' });
-      if (href) inline(link, label || href, DEPTH);
-      else link.append(bare);
+    else if (tag === 'code') to.append(make('code', { textContent: inner.replace(/^ (.*) $/, '$1') }));
+    else if (href) {
+      const link = linkTo(href);
+      inline(link, label || href, DEPTH);
       to.append(link);
+    } else if (bare) {
+      to.append(to.localName === 'a' ? bare : linkTo(bare, bare)); // links have no links in them
     } else {
-      const inner = strong ?? strong2 ?? soft ?? soft2 ?? struck;
-      const tag = strong ?? strong2 ? 'strong' : soft ?? soft2 ? 'em' : 's';
       const element = make(tag);
       inline(element, inner, depth + 1);
       to.append(element);
@@ -320,6 +391,9 @@ function inline(to, text, depth = 0) {
   }
   to.append(text.slice(at));
 }
+
+const linkTo = (href, ...text) =>
+  make('a', { href, target: '_blank', rel: 'noopener noreferrer nofollow' }, ...text);
 
 /** Shows `text` in `to`, whose children are the blocks that were there before. */
 function markdown(to, text) {
@@ -396,7 +470,7 @@ function cut(chat, message) {
 function remove(chat) {
   runs.get(chat.id)?.abort();
   chats.delete(chat.id);
-  localStorage.removeItem(CHAT + chat.id);
+  write(CHAT + chat.id, null);
   if (chat === current) begin();
   else showChats();
   offer('The conversation was deleted', () => {
@@ -751,7 +825,7 @@ function saveSettings(event) {
   }
   settings = {};
   for (const field of form.elements) if (field.name && field.value !== '') settings[field.name] = field.value;
-  try { localStorage.setItem(SETTINGS, JSON.stringify(settings)); } catch { notice('The browser keeps no settings.'); }
+  if (!write(SETTINGS, JSON.stringify(settings))) notice('The browser keeps no settings.');
 }
 
 // ---- The live view.
@@ -764,7 +838,7 @@ function openLive(wanted) {
   $('live').hidden = !wanted;
   $('live-open').setAttribute('aria-expanded', wanted);
   $('shade').hidden = !(wanted && !isWide()) && !$('side').classList.contains('open');
-  try { localStorage.setItem(LIVE, wanted ? '1' : '0'); } catch { /* the next visit begins without it */ }
+  write(LIVE, wanted ? '1' : '0'); // else the next visit begins without it
   look();
 }
 
@@ -1003,10 +1077,8 @@ function listen() {
   });
 }
 
-for (let at = 0; at < localStorage.length; at += 1) {
-  if (localStorage.key(at).startsWith(CHAT)) readChat(localStorage.key(at));
-}
+for (const key of keptKeys()) if (key.startsWith(CHAT)) readChat(key);
 listen();
 begin();
-openLive(localStorage.getItem(LIVE) === '1' && isWide());
+openLive(read(LIVE) === '1' && isWide());
 loadModel();

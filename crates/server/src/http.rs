@@ -31,19 +31,9 @@ pub(crate) type Answer = Result<Response, ApiError>;
 const VERSIONED: [&str; 6] =
     ["/chat/completions", "/completions", "/responses", "/messages", "/messages/count_tokens", "/models"];
 
-/// Paths without a version.
-const OTHERS: [&str; 10] = [
-    "/",
-    "/page.css",
-    "/page.js",
-    "/events",
-    "/health",
-    "/metrics",
-    "/openapi.json",
-    "/props",
-    "/tokenize",
-    "/detokenize",
-];
+/// Paths without a version, but for those of the page.
+const OTHERS: [&str; 7] =
+    ["/events", "/health", "/metrics", "/openapi.json", "/props", "/tokenize", "/detokenize"];
 
 const MODEL_PATH: &str = "/models/{id}";
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -88,8 +78,8 @@ pub(crate) fn router(shared: Arc<Shared>) -> Router {
 /// The path as it is counted: as few as there are, whatever clients ask for.
 fn counted_path(path: &str) -> &'static str {
     let plain = path.strip_prefix("/v1").unwrap_or(path);
-    let known = VERSIONED.iter().chain(&OTHERS).find(|known| **known == plain);
-    match known {
+    let known = VERSIONED.iter().chain(&OTHERS).copied().find(|known| *known == plain);
+    match known.or_else(|| page::find(plain)) {
         Some(known) => known,
         None if plain.starts_with("/models/") => MODEL_PATH,
         None => "other",
@@ -180,7 +170,7 @@ fn check(shared: &Shared, request: &Request) -> Result<(), ApiError> {
     let (method, headers) = (request.method(), request.headers());
     shared.guard.check_names(method, request.uri(), headers)?;
     let path = request.uri().path();
-    let is_page = shared.options.page && page::has(path);
+    let is_page = shared.options.page && page::find(path).is_some();
     if path != "/health" && !is_page && method != Method::OPTIONS {
         shared.guard.check_key(headers)?;
     }

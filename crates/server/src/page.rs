@@ -1,5 +1,6 @@
 //! The page at `/`: files that are part of the program, and what a browser may do with them.
 
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
 use axum::Router;
@@ -28,18 +29,17 @@ const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; c
                       base-uri 'none'; form-action 'none'; frame-ancestors 'none'; \
                       require-trusted-types-for 'script'; trusted-types 'none'";
 
-const HEADERS: [(HeaderName, &str); 5] = [
+const HEADERS: [(HeaderName, &str); 4] = [
     (header::CONTENT_SECURITY_POLICY, POLICY),
     // Asked for again each time, and sent if it is another program's.
     (header::CACHE_CONTROL, "no-cache"),
     (header::REFERRER_POLICY, "no-referrer"),
-    (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
     (HeaderName::from_static("cross-origin-opener-policy"), "same-origin"),
 ];
 
-/// Whether this is a path of the page. Whoever may ask at all may have these: there is nothing of a user in them.
-pub(crate) fn has(path: &str) -> bool {
-    FILES.iter().any(|file| file.path == path)
+/// This path, if it is one of the page. Whoever may ask at all may have these: there is nothing of a user in them.
+pub(crate) fn find(path: &str) -> Option<&'static str> {
+    FILES.iter().map(|file| file.path).find(|own| *own == path)
 }
 
 /// `router` with the page's paths.
@@ -50,12 +50,11 @@ pub(crate) fn routes(router: Router<Arc<Shared>>) -> Router<Arc<Shared>> {
     })
 }
 
-/// A name for this text: FNV-1a.
+/// A name for this text.
 fn tag(text: &str) -> String {
-    let hash = text.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-    });
-    format!("\"{hash:016x}\"")
+    let mut hasher = DefaultHasher::new();
+    text.hash(&mut hasher);
+    format!("\"{:016x}\"", hasher.finish())
 }
 
 fn answer(file: &File, tag: &str, asked: &HeaderMap) -> Response {
