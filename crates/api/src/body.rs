@@ -2,7 +2,7 @@
 
 use std::ops::RangeInclusive;
 
-use engine::text::{Json, JsonMap};
+use engine::text::{Json, JsonMap, KEY_TWICE};
 use serde_json::Value;
 
 use crate::ApiError;
@@ -22,8 +22,11 @@ pub fn parse(body: &[u8]) -> Result<Json, ApiError> {
         ApiError::invalid(None, format!("The body is not UTF-8: byte {} does not fit.", e.valid_up_to()))
     })?;
     Scan::new(text).run()?;
-    let json = Json::parse(text).map_err(|e| {
-        ApiError::invalid(None, format!("The body is not JSON: {} at byte {}.", e.what, e.at))
+    let json = Json::parse(text).map_err(|e| match twice(text, e.at) {
+        Some(key) if e.what == KEY_TWICE => {
+            ApiError::invalid(key.clone(), format!("`{key}` is given twice, at byte {}.", e.at))
+        }
+        _ => ApiError::invalid(None, format!("The body is not JSON: {} at byte {}.", e.what, e.at)),
     })?;
     match json {
         Json::Object(_) => Ok(json),
@@ -31,6 +34,12 @@ pub fn parse(body: &[u8]) -> Result<Json, ApiError> {
             Err(ApiError::invalid(None, format!("The body must be a JSON object, not {}.", kind(&other))))
         }
     }
+}
+
+/// The key that stands at `at`.
+fn twice(text: &str, at: usize) -> Option<String> {
+    let key = text.get(at..string_end(text.as_bytes(), at))?;
+    Json::parse(key).ok()?.as_str().map(shown)
 }
 
 /// Counts depth and values before anything is built of them.

@@ -87,16 +87,10 @@ impl Request {
     /// # Errors
     /// `Invalid`, with the field's path.
     pub(crate) fn base(body: &At, prompt: Prompt) -> Result<Self, ApiError> {
-        // The best token alone is kept with 0 either way, and the sampler takes no share of nothing.
-        let top_p = body.optional_number("top_p", 0.0..=1.0)?.map(|share| share.max(f32::MIN_POSITIVE));
         Ok(Self {
             model: body.optional_text("model")?.unwrap_or_default(),
             prompt,
-            sampling: SampleRequest {
-                temperature: body.optional_number("temperature", 0.0..=2.0)?,
-                top_p,
-                ..SampleRequest::default()
-            },
+            sampling: temperature(body)?,
             max_tokens: None,
             min_tokens: 0,
             ignore_end: false,
@@ -111,6 +105,17 @@ impl Request {
             echo: false,
         })
     }
+}
+
+/// What all APIs say of the choice of tokens.
+///
+/// # Errors
+/// `Invalid`, with the field's path.
+pub(crate) fn temperature(body: &At) -> Result<SampleRequest, ApiError> {
+    // The best token alone is kept with 0 either way, and the sampler takes no share of nothing.
+    let top_p = body.optional_number("top_p", 0.0..=1.0)?.map(|share| share.max(f32::MIN_POSITIVE));
+    let temperature = body.optional_number("temperature", 0.0..=2.0)?;
+    Ok(SampleRequest { temperature, top_p, ..SampleRequest::default() })
 }
 
 /// What is to be answered.

@@ -107,13 +107,14 @@ fn bodies_that_are_no_requests() {
         (b"", "not JSON"),
         (b"{\"a\":", "not JSON"),
         (b"{\"a\":NaN}", "not JSON"),
-        (b"{\"a\":1,\"a\":2}", "twice"),
         (b"[]", "a list"),
         (b"null", "null"),
     ] {
         let (param, message) = refused(text);
         assert!(message.contains(word) && param.is_none(), "{message}");
     }
+    let twice = refused(b"{\"a\":1,\"b c\":2,\"b c\":3}");
+    assert_eq!(twice, (Some("b c".into()), "`b c` is given twice, at byte 15.".into()));
 }
 
 #[test]

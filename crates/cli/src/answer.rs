@@ -1,17 +1,18 @@
 //! One answer: generates, takes the reply apart, streams it, and keeps its numbers. `run` and `chat` share it.
 
 use std::io::IsTerminal;
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Deref};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use engine::generate::{FinishReason, GenerateEvent, GenerateOptions, Generated, generate};
+use api::report::{Answered, Reads};
+use engine::generate::{FinishReason, GenerateEvent, GenerateOptions, generate};
 use engine::text::{
     ChatPrompt, ChatRequest, CivilTime, Json, JsonMap, Message, ReplyEvent, ReplyOptions, ReplyTurn,
     Templates, Tokenizer, ToolCall, ToolSpec,
 };
 use engine::{Error, Session};
 use indicatif::ProgressBar;
-use serde_json::{Map, Value, json};
+use serde_json::Value;
 
 use crate::failure::{Failure, Result};
 use crate::interrupt::Work;
@@ -70,43 +71,13 @@ impl Conversation<'_> {
 }
 
 /// An answer and its numbers.
-pub(crate) struct Reply {
-    /// The answer, taken apart.
-    pub(crate) turn: ReplyTurn,
-    /// Times and counts.
-    pub(crate) generated: Generated,
-    /// What the drive did for it.
-    pub(crate) reads: Reads,
-    seed: Option<u64>,
-}
+pub(crate) struct Reply(Answered);
 
-/// Counts of the expert store.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Reads {
-    /// Bytes read from files.
-    pub(crate) bytes: u64,
-    /// Seconds in which a read was under way.
-    pub(crate) busy_s: f64,
-    /// Seconds in which nothing could be computed before more had been read.
-    pub(crate) wait_s: f64,
-    /// Wanted experts that were in memory, 0 to 1; `None` for a dense model.
-    pub(crate) hit_rate: Option<f64>,
-}
+impl Deref for Reply {
+    type Target = Answered;
 
-impl Reads {
-    /// Since the counts of `session`'s model were last reset.
-    pub(crate) fn of(session: &Session) -> Self {
-        session.model().read_stats().map_or(Self::default(), |stats| Self {
-            bytes: stats.total().read_bytes,
-            busy_s: stats.busy.as_secs_f64(),
-            wait_s: stats.total().wait.as_secs_f64(),
-            hit_rate: Some(stats.hit_rate()),
-        })
-    }
-
-    /// The drive's rate while it worked.
-    pub(crate) fn bytes_per_s(&self) -> f64 {
-        if self.busy_s > 0.0 { self.bytes as f64 / self.busy_s } else { 0.0 }
+    fn deref(&self) -> &Answered {
+        &self.0
     }
 }
 
@@ -114,21 +85,6 @@ impl Reply {
     /// Whether Ctrl-C ended it.
     pub(crate) fn is_interrupted(&self) -> bool {
         self.generated.finish == FinishReason::Cancelled
-    }
-
-    /// Tokens that were computed: read or generated.
-    fn computed_tokens(&self) -> usize {
-        self.generated.prompt_tokens - self.generated.reused_tokens + self.generated.tokens.len()
-    }
-
-    fn finish(&self) -> &'static str {
-        match self.generated.finish {
-            FinishReason::Stop if !self.turn.calls.is_empty() => "tool_calls",
-            FinishReason::Stop => "stop",
-            FinishReason::Length => "length",
-            FinishReason::Context => "context",
-            FinishReason::Cancelled => "cancelled",
-        }
     }
 
     /// The numbers, for people: one line.
@@ -165,24 +121,7 @@ impl Reply {
 
     /// The answer and the numbers, for programs.
     pub(crate) fn to_json(&self, loaded: &Loaded) -> Value {
-        let g = &self.generated;
-        let mut map = Map::new();
-        map.insert("text".into(), json!(self.turn.text));
-        map.insert("thinking".into(), json!(Some(&self.turn.thinking).filter(|t| !t.is_empty())));
-        map.insert("tool_calls".into(), json!(self.turn.calls));
-        map.insert("finish_reason".into(), json!(self.finish()));
-        map.insert("prompt_tokens".into(), json!(g.prompt_tokens));
-        map.insert("reused_tokens".into(), json!(g.reused_tokens));
-        map.insert("answer_tokens".into(), json!(g.tokens.len()));
-        map.insert("seed".into(), json!(self.seed));
-        map.insert("prefill_tokens_per_s".into(), json!(g.prefill_tokens_per_s()));
-        map.insert("decode_tokens_per_s".into(), json!(g.decode_tokens_per_s()));
-        map.insert("time_to_first_token_s".into(), json!(g.time_to_first_token.as_secs_f64()));
-        let per_token = self.reads.bytes as f64 / self.computed_tokens().max(1) as f64;
-        map.insert("read_bytes_per_token".into(), json!(per_token));
-        map.insert("drive_bytes_per_s".into(), json!(self.reads.bytes_per_s()));
-        map.insert("expert_hit_rate".into(), json!(self.reads.hit_rate));
-        map.insert("stall_s".into(), json!(self.reads.wait_s));
+        let mut map = self.json();
         map.extend(loaded.describe());
         Value::Object(map)
     }
@@ -207,7 +146,8 @@ pub(crate) fn answer(
     each: &mut dyn FnMut(&ReplyEvent) -> Result<()>,
 ) -> Result<Reply> {
     let work = Work::begin();
-    session.model().reset_read_stats();
+    let model = session.model().clone();
+    let before = model.read_stats();
     let reply = ReplyOptions {
         opens_thinking: prompt.opens_thinking,
         json_calls: prompt.json_calls,
@@ -239,7 +179,8 @@ pub(crate) fn answer(
     let generated = generated?;
     session.keep()?; // the next turn goes on from here
     let seed = options.sampling.seed.filter(|_| options.sampling.temperature > 0.0);
-    Ok(Reply { turn, generated, reads: Reads::of(session), seed })
+    let reads = Reads::between(before.as_ref(), model.read_stats().as_ref());
+    Ok(Reply(Answered { turn, generated, reads, seed }))
 }
 
 /// The progress of a long prompt.

@@ -3,10 +3,11 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use api::report::{is_lossy, of_model};
 use engine::text::{Templates, Tokenizer};
 use engine::{Error, ErrorKind, Meta, Model};
 use indicatif::{ProgressBar, ProgressStyle};
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
 use crate::args::{ComputeArgs, DeviceArg, StateArgs};
 use crate::drivers::DriverTalk;
@@ -68,8 +69,6 @@ pub(crate) struct Loaded {
     pub(crate) model: Arc<Model>,
     /// What the user called it.
     pub(crate) name: String,
-    /// Experts per token, if they are not the model's own number.
-    lossy: Option<usize>,
     /// Whether reading is as a probe chose it, so that its rate speaks of the drive.
     as_probed: bool,
 }
@@ -115,13 +114,12 @@ impl Loaded {
         for unused in without_effect(compute, &model) {
             out::note(unused);
         }
-        let own = model.meta().moe.as_ref().map(|moe| moe.top_k);
-        let lossy = compute.machine.experts_per_token.filter(|k| own.is_some_and(|own| own != *k));
-        if let (Some(k), Some(own)) = (lossy, own) {
+        if let Some(moe) = model.meta().moe.as_ref().filter(|_| is_lossy(&model)) {
+            let (k, own) = (model.top_k(), moe.top_k);
             out::note(format_args!("lossy: {k} experts per token, the model was made for {own}"));
         }
         let as_probed = compute.reads_as_probed();
-        Ok(Self { model, name: model_name, lossy, as_probed })
+        Ok(Self { model, name: model_name, as_probed })
     }
 
     /// From now on keeps what the model computes in the state directory, if one was named. That it cannot be used is said,
@@ -181,16 +179,7 @@ impl Loaded {
 
     /// What every JSON object says about the model and how it runs.
     pub(crate) fn describe(&self) -> Map<String, Value> {
-        let mut map = Map::new();
-        map.insert("model".into(), json!(self.name));
-        map.insert("device".into(), json!(self.model.describe()));
-        if self.model.top_k() > 0 {
-            map.insert("experts_per_token".into(), json!(self.model.top_k()));
-            map.insert("lossy".into(), json!(self.lossy.is_some()));
-        }
-        map.insert("plan_bytes".into(), json!(self.model.plan().total_bytes));
-        map.insert("rss_peak_bytes".into(), json!(engine::rss_peak_bytes()));
-        map
+        of_model(&self.model, &self.name)
     }
 }
 

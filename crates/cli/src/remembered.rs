@@ -5,7 +5,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use engine::drive::{DiskChoice, DriveRate, Engine, drive_key};
+use api::drive;
+use engine::drive::{DiskChoice, DriveRate, drive_key};
 use engine::{Model, Trace};
 use serde_json::{Map, Value, json};
 
@@ -19,32 +20,22 @@ fn cache(name: &str) -> Option<PathBuf> {
 pub(crate) fn drive(path: &Path) -> Option<DiskChoice> {
     let all = drives(&cache("drives.json")?);
     let entry = all.get(&drive_key(path).ok()?)?;
-    if is_doubted(entry) { None } else { Some(rate(entry)?.choice) }
+    if is_doubted(entry) { None } else { Some(drive::of_json(entry)?.choice) }
 }
 
 /// The same with its rate, for the drive of the cache directory.
 pub(crate) fn cache_drive() -> Option<DriveRate> {
     let file = cache("drives.json")?;
-    rate(drives(&file).get(&drive_key(file.parent()?).ok()?)?)
+    drive::of_json(drives(&file).get(&drive_key(file.parent()?).ok()?)?)
 }
 
 /// Remembers it.
 pub(crate) fn keep_drive(path: &Path, found: &DriveRate) {
     let (Some(file), Ok(key)) = (cache("drives.json"), drive_key(path)) else { return };
     let mut all = drives(&file);
-    let engine = match found.choice.engine {
-        Engine::Pread => "pread",
-        Engine::Uring => "uring",
-    };
-    let value = json!({
-        "engine": engine,
-        "direct": found.choice.direct,
-        "piece_bytes": found.choice.piece_bytes,
-        "depth": found.choice.depth,
-        "bytes_per_s": found.bytes_per_s,
-        // Probed again, for a doubt: a second one would not change it.
-        "confirmed": all.get(&key).is_some_and(is_doubted),
-    });
+    let mut value = drive::to_json(found);
+    // Probed again, for a doubt: a second one would not change it.
+    value["confirmed"] = json!(all.get(&key).is_some_and(is_doubted));
     all.insert(key, value);
     write(&file, Value::Object(all).to_string().as_bytes());
 }
@@ -71,7 +62,8 @@ pub(crate) fn judge_drive(path: &Path, read_bytes: u64, busy_s: f64) {
 fn contradicts(entry: &Value, read_bytes: u64, busy_s: f64) -> bool {
     let settled = is_doubted(entry) || entry.get("confirmed").is_some_and(|confirmed| confirmed == true);
     let seen_bytes_per_s = read_bytes as f64 / busy_s.max(1e-9);
-    let slow = rate(entry).is_some_and(|probed| seen_bytes_per_s < CONTRADICTED * probed.bytes_per_s);
+    let slow =
+        drive::of_json(entry).is_some_and(|probed| seen_bytes_per_s < CONTRADICTED * probed.bytes_per_s);
     !settled && read_bytes >= JUDGED_BYTES && slow
 }
 
@@ -81,25 +73,6 @@ fn is_doubted(entry: &Value) -> bool {
 
 fn drives(file: &Path) -> Map<String, Value> {
     fs::read(file).ok().and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default()
-}
-
-/// A way to read and its rate, if what was written is one. Without a rate, nothing could ever contradict it: such an entry,
-/// of an older version, counts as none.
-fn rate(value: &Value) -> Option<DriveRate> {
-    let engine = match value.get("engine")?.as_str()? {
-        "pread" => Engine::Pread,
-        "uring" => Engine::Uring,
-        _ => return None,
-    };
-    let number = |name: &str, most: u64| value.get(name)?.as_u64().filter(|n| (1..=most).contains(n));
-    let choice = DiskChoice {
-        engine,
-        direct: value.get("direct")?.as_bool()?,
-        piece_bytes: number("piece_bytes", 64 << 20)? as usize,
-        depth: number("depth", 256)? as usize,
-    };
-    let bytes_per_s = value.get("bytes_per_s")?.as_f64().filter(|rate| rate.is_finite() && *rate > 0.0)?;
-    Some(DriveRate { choice, bytes_per_s })
 }
 
 /// Where drivers of GPUs keep what they compiled.
@@ -141,8 +114,13 @@ mod tests {
     #[test]
     fn a_way_to_read_survives_and_nonsense_is_ignored() {
         let good = json!({"engine": "uring", "direct": true, "piece_bytes": 1 << 20, "depth": 32, "bytes_per_s": 2e9});
-        let choice = DiskChoice { engine: Engine::Uring, direct: true, piece_bytes: 1 << 20, depth: 32 };
-        assert_eq!(rate(&good), Some(DriveRate { choice, bytes_per_s: 2e9 }));
+        let choice = DiskChoice {
+            engine: engine::drive::Engine::Uring,
+            direct: true,
+            piece_bytes: 1 << 20,
+            depth: 32,
+        };
+        assert_eq!(drive::of_json(&good), Some(DriveRate { choice, bytes_per_s: 2e9 }));
         for (name, value) in [
             ("engine", json!("magic")),
             ("depth", json!(0)),
@@ -154,9 +132,9 @@ mod tests {
         ] {
             let mut bad = good.clone();
             bad[name] = value;
-            assert_eq!(rate(&bad), None, "{name}");
+            assert_eq!(drive::of_json(&bad), None, "{name}");
         }
-        assert_eq!(rate(&Value::Null), None);
+        assert_eq!(drive::of_json(&Value::Null), None);
     }
 
     #[test]

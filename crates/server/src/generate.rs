@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use api::body::shown;
+use api::prepare::options;
+use api::prompts::Made;
 use api::{
     ApiError, Chat, Constraint, Limits, Parsed, Prompt, ReplyHead, ReplyWriter, anthropic, openai,
     responses as responses_api,
@@ -11,19 +12,15 @@ use axum::extract::{Request, State};
 use axum::http::{HeaderName, HeaderValue};
 use axum::response::Response;
 use engine::ConversationKey;
-use engine::generate::GenerateOptions;
 use engine::scheduler::Request as SchedulerRequest;
-use engine::text::Constraint as Constrained;
 
 use crate::bodies::{self, Packed, Place};
 use crate::conn::{Closer, client};
-use crate::constraint::constraint;
 use crate::events::{Expected, Mapping};
 use crate::http::{Answer, failed, json, respond};
 use crate::metrics::Record;
 use crate::outline::Outline;
 use crate::plain::no_model;
-use crate::prompts::Made;
 use crate::queue::{Answers, Asked, Places};
 use crate::recorder::Recorder;
 use crate::safety::{self, Packing};
@@ -280,25 +277,8 @@ fn requests(
     form_field: &str,
     ignored: &mut Vec<String>,
 ) -> Result<Vec<Asked>, ApiError> {
-    let sampling = ready.defaults.sampling(&request.sampling);
-    let params = sampling.params(ready.model.meta()).map_err(|e| ApiError::of_engine(&e))?;
-    // All texts are held to the same, and a conversation is one.
-    let constraint = match made.first() {
-        Some(made) => constraint(&ready.tokenizer, request, made, form_field)?,
-        None => None,
-    };
-    ignored.extend(constraint.iter().flat_map(Constrained::left_out).map(|path| shown(path)));
-    let stop = if request.stop.is_empty() { &ready.defaults.stop } else { &request.stop };
-    let options = GenerateOptions {
-        sampling: params,
-        max_tokens: request.max_tokens.or(ready.defaults.max_tokens),
-        min_tokens: request.min_tokens,
-        top_logprobs: request.top_logprobs,
-        stop: stop.clone(),
-        ignore_end: request.ignore_end,
-        constraint,
-        ..GenerateOptions::default()
-    };
+    let of_model = (ready.model.meta(), ready.tokenizer.as_ref());
+    let options = options(of_model, &ready.defaults, (request, &made), form_field, ignored)?;
     let expected = Expected {
         has_experts: ready.model.top_k() > 0,
         stop: options.stop.clone(),

@@ -5,11 +5,9 @@
 
 mod bodies;
 mod conn;
-mod constraint;
 mod events;
 mod generate;
 mod http;
-mod ids;
 mod live;
 mod metrics;
 mod openapi;
@@ -17,7 +15,6 @@ mod options;
 mod outline;
 mod page;
 mod plain;
-mod prompts;
 mod queue;
 mod recorder;
 mod safety;
@@ -34,10 +31,11 @@ use tokio::task::JoinHandle;
 
 use crate::state::Shared;
 
+pub use api::prepare::Defaults;
 pub use bodies::body_memory_bytes;
 pub use live::{Sample, Viewer};
 pub use metrics::Log;
-pub use options::{Defaults, LogFormat, Options, Patience, Served};
+pub use options::{LogFormat, Options, Patience, Served};
 
 /// Threads that move bytes; what takes time has others.
 const WORKERS: usize = 2;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use engine::sample::SampleRequest;
+use api::prepare::Defaults;
 use engine::text::{Templates, Tokenizer};
 use engine::{Error, Model, Result};
 
@@ -120,35 +120,6 @@ pub struct Served {
     pub defaults: Defaults,
 }
 
-/// What a request gets that does not say.
-#[derive(Clone, Debug, Default)]
-pub struct Defaults {
-    /// How tokens are chosen; what is not given here comes from the model's makers.
-    pub sampling: SampleRequest,
-    /// Most tokens of an answer.
-    pub max_tokens: Option<usize>,
-    /// Texts that end an answer.
-    pub stop: Vec<String>,
-}
-
-impl Defaults {
-    /// `asked`, and what is here where it says nothing.
-    pub(crate) fn sampling(&self, asked: &SampleRequest) -> SampleRequest {
-        let own = &self.sampling;
-        SampleRequest {
-            temperature: asked.temperature.or(own.temperature),
-            top_k: asked.top_k.or(own.top_k),
-            top_p: asked.top_p.or(own.top_p),
-            min_p: asked.min_p.or(own.min_p),
-            repetition_penalty: asked.repetition_penalty.or(own.repetition_penalty),
-            presence_penalty: asked.presence_penalty.or(own.presence_penalty),
-            frequency_penalty: asked.frequency_penalty.or(own.frequency_penalty),
-            logit_bias: [&own.logit_bias, &asked.logit_bias].into_iter().flatten().copied().collect(),
-            seed: asked.seed.or(own.seed),
-        }
-    }
-}
-
 impl Options {
     /// Refuses what would open the machine by mistake.
     ///
@@ -165,29 +136,5 @@ impl Options {
             return Err(Error::invalid("--max-body 0 leaves no room for a request"));
         }
         Ok(())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_a_request_says_counts_also_where_it_is_nothing() {
-        let sampling = SampleRequest {
-            presence_penalty: Some(1.0),
-            temperature: Some(0.7),
-            logit_bias: vec![(1, 2.0)],
-            ..SampleRequest::default()
-        };
-        let defaults = Defaults { sampling, ..Defaults::default() };
-        let asked = SampleRequest {
-            presence_penalty: Some(0.0),
-            logit_bias: vec![(3, 4.0)],
-            ..SampleRequest::default()
-        };
-        let both = defaults.sampling(&asked);
-        assert_eq!((both.presence_penalty, both.temperature, both.seed), (Some(0.0), Some(0.7), None));
-        assert_eq!(both.logit_bias, [(1, 2.0), (3, 4.0)]);
     }
 }

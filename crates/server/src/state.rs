@@ -4,6 +4,9 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use api::ids::Ids;
+use api::prepare::Defaults;
+use api::prompts::Prompts;
 use api::responses::Conversation;
 use api::{ApiError, ErrorClass, Limits};
 use engine::scheduler::{Scheduler, SchedulerOptions};
@@ -12,11 +15,9 @@ use engine::{Model, Result};
 use tokio::sync::{Semaphore, watch};
 
 use crate::bodies::{Reader, Room};
-use crate::ids::Ids;
 use crate::live::VIEWERS;
 use crate::metrics::{Log, Metrics, lock};
-use crate::options::{Defaults, Options, Served};
-use crate::prompts::Prompts;
+use crate::options::{Options, Served};
 use crate::queue::Queue;
 use crate::safety::Guard;
 

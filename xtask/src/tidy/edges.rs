@@ -52,7 +52,7 @@ const HOUSE: [(&str, &[&str], bool, &str); 9] = [
     ),
     (
         "tidemill",
-        &["tidemill-engine", "tidemill-server"],
+        &["tidemill-api", "tidemill-engine", "tidemill-server"],
         true,
         "a front end that reaches past the engine makes a second path",
     ),

@@ -8,10 +8,8 @@ use crate::schema::Shape;
 const PENALTY: Shape = Shape::Number(-2.0, 2.0);
 const BIASES: Shape = Shape::Biases(BIASES_MAX, -100.0, 100.0);
 
-/// What both tables say of the choice of tokens.
-const SAMPLING: &[Field] = &[
-    honoured("min_tokens", Shape::Whole(0, u64::MAX), "not above `max_tokens`"),
-    honoured("ignore_eos", Shape::Flag, "the model's own end tokens end nothing"),
+/// How tokens are chosen.
+pub const SAMPLING_FIELDS: &[Field] = &[
     honoured("temperature", TEMPERATURE, "0 to 2"),
     honoured("top_p", SHARE, "0 to 1"),
     honoured("top_k", Shape::WholeOrNone, "0 or -1 keeps all"),
@@ -20,12 +18,18 @@ const SAMPLING: &[Field] = &[
     honoured("presence_penalty", PENALTY, "-2 to 2"),
     honoured("frequency_penalty", PENALTY, "-2 to 2"),
     honoured("seed", Shape::Seed, ""),
-    honoured("stop", STOPS, "a string or a list; at most 64 of 1 KB"),
     honoured("logit_bias", BIASES, "-100 to 100; at most 4096 tokens"),
 ];
 
+/// When an answer ends.
+pub(crate) const ENDS: &[Field] = &[
+    honoured("min_tokens", Shape::Whole(0, u64::MAX), "not above `max_tokens`"),
+    honoured("ignore_eos", Shape::Flag, "the model's own end tokens end nothing"),
+    honoured("stop", STOPS, "a string or a list; at most 64 of 1 KB"),
+];
+
 /// What both say of the form of the answer.
-const FORM: &[Field] = &[
+pub(crate) const FORM: &[Field] = &[
     honoured("response_format", Shape::Named("ResponseFormat"), "`text`, `json_object`, `json_schema`"),
     honoured("structured_outputs.json", Shape::Schema, "a schema"),
     honoured("structured_outputs.json_object", Shape::Flag, "any object"),
@@ -63,7 +67,8 @@ const CHAT: &[&[Field]] = &[
         honoured("max_tokens", Shape::Whole(1, u64::MAX), "1 or more; until the context is full without it"),
         honoured("max_completion_tokens", Shape::Whole(1, u64::MAX), "the same; the smaller one holds"),
     ],
-    SAMPLING,
+    ENDS,
+    SAMPLING_FIELDS,
     &[
         honoured("logprobs", Shape::Flag, "`true` or `false`"),
         honoured("top_logprobs", TOP_LOGPROBS, "0 to 20, with `logprobs`"),
@@ -126,7 +131,8 @@ const COMPLETION: &[&[Field]] = &[
         honoured("stream_options.include_usage", Shape::Flag, "a chunk with the usage before `[DONE]`"),
         honoured("max_tokens", Shape::Whole(1, u64::MAX), "1 or more; 16 without it"),
     ],
-    SAMPLING,
+    ENDS,
+    SAMPLING_FIELDS,
     &[
         honoured("logprobs", TOP_LOGPROBS, "0 to 20: so many of the likeliest tokens"),
         honoured("n", Shape::Choices, "at most four times the sequences that the server decodes together"),
@@ -148,7 +154,8 @@ const COMPLETION: &[&[Field]] = &[
     ],
 ];
 
-const fn count(parts: &[&[Field]]) -> usize {
+/// How many rows `parts` have.
+pub(crate) const fn count(parts: &[&[Field]]) -> usize {
     let (mut rows, mut part) = (0, 0);
     while part < parts.len() {
         rows += parts[part].len();
@@ -158,7 +165,7 @@ const fn count(parts: &[&[Field]]) -> usize {
 }
 
 /// The rows of all parts, of which there are `N`.
-const fn joined<const N: usize>(parts: &[&[Field]]) -> [Field; N] {
+pub(crate) const fn joined<const N: usize>(parts: &[&[Field]]) -> [Field; N] {
     let mut rows = [inert("", ""); N];
     let (mut part, mut end) = (0, 0);
     while part < parts.len() {

@@ -8,7 +8,7 @@ use super::fields::{CHAT_FIELDS, COMPLETION_FIELDS};
 use crate::body::{self, At, shown};
 use crate::fields::{Ignored, check};
 use crate::messages::can_go_on;
-use crate::request::{STOP_BYTES_MAX, STOPS_MAX, TOP_LOGPROBS_MAX};
+use crate::request::{STOP_BYTES_MAX, STOPS_MAX, TOP_LOGPROBS_MAX, temperature};
 use crate::tools::{NO_FUNCTION, Tools, check_choice, function, schema};
 use crate::{ApiError, Chat, Constraint, Limits, Parsed, Prompt, Request, TextPrompt, ToolChoice, effort};
 
@@ -59,7 +59,7 @@ pub fn completion_request(body: &[u8], limits: &Limits) -> Result<Parsed, ApiErr
 }
 
 /// What both bodies have.
-fn common(
+pub(crate) fn common(
     body: &At,
     limits: &Limits,
     prompt: Prompt,
@@ -74,7 +74,7 @@ fn common(
     let include_usage = body.optional("stream_options", |options| options.flag_or("include_usage", false))?;
     let base = Request::base(body, prompt)?;
     Ok(Request {
-        sampling: sampling(body, base.sampling)?,
+        sampling: sampling(body)?,
         max_tokens,
         min_tokens,
         ignore_end: body.flag_or("ignore_eos", false)?,
@@ -88,13 +88,17 @@ fn common(
 }
 
 /// The smallest of the limits that `keys` name.
-fn max_tokens(body: &At, keys: &[&str]) -> Result<Option<usize>, ApiError> {
+pub(crate) fn max_tokens(body: &At, keys: &[&str]) -> Result<Option<usize>, ApiError> {
     let given: Result<Vec<usize>, ApiError> =
         keys.iter().filter_map(|key| body.get(key)).map(|at| at.count(1..=u64::MAX)).collect();
     Ok(given?.into_iter().min())
 }
 
-fn sampling(body: &At, base: SampleRequest) -> Result<SampleRequest, ApiError> {
+/// What `body` says of the choice of tokens: [`SAMPLING_FIELDS`](super::SAMPLING_FIELDS).
+///
+/// # Errors
+/// `Invalid`, with the field's path.
+pub fn sampling(body: &At) -> Result<SampleRequest, ApiError> {
     let repetition_penalty = body.optional_number("repetition_penalty", 0.0..=2.0)?;
     if let (Some(at), Some(0.0)) = (body.get("repetition_penalty"), repetition_penalty) {
         return Err(at.wrong("0 is not above 0"));
@@ -107,7 +111,7 @@ fn sampling(body: &At, base: SampleRequest) -> Result<SampleRequest, ApiError> {
         frequency_penalty: body.optional_number("frequency_penalty", -2.0..=2.0)?,
         logit_bias: body.optional("logit_bias", biases)?.unwrap_or_default(),
         seed: body.optional("seed", seed)?,
-        ..base
+        ..temperature(body)?
     })
 }
 
@@ -173,7 +177,7 @@ fn chat_logprobs(body: &At) -> Result<Option<usize>, ApiError> {
     }
 }
 
-fn chat(body: &At, limits: &Limits, ignored: &mut Ignored) -> Result<Chat, ApiError> {
+pub(crate) fn chat(body: &At, limits: &Limits, ignored: &mut Ignored) -> Result<Chat, ApiError> {
     let mut chat = Chat {
         messages: conversation::messages(&body.need("messages")?)?,
         parallel_calls: body.flag_or("parallel_tool_calls", true)?,
@@ -358,7 +362,7 @@ fn prompt(at: &At) -> Result<TextPrompt, ApiError> {
     }
 }
 
-fn tokens(at: &At) -> Result<TextPrompt, ApiError> {
+pub(crate) fn tokens(at: &At) -> Result<TextPrompt, ApiError> {
     let id = |at: At| Ok(u32::try_from(at.whole(0..=u64::from(u32::MAX))?).unwrap_or(u32::MAX));
     let ids: Vec<u32> = at.items()?.map(id).collect::<Result<_, ApiError>>()?;
     if ids.is_empty() { Err(at.wrong("it is empty")) } else { Ok(TextPrompt::Tokens(ids)) }

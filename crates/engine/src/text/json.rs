@@ -10,6 +10,9 @@ use indexmap::IndexMap;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::value::RawValue;
 
+/// What [`JsonError::what`] says where an object has a key twice; `at` is where the second one begins.
+pub const KEY_TWICE: &str = "a key is given twice";
+
 /// Values nest at most this deep.
 const MAX_DEPTH: usize = 128;
 
@@ -194,7 +197,7 @@ impl Reader<'_> {
             let key = self.string()?;
             if map.contains_key(&key) {
                 self.at = key_at;
-                return self.fail("a key is given twice");
+                return self.fail(KEY_TWICE);
             }
             self.white();
             if !self.take(":") {

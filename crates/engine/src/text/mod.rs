@@ -34,7 +34,7 @@ pub use detokenize::Detokenizer;
 pub(crate) use encoded::Encoded;
 pub use format::CallFormat;
 pub use grammar::{AnswerForm, CallRules, Constraint, ConstraintRequest, ToolChoice};
-pub use json::{Json, JsonMap};
+pub use json::{Json, JsonMap, KEY_TWICE};
 pub use prompt::{ChatPrompt, ChatRequest};
 pub use reply::{ReplyEvent, ReplyOptions, ReplyParser};
 pub use stop::StopStrings;

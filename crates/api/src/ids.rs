@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Makes ids. SipHash under keys that the operating system chose at random is not foreseen by whoever has seen others.
 #[derive(Debug, Default)]
-pub(crate) struct Ids {
+pub struct Ids {
     keys: [RandomState; 2],
     made: AtomicU64,
 }
@@ -14,7 +14,7 @@ const LETTERS: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmno
 
 impl Ids {
     /// 24 letters and digits, of which each has been drawn from 128 bits.
-    pub(crate) fn next(&self) -> String {
+    pub fn next(&self) -> String {
         let number = self.made.fetch_add(1, Ordering::Relaxed);
         let mut text = String::with_capacity(24);
         for half in 0..2_u64 {

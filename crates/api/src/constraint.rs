@@ -1,9 +1,10 @@
 //! What an answer is held to.
 
-use api::{ApiError, Chat, ErrorClass, Prompt, ToolChoice};
 use engine::text::{AnswerForm, CallRules, Constraint, ConstraintRequest, Tokenizer, ToolChoice as Choice};
 
+use crate::Constraint as Asked;
 use crate::prompts::Made;
+use crate::{ApiError, Chat, ErrorClass, Prompt, Request, ToolChoice};
 
 /// What holds the answer to `made`, where anything does. Takes time. `form_field` is where the client's API has the form of
 /// an answer.
@@ -12,7 +13,7 @@ use crate::prompts::Made;
 /// `Invalid` for what cannot be kept.
 pub(crate) fn constraint(
     tokenizer: &Tokenizer,
-    request: &api::Request,
+    request: &Request,
     made: &Made,
     form_field: &str,
 ) -> Result<Option<Constraint>, ApiError> {
@@ -38,13 +39,13 @@ pub(crate) fn constraint(
     Ok(Some(constraint).filter(|constraint| !constraint.is_empty()))
 }
 
-fn form(asked: &api::Constraint) -> AnswerForm {
+fn form(asked: &Asked) -> AnswerForm {
     match asked.clone() {
-        api::Constraint::JsonObject => AnswerForm::JsonObject,
-        api::Constraint::JsonSchema(schema) => AnswerForm::JsonSchema(schema.into()),
-        api::Constraint::Regex(regex) => AnswerForm::Regex(regex),
-        api::Constraint::Choice(texts) => AnswerForm::Choice(texts),
-        api::Constraint::Lark(grammar) => AnswerForm::Lark(grammar),
+        Asked::JsonObject => AnswerForm::JsonObject,
+        Asked::JsonSchema(schema) => AnswerForm::JsonSchema(schema.into()),
+        Asked::Regex(regex) => AnswerForm::Regex(regex),
+        Asked::Choice(texts) => AnswerForm::Choice(texts),
+        Asked::Lark(grammar) => AnswerForm::Lark(grammar),
     }
 }
 

@@ -1,32 +1,34 @@
 //! From a request to the tokens of its prompts.
 
 use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
 
-use api::{ApiError, Chat, ErrorClass, Prompt, TextPrompt, ToolChoice};
 use engine::Error;
 use engine::text::{
-    CallFormat, ChatPrompt, ChatRequest, CivilTime, Json, Message, ReplyOptions, Role, Specials, Template,
-    Templates, Tokenizer,
+    CallFormat, ChatPrompt, ChatRequest, CivilTime, Content, Json, Message, ReplyOptions, Role, Specials,
+    Template, Templates, Tokenizer,
 };
 
-use crate::state::unix_s;
+use crate::messages::{join_user_runs, late_system_as_user};
+use crate::{ApiError, Chat, ErrorClass, Prompt, TextPrompt, ToolChoice};
+
 /// A prompt, ready to be computed.
 #[derive(Clone, Debug)]
-pub(crate) struct Made {
+pub struct Made {
     /// Its tokens.
-    pub(crate) tokens: Vec<u32>,
+    pub tokens: Vec<u32>,
     /// Where prompts to come are likely to part from it.
-    pub(crate) borders: Vec<usize>,
+    pub borders: Vec<usize>,
     /// How its answer is taken apart; a plain text's is not.
-    pub(crate) reply: Option<ReplyOptions>,
+    pub reply: Option<ReplyOptions>,
     /// Its text.
-    pub(crate) text: String,
+    pub text: String,
     /// How the model writes calls, where its template shows it.
-    pub(crate) call_format: Option<&'static CallFormat>,
+    pub call_format: Option<&'static CallFormat>,
 }
 
 /// Makes prompts for one model.
-pub(crate) struct Prompts {
+pub struct Prompts {
     tokenizer: Arc<Tokenizer>,
     templates: Option<Templates>,
     /// Positions of a sequence.
@@ -71,7 +73,7 @@ impl Takes {
 
 impl Prompts {
     /// For the model of these; `context` is the longest sequence.
-    pub(crate) fn new(tokenizer: Arc<Tokenizer>, templates: Option<Templates>, context: usize) -> Self {
+    pub fn new(tokenizer: Arc<Tokenizer>, templates: Option<Templates>, context: usize) -> Self {
         let takes = [false, true].map(|tools| {
             templates.as_ref().map_or(Takes::default(), |of| Takes::of(of.pick(tools), &tokenizer))
         });
@@ -82,7 +84,7 @@ impl Prompts {
     ///
     /// # Errors
     /// `Invalid` for what the template refuses and for a prompt that leaves no room for an answer.
-    pub(crate) fn make(&self, prompt: &Prompt, cache: bool) -> Result<Vec<Made>, ApiError> {
+    pub fn make(&self, prompt: &Prompt, cache: bool) -> Result<Vec<Made>, ApiError> {
         let made = match prompt {
             Prompt::Chat(chat) => vec![self.chat(chat.clone(), cache)?],
             Prompt::Texts(texts) => texts
@@ -101,7 +103,7 @@ impl Prompts {
     ///
     /// # Errors
     /// `Invalid` for what the template refuses.
-    pub(crate) fn count(&self, prompt: &Prompt) -> Result<usize, ApiError> {
+    pub fn count(&self, prompt: &Prompt) -> Result<usize, ApiError> {
         match prompt {
             Prompt::Chat(chat) => Ok(self.chat(chat.clone(), false)?.tokens.len()),
             Prompt::Texts(texts) => texts.iter().map(|text| Ok(self.text(text, None)?.tokens.len())).sum(),
@@ -110,8 +112,7 @@ impl Prompts {
 
     fn chat(&self, mut chat: Chat, cache: bool) -> Result<Made, ApiError> {
         let templates = self.templates.as_ref().ok_or_else(|| {
-            let message = "the model has no chat template; ask for a plain completion, or give the server one with \
-                           --chat-template";
+            let message = "the model has no chat template; ask for a plain completion, or give it a template";
             ApiError { code: Some("unsupported_value"), ..ApiError::invalid(None, message) }
         })?;
         if chat.tool_choice == ToolChoice::None {
@@ -120,10 +121,10 @@ impl Prompts {
         let tools = !chat.tools.is_empty();
         let (template, takes) = (templates.pick(tools), self.takes[usize::from(tools)]);
         if !takes.late_system {
-            api::messages::late_system_as_user(&mut chat);
+            late_system_as_user(&mut chat);
         }
         if !takes.user_runs {
-            api::messages::join_user_runs(&mut chat.messages);
+            join_user_runs(&mut chat.messages);
         }
         let last = if chat.continues { chat.messages.pop() } else { None };
         let request = ChatRequest {
@@ -185,7 +186,7 @@ impl Prompts {
             add(last.reasoning_content.as_deref().unwrap_or_default(), Specials::Ignore)?;
             add("\n</think>\n\n", Specials::Parse)?;
         }
-        let text = last.content.as_ref().map(engine::text::Content::text).unwrap_or_default();
+        let text = last.content.as_ref().map(Content::text).unwrap_or_default();
         add(&text, Specials::Ignore)?;
         prompt.opens_thinking = false;
         Ok(())
@@ -234,7 +235,8 @@ impl Prompts {
 
 /// A request with today's date, for templates that show one.
 fn dated() -> ChatRequest {
-    ChatRequest { now: Some(CivilTime::from_unix(unix_s() as i64)), ..ChatRequest::default() }
+    let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
+    ChatRequest { now: Some(CivilTime::from_unix(seconds as i64)), ..ChatRequest::default() }
 }
 
 /// What the template or the tokenizer says of a conversation.
