@@ -5,6 +5,7 @@ pub mod check;
 pub mod compare;
 pub mod fetch;
 pub mod goldens;
+pub mod header;
 pub mod licences;
 pub mod soak;
 pub mod speed;

@@ -21,6 +21,7 @@ use kernels::gpu;
 use kernels::reference::Reference;
 use kernels::{Backend, Tensor, Weight};
 use store::PAGE_BYTES;
+use store::plan::Plan;
 use work::Work;
 
 use crate::device::open_device;
@@ -112,6 +113,19 @@ impl Demand {
             memory: Memory::of_shape(&shape, layout, &work, &found, context, options)?,
             work,
         })
+    }
+
+    /// The least memory that runs.
+    pub fn floor_bytes(&self) -> u64 {
+        self.memory.floor_bytes()
+    }
+
+    /// How `options` divide the memory, as [`crate::Model::open`] would.
+    ///
+    /// # Errors
+    /// `Memory` when there is too little.
+    pub fn plan(&self) -> Result<Plan> {
+        self.memory.plan_as_opened()
     }
 
     /// Times the device of `options` with a token after `position` others.

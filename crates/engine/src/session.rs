@@ -25,6 +25,8 @@ enum Unfinished {
     Drop,
     /// What was computed stays.
     KeepChunks,
+    /// All stay; who comes next computes those that are left.
+    KeepTokens,
 }
 
 /// One [`Sequence`] whose tokens are always computed, chunk by chunk, before a call returns.
@@ -151,8 +153,11 @@ impl Session {
         });
         self.next = next;
         if let Err(e) = fed {
-            let computed = self.sequence.position().max(before);
-            self.shorten(if unfinished == Unfinished::KeepChunks { computed } else { before })?;
+            match unfinished {
+                Unfinished::Drop => self.shorten(before)?,
+                Unfinished::KeepChunks => self.shorten(self.sequence.position().max(before))?,
+                Unfinished::KeepTokens => {}
+            }
             return Err(e);
         }
         std::mem::swap(&mut self.logits, &mut self.next);
@@ -160,7 +165,25 @@ impl Session {
         Ok(())
     }
 
-    /// Feeds `tokens` after those so far and hands the logits of each of their positions, `[vocab]`, to `each`.
+    /// Computes the last token again if its logits are not at hand, as after [`Self::truncate`] and [`Self::load`].
+    ///
+    /// # Errors
+    /// As [`Self::append`], and `InvalidRequest` without tokens. The tokens stay.
+    pub fn compute_logits(&mut self, progress: FeedProgress<'_>) -> Result<()> {
+        let Some((last, before)) = self.tokens().split_last().map(|(last, before)| (*last, before.len()))
+        else {
+            return Err(Error::invalid("there are no logits before the first token"));
+        };
+        if !self.logits().is_empty() {
+            return Ok(());
+        }
+        self.shorten(before)?;
+        self.sequence.extend(&[last])?;
+        self.compute(before, progress, Unfinished::KeepTokens)
+    }
+
+    /// Feeds `tokens` after those so far and hands the logits of each of their positions, `[vocab]`, to `each`. Then
+    /// [`Self::logits`] has the last one's.
     ///
     /// # Errors
     /// As [`Self::append`], and whatever `each` answers.
@@ -172,10 +195,22 @@ impl Session {
     ) -> Result<()> {
         let before = self.tokens().len();
         self.sequence.extend(tokens)?;
-        let fed = self.feed(before..self.tokens().len(), progress, each);
+        let end = self.tokens().len();
+        let mut next = std::mem::take(&mut self.next);
+        let fed = self.feed(before..end, progress, &mut |position, values| {
+            if position + 1 == end {
+                next.clear();
+                next.extend_from_slice(values);
+            }
+            each(position, values)
+        });
+        self.next = next;
         self.batch = Batch::default(); // its memory is of many positions
         if fed.is_err() {
             self.shorten(before)?;
+        } else if end > before {
+            std::mem::swap(&mut self.logits, &mut self.next);
+            self.logits_at = end;
         }
         fed
     }

@@ -69,7 +69,8 @@ impl Room {
             .iter()
             .any(|name| path.starts_with(&format!("crates/{name}/")));
         Room {
-            below_cli: library && !is_test,
+            // Cargo reads what a build script prints.
+            below_cli: library && !is_test && !path.ends_with("/build.rs"),
             may_be_async: path.starts_with("crates/server/"),
             is_test,
             may_be_unsafe: !engine && !path.starts_with("crates/files/src/"),

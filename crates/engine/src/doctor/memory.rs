@@ -133,6 +133,11 @@ impl Memory {
         self.sizes.floor_bytes(&self.options, &self.device)
     }
 
+    /// The plan of a model that is opened with the options as they are.
+    pub(super) fn plan_as_opened(&self) -> Result<Plan> {
+        Ok(self.sizes.plan(&self.options, &self.device)?.0.memory)
+    }
+
     /// How a budget is divided; `None` below the floor.
     pub(super) fn plan(&self, budget_bytes: u64) -> Option<Planned> {
         let options = OpenOptions { memory_bytes: Some(budget_bytes), ..self.options.clone() };

@@ -1,0 +1,216 @@
+//! Answers: a request in, events and an object out.
+
+use std::ffi::{c_char, c_void};
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::ops::ControlFlow;
+
+use api::prepare::options;
+use api::program;
+use api::prompts::Made;
+use api::report::{Answered, Reads};
+use api::{Prompt, TextPrompt};
+use engine::generate::{FinishReason, GenerateEvent, GenerateOptions, generate};
+use engine::text::{ReplyEvent, ReplyTurn};
+use engine::{ConversationKey, Session};
+use serde_json::{Value, json};
+
+use crate::border::{place, put_json, text};
+use crate::cancel::{CancelHandle, Stop};
+use crate::model::Shared;
+use crate::session::{SessionHandle, with_session};
+use crate::status::{Failure, Status};
+
+/// A piece of the answer's text, UTF-8. All pieces joined are the result's `text`.
+pub const TIDEMILL_TEXT: i32 = 1;
+/// A piece of the thoughts before it.
+pub const TIDEMILL_THINKING: i32 = 2;
+/// A whole call, as JSON: `{"id", "type": "function", "function": {"name", "arguments"}}`.
+pub const TIDEMILL_TOOL_CALL: i32 = 3;
+/// What looked like a call and is none, as JSON: `{"reason"}`.
+pub const TIDEMILL_MALFORMED_TOOL_CALL: i32 = 4;
+/// How far the prompt is, as JSON: `{"done_tokens", "total_tokens"}`.
+pub const TIDEMILL_PROMPT: i32 = 5;
+
+/// Told what happens while an answer is made; ignore kinds that you do not know. `data` has `bytes` bytes and lives until the
+/// function returns; no NUL follows. Not 0 stops the answer. It runs on the calling thread, and must neither throw nor `longjmp`.
+pub type OnEvent =
+    Option<unsafe extern "C" fn(user: *mut c_void, kind: i32, data: *const c_char, bytes: usize) -> i32>;
+
+/// A request that can be computed.
+pub(crate) struct Prepared {
+    pub(crate) made: Made,
+    pub(crate) options: GenerateOptions,
+    /// What its answer is remembered by, where it is a turn of a conversation.
+    pub(crate) conversation: Option<ConversationKey>,
+}
+
+/// Reads a request and makes its prompt.
+pub(crate) fn prepare(shared: &Shared, request_json: &str) -> Result<Prepared, Failure> {
+    let mut parsed = program::request(request_json.as_bytes())?;
+    let mut conversation = None;
+    let request = &mut parsed.request;
+    match &mut request.prompt {
+        Prompt::Chat(chat) => {
+            let key = shared.model.recall(&mut chat.messages);
+            conversation = Some(key).filter(|_| !chat.continues);
+        }
+        Prompt::Texts(texts) => {
+            if let [TextPrompt::Tokens(tokens)] = &texts[..] {
+                crate::text::check_ids(shared, tokens)?;
+            }
+        }
+    }
+    // The seed is always set, so that it can be told; short enough to be typed.
+    let drawn = || RandomState::new().build_hasher().finish() & 0xffff_ffff;
+    request.sampling.seed.get_or_insert_with(drawn);
+    let mut made = shared.prompts.make(&request.prompt, shared.keeps_states)?;
+    let of_model = (shared.model.meta(), shared.tokenizer.as_ref());
+    let form = match &request.constraint {
+        Some(api::Constraint::JsonObject | api::Constraint::JsonSchema(_)) => "response_format",
+        _ => "structured_outputs",
+    };
+    let mut left_out = Vec::new();
+    let mut options = options(of_model, &shared.defaults, (request, &made), form, &mut left_out)?;
+    let made = made.pop().ok_or_else(|| Failure::invalid("there is no prompt"))?;
+    options.reply.clone_from(&made.reply);
+    Ok(Prepared { made, options, conversation })
+}
+
+/// What is told of a piece of the reply, and what of it belongs into the turn. Calls get ids that nobody can guess.
+pub(crate) fn named(shared: &Shared, event: ReplyEvent) -> ReplyEvent {
+    match event {
+        ReplyEvent::ToolCall { index, mut call } => {
+            call.id = format!("call_{}", shared.ids.next());
+            ReplyEvent::ToolCall { index, call }
+        }
+        other => other,
+    }
+}
+
+/// The kind and the data of what C is told; nothing of what it is not.
+fn told(event: &ReplyEvent) -> Option<(i32, String)> {
+    Some(match event {
+        ReplyEvent::Text(text) => (TIDEMILL_TEXT, text.clone()),
+        ReplyEvent::Thinking(text) => (TIDEMILL_THINKING, text.clone()),
+        ReplyEvent::ToolCall { call, .. } => (TIDEMILL_TOOL_CALL, json!(call).to_string()),
+        ReplyEvent::MalformedToolCall { reason, .. } => {
+            (TIDEMILL_MALFORMED_TOOL_CALL, json!({"reason": reason}).to_string())
+        }
+        ReplyEvent::BrokenToolCall { reason, .. } => {
+            (TIDEMILL_MALFORMED_TOOL_CALL, json!({"reason": reason}).to_string())
+        }
+        ReplyEvent::TextWasThinking
+        | ReplyEvent::ToolCallStart { .. }
+        | ReplyEvent::ToolCallArguments { .. }
+        | ReplyEvent::Logprobs(_) => return None,
+    })
+}
+
+/// Whom events are told to.
+struct Listener {
+    on: OnEvent,
+    user: *mut c_void,
+    stop: Stop,
+}
+
+impl Listener {
+    fn hear(&self, kind: i32, data: &str) -> ControlFlow<()> {
+        if let Some(on) = self.on {
+            // SAFETY: the caller's function, with the caller's pointer, on the caller's thread.
+            if unsafe { on(self.user, kind, data.as_ptr().cast(), data.len()) } != 0 {
+                return ControlFlow::Break(());
+            }
+        }
+        self.stop.flow()
+    }
+
+    fn hear_reply(&self, event: &ReplyEvent) -> ControlFlow<()> {
+        match event {
+            // Its text is part of the answer's.
+            ReplyEvent::BrokenToolCall { text, .. } => {
+                told(event).map_or(ControlFlow::Continue(()), |(kind, data)| self.hear(kind, &data))?;
+                self.hear(TIDEMILL_TEXT, text)
+            }
+            _ => told(event).map_or(ControlFlow::Continue(()), |(kind, data)| self.hear(kind, &data)),
+        }
+    }
+}
+
+/// Answers a request: one of `messages`, `prompt` (a text) and `tokens`, and how to answer it. Its prompt becomes the session's
+/// sequence, of which only what differs is computed; the answer is appended. `*result_json` gets the object that
+/// `tidemill run --json` prints, with `tokens`.
+///
+/// Stopped by `on` or `cancel` it is `CANCELLED`, and the result is there all the same, with what was made; the session keeps it.
+/// Errors: `INVALID_REQUEST`, `CONTEXT_FULL`, `IO`, `DEVICE`, `MEMORY`, `BUSY`. Since 1.
+///
+/// # Safety
+/// As the header says.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn tidemill_generate(
+    session: *mut SessionHandle,
+    request_json: *const c_char,
+    on: OnEvent,
+    user: *mut c_void,
+    cancel: *const CancelHandle,
+    result_json: *mut *mut c_char,
+    error: *mut *mut c_char,
+) -> Status {
+    with_session("tidemill_generate", session, error, |shared, session| {
+        let out = place(result_json, "result_json")?;
+        let prepared = prepare(shared, text(request_json, "request_json")?)?;
+        let listener = Listener { on, user, stop: Stop::of(cancel) };
+        let answered = answer(shared, session, prepared, &listener)?;
+        let cancelled = answered.generated.finish == FinishReason::Cancelled;
+        put_json(&out, &result(shared, &answered));
+        if cancelled { Err(Failure::cancelled()) } else { Ok(()) }
+    })
+}
+
+/// The object that an answer is for the caller.
+pub(crate) fn result(shared: &Shared, answered: &Answered) -> Value {
+    let mut map = answered.json();
+    map.insert("tokens".into(), json!(answered.generated.tokens));
+    shared.describe(map)
+}
+
+fn answer(
+    shared: &Shared,
+    session: &mut Session,
+    prepared: Prepared,
+    listener: &Listener,
+) -> Result<Answered, Failure> {
+    let Prepared { made, options, conversation } = prepared;
+    let before = shared.model.read_stats();
+    let mut turn = ReplyTurn::default();
+    session.name_borders(&made.borders);
+    let generated =
+        generate(session, shared.tokenizer.clone(), &made.tokens, &options, &mut |event| match event {
+            GenerateEvent::Prompt { done_tokens, total_tokens } => {
+                let told = json!({"done_tokens": done_tokens, "total_tokens": total_tokens});
+                listener.hear(TIDEMILL_PROMPT, &told.to_string())
+            }
+            GenerateEvent::Reply(event) => {
+                let event = named(shared, event);
+                turn.take(&event);
+                listener.hear_reply(&event)
+            }
+        })?;
+    if shared.keeps_states {
+        session.keep()?;
+    }
+    if let Some(before) = conversation {
+        remember(shared, before, &turn, &generated.tokens);
+    }
+    shared.flush();
+    let seed = options.sampling.seed.filter(|_| options.sampling.temperature > 0.0);
+    let reads = Reads::between(before.as_ref(), shared.model.read_stats().as_ref());
+    Ok(Answered { turn, generated, reads, seed })
+}
+
+/// Remembers an answer, so that the next turn of its conversation begins with the tokens that were sampled.
+pub(crate) fn remember(shared: &Shared, before: ConversationKey, turn: &ReplyTurn, tokens: &[u32]) {
+    if !tokens.is_empty() {
+        let calls: Vec<String> = turn.calls.iter().map(|call| call.id.clone()).collect();
+        shared.model.remember(before, &turn.text, &calls, tokens);
+    }
+}

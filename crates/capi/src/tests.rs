@@ -1,0 +1,165 @@
+//! What C cannot show: that a panic in any function stops at the border.
+
+use std::ffi::{CStr, CString, c_char};
+use std::path::Path;
+use std::ptr::{null, null_mut};
+
+use crate::border::PLANTED;
+use crate::*;
+
+fn demo() -> CString {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/demo");
+    CString::new(path.to_str().unwrap()).unwrap()
+}
+
+fn open() -> *mut ModelHandle {
+    let options = c"{\"device\": \"cpu\", \"threads\": 1, \"context\": 128, \"sessions\": 2}";
+    let (mut out, mut error) = (null_mut(), null_mut());
+    // SAFETY: all pointers are valid or NULL.
+    let status = unsafe {
+        tidemill_model_open(demo().as_ptr(), options.as_ptr(), None, null_mut(), null(), &mut out, &mut error)
+    };
+    assert_eq!(status, TIDEMILL_OK, "{}", taken(error));
+    out
+}
+
+fn taken(text: *mut c_char) -> String {
+    if text.is_null() {
+        return String::new();
+    }
+    // SAFETY: it came from the library, and is freed once.
+    unsafe {
+        let copy = CStr::from_ptr(text).to_string_lossy().into_owned();
+        tidemill_string_free(text);
+        copy
+    }
+}
+
+/// Runs `call` with a panic planted in the function `name`; its status and message.
+fn planted(name: &'static str, claimed: bool, call: impl FnOnce(*mut *mut c_char) -> i32) -> (i32, String) {
+    let mut error = null_mut();
+    PLANTED.set(Some((name, claimed)));
+    let status = call(&mut error);
+    PLANTED.set(None);
+    (status, taken(error))
+}
+
+fn check(name: &'static str, got: (i32, String)) {
+    assert_eq!(got.0, TIDEMILL_INTERNAL, "{name}");
+    assert!(got.1.contains(name) && got.1.contains("planted"), "{name}: {}", got.1);
+}
+
+macro_rules! of_model {
+    ($name:ident, $($argument:expr),*) => {{
+        let model = open();
+        // SAFETY: all pointers are valid or NULL.
+        check(stringify!($name), planted(stringify!($name), false, |error| unsafe { $name(model, $($argument,)* error) }));
+        let mut json = null_mut();
+        // SAFETY: as above.
+        unsafe {
+            assert_eq!(tidemill_model_info(model, &mut json, null_mut()), TIDEMILL_INTERNAL);
+            tidemill_model_free(model);
+        }
+    }};
+}
+
+macro_rules! of_session {
+    ($name:ident, $($argument:expr),*) => {{
+        let (model, mut session, mut other) = (open(), null_mut(), null_mut());
+        // SAFETY: all pointers are valid or NULL.
+        unsafe {
+            assert_eq!(tidemill_session_new(model, &mut session, null_mut()), TIDEMILL_OK);
+            assert_eq!(tidemill_session_new(model, &mut other, null_mut()), TIDEMILL_OK);
+            check(stringify!($name), planted(stringify!($name), true, |error| $name(session, $($argument,)* error)));
+            assert_eq!(tidemill_session_truncate(session, 0, null_mut()), TIDEMILL_INTERNAL, "it is broken");
+            assert_eq!(tidemill_session_truncate(other, 0, null_mut()), TIDEMILL_OK, "the other lives");
+            tidemill_session_free(session);
+            tidemill_session_free(other);
+            tidemill_model_free(model);
+        }
+    }};
+}
+
+#[test]
+fn a_panic_in_a_function_of_a_model_breaks_the_model() {
+    let (mut count, mut more) = (0, 0);
+    of_model!(tidemill_model_info, null_mut());
+    of_model!(tidemill_model_stats, 0, null_mut());
+    of_model!(tidemill_model_heat, null_mut(), 0, &mut count, &mut more);
+    of_model!(tidemill_tokenize, c"a".as_ptr(), 1, 0, null_mut(), 0, &mut count);
+    of_model!(tidemill_detokenize, null(), 0, 0, null_mut(), 0, &mut count);
+    of_model!(tidemill_chat_prompt, c"{}".as_ptr(), null_mut(), 0, &mut count);
+    of_model!(tidemill_session_new, null_mut());
+    of_model!(tidemill_sampler_new, null(), null_mut());
+    of_model!(tidemill_batch, null(), 0, None, null_mut(), null());
+}
+
+#[test]
+fn a_panic_in_a_function_of_a_session_breaks_the_session() {
+    let (mut count, mut token) = (0, 0);
+    of_session!(tidemill_session_tokens, null_mut(), 0, &mut count);
+    of_session!(tidemill_session_sync, null(), 0, None, null_mut(), null(), null_mut());
+    of_session!(tidemill_session_append, null(), 0, None, null_mut(), null());
+    of_session!(tidemill_session_score, null(), 0, null_mut(), null_mut(), None, null_mut(), null());
+    of_session!(tidemill_session_truncate, 0);
+    of_session!(tidemill_session_logits, null_mut(), 0, &mut count);
+    of_session!(tidemill_session_save, null());
+    of_session!(tidemill_session_load, null());
+    of_session!(tidemill_generate, null(), None, null_mut(), null(), null_mut());
+    let mut sample = |session, error| {
+        // SAFETY: all pointers are valid or NULL.
+        unsafe { tidemill_sampler_sample(null_mut(), session, &mut token, error) }
+    };
+    let (model, mut session) = (open(), null_mut());
+    // SAFETY: as above.
+    unsafe {
+        assert_eq!(tidemill_session_new(model, &mut session, null_mut()), TIDEMILL_OK);
+        let name = "tidemill_sampler_sample";
+        check(name, planted(name, true, |error| sample(session, error)));
+        tidemill_session_free(session);
+        tidemill_model_free(model);
+    }
+}
+
+#[test]
+fn a_panic_in_a_function_without_a_handle_is_its_own() {
+    let mut json = null_mut();
+    // SAFETY: all pointers are valid or NULL.
+    unsafe {
+        let name = "tidemill_plan";
+        check(name, planted(name, false, |error| tidemill_plan(null(), null(), &mut json, error)));
+        let (name, mut out) = ("tidemill_model_open", null_mut());
+        let open = |error| tidemill_model_open(null(), null(), None, null_mut(), null(), &mut out, error);
+        check(name, planted(name, false, open));
+        let (name, mut token) = ("tidemill_sampler_sample_logits", 0);
+        let sample =
+            |error| tidemill_sampler_sample_logits(null_mut(), null(), 0, null(), 0, &mut token, error);
+        check(name, planted(name, false, sample));
+    }
+    let quiet: [(&'static str, fn()); 9] = [
+        ("tidemill_abi_version", || assert_eq!(tidemill_abi_version(), 0)),
+        ("tidemill_version", || assert!(!tidemill_version().is_null())),
+        ("tidemill_status_name", || assert!(!tidemill_status_name(0).is_null())),
+        ("tidemill_cancel_new", || assert!(tidemill_cancel_new().is_null())),
+        // SAFETY: NULL is nothing.
+        ("tidemill_cancel_set", || unsafe { tidemill_cancel_set(null_mut()) }),
+        // SAFETY: NULL is nothing.
+        ("tidemill_cancel_free", || unsafe { tidemill_cancel_free(null_mut()) }),
+        // SAFETY: NULL is nothing.
+        ("tidemill_string_free", || unsafe { tidemill_string_free(null_mut()) }),
+        // SAFETY: NULL is nothing.
+        ("tidemill_model_free", || unsafe { tidemill_model_free(null_mut()) }),
+        // SAFETY: NULL is nothing.
+        ("tidemill_session_free", || unsafe { tidemill_session_free(null_mut()) }),
+    ];
+    for (name, call) in quiet {
+        PLANTED.set(Some((name, false)));
+        call();
+        PLANTED.set(None);
+    }
+}
+
+#[test]
+fn the_build_script_names_the_same_abi() {
+    assert_eq!(env!("TIDEMILL_ABI_OF_BUILD"), TIDEMILL_ABI_VERSION.to_string());
+}

@@ -1,0 +1,157 @@
+//! The C API, as C and C++ programs use it: each is compiled against the header and linked with the library.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::OnceLock;
+
+/// Strict enough for whoever embeds the header.
+const STRICT: [&str; 4] = ["-Wall", "-Wextra", "-Wpedantic", "-Werror"];
+
+fn own() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn model() -> PathBuf {
+    own().join("../../models/demo")
+}
+
+/// Where the library is: beside this program.
+fn library() -> &'static Path {
+    static FOLDER: OnceLock<PathBuf> = OnceLock::new();
+    FOLDER.get_or_init(|| {
+        let program = std::env::current_exe().expect("this program");
+        let folder = program.parent().expect("target/debug/deps").to_path_buf();
+        assert!(folder.join("libtidemill.so").exists(), "{}: no libtidemill.so", folder.display());
+        // Programs ask for the name that it gives itself.
+        let linked = folder.join("capi-tests");
+        std::fs::create_dir_all(&linked).expect("a folder");
+        for name in ["libtidemill.so", "libtidemill.so.1"] {
+            let _ = std::fs::remove_file(linked.join(name));
+            std::os::unix::fs::symlink(folder.join("libtidemill.so"), linked.join(name)).expect("a link");
+        }
+        linked
+    })
+}
+
+fn run(command: &mut Command) -> Output {
+    command.output().unwrap_or_else(|e| panic!("{command:?}: {e}"))
+}
+
+fn text(output: &Output) -> String {
+    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+}
+
+/// Compiles a program; C is C99 and C++ is C++17.
+fn compile(source: &str, folder: &Path) -> PathBuf {
+    let is_cpp = source.ends_with(".cpp");
+    let (compiler, standard) = if is_cpp { ("c++", "-std=c++17") } else { ("cc", "-std=c99") };
+    let program = folder.join(Path::new(source).file_stem().expect("a name"));
+    let mut command = Command::new(compiler);
+    command.args([standard, "-D_POSIX_C_SOURCE=200809L", "-g", "-pthread"]).args(STRICT);
+    command.arg("-I").arg(own().join("include")).arg(own().join(source)).arg("-o").arg(&program);
+    command.arg("-L").arg(library()).args(["-ltidemill", "-lm"]);
+    command.arg(format!("-Wl,-rpath,{}", library().display()));
+    let compiled = run(&mut command);
+    assert!(compiled.status.success(), "{source}: {}", text(&compiled));
+    program
+}
+
+/// Compiles and runs a test program, which says nothing where all is well.
+fn check(source: &str, more: &[&str]) {
+    let folder = tempfile::tempdir().expect("a folder");
+    let program = compile(&format!("tests/c/{source}"), folder.path());
+    let output = run(Command::new(program).arg(model()).arg(folder.path()).args(more));
+    assert!(output.status.success(), "{source}: {} {}", output.status, text(&output));
+    assert_eq!(text(&output), "", "{source} or the library has printed something");
+}
+
+#[test]
+fn every_function_does_what_the_header_says() {
+    check("all.c", &[]);
+}
+
+#[test]
+fn bad_input_is_refused_by_name() {
+    check("bad.c", &[]);
+}
+
+#[test]
+fn threads_forks_and_cancelling_keep_the_rules() {
+    check("threads.c", &["10"]);
+}
+
+#[test]
+#[ignore = "a minute; `cargo xtask soak cases` runs it"]
+fn two_sessions_give_the_tokens_of_one_a_hundred_times() {
+    check("threads.c", &["100"]);
+}
+
+#[test]
+fn handles_come_and_go_in_any_order() {
+    check("storm.c", &["8", "3", "1"]);
+}
+
+#[test]
+#[ignore = "a minute; `cargo xtask soak cases` runs it"]
+fn handles_come_and_go_in_any_order_for_a_minute() {
+    check("storm.c", &["64", "60", "7"]);
+}
+
+#[test]
+fn the_cpp_wrapper_owns_throws_and_moves() {
+    check("wrapper.cpp", &[]);
+}
+
+#[test]
+fn the_header_is_c99_and_cpp11() {
+    let folder = tempfile::tempdir().expect("a folder");
+    for (compiler, standard, source) in
+        [("cc", "-std=c99", "header_c.c"), ("c++", "-std=c++11", "header_cpp.cpp")]
+    {
+        let mut command = Command::new(compiler);
+        command.args([standard, "-c"]).args(STRICT).arg("-I").arg(own().join("include"));
+        command.arg(own().join("tests/c").join(source)).arg("-o").arg(folder.path().join("out.o"));
+        let output = run(&mut command);
+        assert!(output.status.success(), "{source}: {}", text(&output));
+    }
+}
+
+#[test]
+fn the_examples_answer() {
+    let folder = tempfile::tempdir().expect("a folder");
+    for source in ["examples/chat.c", "examples/chat.cpp"] {
+        let program = compile(source, folder.path());
+        let output = run(Command::new(program).arg(model()).arg("Tell me a story about a brave hedgehog"));
+        assert!(output.status.success() && output.stdout.len() > 50, "{source}: {}", text(&output));
+    }
+    let program = compile("examples/tokens.c", folder.path());
+    let output = run(Command::new(program).arg("--ids").arg(model()).arg("Once upon a time"));
+    assert!(output.status.success() && output.stdout.len() > 20, "tokens.c: {}", text(&output));
+}
+
+#[test]
+fn a_page_of_ctypes_is_enough_for_python() {
+    let library = library().join("libtidemill.so.1");
+    let page = own().join("tests/c/ctypes_page.py");
+    let output = run(Command::new("python3").arg(page).arg(library).arg(model()));
+    assert!(output.status.success() && text(&output).trim() == "ok", "{}", text(&output));
+}
+
+#[test]
+fn only_its_own_names_are_exported_under_its_own_name() {
+    let library = library().join("libtidemill.so.1");
+    let output = run(Command::new("nm").args(["-D", "--defined-only"]).arg(&library));
+    let names = text(&output);
+    let foreign: Vec<&str> = names
+        .lines()
+        .filter_map(|line| line.split_whitespace().last())
+        .filter(|name| !name.starts_with("tidemill_"))
+        .collect();
+    assert!(names.contains("tidemill_generate") && foreign.is_empty(), "{foreign:?}");
+    let output = text(&run(Command::new("readelf").arg("-d").arg(&library)));
+    assert!(output.contains("libtidemill.so.1"), "{output}");
+    for needed in output.lines().filter(|line| line.contains("(NEEDED)")) {
+        let known = ["libc.so", "libm.so", "libgcc_s.so", "ld-linux"];
+        assert!(known.iter().any(|name| needed.contains(name)), "{needed}");
+    }
+}
