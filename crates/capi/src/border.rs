@@ -46,16 +46,18 @@ pub(crate) fn guard_value<T>(name: &'static str, otherwise: T, work: impl FnOnce
 }
 
 #[cfg(test)]
-// tidy: allow: a test plants a panic in a function without another parameter.
-std::thread_local! {
-    /// The function that shall panic, and whether it shall have its handle then.
-    pub(crate) static PLANTED: std::cell::Cell<Option<(&'static str, bool)>> = const { std::cell::Cell::new(None) };
+pub(crate) mod planted {
+    std::thread_local! {
+        /// The function that shall panic, and whether it shall have its handle then.
+        pub(crate) static PLANTED: std::cell::Cell<Option<(&'static str, bool)>> =
+            const { std::cell::Cell::new(None) };
+    }
 }
 
 /// Panics where a test wants it.
 fn plant(name: &'static str) {
     #[cfg(test)]
-    if PLANTED.get() == Some((name, false)) {
+    if planted::PLANTED.get() == Some((name, false)) {
         panic!("planted");
     }
     let _ = name;
@@ -64,7 +66,7 @@ fn plant(name: &'static str) {
 /// The same where a handle is claimed.
 pub(crate) fn plant_claimed(name: &'static str) {
     #[cfg(test)]
-    if PLANTED.get() == Some((name, true)) {
+    if planted::PLANTED.get() == Some((name, true)) {
         panic!("planted");
     }
     let _ = name;

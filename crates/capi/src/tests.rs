@@ -4,7 +4,7 @@ use std::ffi::{CStr, CString, c_char};
 use std::path::Path;
 use std::ptr::{null, null_mut};
 
-use crate::border::PLANTED;
+use crate::border::planted::PLANTED;
 use crate::*;
 
 fn demo() -> CString {
