@@ -3,6 +3,7 @@
 
 pub mod check;
 pub mod compare;
+pub mod dist;
 pub mod fetch;
 pub mod goldens;
 pub mod header;

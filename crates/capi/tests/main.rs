@@ -129,6 +129,91 @@ fn the_examples_answer() {
     assert!(output.status.success() && output.stdout.len() > 20, "tokens.c: {}", text(&output));
 }
 
+/// Whether `program` is there; where it is not, a line says what is skipped, and in CI that is a failure.
+fn has(program: &str) -> bool {
+    let there = Command::new(program).arg("--version").output().is_ok_and(|output| output.status.success());
+    if !there {
+        assert!(std::env::var_os("CI").is_none(), "no {program}");
+        eprintln!("SKIP: no {program}");
+    }
+    there
+}
+
+/// What `cargo xtask dist lib` makes of a library.
+fn installed() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().expect("a folder");
+    let shared = library().join("libtidemill.so");
+    let built = xtask::dist::Built { shared, static_: None, static_needs: "-lm".into() };
+    xtask::dist::install(&own().join("../.."), &built, folder.path()).expect("installs");
+    folder
+}
+
+fn copy_examples(to: &Path) {
+    for entry in std::fs::read_dir(own().join("examples")).expect("the examples") {
+        let path = entry.expect("is there").path();
+        std::fs::copy(&path, to.join(path.file_name().expect("a name"))).expect("copies");
+    }
+}
+
+fn answers(program: PathBuf) {
+    let output = run(Command::new(&program).arg(model()).arg("Tell me a story about a brave hedgehog"));
+    assert!(output.status.success() && output.stdout.len() > 50, "{program:?}: {}", text(&output));
+}
+
+#[test]
+fn programs_find_what_is_installed_with_pkg_config() {
+    if !has("pkg-config") || !has("make") {
+        return;
+    }
+    let (installed, folder) = (installed(), tempfile::tempdir().expect("a folder"));
+    copy_examples(folder.path());
+    let pkgconfig = installed.path().join("lib/pkgconfig");
+    let made = run(Command::new("make")
+        .current_dir(folder.path())
+        .arg(format!("PKG_CONFIG_PATH={}", pkgconfig.display()))
+        .args(["chat", "chat_cpp"]));
+    assert!(made.status.success(), "{}", text(&made));
+    answers(folder.path().join("chat"));
+    answers(folder.path().join("chat_cpp"));
+}
+
+#[test]
+fn programs_find_what_is_installed_with_cmake() {
+    if !has("cmake") {
+        return;
+    }
+    let (installed, folder) = (installed(), tempfile::tempdir().expect("a folder"));
+    copy_examples(folder.path());
+    let prefix = format!("-DCMAKE_PREFIX_PATH={}", installed.path().display());
+    let cmake = |args: &[&str]| {
+        let output = run(Command::new("cmake").current_dir(folder.path()).args(args));
+        assert!(output.status.success(), "{}", text(&output));
+    };
+    cmake(&["-S", ".", "-B", "build", &prefix]);
+    cmake(&["--build", "build"]);
+    answers(folder.path().join("build/chat"));
+}
+
+#[test]
+fn clang_reads_the_module_map() {
+    let Some(clang) =
+        ["clang", "clang-16"].into_iter().find(|clang| Command::new(clang).arg("--version").output().is_ok())
+    else {
+        assert!(std::env::var_os("CI").is_none(), "no clang");
+        return eprintln!("SKIP: no clang");
+    };
+    let folder = tempfile::tempdir().expect("a folder");
+    let source = folder.path().join("uses.c");
+    std::fs::write(&source, "#include <tidemill.h>\nint abi(void) { return (int)tidemill_abi_version(); }\n")
+        .expect("writable");
+    let mut command = Command::new(clang);
+    command.args(["-fsyntax-only", "-fmodules", "-fimplicit-module-maps", "-Rmodule-import"]);
+    command.arg(format!("-fmodules-cache-path={}", folder.path().display()));
+    let output = run(command.arg("-I").arg(own().join("include")).arg(source));
+    // It says that it took the module, and not the text of the header.
+    assert!(output.status.success() && text(&output).contains("importing module"), "{}", text(&output));
+}
+
 #[test]
 fn a_page_of_ctypes_is_enough_for_python() {
     let library = library().join("libtidemill.so.1");
