@@ -2,8 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use files::{Error, Result};
 use serde_json::Value;
@@ -43,9 +44,8 @@ fn build(root: &Path) -> Result<Built> {
     command.args(["rustc", "--release", "--locked", "--lib", "-p", PACKAGE]);
     command.args(["--crate-type", "cdylib", "--crate-type", "staticlib"]);
     command.args(["--", "-C", "strip=symbols", "--print", "native-static-libs"]);
-    let output = run(command.current_dir(root))?;
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    let needs = said.lines().rev().find_map(|line| line.split_once("native-static-libs: "));
+    let said = run_shown(command.current_dir(root))?;
+    let needs = said.iter().rev().find_map(|line| line.split_once("native-static-libs: "));
     let folder = target.join("release");
     Ok(Built {
         shared: folder.join("libtidemill.so"),
@@ -57,6 +57,22 @@ fn build(root: &Path) -> Result<Built> {
 
 fn cargo() -> Command {
     Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+}
+
+/// Runs what takes minutes, and shows what it says on stderr while it does; the lines of that.
+fn run_shown(command: &mut Command) -> Result<Vec<String>> {
+    let io = |command: &Command, e| Error::io(format!("{command:?}"), e);
+    let mut child = command.stderr(Stdio::piped()).spawn().map_err(|e| io(command, e))?;
+    let mut lines = Vec::new();
+    for line in child.stderr.take().into_iter().flat_map(|said| BufReader::new(said).lines()) {
+        let line = line.map_err(|e| io(command, e))?;
+        eprintln!("{line}");
+        lines.push(line);
+    }
+    match child.wait().map_err(|e| io(command, e))? {
+        status if status.success() => Ok(lines),
+        status => Err(Error::invalid(format!("{command:?}: {status}"))),
+    }
 }
 
 fn run(command: &mut Command) -> Result<std::process::Output> {

@@ -76,6 +76,11 @@ fn bad_input_is_refused_by_name() {
 }
 
 #[test]
+fn a_disk_that_is_full_loses_nothing() {
+    check("full.c", &[]);
+}
+
+#[test]
 fn threads_forks_and_cancelling_keep_the_rules() {
     check("threads.c", &["10"]);
 }
