@@ -194,7 +194,7 @@ pub unsafe extern "C" fn tidemill_model_open(
     })
 }
 
-fn open(path: &str, options: options::ModelOptions, teller: &Teller) -> Result<Shared, Failure> {
+pub(crate) fn open(path: &str, options: options::ModelOptions, teller: &Teller) -> Result<Shared, Failure> {
     let mut progress = |done: u64, total: u64| teller.tell(done as f64, total as f64);
     let model = Model::open(Path::new(path), &options.open, &mut progress)?;
     let tokenizer = Arc::new(Tokenizer::of_model(model.meta()).map_err(|e| e.context(path))?);

@@ -3,8 +3,15 @@
 use std::ffi::{CStr, CString, c_char};
 use std::path::Path;
 use std::ptr::{null, null_mut};
+use std::sync::Arc;
+
+use files::TensorIndex;
+use store::Range;
+use store::disk::{Fault, FaultKind, SimDisk, SimOptions};
 
 use crate::border::planted::PLANTED;
+use crate::cancel::Stop;
+use crate::model::Teller;
 use crate::*;
 
 fn demo() -> CString {
@@ -156,6 +163,102 @@ fn a_panic_in_a_function_without_a_handle_is_its_own() {
         PLANTED.set(Some((name, false)));
         call();
         PLANTED.set(None);
+    }
+}
+
+/// The bundled model on a simulated drive, with so few slots that it reads all the time.
+fn on_a_drive() -> (Arc<SimDisk>, *mut ModelHandle) {
+    let path = demo();
+    let (index, _) = TensorIndex::open(Path::new(path.to_str().unwrap())).unwrap();
+    let bytes = index.files().iter().map(|file| std::fs::read(file).unwrap()).collect();
+    let disk = Arc::new(SimDisk::new(bytes, SimOptions::default()));
+    let mut options =
+        options::model(c"{\"device\": \"cpu\", \"threads\": 1, \"context\": 128, \"sessions\": 2}".as_ptr())
+            .unwrap();
+    options.open.disk = Some(disk.clone());
+    options.open.slots_max = Some(16);
+    let teller = Teller { progress: None, user: null_mut(), stop: Stop::default() };
+    let shared = model::open(path.to_str().unwrap(), options, &teller).unwrap();
+    (disk, Box::into_raw(Box::new(ModelHandle(Arc::new(shared)))))
+}
+
+#[test]
+fn a_read_that_fails_is_io_and_the_next_call_goes_on() {
+    let (disk, model) = on_a_drive();
+    let (mut session, mut error, mut logits, mut count) = (null_mut(), null_mut(), vec![0.0_f32; 8192], 0);
+    let tokens: Vec<u32> = (0..60).map(|at| 1000 + at * 37 % 5000).collect();
+    let fault =
+        |times| Fault { range: Range { file: 0, offset: 0, bytes: u64::MAX }, kind: FaultKind::Io, times };
+    let mut failed = 0;
+    // SAFETY: all pointers are valid or NULL.
+    unsafe {
+        assert_eq!(tidemill_session_new(model, &mut session, null_mut()), TIDEMILL_OK);
+        for (at, token) in tokens.iter().enumerate() {
+            disk.inject(fault(1));
+            let mut append =
+                || tidemill_session_append(session, token, 1, None, null_mut(), null(), &mut error);
+            let status = append();
+            disk.clear_faults();
+            if status != TIDEMILL_OK {
+                assert_eq!((status, tidemill_session_length(session)), (TIDEMILL_IO, at));
+                assert_eq!(append(), TIDEMILL_OK);
+                failed += 1;
+            }
+        }
+        assert!(failed > 10, "{failed}");
+        assert_eq!(
+            tidemill_session_logits(session, logits.as_mut_ptr(), 8192, &mut count, null_mut()),
+            TIDEMILL_OK
+        );
+        // A prompt, and an answer.
+        disk.inject(fault(1000));
+        let sync = |from: usize| {
+            let new = &tokens[from..];
+            tidemill_session_sync(
+                session,
+                new.as_ptr(),
+                new.len(),
+                None,
+                null_mut(),
+                null(),
+                null_mut(),
+                null_mut(),
+            )
+        };
+        assert_eq!(sync(7), TIDEMILL_IO);
+        disk.clear_faults();
+        assert_eq!(sync(7), TIDEMILL_OK);
+        disk.inject(fault(1000));
+        let (request, mut result) = (c"{\"prompt\": \"Once upon a time\", \"max_tokens\": 4}", null_mut());
+        let mut generate = || {
+            tidemill_generate(session, request.as_ptr(), None, null_mut(), null(), &mut result, null_mut())
+        };
+        assert_eq!(generate(), TIDEMILL_IO);
+        disk.clear_faults();
+        assert_eq!(generate(), TIDEMILL_OK);
+        let mut calm = null_mut();
+        assert_eq!(tidemill_session_new(model, &mut calm, null_mut()), TIDEMILL_OK);
+        let status = tidemill_session_sync(
+            calm,
+            tokens.as_ptr(),
+            60,
+            None,
+            null_mut(),
+            null(),
+            null_mut(),
+            null_mut(),
+        );
+        assert_eq!(status, TIDEMILL_OK);
+        let mut expected = vec![0.0_f32; 8192];
+        assert_eq!(
+            tidemill_session_logits(calm, expected.as_mut_ptr(), 8192, &mut count, null_mut()),
+            TIDEMILL_OK
+        );
+        assert!(logits == expected, "what failed left something behind");
+        taken(result);
+        tidemill_session_free(calm);
+        tidemill_session_free(session);
+        tidemill_model_free(model);
     }
 }
 

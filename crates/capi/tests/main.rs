@@ -245,3 +245,65 @@ fn only_its_own_names_are_exported_under_its_own_name() {
         assert!(known.iter().any(|name| needed.contains(name)), "{needed}");
     }
 }
+
+/// A C library that has what the header declares and does nothing: it has the types that a Rust library does not tell.
+fn stubs(header: &str, folder: &Path) -> PathBuf {
+    let declared = header.lines().filter(|line| !line.starts_with("//")).collect::<Vec<_>>().join("\n");
+    let (types, functions) = declared.split_once("extern \"C\" {\n#endif").expect("the functions");
+    let functions = functions.split("#ifdef __cplusplus").next().expect("the functions");
+    let define = |declaration: &str| match declaration.trim() {
+        void if void.starts_with("void tidemill_") => format!("{void} {{}}\n"),
+        function if function.contains("tidemill_") => format!("{function} {{ return 0; }}\n"),
+        other => other.to_owned(),
+    };
+    let functions: String = functions.trim_start_matches(" // __cplusplus").split(';').map(define).collect();
+    let types = types.rsplit_once("#ifdef __cplusplus").expect("before the functions").0;
+    let (source, library) = (folder.join("stubs.c"), folder.join("libtidemill.so.1"));
+    std::fs::write(&source, format!("{types}\n{functions}\n#endif\n")).expect("writable");
+    let flags = ["-std=c99", "-g", "-w", "-shared", "-fPIC", "-Wl,-soname,libtidemill.so.1"];
+    let output = run(Command::new("cc").args(flags).arg(source).arg("-o").arg(&library));
+    assert!(output.status.success(), "{}", text(&output));
+    library
+}
+
+fn exported(library: &Path) -> Vec<String> {
+    let names = text(&run(Command::new("nm").args(["-D", "--defined-only"]).arg(library)));
+    let mut names: Vec<String> =
+        names.lines().filter_map(|line| line.split_whitespace().last()).map(str::to_owned).collect();
+    names.sort();
+    names
+}
+
+/// Within an ABI things are only added: compared with what was published, types of arguments too.
+#[test]
+fn the_abi_is_the_published_one_or_more() {
+    if !has("abidiff") {
+        return;
+    }
+    let header = std::fs::read_to_string(own().join("include/tidemill.h")).expect("the header");
+    // It stays, so that `abidw --no-corpus-path --no-comp-dir-path --no-show-locs` can publish another ABI.
+    let (folder, other) = (Path::new(env!("CARGO_TARGET_TMPDIR")), tempfile::tempdir().expect("a folder"));
+    let now = stubs(&header, folder);
+    assert_eq!(
+        exported(&now),
+        exported(&library().join("libtidemill.so.1")),
+        "the header is not the library"
+    );
+    let published = own().join("abi/1.abi");
+    let against =
+        |library: &Path| run(Command::new("abidiff").arg("--no-added-syms").arg(&published).arg(library));
+    let output = against(&now);
+    assert!(output.status.success(), "{}", text(&output));
+    let changed = |from: &str, to: &str| {
+        assert!(header.contains(from), "{from}");
+        against(&stubs(&header.replace(from, to), other.path()))
+    };
+    let without = changed("void tidemill_string_free(char *text);", "");
+    assert!(
+        !without.status.success() && text(&without).contains("tidemill_string_free"),
+        "{}",
+        text(&without)
+    );
+    let wider = changed("size_t length, char **error);", "uint32_t length, char **error);");
+    assert!(!wider.status.success(), "another type of an argument passed");
+}

@@ -180,7 +180,8 @@ impl Endpoint {
             None => json!({"text/plain": {"schema": {"type": "string"}}}),
         };
         if self.streams {
-            content["text/event-stream"] = json!({"schema": {"type": "string"}});
+            // Some read a schema as that of the whole text, some as that of each event.
+            content["text/event-stream"] = json!({"schema": {"description": "Server-sent events."}});
         }
         let mut ok = json!({"description": "The answer.", "content": content});
         if self.takes.reads_fields() {
