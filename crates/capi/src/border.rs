@@ -45,15 +45,6 @@ pub(crate) fn guard_value<T>(name: &'static str, otherwise: T, work: impl FnOnce
     .unwrap_or(otherwise)
 }
 
-#[cfg(test)]
-pub(crate) mod planted {
-    std::thread_local! {
-        /// The function that shall panic, and whether it shall have its handle then.
-        pub(crate) static PLANTED: std::cell::Cell<Option<(&'static str, bool)>> =
-            const { std::cell::Cell::new(None) };
-    }
-}
-
 /// Panics where a test wants it.
 fn plant(name: &'static str) {
     #[cfg(test)]
@@ -185,4 +176,13 @@ pub(crate) fn hand_out<T: Copy>(
 /// Puts JSON where the caller wants it.
 pub(crate) fn put_json(place: &Place<*mut c_char>, json: &Value) {
     place.put(owned(json.to_string()));
+}
+
+#[cfg(test)]
+pub(crate) mod planted {
+    std::thread_local! {
+        /// The function that shall panic, and whether it shall have its handle then.
+        pub(crate) static PLANTED: std::cell::Cell<Option<(&'static str, bool)>> =
+            const { std::cell::Cell::new(None) };
+    }
 }
