@@ -29,13 +29,14 @@ const HEAD: &str = "\
  * success and to a message on failure. Other outputs are written on success only, but handles are NULL on failure.
  * Buffers are the caller's: counts always say what is needed; a buffer that is too small is TIDEMILL_TOO_SMALL and untouched.
  * `progress`, `on`, `user`, `cancel`, `reused`, `best`, `error` and the argument of a _free may be NULL; any other NULL is
- * TIDEMILL_INVALID_REQUEST.
+ * TIDEMILL_INVALID_REQUEST, unless a count of 0 says that nothing is there.
  *
  * Texts are UTF-8. Options and requests are JSON objects: a key that nobody knows, a key given twice, a wrong type and a value out
  * of range are TIDEMILL_INVALID_REQUEST with a message that names it. docs/c-api.md has the keys.
  *
  * Threads. Functions of a model: any threads at once. A session and a sampler take one call at a time, from any thread; a second
- * one, also from within a callback, gets TIDEMILL_BUSY and changes nothing. A forked process cannot use handles of its parent: it
+ * one, also from within a callback, gets TIDEMILL_BUSY and changes nothing. So does whatever computes, from within a callback that
+ * tells of a computation (`progress`, TIDEMILL_PROMPT): the model is at work in this thread. A forked process cannot use handles of its parent: it
  * gets TIDEMILL_INVALID_REQUEST.
  *
  * A fault of the library is TIDEMILL_INTERNAL; the handle answers so from then on. \"Since\" is the ABI version that has a function

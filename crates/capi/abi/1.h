@@ -5,13 +5,14 @@
  * success and to a message on failure. Other outputs are written on success only, but handles are NULL on failure.
  * Buffers are the caller's: counts always say what is needed; a buffer that is too small is TIDEMILL_TOO_SMALL and untouched.
  * `progress`, `on`, `user`, `cancel`, `reused`, `best`, `error` and the argument of a _free may be NULL; any other NULL is
- * TIDEMILL_INVALID_REQUEST.
+ * TIDEMILL_INVALID_REQUEST, unless a count of 0 says that nothing is there.
  *
  * Texts are UTF-8. Options and requests are JSON objects: a key that nobody knows, a key given twice, a wrong type and a value out
  * of range are TIDEMILL_INVALID_REQUEST with a message that names it. docs/c-api.md has the keys.
  *
  * Threads. Functions of a model: any threads at once. A session and a sampler take one call at a time, from any thread; a second
- * one, also from within a callback, gets TIDEMILL_BUSY and changes nothing. A forked process cannot use handles of its parent: it
+ * one, also from within a callback, gets TIDEMILL_BUSY and changes nothing. So does whatever computes, from within a callback that
+ * tells of a computation (`progress`, TIDEMILL_PROMPT): the model is at work in this thread. A forked process cannot use handles of its parent: it
  * gets TIDEMILL_INVALID_REQUEST.
  *
  * A fault of the library is TIDEMILL_INTERNAL; the handle answers so from then on. "Since" is the ABI version that has a function
@@ -75,7 +76,8 @@
 // `tidemill_detokenize`: control tokens are shown.
 #define TIDEMILL_DETOKENIZE_SPECIALS 1
 
-// A piece of the answer's text, UTF-8. All pieces joined are the result's `text`.
+// A piece of the answer's text, UTF-8. All pieces joined are the result's `text`, but for those before
+// `TIDEMILL_TEXT_WAS_THINKING`, which few models make.
 #define TIDEMILL_TEXT 1
 
 // A piece of the thoughts before it.
@@ -86,6 +88,9 @@
 
 // What looked like a call and is none, as JSON: `{"reason"}`.
 #define TIDEMILL_MALFORMED_TOOL_CALL 4
+
+// All text so far was a thought, and is no part of the result's `text`; without data.
+#define TIDEMILL_TEXT_WAS_THINKING 6
 
 // How far the prompt is, as JSON: `{"done_tokens", "total_tokens"}`.
 #define TIDEMILL_PROMPT 5
@@ -124,8 +129,8 @@ extern "C" {
 // The ABI of the library that was loaded: a program compares it with the header's `TIDEMILL_ABI_VERSION`.
 uint32_t tidemill_abi_version(void);
 
-// The version of the library that was loaded, with its target, such as `0.2.0 (x86_64-unknown-linux-gnu)`. It lives as long
-// as the program.
+// The version of the library that was loaded, with its commit, target and features, such as
+// `0.2.0 (9fceb02d0ae5, x86_64-unknown-linux-gnu, gpu)`. It lives as long as the program.
 const char *tidemill_version(void);
 
 // The name of a status, such as `CONTEXT_FULL`; `UNKNOWN` for one that this version does not have. Never NULL.
@@ -283,7 +288,8 @@ tidemill_status tidemill_session_logits(tidemill_session *session, float *logits
 tidemill_status tidemill_session_save(tidemill_session *session, const char *path, char **error);
 
 // Replaces the sequence by a saved one. Where that fails the session is empty.
-// Errors: `NOT_FOUND`, `IO`, `CORRUPT`, `INVALID_REQUEST` for a state of another model, `CONTEXT_FULL`, `BUSY`. Since 1.
+// Errors: `NOT_FOUND`, `IO`, `CORRUPT`, `INVALID_REQUEST` for a state of another model or one that is
+// longer than the context, `BUSY`. Since 1.
 tidemill_status tidemill_session_load(tidemill_session *session, const char *path, char **error);
 
 // A new sampler. Options: `temperature`, `top_k`, `top_p`, `min_p`, `repetition_penalty`, `presence_penalty`, `frequency_penalty`,

@@ -1,8 +1,8 @@
 //! Many requests at once, each by itself.
 
 use std::ffi::{CString, c_char, c_void};
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, TryLockError};
 use std::time::Duration;
 
 use api::report::{Answered, Reads};
@@ -50,8 +50,22 @@ pub unsafe extern "C" fn tidemill_batch(
     cancel: *const CancelHandle,
     error: *mut *mut c_char,
 ) -> Status {
+    let stop = Stop::of(cancel);
     with_model("tidemill_batch", model, error, |shared| {
         let requests = slice(requests_json, count, "requests_json")?;
+        if requests.is_empty() {
+            return Ok(());
+        }
+        shared.check_free()?;
+        // Two at once would take each other's places.
+        let _alone = loop {
+            match shared.batch.try_lock() {
+                Ok(alone) => break alone,
+                Err(TryLockError::Poisoned(poisoned)) => break poisoned.into_inner(),
+                Err(TryLockError::WouldBlock) if stop.is_set() => return Err(Failure::cancelled()),
+                Err(TryLockError::WouldBlock) => std::thread::sleep(LOOK),
+            }
+        };
         let (_, free) = shared.model.free_states();
         if free == 0 {
             let message = "sessions have all places of the model: free some, or open it with more `sessions`";
@@ -64,15 +78,11 @@ pub unsafe extern "C" fn tidemill_batch(
             SchedulerOptions::new(parallel),
         )?;
         let (sender, events) = channel();
-        let batch = Batch {
-            shared,
-            scheduler,
-            caller: Caller { on, user },
-            stop: Stop::of(cancel),
-            sender,
-            running: Vec::new(),
-        };
-        batch.run(requests, parallel * AHEAD, &events)
+        let batch =
+            Batch { shared, scheduler, caller: Caller { on, user }, stop, sender, running: Vec::new() };
+        let ended = batch.run(requests, parallel * AHEAD, &events);
+        shared.flush();
+        ended
     })
 }
 
@@ -166,6 +176,14 @@ impl Batch<'_> {
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return Ok(()), // it has a sender of its own
             }
+        }
+        while let Ok((index, event)) = events.try_recv() {
+            if !self.take(index, event) {
+                return self.give_up();
+            }
+        }
+        if self.running.is_empty() && waiting.len() == 0 {
+            return Ok(());
         }
         let failure = Failure::cancelled();
         let mut left: Vec<usize> = self.running.iter().map(|running| running.index).collect();

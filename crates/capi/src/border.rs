@@ -3,6 +3,7 @@
 
 use std::ffi::{CStr, CString, c_char};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde_json::Value;
 
@@ -14,6 +15,16 @@ pub(crate) fn guard(
     error: *mut *mut c_char,
     work: impl FnOnce() -> Result<(), Failure>,
 ) -> Status {
+    guard_handle(name, None, error, work)
+}
+
+/// The same for a function with a handle, which a panic breaks.
+pub(crate) fn guard_handle(
+    name: &'static str,
+    broken: Option<&AtomicBool>,
+    error: *mut *mut c_char,
+    work: impl FnOnce() -> Result<(), Failure>,
+) -> Status {
     let done = catch_unwind(AssertUnwindSafe(|| {
         plant(name);
         work()
@@ -22,6 +33,7 @@ pub(crate) fn guard(
         Ok(Ok(())) => None,
         Ok(Err(failure)) => Some(failure),
         Err(panic) => {
+            broken.inspect(|broken| broken.store(true, Ordering::Release));
             let said = panic.downcast_ref::<String>().map(String::as_str);
             let said = said.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message");
             Some(Failure::new(TIDEMILL_INTERNAL, format!("{name}: a fault of the library: {said}")))

@@ -1,5 +1,6 @@
 //! Answers: a request in, events and an object out.
 
+use std::cell::Cell;
 use std::ffi::{c_char, c_void};
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::ops::ControlFlow;
@@ -20,7 +21,8 @@ use crate::model::Shared;
 use crate::session::{SessionHandle, with_session};
 use crate::status::{Failure, Status};
 
-/// A piece of the answer's text, UTF-8. All pieces joined are the result's `text`.
+/// A piece of the answer's text, UTF-8. All pieces joined are the result's `text`, but for those before
+/// `TIDEMILL_TEXT_WAS_THINKING`, which few models make.
 pub const TIDEMILL_TEXT: i32 = 1;
 /// A piece of the thoughts before it.
 pub const TIDEMILL_THINKING: i32 = 2;
@@ -28,6 +30,8 @@ pub const TIDEMILL_THINKING: i32 = 2;
 pub const TIDEMILL_TOOL_CALL: i32 = 3;
 /// What looked like a call and is none, as JSON: `{"reason"}`.
 pub const TIDEMILL_MALFORMED_TOOL_CALL: i32 = 4;
+/// All text so far was a thought, and is no part of the result's `text`; without data.
+pub const TIDEMILL_TEXT_WAS_THINKING: i32 = 6;
 /// How far the prompt is, as JSON: `{"done_tokens", "total_tokens"}`.
 pub const TIDEMILL_PROMPT: i32 = 5;
 
@@ -99,39 +103,41 @@ fn told(event: &ReplyEvent) -> Option<(i32, String)> {
         ReplyEvent::BrokenToolCall { reason, .. } => {
             (TIDEMILL_MALFORMED_TOOL_CALL, json!({"reason": reason}).to_string())
         }
-        ReplyEvent::TextWasThinking
-        | ReplyEvent::ToolCallStart { .. }
-        | ReplyEvent::ToolCallArguments { .. }
-        | ReplyEvent::Logprobs(_) => return None,
+        ReplyEvent::TextWasThinking => (TIDEMILL_TEXT_WAS_THINKING, String::new()),
+        ReplyEvent::ToolCallStart { .. } | ReplyEvent::ToolCallArguments { .. } | ReplyEvent::Logprobs(_) => {
+            return None;
+        }
     })
 }
 
-/// Whom events are told to.
+/// Whom events are told to, until it or somebody else stops the answer.
 struct Listener {
     on: OnEvent,
     user: *mut c_void,
     stop: Stop,
+    stopped: Cell<bool>,
 }
 
 impl Listener {
     fn hear(&self, kind: i32, data: &str) -> ControlFlow<()> {
-        if let Some(on) = self.on {
+        if let Some(on) = self.on.filter(|_| !self.stopped.get()) {
             // SAFETY: the caller's function, with the caller's pointer, on the caller's thread.
-            if unsafe { on(self.user, kind, data.as_ptr().cast(), data.len()) } != 0 {
-                return ControlFlow::Break(());
-            }
+            let answer = unsafe { on(self.user, kind, data.as_ptr().cast(), data.len()) };
+            self.stopped.set(answer != 0);
         }
-        self.stop.flow()
+        self.flow()
+    }
+
+    fn flow(&self) -> ControlFlow<()> {
+        if self.stopped.get() { ControlFlow::Break(()) } else { self.stop.flow() }
     }
 
     fn hear_reply(&self, event: &ReplyEvent) -> ControlFlow<()> {
+        let flow = told(event).map_or_else(|| self.flow(), |(kind, data)| self.hear(kind, &data));
         match event {
             // Its text is part of the answer's.
-            ReplyEvent::BrokenToolCall { text, .. } => {
-                told(event).map_or(ControlFlow::Continue(()), |(kind, data)| self.hear(kind, &data))?;
-                self.hear(TIDEMILL_TEXT, text)
-            }
-            _ => told(event).map_or(ControlFlow::Continue(()), |(kind, data)| self.hear(kind, &data)),
+            ReplyEvent::BrokenToolCall { text, .. } => self.hear(TIDEMILL_TEXT, text),
+            _ => flow,
         }
     }
 }
@@ -155,10 +161,11 @@ pub unsafe extern "C" fn tidemill_generate(
     result_json: *mut *mut c_char,
     error: *mut *mut c_char,
 ) -> Status {
+    let stop = Stop::of(cancel);
     with_session("tidemill_generate", session, error, |shared, session| {
         let out = place(result_json, "result_json")?;
         let prepared = prepare(shared, text(request_json, "request_json")?)?;
-        let listener = Listener { on, user, stop: Stop::of(cancel) };
+        let listener = Listener { on, user, stop, stopped: Cell::new(false) };
         let answered = answer(shared, session, prepared, &listener)?;
         let cancelled = answered.generated.finish == FinishReason::Cancelled;
         put_json(&out, &result(shared, &answered));
@@ -181,27 +188,35 @@ fn answer(
 ) -> Result<Answered, Failure> {
     let Prepared { made, options, conversation } = prepared;
     let before = shared.model.read_stats();
+    let made_from = made.tokens.len();
     let mut turn = ReplyTurn::default();
     session.name_borders(&made.borders);
     let generated =
         generate(session, shared.tokenizer.clone(), &made.tokens, &options, &mut |event| match event {
             GenerateEvent::Prompt { done_tokens, total_tokens } => {
-                let told = json!({"done_tokens": done_tokens, "total_tokens": total_tokens});
-                listener.hear(TIDEMILL_PROMPT, &told.to_string())
+                let told = json!({"done_tokens": done_tokens, "total_tokens": total_tokens}).to_string();
+                shared.tell(|| listener.hear(TIDEMILL_PROMPT, &told))
             }
+            GenerateEvent::Token => listener.flow(),
             GenerateEvent::Reply(event) => {
                 let event = named(shared, event);
                 turn.take(&event);
                 listener.hear_reply(&event)
             }
         })?;
-    if shared.keeps_states {
-        session.keep()?;
+    // The last token ends the answer without being computed.
+    let made = &generated.tokens;
+    let known = session.tokens().len().saturating_sub(made_from);
+    if let Some(rest) = made.get(known..).filter(|_| generated.finish != FinishReason::Context) {
+        session.extend(rest)?;
     }
     if let Some(before) = conversation {
-        remember(shared, before, &turn, &generated.tokens);
+        remember(shared, before, &turn, made);
     }
-    shared.flush();
+    // What cannot be kept is computed again.
+    if shared.keeps_states && session.keep().is_ok() && listener.flow().is_continue() {
+        shared.flush();
+    }
     let seed = options.sampling.seed.filter(|_| options.sampling.temperature > 0.0);
     let reads = Reads::between(before.as_ref(), shared.model.read_stats().as_ref());
     Ok(Answered { turn, generated, reads, seed })

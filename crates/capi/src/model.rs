@@ -3,8 +3,9 @@
 use std::ffi::{c_char, c_void};
 use std::ops::ControlFlow;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, ThreadId};
 
 use api::ids::Ids;
 use api::prepare::Defaults;
@@ -12,20 +13,31 @@ use api::prompts::Prompts;
 use api::report::{is_lossy, of_model};
 use engine::doctor::Demand;
 use engine::text::{Templates, Tokenizer};
-use engine::{ErrorKind, Model, Plan};
+use engine::{ErrorKind, LoadProgress, Model, Plan};
 use serde_json::{Map, Value, json};
 
-use crate::border::{empty, given, guard, guard_value, hand_out, place, put_json, text};
+use crate::border::{empty, given, guard, guard_handle, guard_value, hand_out, place, put_json, text};
 use crate::cancel::{CancelHandle, Stop};
 use crate::options;
-use crate::status::{Failure, Status, TIDEMILL_INTERNAL};
+use crate::status::{Failure, Status, TIDEMILL_BUSY, TIDEMILL_INTERNAL};
 
 /// Told how far a call is: bytes while a model opens, tokens elsewhere. Not 0 stops the call. It runs on the calling thread,
 /// and must neither throw nor `longjmp`.
 pub type Progress = Option<unsafe extern "C" fn(user: *mut c_void, done: f64, total: f64) -> i32>;
 
 /// A model that is open. Its sessions and samplers keep what they need of it.
-pub struct ModelHandle(pub(crate) Arc<Shared>);
+pub struct ModelHandle {
+    pub(crate) shared: Arc<Shared>,
+    /// Whether a call with this handle has panicked.
+    broken: AtomicBool,
+}
+
+impl ModelHandle {
+    /// For the caller.
+    pub(crate) fn new(shared: Shared) -> *mut Self {
+        Box::into_raw(Box::new(Self { shared: Arc::new(shared), broken: AtomicBool::new(false) }))
+    }
+}
 
 /// What a model and its sessions share.
 pub(crate) struct Shared {
@@ -40,8 +52,10 @@ pub(crate) struct Shared {
     pub(crate) keeps_states: bool,
     /// The process that opened it: its threads are not there in a forked one.
     process: u32,
-    /// Whether a call has panicked.
-    broken: AtomicBool,
+    /// The thread that computes now and tells its caller of it: what waits for the step would wait for itself.
+    telling: Mutex<Option<ThreadId>>,
+    /// One batch at a time has the places that sessions leave.
+    pub(crate) batch: Mutex<()>,
 }
 
 impl Shared {
@@ -51,10 +65,29 @@ impl Shared {
             let message = "the handle is of the process before a fork: open the model again in this one";
             return Err(Failure::invalid(message));
         }
-        if self.broken.load(Ordering::Acquire) {
-            return Err(Failure::new(TIDEMILL_INTERNAL, "an earlier call on the model failed of a fault"));
+        Ok(())
+    }
+
+    /// Whether a call may compute: not within a callback of one that does.
+    ///
+    /// # Errors
+    /// `BUSY`.
+    pub(crate) fn check_free(&self) -> Result<(), Failure> {
+        let telling = self.telling.lock().unwrap_or_else(PoisonError::into_inner);
+        if *telling == Some(thread::current().id()) {
+            let message = "a call on this model computes in this thread: its callback cannot compute too";
+            return Err(Failure::new(TIDEMILL_BUSY, message));
         }
         Ok(())
+    }
+
+    /// Calls what is the caller's, from within a computation.
+    pub(crate) fn tell<T>(&self, call: impl FnOnce() -> T) -> T {
+        let set = |thread| *self.telling.lock().unwrap_or_else(PoisonError::into_inner) = thread;
+        set(Some(thread::current().id()));
+        let answer = call();
+        set(None);
+        answer
     }
 
     /// Whether it was opened by this process.
@@ -83,34 +116,38 @@ pub(crate) fn with_model(
     error: *mut *mut c_char,
     work: impl FnOnce(&Arc<Shared>) -> Result<(), Failure>,
 ) -> Status {
-    let status = guard(name, error, || {
-        let shared = &given(model, "model")?.0;
-        shared.check()?;
-        work(shared)
-    });
     // SAFETY: it is NULL or alive, as the header asks.
-    if let (TIDEMILL_INTERNAL, Some(model)) = (status, unsafe { model.as_ref() }) {
-        model.0.broken.store(true, Ordering::Release);
-    }
-    status
+    let broken = unsafe { model.as_ref() }.map(|model| &model.broken);
+    guard_handle(name, broken, error, || {
+        let handle = given(model, "model")?;
+        handle.shared.check()?;
+        if handle.broken.load(Ordering::Acquire) {
+            return Err(Failure::new(TIDEMILL_INTERNAL, "an earlier call with this model failed of a fault"));
+        }
+        work(&handle.shared)
+    })
 }
 
-/// How `user`'s function is told, and what stops it.
-pub(crate) struct Teller {
+/// How `user`'s function is told while something is computed, and what stops it.
+pub(crate) struct Teller<'a> {
+    pub(crate) shared: &'a Shared,
     pub(crate) progress: Progress,
     pub(crate) user: *mut c_void,
     pub(crate) stop: Stop,
 }
 
-impl Teller {
+impl Teller<'_> {
     pub(crate) fn tell(&self, done: f64, total: f64) -> ControlFlow<()> {
-        if let Some(progress) = self.progress {
-            // SAFETY: the caller's function, with the caller's pointer, on the caller's thread.
-            if unsafe { progress(self.user, done, total) } != 0 {
-                return ControlFlow::Break(());
-            }
-        }
+        self.shared.tell(|| tell(self.progress, self.user, done, total))?;
         self.stop.flow()
+    }
+}
+
+fn tell(progress: Progress, user: *mut c_void, done: f64, total: f64) -> ControlFlow<()> {
+    // SAFETY: the caller's function, with the caller's pointer, on the caller's thread.
+    match progress.map_or(0, |progress| unsafe { progress(user, done, total) }) {
+        0 => ControlFlow::Continue(()),
+        _ => ControlFlow::Break(()),
     }
 }
 
@@ -179,24 +216,31 @@ pub unsafe extern "C" fn tidemill_model_open(
     out: *mut *mut ModelHandle,
     error: *mut *mut c_char,
 ) -> Status {
+    let stop = Stop::of(cancel);
     empty(out);
     guard("tidemill_model_open", error, || {
         let out = place(out, "out")?;
         let path = text(model, "model")?;
         let options = options::model(options_json)?;
-        let teller = Teller { progress, user, stop: Stop::of(cancel) };
-        let opened = open(path, options, &teller)?;
-        if teller.stop.is_set() {
+        let mut loaded = |done: u64, total: u64| {
+            tell(progress, user, done as f64, total as f64)?;
+            stop.flow()
+        };
+        let opened = open(path, options, &mut loaded)?;
+        if stop.is_set() {
             return Err(Failure::cancelled());
         }
-        out.put(Box::into_raw(Box::new(ModelHandle(Arc::new(opened)))));
+        out.put(ModelHandle::new(opened));
         Ok(())
     })
 }
 
-pub(crate) fn open(path: &str, options: options::ModelOptions, teller: &Teller) -> Result<Shared, Failure> {
-    let mut progress = |done: u64, total: u64| teller.tell(done as f64, total as f64);
-    let model = Model::open(Path::new(path), &options.open, &mut progress)?;
+pub(crate) fn open(
+    path: &str,
+    options: options::ModelOptions,
+    progress: LoadProgress<'_>,
+) -> Result<Shared, Failure> {
+    let model = Model::open(Path::new(path), &options.open, progress)?;
     let tokenizer = Arc::new(Tokenizer::of_model(model.meta()).map_err(|e| e.context(path))?);
     let templates = match options.chat_template {
         Some(template) => {
@@ -220,7 +264,8 @@ pub(crate) fn open(path: &str, options: options::ModelOptions, teller: &Teller) 
         name: path.to_owned(),
         keeps_states,
         process: std::process::id(),
-        broken: AtomicBool::new(false),
+        telling: Mutex::new(None),
+        batch: Mutex::new(()),
         model,
         tokenizer,
     })
@@ -238,7 +283,7 @@ pub unsafe extern "C" fn tidemill_model_free(model: *mut ModelHandle) {
         }
         // SAFETY: it came from `tidemill_model_open` and was not freed, as the caller promises.
         let model = unsafe { Box::from_raw(model) };
-        release(model.0);
+        release(model.shared);
     });
 }
 
@@ -312,6 +357,7 @@ pub unsafe extern "C" fn tidemill_model_stats(
 ) -> Status {
     with_model("tidemill_model_stats", model, error, |shared| {
         let out = place(json, "json")?;
+        shared.check_free()?;
         let stats = shared.model.read_stats();
         let total = stats.as_ref().map(engine::ReadStats::total);
         if reset != 0 {

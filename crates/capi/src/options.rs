@@ -91,7 +91,9 @@ pub(crate) fn model(json: *const c_char) -> Result<ModelOptions, Failure> {
         drive: DriveOptions {
             kind: [DiskKind::Auto, DiskKind::Uring, DiskKind::Pread, DiskKind::Buffered][disk?.unwrap_or(0)],
             known: body.optional("drive", known_drive)?.map(|found| found.choice),
-            throttle_bytes_per_s: body.optional("throttle_bytes_per_s", At::number)?,
+            throttle_bytes_per_s: body
+                .optional("throttle_bytes_per_s", |at| at.number_in(1.0..=1e15))?
+                .map(f64::from),
             mirror: body.optional_text("mirror")?.map(PathBuf::from),
         },
         ..OpenOptions::default()

@@ -44,6 +44,7 @@ pub(crate) fn with_session(
         let handle = given(session, "session")?;
         handle.shared.check()?;
         let mut session = claim(&handle.session, "session")?;
+        handle.shared.check_free()?;
         // The test's panic comes while it is claimed, as a real one would.
         plant_claimed(name);
         work(&handle.shared, &mut session)
@@ -64,6 +65,7 @@ pub unsafe extern "C" fn tidemill_session_new(
     empty(out);
     with_model("tidemill_session_new", model, error, |shared| {
         let out = place(out, "out")?;
+        shared.check_free()?;
         let session = Mutex::new(Session::new(&shared.model)?);
         out.put(Box::into_raw(Box::new(SessionHandle { shared: shared.clone(), session })));
         Ok(())
@@ -82,10 +84,13 @@ pub unsafe extern "C" fn tidemill_session_free(session: *mut SessionHandle) {
         }
         // SAFETY: it came from `tidemill_session_new` and was not freed, as the caller promises.
         let SessionHandle { shared, session } = *unsafe { Box::from_raw(session) };
-        if shared.is_own() {
-            drop(session);
-        } else {
+        if !shared.is_own() {
             std::mem::forget(session);
+        } else if shared.check_free().is_err() {
+            // What it leaves can be taken when the step is over, which waits for this thread.
+            let _ = std::thread::Builder::new().spawn(move || drop(session));
+        } else {
+            drop(session);
         }
         release(shared);
     });
@@ -139,9 +144,10 @@ pub unsafe extern "C" fn tidemill_session_sync(
     reused: *mut usize,
     error: *mut *mut c_char,
 ) -> Status {
-    with_session("tidemill_session_sync", session, error, |_, session| {
+    let stop = Stop::of(cancel);
+    with_session("tidemill_session_sync", session, error, |shared, session| {
         let tokens = slice(tokens, count, "tokens")?;
-        let teller = Teller { progress, user, stop: Stop::of(cancel) };
+        let teller = Teller { shared, progress, user, stop };
         let held = session.tokens().iter().zip(tokens).take_while(|(own, new)| own == new).count();
         if tokens.is_empty() {
             session.reset()?;
@@ -168,9 +174,10 @@ pub unsafe extern "C" fn tidemill_session_append(
     cancel: *const CancelHandle,
     error: *mut *mut c_char,
 ) -> Status {
-    with_session("tidemill_session_append", session, error, |_, session| {
+    let stop = Stop::of(cancel);
+    with_session("tidemill_session_append", session, error, |shared, session| {
         let tokens = slice(tokens, count, "tokens")?;
-        let teller = Teller { progress, user, stop: Stop::of(cancel) };
+        let teller = Teller { shared, progress, user, stop };
         Ok(session.append(tokens, &mut |done, total| teller.tell(done, total as f64))?)
     })
 }
@@ -193,6 +200,7 @@ pub unsafe extern "C" fn tidemill_session_score(
     cancel: *const CancelHandle,
     error: *mut *mut c_char,
 ) -> Status {
+    let stop = Stop::of(cancel);
     with_session("tidemill_session_score", session, error, |shared, session| {
         let tokens = slice(tokens, count, "tokens")?;
         place(logprobs, "logprobs")?;
@@ -200,7 +208,7 @@ pub unsafe extern "C" fn tidemill_session_score(
             return Err(Failure::invalid("there are no tokens to compute"));
         }
         check_ids(shared, tokens)?;
-        let teller = Teller { progress, user, stop: Stop::of(cancel) };
+        let teller = Teller { shared, progress, user, stop };
         let (own, likeliest) = score(session, tokens, &teller)?;
         let mut written = 0;
         let written = place(&raw mut written, "count")?;
@@ -298,7 +306,8 @@ pub unsafe extern "C" fn tidemill_session_save(
 }
 
 /// Replaces the sequence by a saved one. Where that fails the session is empty.
-/// Errors: `NOT_FOUND`, `IO`, `CORRUPT`, `INVALID_REQUEST` for a state of another model, `CONTEXT_FULL`, `BUSY`. Since 1.
+/// Errors: `NOT_FOUND`, `IO`, `CORRUPT`, `INVALID_REQUEST` for a state of another model or one that is
+/// longer than the context, `BUSY`. Since 1.
 ///
 /// # Safety
 /// As the header says.

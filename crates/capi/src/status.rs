@@ -102,12 +102,19 @@ pub extern "C" fn tidemill_abi_version() -> u32 {
     guard_value("tidemill_abi_version", 0, || TIDEMILL_ABI_VERSION)
 }
 
-/// The version of the library that was loaded, with its target, such as `0.2.0 (x86_64-unknown-linux-gnu)`. It lives as long
-/// as the program.
+/// The version of the library that was loaded, with its commit, target and features, such as
+/// `0.2.0 (9fceb02d0ae5, x86_64-unknown-linux-gnu, gpu)`. It lives as long as the program.
 #[unsafe(no_mangle)]
 pub extern "C" fn tidemill_version() -> *const c_char {
     const VERSION: &CStr = {
-        let text = concat!(env!("CARGO_PKG_VERSION"), " (", env!("TIDEMILL_TARGET"), ")\0");
+        let text = concat!(
+            env!("CARGO_PKG_VERSION"),
+            " (",
+            env!("TIDEMILL_COMMIT"),
+            ", ",
+            env!("TIDEMILL_TARGET"),
+            ", gpu)\0"
+        );
         match CStr::from_bytes_with_nul(text.as_bytes()) {
             Ok(text) => text,
             Err(_) => c"unknown",

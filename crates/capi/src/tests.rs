@@ -10,8 +10,6 @@ use store::Range;
 use store::disk::{Fault, FaultKind, SimDisk, SimOptions};
 
 use crate::border::planted::PLANTED;
-use crate::cancel::Stop;
-use crate::model::Teller;
 use crate::*;
 
 fn demo() -> CString {
@@ -58,13 +56,17 @@ fn check(name: &'static str, got: (i32, String)) {
 
 macro_rules! of_model {
     ($name:ident, $($argument:expr),*) => {{
-        let model = open();
+        let (model, mut session) = (open(), null_mut());
         // SAFETY: all pointers are valid or NULL.
+        unsafe { assert_eq!(tidemill_session_new(model, &mut session, null_mut()), TIDEMILL_OK) };
+        // SAFETY: as above.
         check(stringify!($name), planted(stringify!($name), false, |error| unsafe { $name(model, $($argument,)* error) }));
         let mut json = null_mut();
         // SAFETY: as above.
         unsafe {
             assert_eq!(tidemill_model_info(model, &mut json, null_mut()), TIDEMILL_INTERNAL);
+            assert_eq!(tidemill_session_truncate(session, 0, null_mut()), TIDEMILL_OK, "the session lives");
+            tidemill_session_free(session);
             tidemill_model_free(model);
         }
     }};
@@ -177,9 +179,9 @@ fn on_a_drive() -> (Arc<SimDisk>, *mut ModelHandle) {
             .unwrap();
     options.open.disk = Some(disk.clone());
     options.open.slots_max = Some(16);
-    let teller = Teller { progress: None, user: null_mut(), stop: Stop::default() };
-    let shared = model::open(path.to_str().unwrap(), options, &teller).unwrap();
-    (disk, Box::into_raw(Box::new(ModelHandle(Arc::new(shared)))))
+    let mut go = |_, _| std::ops::ControlFlow::Continue(());
+    let shared = model::open(path.to_str().unwrap(), options, &mut go).unwrap();
+    (disk, ModelHandle::new(shared))
 }
 
 #[test]

@@ -76,6 +76,11 @@ fn bad_input_is_refused_by_name() {
 }
 
 #[test]
+fn callbacks_never_hang_and_answers_stay_in_their_session() {
+    check("callbacks.c", &[]);
+}
+
+#[test]
 fn a_disk_that_is_full_loses_nothing() {
     check("full.c", &[]);
 }

@@ -161,11 +161,14 @@ pub(crate) fn answer(
     let generated = generate(session, tokenizer, &prompt.tokens, &options, &mut |event| {
         match event {
             GenerateEvent::Prompt { done_tokens, total_tokens } => bar.show(done_tokens, total_tokens),
+            GenerateEvent::Token => {}
             GenerateEvent::Reply(event) => {
                 bar.clear();
                 turn.take(&event);
-                if let Err(e) = each(&event) {
-                    failed = Some(e);
+                if failed.is_none() {
+                    failed = each(&event).err();
+                }
+                if failed.is_some() {
                     return ControlFlow::Break(());
                 }
             }

@@ -19,6 +19,8 @@ pub enum GenerateEvent {
         /// To be done.
         total_tokens: usize,
     },
+    /// A token of the answer is being computed.
+    Token,
     /// More of the reply. Text never splits a character, never contains part of a stop string.
     Reply(ReplyEvent),
 }
@@ -118,7 +120,13 @@ pub fn generate(
             break;
         }
         if let Some(token) = generation.next_token() {
-            session.append(&[token], &mut |_, _| ControlFlow::Continue(()))?;
+            match session.append(&[token], &mut |_, _| on(GenerateEvent::Token)) {
+                Err(e) if e.kind() == ErrorKind::Cancelled => {
+                    show(generation.end(FinishReason::Cancelled), on);
+                    break;
+                }
+                appended => appended?,
+            }
         }
     }
     answer.decode = decode_start.elapsed();
@@ -129,7 +137,11 @@ pub fn generate(
     Ok(answer)
 }
 
-/// Hands on events; false if somebody broke off.
+/// Hands on events, all of them, since they are part of the answer; false if somebody broke off.
 fn show(events: Vec<ReplyEvent>, on: &mut dyn FnMut(GenerateEvent) -> ControlFlow<()>) -> bool {
-    events.into_iter().all(|event| on(GenerateEvent::Reply(event)).is_continue())
+    let mut goes_on = true;
+    for event in events {
+        goes_on &= on(GenerateEvent::Reply(event)).is_continue();
+    }
+    goes_on
 }

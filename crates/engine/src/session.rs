@@ -165,6 +165,14 @@ impl Session {
         Ok(())
     }
 
+    /// Adds tokens that the next call which needs them computes.
+    ///
+    /// # Errors
+    /// `InvalidRequest` for one outside the vocabulary, `ContextFull` when they do not fit.
+    pub fn extend(&mut self, tokens: &[u32]) -> Result<()> {
+        self.sequence.extend(tokens)
+    }
+
     /// Computes the last token again if its logits are not at hand, as after [`Self::truncate`] and [`Self::load`].
     ///
     /// # Errors
@@ -177,8 +185,11 @@ impl Session {
         if !self.logits().is_empty() {
             return Ok(());
         }
-        self.shorten(before)?;
-        self.sequence.extend(&[last])?;
+        let shortened = if self.sequence.pending() > 0 { Ok(()) } else { self.shorten(before) };
+        if self.tokens().len() == before {
+            self.sequence.extend(&[last])?;
+        }
+        shortened?;
         self.compute(before, progress, Unfinished::KeepTokens)
     }
 
