@@ -35,6 +35,11 @@ static inline int32_t hear(void *user, int32_t kind, const char *data, size_t by
     case TIDEMILL_THINKING:
         heard_more(heard->thinking, &heard->thinking_bytes, data, bytes);
         break;
+    case TIDEMILL_TEXT_WAS_THINKING:
+        heard_more(heard->thinking, &heard->thinking_bytes, heard->text, heard->text_bytes);
+        heard->text_bytes = 0;
+        heard->text[0] = '\0';
+        break;
     case TIDEMILL_TOOL_CALL:
         heard_more(heard->call, &none, data, bytes);
         heard->calls++;

@@ -28,6 +28,7 @@ static_assert(TIDEMILL_DEVICE == 9 && TIDEMILL_BUSY == 10 && TIDEMILL_TOO_SMALL 
 static_assert(TIDEMILL_CANCELLED == 130, "statuses");
 static_assert(TIDEMILL_TEXT == 1 && TIDEMILL_THINKING == 2 && TIDEMILL_TOOL_CALL == 3, "kinds of events");
 static_assert(TIDEMILL_MALFORMED_TOOL_CALL == 4 && TIDEMILL_PROMPT == 5, "kinds of events");
+static_assert(TIDEMILL_TEXT_WAS_THINKING == 6, "kinds of events");
 static_assert(TIDEMILL_TOKENIZE_DOCUMENT == 1 && TIDEMILL_TOKENIZE_SPECIALS == 2, "flags");
 static_assert(TIDEMILL_DETOKENIZE_SPECIALS == 1, "flags");
 
