@@ -22,6 +22,9 @@ const SESSIONS: usize = 4;
 
 const SESSIONS_MAX: u64 = 4096;
 
+/// A session has its logits, the next and those of a step; a sampler for it has what it changed, and candidates of 16 bytes.
+const LOGITS_PER_SESSION: usize = 3 + 1 + 4;
+
 /// What states may take on the disk, as `--state-space` has it.
 const STATE_SPACE_BYTES: u64 = 16 << 30;
 
@@ -88,6 +91,7 @@ pub(crate) fn model(json: *const c_char) -> Result<ModelOptions, Failure> {
         sessions: Some(body.optional_count("sessions", 1..=SESSIONS_MAX)?.unwrap_or(SESSIONS)),
         kept_bytes: if states.is_some() { None } else { Some(0) },
         serves: true,
+        logits_per_session: LOGITS_PER_SESSION,
         drive: DriveOptions {
             kind: [DiskKind::Auto, DiskKind::Uring, DiskKind::Pread, DiskKind::Buffered][disk?.unwrap_or(0)],
             known: body.optional("drive", known_drive)?.map(|found| found.choice),

@@ -265,6 +265,21 @@ fn a_read_that_fails_is_io_and_the_next_call_goes_on() {
 }
 
 #[test]
+fn the_plan_has_the_logits_of_each_session() {
+    let overhead_bytes = |sessions: usize| {
+        let options =
+            format!("{{\"device\": \"cpu\", \"threads\": 1, \"context\": 128, \"sessions\": {sessions}}}");
+        let (options, mut plan) = (CString::new(options).unwrap(), null_mut());
+        // SAFETY: all pointers are valid or NULL.
+        let status = unsafe { tidemill_plan(demo().as_ptr(), options.as_ptr(), &mut plan, null_mut()) };
+        assert_eq!(status, TIDEMILL_OK);
+        let plan: serde_json::Value = serde_json::from_str(&taken(plan)).unwrap();
+        plan["overhead_bytes"].as_u64().unwrap()
+    };
+    assert!(overhead_bytes(9) - overhead_bytes(1) >= 8 * 8 * 8192 * 4);
+}
+
+#[test]
 fn the_build_script_names_the_same_abi() {
     assert_eq!(env!("TIDEMILL_ABI_OF_BUILD"), TIDEMILL_ABI_VERSION.to_string());
 }

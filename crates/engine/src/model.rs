@@ -83,6 +83,8 @@ pub struct OpenOptions {
     /// Whether clients are served, which takes memory: answers are held to schemas and grammars (see
     /// [`prepare_grammars`](crate::text::Tokenizer::prepare_grammars)) and remembered ([`Model::remember`]).
     pub serves: bool,
+    /// Vectors of the vocabulary's size, in float32, that whoever opens the model keeps for each session: a part of the plan.
+    pub logits_per_session: usize,
     /// Memory that whoever opens the model needs besides, such as a server for requests that come: a part of the plan.
     pub beside_bytes: u64,
     /// Most expert slots; `None` as many as the budget holds.

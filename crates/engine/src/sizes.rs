@@ -84,6 +84,9 @@ impl Sizes {
         device: &DeviceInfo,
     ) -> Result<Self> {
         let kv_format = limits::kv_format(device.precision, options.kv_format)?;
+        let sessions = options.sessions.unwrap_or(1);
+        let logits_bytes =
+            (options.logits_per_session * sessions * meta.vocab_size * size_of::<f32>()) as u64;
         let serving_bytes = if options.serves { serving_bytes(meta.vocab_size) } else { 0 };
         Ok(Self {
             name: meta.name.clone().unwrap_or_else(|| meta.arch.clone()),
@@ -92,14 +95,14 @@ impl Sizes {
             context: limits::context(meta.context, options.context)?,
             slot_bytes: slot_bytes(&bound.experts)?,
             resident_bytes: bound.arena.bytes(),
-            sessions: options.sessions.unwrap_or(1),
+            sessions,
             overhead: Overhead {
                 threads: device.threads,
                 staging_bytes: device.staging_bytes,
                 tensors: index.iter().count(),
                 experts: bound.experts.iter().map(|layer| layer.len() as u64).sum(),
                 tokenizer_bytes: tokenizer_bytes(meta) + serving_bytes,
-                beside_bytes: options.beside_bytes,
+                beside_bytes: options.beside_bytes + logits_bytes,
                 vocab: meta.vocab_size,
             },
         })
