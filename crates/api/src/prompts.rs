@@ -197,10 +197,7 @@ impl Prompts {
         let path = || Some(at.map_or("prompt".to_owned(), |at| format!("prompt[{at}]")));
         let (tokens, text) = match text {
             TextPrompt::Text(text) => {
-                let tokens = self.tokenizer.encode_document("").and_then(|mut tokens| {
-                    tokens.extend(self.tokenizer.encode(text, Specials::Parse)?);
-                    Ok(tokens)
-                });
+                let tokens = self.tokenizer.encode_document_with(text, Specials::Parse);
                 (tokens.map_err(|e| ApiError::invalid(path(), e.message()))?, text.clone())
             }
             TextPrompt::Tokens(tokens) => {

@@ -82,6 +82,14 @@ pub struct Request {
 }
 
 impl Request {
+    /// Where Chat Completions has the form of an answer.
+    pub fn form_field(&self) -> &'static str {
+        match &self.constraint {
+            Some(Constraint::JsonObject | Constraint::JsonSchema(_)) => "response_format",
+            _ => "structured_outputs",
+        }
+    }
+
     /// A request for one answer to `prompt`, with the fields that all APIs name alike.
     ///
     /// # Errors

@@ -66,12 +66,11 @@ pub unsafe extern "C" fn tidemill_batch(
                 Err(TryLockError::WouldBlock) => std::thread::sleep(LOOK),
             }
         };
-        let (_, free) = shared.model.free_states();
-        if free == 0 {
+        let (_, parallel) = shared.model.free_states();
+        if parallel == 0 {
             let message = "sessions have all places of the model: free some, or open it with more `sessions`";
             return Err(Failure::new(TIDEMILL_MEMORY, message));
         }
-        let parallel = free.min(shared.model.sequences_max());
         let scheduler = Scheduler::start(
             shared.model.clone(),
             shared.tokenizer.clone(),
@@ -217,7 +216,7 @@ impl Batch<'_> {
 
     fn submit(&self, index: usize, prepared: Prepared) -> Result<Running, Failure> {
         let Prepared { made, options, conversation } = prepared;
-        let seed = options.sampling.seed.filter(|_| options.sampling.temperature > 0.0);
+        let seed = options.sampling.seed_in_use();
         let request = Request {
             prompt: made.tokens,
             borders: made.borders,

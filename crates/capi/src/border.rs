@@ -163,26 +163,55 @@ pub(crate) fn slice<'a, T>(pointer: *const T, count: usize, name: &str) -> Resul
     Ok(unsafe { std::slice::from_raw_parts(pointer, count) })
 }
 
-/// Gives `values` to the caller: `count` always gets how many there are, and `buffer` all of them if it has room. NULL with a
-/// capacity of 0 only counts.
-pub(crate) fn hand_out<T: Copy>(
-    values: &[T],
-    buffer: *mut T,
+/// A buffer of the caller's, with room for `capacity` values.
+pub(crate) fn buffer<T: Copy>(pointer: *mut T, capacity: usize, name: &'static str) -> Buffer<T> {
+    Buffer { pointer, capacity, name }
+}
+
+/// See [`buffer`].
+pub(crate) struct Buffer<T> {
+    pointer: *mut T,
     capacity: usize,
-    count: &Place<usize>,
-    name: &str,
-) -> Result<(), Failure> {
-    count.put(values.len());
-    if buffer.is_null() {
-        return if capacity == 0 { Ok(()) } else { Err(null(name)) };
+    name: &'static str,
+}
+
+impl<T: Copy> Buffer<T> {
+    /// Whether `count` values are to be written; not where NULL with a capacity of 0 only counts them.
+    ///
+    /// # Errors
+    /// `INVALID_REQUEST` for NULL, `TOO_SMALL`.
+    pub(crate) fn takes(&self, count: usize) -> Result<bool, Failure> {
+        let Self { pointer, capacity, name } = *self;
+        if pointer.is_null() {
+            return if capacity == 0 { Ok(false) } else { Err(null(name)) };
+        }
+        if count > capacity {
+            let message = format!("`{name}` has room for {capacity}, of {count} that are needed");
+            return Err(Failure::new(TIDEMILL_TOO_SMALL, message));
+        }
+        Ok(true)
     }
-    if values.len() > capacity {
-        let message = format!("`{name}` has room for {capacity}, of {} that are needed", values.len());
-        return Err(Failure::new(TIDEMILL_TOO_SMALL, message));
+
+    /// Writes `values`, where they are wanted.
+    ///
+    /// # Errors
+    /// As [`Self::takes`].
+    pub(crate) fn fill(&self, values: &[T]) -> Result<(), Failure> {
+        if self.takes(values.len())? {
+            // SAFETY: the buffer has room for so many, and is the caller's own.
+            unsafe { std::ptr::copy_nonoverlapping(values.as_ptr(), self.pointer, values.len()) };
+        }
+        Ok(())
     }
-    // SAFETY: the buffer has room for so many, and is the caller's own.
-    unsafe { std::ptr::copy_nonoverlapping(values.as_ptr(), buffer, values.len()) };
-    Ok(())
+
+    /// The same, after `count` got how many there are.
+    ///
+    /// # Errors
+    /// As [`Self::takes`].
+    pub(crate) fn fill_counted(&self, values: &[T], count: &Place<usize>) -> Result<(), Failure> {
+        count.put(values.len());
+        self.fill(values)
+    }
 }
 
 /// Puts JSON where the caller wants it.

@@ -2,7 +2,6 @@
 
 use std::cell::Cell;
 use std::ffi::{c_char, c_void};
-use std::hash::{BuildHasher, Hasher, RandomState};
 use std::ops::ControlFlow;
 
 use api::prepare::options;
@@ -11,7 +10,8 @@ use api::prompts::Made;
 use api::report::{Answered, Reads};
 use api::{Prompt, TextPrompt};
 use engine::generate::{FinishReason, GenerateEvent, GenerateOptions, generate};
-use engine::text::{ReplyEvent, ReplyTurn};
+use engine::sample::random_seed;
+use engine::text::{ReplyEvent, ReplyOptions, ReplyTurn};
 use engine::{ConversationKey, Session};
 use serde_json::{Value, json};
 
@@ -64,19 +64,19 @@ pub(crate) fn prepare(shared: &Shared, request_json: &str) -> Result<Prepared, F
             }
         }
     }
-    // The seed is always set, so that it can be told; short enough to be typed.
-    let drawn = || RandomState::new().build_hasher().finish() & 0xffff_ffff;
-    request.sampling.seed.get_or_insert_with(drawn);
+    // Always set, so that it can be told.
+    request.sampling.seed.get_or_insert_with(random_seed);
     let mut made = shared.prompts.make(&request.prompt, shared.keeps_states)?;
     let of_model = (shared.model.meta(), shared.tokenizer.as_ref());
-    let form = match &request.constraint {
-        Some(api::Constraint::JsonObject | api::Constraint::JsonSchema(_)) => "response_format",
-        _ => "structured_outputs",
+    let (form_field, mut left_out) = (request.form_field(), Vec::new());
+    let mut options = options(of_model, &shared.defaults, (request, &made), form_field, &mut left_out)?;
+    let mut made = made.pop().ok_or_else(|| Failure::invalid("there is no prompt"))?;
+    // Texts are taken apart too, as `run --raw` does.
+    let raw = || ReplyOptions {
+        opens_thinking: made.text.trim_end().ends_with("<think>"),
+        ..ReplyOptions::default()
     };
-    let mut left_out = Vec::new();
-    let mut options = options(of_model, &shared.defaults, (request, &made), form, &mut left_out)?;
-    let made = made.pop().ok_or_else(|| Failure::invalid("there is no prompt"))?;
-    options.reply.clone_from(&made.reply);
+    options.reply = made.reply.take().or_else(|| Some(raw()));
     Ok(Prepared { made, options, conversation })
 }
 
@@ -97,10 +97,7 @@ fn told(event: &ReplyEvent) -> Option<(i32, String)> {
         ReplyEvent::Text(text) => (TIDEMILL_TEXT, text.clone()),
         ReplyEvent::Thinking(text) => (TIDEMILL_THINKING, text.clone()),
         ReplyEvent::ToolCall { call, .. } => (TIDEMILL_TOOL_CALL, json!(call).to_string()),
-        ReplyEvent::MalformedToolCall { reason, .. } => {
-            (TIDEMILL_MALFORMED_TOOL_CALL, json!({"reason": reason}).to_string())
-        }
-        ReplyEvent::BrokenToolCall { reason, .. } => {
+        ReplyEvent::MalformedToolCall { reason, .. } | ReplyEvent::BrokenToolCall { reason, .. } => {
             (TIDEMILL_MALFORMED_TOOL_CALL, json!({"reason": reason}).to_string())
         }
         ReplyEvent::TextWasThinking => (TIDEMILL_TEXT_WAS_THINKING, String::new()),
@@ -188,7 +185,6 @@ fn answer(
 ) -> Result<Answered, Failure> {
     let Prepared { made, options, conversation } = prepared;
     let before = shared.model.read_stats();
-    let made_from = made.tokens.len();
     let mut turn = ReplyTurn::default();
     session.name_borders(&made.borders);
     let generated =
@@ -204,20 +200,14 @@ fn answer(
                 listener.hear_reply(&event)
             }
         })?;
-    // The last token ends the answer without being computed.
-    let made = &generated.tokens;
-    let known = session.tokens().len().saturating_sub(made_from);
-    if let Some(rest) = made.get(known..).filter(|_| generated.finish != FinishReason::Context) {
-        session.extend(rest)?;
-    }
     if let Some(before) = conversation {
-        remember(shared, before, &turn, made);
+        remember(shared, before, &turn, &generated.tokens);
     }
     // What cannot be kept is computed again.
     if shared.keeps_states && session.keep().is_ok() && listener.flow().is_continue() {
         shared.flush();
     }
-    let seed = options.sampling.seed.filter(|_| options.sampling.temperature > 0.0);
+    let seed = options.sampling.seed_in_use();
     let reads = Reads::between(before.as_ref(), shared.model.read_stats().as_ref());
     Ok(Answered { turn, generated, reads, seed })
 }

@@ -16,7 +16,7 @@ use engine::text::{Templates, Tokenizer};
 use engine::{ErrorKind, LoadProgress, Model, Plan};
 use serde_json::{Map, Value, json};
 
-use crate::border::{empty, given, guard, guard_handle, guard_value, hand_out, place, put_json, text};
+use crate::border::{buffer, empty, given, guard, guard_handle, guard_value, place, put_json, text};
 use crate::cancel::{CancelHandle, Stop};
 use crate::options;
 use crate::status::{Failure, Status, TIDEMILL_BUSY, TIDEMILL_INTERNAL};
@@ -243,10 +243,7 @@ pub(crate) fn open(
     let model = Model::open(Path::new(path), &options.open, progress)?;
     let tokenizer = Arc::new(Tokenizer::of_model(model.meta()).map_err(|e| e.context(path))?);
     let templates = match options.chat_template {
-        Some(template) => {
-            let meta = engine::Meta { chat_template: Some(template), ..engine::Meta::default() };
-            Some(Templates::of_model(&meta, "`chat_template`")?)
-        }
+        Some(source) => Some(Templates::of_source(&source, "`chat_template`")?),
         // Without one, texts can be continued.
         None => match Templates::of_model(model.meta(), path) {
             Err(e) if e.kind() == ErrorKind::Unsupported => None,
@@ -397,7 +394,6 @@ pub unsafe extern "C" fn tidemill_model_heat(
         let heat = shared.model.expert_heat();
         layers.put(heat.layers);
         experts.put(heat.experts);
-        let mut count = 0;
-        hand_out(&heat.uses, uses, capacity, &place(&raw mut count, "count")?, "uses")
+        buffer(uses, capacity, "uses").fill(&heat.uses)
     })
 }

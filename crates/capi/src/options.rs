@@ -28,35 +28,37 @@ const LOGITS_PER_SESSION: usize = 3 + 1 + 4;
 /// What states may take on the disk, as `--state-space` has it.
 const STATE_SPACE_BYTES: u64 = 16 << 30;
 
-const ANY_WHOLE: Shape = Shape::Whole(0, u64::MAX);
-const POSITIVE: Shape = Shape::Whole(1, u64::MAX);
-
 /// The options of a model.
-const MODEL_FIELDS: &[Field] = &[
-    honoured("memory_bytes", ANY_WHOLE, "the ceiling for everything"),
-    honoured("vram_bytes", ANY_WHOLE, "the ceiling for what a GPU has in memory of its own"),
-    honoured("threads", POSITIVE, ""),
-    honoured("context", POSITIVE, "positions of a session"),
-    honoured("sessions", Shape::Whole(1, SESSIONS_MAX), "that live at once"),
-    honoured("device", Shape::OneOf(&DEVICES), ""),
-    honoured("exact", Shape::Flag, ""),
-    honoured("kv", Shape::OneOf(&KV_FORMATS), ""),
-    honoured("experts_per_token", POSITIVE, ""),
-    honoured("chunk_tokens", POSITIVE, ""),
-    honoured("cache", Shape::OneOf(&CACHES), ""),
-    honoured("disk", Shape::OneOf(&DISKS), ""),
-    honoured("mirror", Shape::Text, "a directory"),
-    honoured("throttle_bytes_per_s", Shape::Number(1.0, 1e15), ""),
-    honoured("drive", Shape::Any, "what `info` said of the drive"),
-    honoured("state_dir", Shape::Text, "a directory"),
-    honoured("state_space_bytes", ANY_WHOLE, ""),
-    honoured("chat_template", Shape::Text, "in place of the model's own"),
+pub(crate) const MODEL_KEYS: [&str; 18] = [
+    "memory_bytes",
+    "vram_bytes",
+    "threads",
+    "context",
+    "sessions",
+    "device",
+    "exact",
+    "kv",
+    "experts_per_token",
+    "chunk_tokens",
+    "cache",
+    "disk",
+    "mirror",
+    "throttle_bytes_per_s",
+    "drive",
+    "state_dir",
+    "state_space_bytes",
+    "chat_template",
 ];
 
-const DEVICES: [&str; 3] = ["auto", "cpu", "gpu"];
-const KV_FORMATS: [&str; 2] = ["f16", "q8"];
-const CACHES: [&str; 2] = ["slots", "os"];
-const DISKS: [&str; 4] = ["auto", "uring", "pread", "buffered"];
+const DEVICES: &[(&str, Device)] = &[("auto", Device::Auto), ("cpu", Device::Cpu), ("gpu", Device::Gpu)];
+const KV_FORMATS: &[(&str, KvFormat)] = &[("f16", KvFormat::F16), ("q8", KvFormat::Q8)];
+const CACHES: &[(&str, CacheKind)] = &[("slots", CacheKind::Slots), ("os", CacheKind::Os)];
+const DISKS: &[(&str, DiskKind)] = &[
+    ("auto", DiskKind::Auto),
+    ("uring", DiskKind::Uring),
+    ("pread", DiskKind::Pread),
+    ("buffered", DiskKind::Buffered),
+];
 
 /// How a model is opened, and what the engine is not asked for.
 pub(crate) struct ModelOptions {
@@ -70,20 +72,17 @@ pub(crate) struct ModelOptions {
 pub(crate) fn model(json: *const c_char) -> Result<ModelOptions, Failure> {
     let json = object(json)?;
     let body = At::root(&json);
-    known(&body, MODEL_FIELDS)?;
+    known(&body, &MODEL_KEYS.map(|key| honoured(key, Shape::Any, "")))?;
     let states = states(&body)?;
     let count = |key: &str, least| body.optional(key, |at| at.count(least..=u64::MAX));
     let bytes = |key: &str| body.optional(key, |at| at.whole(0..=u64::MAX));
-    let [device, kv, cache, disk] =
-        [("device", &DEVICES[..]), ("kv", &KV_FORMATS), ("cache", &CACHES), ("disk", &DISKS)]
-            .map(|(key, names)| body.optional(key, |at| one_of(at, names)));
     let open = OpenOptions {
-        device: [Device::Auto, Device::Cpu, Device::Gpu][device?.unwrap_or(0)],
+        device: one_of(&body, "device", DEVICES)?.unwrap_or_default(),
         exact: body.flag_or("exact", false)?,
         memory_bytes: bytes("memory_bytes")?,
         vram_bytes: bytes("vram_bytes")?,
-        cache: [CacheKind::Slots, CacheKind::Os][cache?.unwrap_or(0)],
-        kv_format: kv?.map(|kv| [KvFormat::F16, KvFormat::Q8][kv]),
+        cache: one_of(&body, "cache", CACHES)?.unwrap_or_default(),
+        kv_format: one_of(&body, "kv", KV_FORMATS)?,
         threads: count("threads", 1)?,
         context: count("context", 1)?,
         experts_per_token: count("experts_per_token", 1)?,
@@ -93,7 +92,7 @@ pub(crate) fn model(json: *const c_char) -> Result<ModelOptions, Failure> {
         serves: true,
         logits_per_session: LOGITS_PER_SESSION,
         drive: DriveOptions {
-            kind: [DiskKind::Auto, DiskKind::Uring, DiskKind::Pread, DiskKind::Buffered][disk?.unwrap_or(0)],
+            kind: one_of(&body, "disk", DISKS)?.unwrap_or_default(),
             known: body.optional("drive", known_drive)?.map(|found| found.choice),
             throttle_bytes_per_s: body
                 .optional("throttle_bytes_per_s", |at| at.number_in(1.0..=1e15))?
@@ -123,10 +122,14 @@ fn known_drive(at: &At) -> Result<engine::drive::DriveRate, ApiError> {
     drive::of_json(&at.value()?).ok_or_else(|| at.wrong("it is not what a model said of its drive"))
 }
 
-fn one_of(at: &At, names: &[&str]) -> Result<usize, ApiError> {
-    let name = at.string()?;
-    let found = names.iter().position(|other| *other == name);
-    found.ok_or_else(|| at.wrong(format_args!("it is none of {}", names.join(", "))))
+/// What the member `key` names.
+fn one_of<T: Copy>(body: &At, key: &str, names: &[(&str, T)]) -> Result<Option<T>, ApiError> {
+    body.optional(key, |at| {
+        let name = at.string()?;
+        let found = names.iter().find(|(other, _)| *other == name);
+        let all = || names.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ");
+        found.map(|(_, value)| *value).ok_or_else(|| at.wrong(format_args!("it is none of {}", all())))
+    })
 }
 
 /// The options of a sampler.

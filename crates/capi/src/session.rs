@@ -8,7 +8,7 @@ use engine::Session;
 use engine::sample::{SampleParams, Sampler, logprobs};
 
 use crate::border::{
-    empty, given, guard, guard_value, hand_out, place, place_or_none, plant_claimed, slice, text,
+    buffer, empty, given, guard, guard_value, place, place_or_none, plant_claimed, slice, text,
 };
 use crate::cancel::{CancelHandle, Stop};
 use crate::model::{ModelHandle, Progress, Shared, Teller, release, with_model};
@@ -122,7 +122,7 @@ pub unsafe extern "C" fn tidemill_session_tokens(
     error: *mut *mut c_char,
 ) -> Status {
     with_session("tidemill_session_tokens", session, error, |_, session| {
-        hand_out(session.tokens(), tokens, capacity, &place(count, "count")?, "tokens")
+        buffer(tokens, capacity, "tokens").fill_counted(session.tokens(), &place(count, "count")?)
     })
 }
 
@@ -210,12 +210,10 @@ pub unsafe extern "C" fn tidemill_session_score(
         check_ids(shared, tokens)?;
         let teller = Teller { shared, progress, user, stop };
         let (own, likeliest) = score(session, tokens, &teller)?;
-        let mut written = 0;
-        let written = place(&raw mut written, "count")?;
         if !best.is_null() {
-            hand_out(&likeliest, best, count, &written, "best")?;
+            buffer(best, count, "best").fill(&likeliest)?;
         }
-        hand_out(&own, logprobs, count, &written, "logprobs")
+        buffer(logprobs, count, "logprobs").fill(&own)
     })
 }
 
@@ -224,9 +222,10 @@ fn score(session: &mut Session, tokens: &[u32], teller: &Teller) -> Result<(Vec<
     let mut progress = |done, total| teller.tell(done, total as f64);
     let before = session.tokens().len();
     let (mut own, mut likeliest) = (Vec::with_capacity(tokens.len()), Vec::with_capacity(tokens.len()));
+    let mut greedy = Sampler::new(&SampleParams::greedy())?;
     let mut add = |logits: &[f32], token: u32| {
         own.push(logprobs(logits, token, 0)?.chosen);
-        likeliest.push(greedy(logits)?);
+        likeliest.push(greedy.sample(logits, &[])?);
         Ok(())
     };
     if before > 0 {
@@ -241,11 +240,6 @@ fn score(session: &mut Session, tokens: &[u32], teller: &Teller) -> Result<(Vec<
         likeliest.insert(0, u32::MAX);
     }
     Ok((own, likeliest))
-}
-
-/// The likeliest token, as a sampler without randomness takes it.
-fn greedy(logits: &[f32]) -> engine::Result<u32> {
-    Sampler::new(&SampleParams::greedy())?.sample(logits, &[])
 }
 
 /// Goes back to the first `length` tokens. Errors: `INVALID_REQUEST` where there are fewer, `BUSY`, `DEVICE`. Since 1.
@@ -280,12 +274,13 @@ pub unsafe extern "C" fn tidemill_session_logits(
         if session.tokens().is_empty() {
             return Err(Failure::invalid("there are no logits before the first token"));
         }
-        let vocab = shared.model.meta().vocab_size;
-        if logits.is_null() || capacity < vocab {
-            return hand_out(&vec![0.0; vocab], logits, capacity, &count, "logits"); // it computes nothing
+        let buffer = buffer(logits, capacity, "logits");
+        count.put(shared.model.meta().vocab_size);
+        if buffer.takes(shared.model.meta().vocab_size)? {
+            session.compute_logits(&mut |_, _| std::ops::ControlFlow::Continue(()))?;
+            buffer.fill(session.logits())?;
         }
-        session.compute_logits(&mut |_, _| std::ops::ControlFlow::Continue(()))?;
-        hand_out(session.logits(), logits, capacity, &count, "logits")
+        Ok(())
     })
 }
 

@@ -280,6 +280,16 @@ fn the_plan_has_the_logits_of_each_session() {
 }
 
 #[test]
+fn the_document_has_every_key() {
+    let document = include_str!("../../../docs/c-api.md");
+    let fields = api::program::PROGRAM_FIELDS.iter().map(|field| field.path);
+    for key in options::MODEL_KEYS.into_iter().chain(fields) {
+        let key = key.split('.').next().unwrap_or(key);
+        assert!(document.contains(&format!("`{key}`")), "{key} is not in docs/c-api.md");
+    }
+}
+
+#[test]
 fn the_build_script_names_the_same_abi() {
     assert_eq!(env!("TIDEMILL_ABI_OF_BUILD"), TIDEMILL_ABI_VERSION.to_string());
 }

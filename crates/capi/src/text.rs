@@ -5,7 +5,7 @@ use std::ffi::c_char;
 use api::Prompt;
 use engine::text::Specials;
 
-use crate::border::{bytes_as_text, hand_out, place, slice, text};
+use crate::border::{buffer, bytes_as_text, place, slice, text};
 use crate::model::{ModelHandle, Shared, with_model};
 use crate::status::{Failure, Status};
 
@@ -45,12 +45,11 @@ pub unsafe extern "C" fn tidemill_tokenize(
         let text = bytes_as_text(text, bytes, "text")?;
         let specials =
             if flags & TIDEMILL_TOKENIZE_SPECIALS == 0 { Specials::Ignore } else { Specials::Parse };
-        let mut all = match flags & TIDEMILL_TOKENIZE_DOCUMENT {
-            0 => Vec::new(),
-            _ => shared.tokenizer.encode_document("")?,
+        let all = match flags & TIDEMILL_TOKENIZE_DOCUMENT {
+            0 => shared.tokenizer.encode(text, specials)?,
+            _ => shared.tokenizer.encode_document_with(text, specials)?,
         };
-        all.extend(shared.tokenizer.encode(text, specials)?);
-        hand_out(&all, tokens, capacity, &count, "tokens")
+        buffer(tokens, capacity, "tokens").fill_counted(&all, &count)
     })
 }
 
@@ -77,7 +76,7 @@ pub unsafe extern "C" fn tidemill_detokenize(
         let tokens = slice(tokens, count, "tokens")?;
         check_ids(shared, tokens)?;
         let shown = shared.tokenizer.decode(tokens, flags & TIDEMILL_DETOKENIZE_SPECIALS != 0);
-        hand_out(shown.as_bytes(), text.cast::<u8>(), capacity, &bytes, "text")
+        buffer(text.cast::<u8>(), capacity, "text").fill_counted(shown.as_bytes(), &bytes)
     })
 }
 
@@ -113,6 +112,6 @@ pub unsafe extern "C" fn tidemill_chat_prompt(
         shared.model.recall(&mut chat.messages);
         let made = shared.prompts.make(&Prompt::Chat(chat), false)?;
         let all = made.first().map_or(&[][..], |made| &made.tokens);
-        hand_out(all, tokens, capacity, &count, "tokens")
+        buffer(tokens, capacity, "tokens").fill_counted(all, &count)
     })
 }

@@ -181,7 +181,7 @@ pub(crate) fn answer(
     }
     let generated = generated?;
     session.keep()?; // the next turn goes on from here
-    let seed = options.sampling.seed.filter(|_| options.sampling.temperature > 0.0);
+    let seed = options.sampling.seed_in_use();
     let reads = Reads::between(before.as_ref(), model.read_stats().as_ref());
     Ok(Reply(Answered { turn, generated, reads, seed }))
 }

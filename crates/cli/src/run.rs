@@ -111,9 +111,7 @@ pub(crate) fn main(args: &Args) -> Result<()> {
 }
 
 fn raw_prompt(tokenizer: &Tokenizer, text: String) -> Result<ChatPrompt> {
-    // The document's beginning, then the text as its author wrote it: a raw prompt is the operator's own.
-    let mut tokens = tokenizer.encode_document("")?;
-    tokens.extend(tokenizer.encode(&text, Specials::Parse)?);
+    let tokens = tokenizer.encode_document_with(&text, Specials::Parse)?;
     let opens_thinking = text.trim_end().ends_with("<think>");
     Ok(ChatPrompt { text, tokens, opens_thinking, json_calls: false, call_format: None })
 }

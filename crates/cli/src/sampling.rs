@@ -1,9 +1,7 @@
 //! Sampling options, and what a model's makers recommend where they are not given.
 
-use std::hash::{BuildHasher, Hasher, RandomState};
-
 use engine::generate::GenerateOptions;
-use engine::sample::SampleRequest;
+use engine::sample::{SampleRequest, random_seed};
 
 /// How to choose tokens. What is not given comes from the model's generation_config.json (or GGUF
 /// general.sampling keys): sampled if that says so, else the best token each time.
@@ -77,11 +75,6 @@ impl SamplingArgs {
             seed: self.seed,
         }
     }
-}
-
-/// A seed to tell people about: short enough to be typed.
-fn random_seed() -> u64 {
-    RandomState::new().build_hasher().finish() & 0xffff_ffff
 }
 
 fn parse_bias(text: &str) -> Result<(u32, f32), String> {

@@ -267,16 +267,18 @@ impl Args {
 
 /// The templates and the text of the plain one. A model without any continues texts.
 fn templates(loaded: &Loaded, own: Option<String>) -> Result<(Option<Templates>, Option<String>)> {
-    let own = own.map(|source| Meta { chat_template: Some(source), ..Meta::default() });
-    let meta = own.as_ref().unwrap_or(loaded.meta());
+    let name = loaded.model.path().display().to_string();
+    if let Some(source) = own {
+        return Ok((Some(Templates::of_source(&source, &name)?), Some(source)));
+    }
+    let meta = loaded.meta();
     if meta.chat_template.is_none() {
         out::note(
             "note: the model has no chat template, so it only continues texts; --chat-template gives it one",
         );
         return Ok((None, None));
     }
-    let templates = Templates::of_model(meta, &loaded.model.path().display().to_string())?;
-    Ok((Some(templates), meta.chat_template.clone()))
+    Ok((Some(Templates::of_model(meta, &name)?), meta.chat_template.clone()))
 }
 
 /// The name of a model's file or directory without its suffix; the built-in one is `demo`.

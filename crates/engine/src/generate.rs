@@ -130,6 +130,11 @@ pub fn generate(
         }
     }
     answer.decode = decode_start.elapsed();
+    // The token that ended the answer has not been computed.
+    let missing = (prompt.len() + generation.tokens().len()).saturating_sub(session.tokens().len());
+    if session.tokens().len() < context && missing > 0 {
+        session.extend(&generation.tokens()[generation.tokens().len() - missing..])?;
+    }
     answer.finish = generation.finish().unwrap_or(FinishReason::Cancelled);
     answer.tokens = generation.tokens().to_vec();
     answer.thought_tokens = generation.thought_tokens();

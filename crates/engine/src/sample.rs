@@ -110,7 +110,22 @@ impl Default for SampleParams {
     }
 }
 
+/// The standard library's hash keys are the one source of randomness without a dependency or a global.
+fn random() -> u64 {
+    RandomState::new().build_hasher().finish()
+}
+
+/// A seed that can be told to people: short enough to be typed.
+pub fn random_seed() -> u64 {
+    random() & 0xffff_ffff
+}
+
 impl SampleParams {
+    /// The seed, where tokens are drawn.
+    pub fn seed_in_use(&self) -> Option<u64> {
+        self.seed.filter(|_| self.temperature > 0.0)
+    }
+
     /// Always the best token.
     pub fn greedy() -> Self {
         Self { temperature: 0.0, ..Self::default() }
@@ -188,8 +203,7 @@ impl Sampler {
     /// A sampler at the beginning of its random sequence. `InvalidRequest` for parameters out of range.
     pub fn new(params: &SampleParams) -> Result<Self> {
         params.check()?;
-        // The standard library's hash keys are the one source of randomness without a dependency or a global.
-        let seed = params.seed.unwrap_or_else(|| RandomState::new().build_hasher().finish());
+        let seed = params.seed.unwrap_or_else(random);
         let random = Xoshiro::new(seed);
         Ok(Self { params: params.clone(), seed, random, candidates: Vec::new(), changed: Vec::new() })
     }

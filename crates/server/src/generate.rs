@@ -5,7 +5,7 @@ use std::sync::Arc;
 use api::prepare::options;
 use api::prompts::Made;
 use api::{
-    ApiError, Chat, Constraint, Limits, Parsed, Prompt, ReplyHead, ReplyWriter, anthropic, openai,
+    ApiError, Chat, Limits, Parsed, Prompt, ReplyHead, ReplyWriter, anthropic, openai,
     responses as responses_api,
 };
 use axum::extract::{Request, State};
@@ -50,11 +50,10 @@ impl Dialect {
 
     /// Where this API has the form of an answer.
     fn form_field(self, request: &api::Request) -> &'static str {
-        match (self, &request.constraint) {
-            (Self::Responses, _) => "text.format",
-            (Self::Messages, _) => "output_config.format",
-            (_, Some(Constraint::JsonObject | Constraint::JsonSchema(_))) => "response_format",
-            _ => "structured_outputs",
+        match self {
+            Self::Responses => "text.format",
+            Self::Messages => "output_config.format",
+            Self::Chat | Self::Completions => request.form_field(),
         }
     }
 

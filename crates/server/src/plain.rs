@@ -8,7 +8,7 @@ use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, Request, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use engine::text::{CivilTime, Specials};
+use engine::text::{CivilTime, Specials, Tokenizer};
 use serde_json::{Value, json};
 
 use crate::generate::{blocking, read};
@@ -113,10 +113,10 @@ async fn tokenized(shared: &Shared, request: Request) -> Answer {
             Some(text) => text,
             None => body.need("prompt")?,
         };
-        let special = body.get("add_special").map(|flag| flag.flag()).transpose()?.unwrap_or(false);
-        let bad = |e: engine::Error| ApiError::invalid(Some(text.path().to_owned()), e.message());
-        let mut tokens = if special { ready.tokenizer.encode_document("").map_err(bad)? } else { Vec::new() };
-        tokens.extend(ready.tokenizer.encode(text.string()?, Specials::Parse).map_err(bad)?);
+        let adds = body.flag_or("add_special", false)?;
+        let encode = if adds { Tokenizer::encode_document_with } else { Tokenizer::encode };
+        let tokens = encode(&ready.tokenizer, text.string()?, Specials::Parse)
+            .map_err(|e| ApiError::invalid(Some(text.path().to_owned()), e.message()))?;
         Ok(send(&json!({"tokens": tokens, "count": tokens.len()})))
     })
     .await

@@ -1,4 +1,5 @@
-/* What callbacks may do, what an answer leaves in its session, and two batches at once. callbacks MODEL SCRATCH */
+/* What callbacks may do, what an answer leaves in its session, raw prompts, and two batches at once.
+   callbacks MODEL SCRATCH */
 #include <pthread.h>
 
 #include "model.h"
@@ -71,6 +72,17 @@ static void check_what_is_left(tidemill_model *model) {
     tidemill_session_free(session);
 }
 
+/* A prompt is what `run --raw` takes: a thought that it opens is one. */
+static void check_raw(tidemill_model *model) {
+    tidemill_session *session = new_session(model);
+    char *result = NULL, *error;
+    OK(tidemill_generate(session, "{\"prompt\": \"<think>\", \"max_tokens\": 5, \"temperature\": 0}", NULL, NULL, NULL,
+                         &result, &error));
+    CHECK(json_is(json_member(result, "text"), "\"\"") && json_member(result, "thinking")[0] == '"');
+    tidemill_string_free(result);
+    tidemill_session_free(session);
+}
+
 static int32_t count_good(void *user, size_t index, tidemill_status status, const char *result) {
     (void)index;
     (void)result;
@@ -109,6 +121,7 @@ int main(int argc, char **argv) {
     model = open_model(argv[1], OPTIONS);
     check_calls_within(model);
     check_what_is_left(model);
+    check_raw(model);
     check_two_batches(model);
     tidemill_model_free(model);
     return 0;

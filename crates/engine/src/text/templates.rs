@@ -23,6 +23,14 @@ impl Templates {
         Ok(Self { plain, tools })
     }
 
+    /// The text of one template for all conversations. `name` names it in errors.
+    ///
+    /// # Errors
+    /// `Corrupt` when it cannot be read.
+    pub fn of_source(source: &str, name: &str) -> Result<Self> {
+        Ok(Self { plain: Template::of_model(Some(source), name)?, tools: None })
+    }
+
     /// The one for a conversation with or without tools.
     pub fn pick(&self, tools: bool) -> &Template {
         self.tools.as_ref().filter(|_| tools).unwrap_or(&self.plain)

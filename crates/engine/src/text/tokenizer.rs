@@ -223,8 +223,13 @@ impl Tokenizer {
     /// The ids of a document: the beginning-of-sequence token where the model was trained with one, then
     /// the text, its control tokens kept as text.
     pub fn encode_document(&self, text: &str) -> Result<Vec<u32>> {
+        self.encode_document_with(text, Specials::Ignore)
+    }
+
+    /// The same, where control tokens in the text may be obeyed: a prompt that its operator wrote.
+    pub fn encode_document_with(&self, text: &str, specials: Specials) -> Result<Vec<u32>> {
         let mut out = self.document_prefix.clone();
-        self.encode_into(text, Specials::Ignore, true, &mut out)?;
+        self.encode_into(text, specials, true, &mut out)?;
         Ok(out)
     }
 
