@@ -9,6 +9,8 @@ use std::process::{Command, Stdio};
 use files::{Error, Result};
 use serde_json::Value;
 
+use crate::licences::cargo;
+
 /// The package of the C API.
 const PACKAGE: &str = "tidemill-capi";
 
@@ -40,23 +42,20 @@ pub fn lib(root: &Path, out: &Path) -> Result<Vec<PathBuf>> {
 /// Builds both libraries; the shared one without its symbols.
 fn build(root: &Path) -> Result<Built> {
     let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
-    let mut command = cargo();
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.args(["rustc", "--release", "--locked", "--lib", "-p", PACKAGE]);
     command.args(["--crate-type", "cdylib", "--crate-type", "staticlib"]);
     command.args(["--", "-C", "strip=symbols", "--print", "native-static-libs"]);
     let said = run_shown(command.current_dir(root))?;
     let needs = said.iter().rev().find_map(|line| line.split_once("native-static-libs: "));
+    let (_, needs) =
+        needs.ok_or_else(|| Error::corrupt("cargo rustc has not said what the static library needs"))?;
     let folder = target.join("release");
     Ok(Built {
         shared: folder.join("libtidemill.so"),
         static_: Some(folder.join("libtidemill.a")),
-        static_needs: needs
-            .map_or_else(|| "-lgcc_s -lpthread -lm -ldl -lc".to_owned(), |(_, needs)| needs.trim().into()),
+        static_needs: needs.trim().into(),
     })
-}
-
-fn cargo() -> Command {
-    Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
 }
 
 /// Runs what takes minutes, and shows what it says on stderr while it does; the lines of that.
@@ -73,14 +72,6 @@ fn run_shown(command: &mut Command) -> Result<Vec<String>> {
         status if status.success() => Ok(lines),
         status => Err(Error::invalid(format!("{command:?}: {status}"))),
     }
-}
-
-fn run(command: &mut Command) -> Result<std::process::Output> {
-    let output = command.output().map_err(|e| Error::io(format!("{command:?}"), e))?;
-    if output.status.success() {
-        return Ok(output);
-    }
-    Err(Error::invalid(format!("{command:?}: {}", String::from_utf8_lossy(&output.stderr))))
 }
 
 /// Puts headers, libraries and what build systems look for into `out`. All paths in it are relative to it.
@@ -173,12 +164,9 @@ fn licences(root: &Path, out: &Path) -> Result<()> {
     }
     let tree =
         ["tree", "--locked", "-p", PACKAGE, "-e", "normal", "--prefix", "none", "--format", "{p}\t{l}"];
-    let tree = run(cargo().args(tree).current_dir(root))?;
-    let metadata = run(cargo().args(["metadata", "--locked", "--format-version", "1"]).current_dir(root))?;
-    put(
-        &folder.join("THIRD-PARTY.txt"),
-        &third_party(&String::from_utf8_lossy(&tree.stdout), &metadata.stdout)?,
-    )
+    let tree = cargo(root, &tree)?;
+    let metadata = cargo(root, &["metadata", "--locked", "--format-version", "1"])?;
+    put(&folder.join("THIRD-PARTY.txt"), &third_party(&String::from_utf8_lossy(&tree), &metadata)?)
 }
 
 /// A line and the licence texts of each package in `tree`, as `name vVERSION (...)` and its licence.
@@ -201,15 +189,14 @@ fn third_party(tree: &str, metadata: &[u8]) -> Result<String> {
     let mut text = String::from("The library holds these packages, under these licences.\n");
     for (package, licence) in packages {
         text += &format!("\n================ {package}: {licence}\n");
-        let mut files = Vec::new();
-        if let Some(folder) = folders.get(&package) {
-            list(folder, &mut files)?;
-        }
-        files.retain(|file| {
+        let is_licence = |file: &PathBuf| {
             let name = file.file_name().unwrap_or_default().to_string_lossy().to_uppercase();
-            file.parent() == folders.get(&package).map(PathBuf::as_path)
-                && ["LICENSE", "LICENCE", "COPYING", "NOTICE"].iter().any(|start| name.starts_with(start))
-        });
+            ["LICENSE", "LICENCE", "COPYING", "NOTICE"].iter().any(|start| name.starts_with(start))
+                && file.is_file()
+        };
+        let entries =
+            folders.get(&package).and_then(|folder| fs::read_dir(folder).ok()).into_iter().flatten();
+        let mut files: Vec<_> = entries.flatten().map(|entry| entry.path()).filter(is_licence).collect();
         files.sort();
         for file in files {
             let bytes = fs::read(&file).map_err(|e| Error::io(file.display(), e))?;

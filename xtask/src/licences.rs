@@ -40,16 +40,22 @@ const BANNED: [(&str, &str); 3] = [
 /// # Errors
 /// `Io` when cargo cannot be asked.
 pub fn check(root: &Path) -> Result<Vec<String>> {
+    check_metadata(&cargo(root, &["metadata", "--locked", "--format-version", "1"])?)
+}
+
+/// What cargo answers to `args` in `root`.
+///
+/// # Errors
+/// `Io` when it cannot be asked, `InvalidRequest` with what it says when it fails.
+pub(crate) fn cargo(root: &Path, args: &[&str]) -> Result<Vec<u8>> {
+    let what = || format!("cargo {}", args[0]);
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let output = Command::new(cargo)
-        .args(["metadata", "--locked", "--format-version", "1"])
-        .current_dir(root)
-        .output()
-        .map_err(|e| Error::io("cargo metadata", e))?;
+    let output = Command::new(cargo).args(args).current_dir(root).output();
+    let output = output.map_err(|e| Error::io(what(), e))?;
     if !output.status.success() {
-        return Err(Error::invalid(format!("cargo metadata: {}", String::from_utf8_lossy(&output.stderr))));
+        return Err(Error::invalid(format!("{}: {}", what(), String::from_utf8_lossy(&output.stderr))));
     }
-    check_metadata(&output.stdout)
+    Ok(output.stdout)
 }
 
 /// The same for the output of `cargo metadata`.

@@ -1,6 +1,6 @@
 //! Requests and replies of the public APIs: OpenAI's Chat Completions, Completions and Responses, Anthropic's Messages.
 //!
-//! Types and pure functions: no HTTP, no files, no async, no model. Every API's request becomes one [`Request`], and every
+//! Types and functions: no HTTP, no files, no async. Nothing here computes with a model. Every API's request becomes one [`Request`], and every
 //! answer is one stream of [`Event`]s, which each API writes in its own shape ([`ReplyWriter`]). A program's own requests
 //! are [`program`]s, which have reports ([`report`]) for answers. The server, the C API and batches share it.
 

@@ -1,5 +1,6 @@
 //! Requests of programs that have sessions of their own: the C API, the wheel, batches. What a chat takes in the shape of
-//! Chat Completions, or a text, or tokens. Nothing is ignored: what nobody knows is refused.
+//! Chat Completions, or a text, or tokens. What nobody knows is refused. What cannot be kept of a tool's schema is
+//! left out and named, as the server does.
 
 use crate::body::{self, At};
 use crate::fields::{Field, Ignored, check, honoured};
@@ -15,7 +16,7 @@ const ROWS: &[&[Field]] = &[
     &[
         honoured("messages", Shape::Named("ChatMessages"), "text only; `developer` is `system`"),
         honoured("prompt", Shape::Text, "a text to go on from; control tokens in it are obeyed"),
-        honoured("tokens", Shape::Named("Prompts"), "the same as token ids"),
+        honoured("tokens", Shape::Tokens, "the same as token ids"),
         honoured("max_tokens", Shape::Whole(1, u64::MAX), "1 or more; until the context is full without it"),
     ],
     ENDS,

@@ -230,10 +230,15 @@ impl Prompts {
     }
 }
 
+/// What templates show that have a date, in UTC.
+pub fn now() -> CivilTime {
+    let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
+    CivilTime::from_unix(seconds as i64)
+}
+
 /// A request with today's date, for templates that show one.
 fn dated() -> ChatRequest {
-    let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
-    ChatRequest { now: Some(CivilTime::from_unix(seconds as i64)), ..ChatRequest::default() }
+    ChatRequest { now: Some(now()), ..ChatRequest::default() }
 }
 
 /// What the template or the tokenizer says of a conversation.

@@ -60,7 +60,7 @@ impl Answered {
     }
 
     /// Why it ended, in one word.
-    pub fn finish(&self) -> &'static str {
+    fn finish(&self) -> &'static str {
         match self.generated.finish {
             FinishReason::Stop if !self.turn.calls.is_empty() => "tool_calls",
             FinishReason::Stop => "stop",

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 use tidemill_api::fields::{Field, FieldKind};
 use tidemill_api::schema::{self, Shape};
-use tidemill_api::{ApiError, Parsed, anthropic, fields, openai, responses};
+use tidemill_api::{ApiError, Parsed, anthropic, fields, openai, program, responses};
 
 use crate::support::limits;
 
@@ -129,6 +129,9 @@ fn values(shape: Shape) -> (Vec<Value>, Vec<Value>) {
         }
         Shape::Object => (vec![json!({}), json!({"x": 1})], vec!["object"], vec![]),
         Shape::Schema => (vec![json!({"type": "string"}), json!(true)], vec!["object", "boolean"], vec![]),
+        Shape::Tokens => {
+            (vec![json!([0]), json!([1, 2])], vec!["array"], vec![json!([]), json!([-1]), json!(["x"])])
+        }
         Shape::Texts => (vec![json!([]), many(9)], vec!["array"], vec![json!([1])]),
         Shape::SomeTexts(most) => {
             (vec![many(1), many(most)], vec!["array"], vec![json!([1]), json!([]), many(most + 1)])
@@ -297,6 +300,21 @@ fn what_is_said_of_each_field_holds() {
             let outside: Vec<Value> = kinds().into_iter().filter(|value| !harmless.contains(value)).collect();
             check(read, &body, field.path, &harmless, &outside);
         }
+    }
+}
+
+/// The same of programs' requests, but for tools: any but functions are refused there.
+#[test]
+fn what_is_said_of_each_field_of_programs_holds() {
+    for field in program::PROGRAM_FIELDS.iter().filter(|field| field.path != "tools") {
+        let (inside, outside) = values(field.shape);
+        let body = match field.path {
+            "messages" | "prompt" | "tokens" => json!({}),
+            _ => {
+                json!({"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Oh"}]})
+            }
+        };
+        check(program::request, &body, field.path, &inside, &outside);
     }
 }
 

@@ -107,7 +107,7 @@ typedef struct tidemill_sampler tidemill_sampler;
 // A sequence of tokens over a model. From any thread, one call at a time.
 typedef struct tidemill_session tidemill_session;
 
-// How a call ended: the numbers are the command line's exit codes. Unknown ones mean failure.
+// How a call ended: 0 to 9 and 130 are the command line's exit codes. Unknown ones mean failure.
 typedef int32_t tidemill_status;
 
 // Told how far a call is: bytes while a model opens, tokens elsewhere. Not 0 stops the call. It runs on the calling thread,
@@ -321,7 +321,7 @@ tidemill_status tidemill_sampler_sample_logits(tidemill_sampler *sampler,
 
 // Answers a request: one of `messages`, `prompt` (a text) and `tokens`, and how to answer it. Its prompt becomes the session's
 // sequence, of which only what differs is computed; the answer is appended. `*result_json` gets the object that
-// `tidemill run --json` prints, with `tokens`.
+// `tidemill run --json` prints, with `tokens` and with `ignored`: what of a tool's schema cannot be kept.
 //
 // Stopped by `on` or `cancel` it is `CANCELLED`, and the result is there all the same, with what was made; the session keeps it.
 // Errors: `INVALID_REQUEST`, `CONTEXT_FULL`, `IO`, `DEVICE`, `MEMORY`, `BUSY`. Since 1.

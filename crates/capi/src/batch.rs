@@ -116,6 +116,7 @@ struct Running {
     turn: ReplyTurn,
     conversation: Option<ConversationKey>,
     seed: Option<u64>,
+    ignored: Vec<String>,
 }
 
 struct Batch<'a> {
@@ -215,7 +216,7 @@ impl Batch<'_> {
     }
 
     fn submit(&self, index: usize, prepared: Prepared) -> Result<Running, Failure> {
-        let Prepared { made, options, conversation } = prepared;
+        let Prepared { made, options, conversation, ignored } = prepared;
         let seed = options.sampling.seed_in_use();
         let request = Request {
             prompt: made.tokens,
@@ -228,7 +229,7 @@ impl Batch<'_> {
         };
         let ear = Arc::new(Ear { index, sender: self.sender.clone() });
         let handle = self.scheduler.submit_to(request, ear)?;
-        Ok(Running { index, handle, turn: ReplyTurn::default(), conversation, seed })
+        Ok(Running { index, handle, turn: ReplyTurn::default(), conversation, seed, ignored })
     }
 
     /// Takes what has become of a request; false stops the batch.
@@ -243,7 +244,7 @@ impl Batch<'_> {
             Some(RequestEvent::Ended(ended)) => ended.map_err(Failure::from),
             None => Err(Failure::new(crate::status::TIDEMILL_INTERNAL, "the engine has ended")),
         };
-        let Running { turn, conversation, seed, .. } = self.running.swap_remove(at);
+        let Running { turn, conversation, seed, ignored, .. } = self.running.swap_remove(at);
         let generated = match ended {
             Ok(generated) => generated,
             Err(failure) => return self.caller.tell_failure(index, &failure),
@@ -257,6 +258,6 @@ impl Batch<'_> {
         };
         // What the drive did cannot be told apart.
         let answered = Answered { turn, generated, reads: Reads::default(), seed };
-        self.caller.tell(index, status, &result(self.shared, &answered))
+        self.caller.tell(index, status, &result(self.shared, &answered, &ignored))
     }
 }

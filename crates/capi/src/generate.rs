@@ -46,6 +46,8 @@ pub(crate) struct Prepared {
     pub(crate) options: GenerateOptions,
     /// What its answer is remembered by, where it is a turn of a conversation.
     pub(crate) conversation: Option<ConversationKey>,
+    /// Paths of what is not honoured.
+    pub(crate) ignored: Vec<String>,
 }
 
 /// Reads a request and makes its prompt.
@@ -68,8 +70,8 @@ pub(crate) fn prepare(shared: &Shared, request_json: &str) -> Result<Prepared, F
     request.sampling.seed.get_or_insert_with(random_seed);
     let mut made = shared.prompts.make(&request.prompt, shared.keeps_states)?;
     let of_model = (shared.model.meta(), shared.tokenizer.as_ref());
-    let (form_field, mut left_out) = (request.form_field(), Vec::new());
-    let mut options = options(of_model, &shared.defaults, (request, &made), form_field, &mut left_out)?;
+    let (form_field, mut ignored) = (request.form_field(), parsed.ignored);
+    let mut options = options(of_model, &shared.defaults, (request, &made), form_field, &mut ignored)?;
     let mut made = made.pop().ok_or_else(|| Failure::invalid("there is no prompt"))?;
     // Texts are taken apart too, as `run --raw` does.
     let raw = || ReplyOptions {
@@ -77,7 +79,7 @@ pub(crate) fn prepare(shared: &Shared, request_json: &str) -> Result<Prepared, F
         ..ReplyOptions::default()
     };
     options.reply = made.reply.take().or_else(|| Some(raw()));
-    Ok(Prepared { made, options, conversation })
+    Ok(Prepared { made, options, conversation, ignored })
 }
 
 /// What is told of a piece of the reply, and what of it belongs into the turn. Calls get ids that nobody can guess.
@@ -141,7 +143,7 @@ impl Listener {
 
 /// Answers a request: one of `messages`, `prompt` (a text) and `tokens`, and how to answer it. Its prompt becomes the session's
 /// sequence, of which only what differs is computed; the answer is appended. `*result_json` gets the object that
-/// `tidemill run --json` prints, with `tokens`.
+/// `tidemill run --json` prints, with `tokens` and with `ignored`: what of a tool's schema cannot be kept.
 ///
 /// Stopped by `on` or `cancel` it is `CANCELLED`, and the result is there all the same, with what was made; the session keeps it.
 /// Errors: `INVALID_REQUEST`, `CONTEXT_FULL`, `IO`, `DEVICE`, `MEMORY`, `BUSY`. Since 1.
@@ -161,18 +163,20 @@ pub unsafe extern "C" fn tidemill_generate(
     let stop = Stop::of(cancel);
     with_session("tidemill_generate", session, error, |shared, session| {
         let out = place(result_json, "result_json")?;
-        let prepared = prepare(shared, text(request_json, "request_json")?)?;
+        let mut prepared = prepare(shared, text(request_json, "request_json")?)?;
+        let ignored = std::mem::take(&mut prepared.ignored);
         let listener = Listener { on, user, stop, stopped: Cell::new(false) };
         let answered = answer(shared, session, prepared, &listener)?;
         let cancelled = answered.generated.finish == FinishReason::Cancelled;
-        put_json(&out, &result(shared, &answered));
+        put_json(&out, &result(shared, &answered, &ignored));
         if cancelled { Err(Failure::cancelled()) } else { Ok(()) }
     })
 }
 
 /// The object that an answer is for the caller.
-pub(crate) fn result(shared: &Shared, answered: &Answered) -> Value {
+pub(crate) fn result(shared: &Shared, answered: &Answered, ignored: &[String]) -> Value {
     let mut map = answered.json();
+    map.insert("ignored".into(), json!(ignored));
     map.insert("tokens".into(), json!(answered.generated.tokens));
     shared.describe(map)
 }
@@ -183,7 +187,7 @@ fn answer(
     prepared: Prepared,
     listener: &Listener,
 ) -> Result<Answered, Failure> {
-    let Prepared { made, options, conversation } = prepared;
+    let Prepared { made, options, conversation, .. } = prepared;
     let before = shared.model.read_stats();
     let mut turn = ReplyTurn::default();
     session.name_borders(&made.borders);

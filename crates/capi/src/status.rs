@@ -10,7 +10,7 @@ use crate::border::guard_value;
 /// The ABI that this header describes. Within it functions, statuses, event kinds, flags and JSON keys are only added.
 pub const TIDEMILL_ABI_VERSION: u32 = 1;
 
-/// How a call ended: the numbers are the command line's exit codes. Unknown ones mean failure.
+/// How a call ended: 0 to 9 and 130 are the command line's exit codes. Unknown ones mean failure.
 pub type Status = i32;
 
 /// Done.

@@ -2,13 +2,13 @@
 
 use std::io::IsTerminal;
 use std::ops::{ControlFlow, Deref};
-use std::time::{SystemTime, UNIX_EPOCH};
 
+use api::prompts::now;
 use api::report::{Answered, Reads};
 use engine::generate::{FinishReason, GenerateEvent, GenerateOptions, generate};
 use engine::text::{
-    ChatPrompt, ChatRequest, CivilTime, Json, JsonMap, Message, ReplyEvent, ReplyOptions, ReplyTurn,
-    Templates, Tokenizer, ToolCall, ToolSpec,
+    ChatPrompt, ChatRequest, Json, JsonMap, Message, ReplyEvent, ReplyOptions, ReplyTurn, Templates,
+    Tokenizer, ToolCall, ToolSpec,
 };
 use engine::{Error, Session};
 use indicatif::ProgressBar;
@@ -58,13 +58,12 @@ impl Conversation<'_> {
 
     /// What a template is asked for.
     pub(crate) fn request(&self) -> ChatRequest {
-        let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |t| t.as_secs() as i64);
         ChatRequest {
             messages: self.messages.to_vec(),
             tools: self.tools.to_vec(),
             add_generation_prompt: true,
             enable_thinking: self.thinking,
-            now: Some(CivilTime::from_unix(seconds)),
+            now: Some(now()),
             ..ChatRequest::default()
         }
     }

@@ -24,17 +24,27 @@ pub struct Thread {
 
 /// The turns of a conversation, without the instructions of any request.
 #[derive(Clone, Debug, Default)]
-pub struct Conversation(Vec<Arc<Message>>);
+pub struct Conversation {
+    turns: Vec<Arc<Message>>,
+    bytes: usize,
+}
 
 /// What a turn takes besides its text.
 const TURN_BYTES: usize = 256;
 
 impl Conversation {
+    /// The same with these turns after it.
+    fn with(mut self, turns: Vec<Message>) -> Self {
+        for turn in turns {
+            self.bytes += TURN_BYTES + serde_json::to_string(&turn).map_or(0, |text| text.len());
+            self.turns.push(Arc::new(turn));
+        }
+        self
+    }
+
     /// About what its turns take in memory, those included that it shares with others.
     pub fn bytes(&self) -> usize {
-        let of =
-            |turn: &Arc<Message>| TURN_BYTES + serde_json::to_string(&**turn).map_or(0, |text| text.len());
-        self.0.iter().map(of).sum()
+        self.bytes
     }
 }
 
@@ -45,14 +55,12 @@ impl Thread {
         instructions: Option<String>,
         input: Vec<Message>,
     ) -> Self {
-        let turns = Conversation(input.into_iter().map(Arc::new).collect());
-        Self { previous, keep, instructions, turns }
+        Self { previous, keep, instructions, turns: Conversation::default().with(input) }
     }
 
     /// What is kept under the answer's id: the conversation, and `answer` as the writer hands it out.
     pub fn after(&self, answer: Vec<Message>) -> Conversation {
-        let answer = answer.into_iter().map(Arc::new);
-        Conversation(self.turns.0.iter().cloned().chain(answer).collect())
+        self.turns.clone().with(answer)
     }
 }
 
@@ -62,10 +70,11 @@ impl Thread {
 /// `Invalid` where the input holds the output of a call that is nowhere.
 pub fn resume(chat: &mut Chat, kept: &Conversation) -> Result<(), ApiError> {
     let Some(thread) = &mut chat.thread else { return Ok(()) };
-    thread.turns.0.splice(..0, kept.0.iter().cloned());
-    check_outputs(thread.turns.0.iter().map(AsRef::as_ref))?;
+    thread.turns.turns.splice(..0, kept.turns.iter().cloned());
+    thread.turns.bytes += kept.bytes;
+    check_outputs(thread.turns.turns.iter().map(AsRef::as_ref))?;
     let instructions = thread.instructions.iter().map(|text| Message::new(Role::System, text.as_str()));
-    let turns = thread.turns.0.iter().map(|turn| Message::clone(turn));
+    let turns = thread.turns.turns.iter().map(|turn| Message::clone(turn));
     chat.messages = settle(instructions.chain(turns).collect());
     Ok(())
 }

@@ -43,6 +43,8 @@ pub enum Shape {
     Schema,
     /// A list of strings.
     Texts,
+    /// A list of token ids, of at least one.
+    Tokens,
     /// A list of at least one string, and at most so many.
     SomeTexts(usize),
     /// A string or a list of strings, so many of so many bytes at most.
@@ -104,6 +106,9 @@ impl Shape {
             Self::Above0(most) => json!({"type": "number", "exclusiveMinimum": 0, "maximum": most}),
             Self::Object => json!({"type": "object"}),
             Self::Schema => json!({"type": ["object", "boolean"]}),
+            Self::Tokens => {
+                json!({"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1})
+            }
             Self::Texts => list(text()),
             Self::SomeTexts(most) => {
                 json!({"type": "array", "items": text(), "minItems": 1, "maxItems": most})

@@ -379,7 +379,7 @@ static void full_disk(tidemill_session *session, const uint32_t *held, size_t co
     little = whole;
     little.rlim_cur = 4096;
     CHECK(setrlimit(RLIMIT_FSIZE, &little) == 0);
-    GIVES(TIDEMILL_IO, tidemill_session_save(session, path, &error));
+    SAYS(TIDEMILL_IO, "older.state", tidemill_session_save(session, path, &error));
     CHECK(setrlimit(RLIMIT_FSIZE, &whole) == 0);
     data = read_file(path, &bytes);
     CHECK(data != NULL && bytes == sizeof older && memcmp(data, older, bytes) == 0);

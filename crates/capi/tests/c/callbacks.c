@@ -60,7 +60,6 @@ static void check_what_is_left(tidemill_model *model) {
     OK(tidemill_session_tokens(session, ids, 64, &count, &error));
     CHECK(count == ids_of(model, STORY, ids + 32, 32) + 5);
     tidemill_string_free(result);
-    OK(tidemill_session_tokens(session, ids, 64, &count, &error));
     OK(tidemill_session_append(session, &more, 1, NULL, NULL, NULL, &error));
     ids[count] = more;
     OK(tidemill_session_sync(fresh, ids, count + 1, NULL, NULL, NULL, NULL, &error));

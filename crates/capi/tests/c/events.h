@@ -48,7 +48,6 @@ static inline int32_t hear(void *user, int32_t kind, const char *data, size_t by
         heard->malformed++;
         break;
     case TIDEMILL_PROMPT:
-        none = 0;
         CHECK(bytes < sizeof prompt);
         memcpy(prompt, data, bytes);
         prompt[bytes] = '\0';
