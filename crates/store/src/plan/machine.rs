@@ -379,7 +379,9 @@ mod tests {
         slab.as_mut_slice().fill(1);
         assert!(rss_bytes().unwrap() >= 64 << 20);
         assert!(rss_peak_bytes().unwrap() >= 64 << 20);
-        assert!((1 << 20..=rss_peak_bytes().unwrap()).contains(&rss_bytes().unwrap()));
+        // Other tests of the process may touch more between the two.
+        let rss = rss_bytes().unwrap();
+        assert!((1 << 20..=rss_peak_bytes().unwrap()).contains(&rss));
     }
 
     #[test]
